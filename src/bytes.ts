@@ -1,0 +1,242 @@
+/**
+ * Text forms of bytes: hex and base64, written into and read from byte buffers.
+ *
+ * The streams of bpfimg never hold a map as one string, so these work on windows: from a buffer into a
+ * buffer, with what does not fit left to the next call.
+ */
+
+/** Two hex digits of each byte, first digit in the low half. */
+const hexOfByte = new Uint16Array(256);
+/** 0..15, or 0x80 and more for a byte that is no hex digit, so that an OR over many shows any. */
+const byteOfHex = new Uint8Array(256).fill(0x80);
+for (let i = 0; i < 256; i++) {
+  const text = i.toString(16).padStart(2, '0');
+  hexOfByte[i] = text.charCodeAt(0) | (text.charCodeAt(1) << 8);
+}
+for (let i = 0; i < 16; i++) {
+  byteOfHex[i.toString(16).charCodeAt(0)] = i;
+  byteOfHex[i.toString(16).toUpperCase().charCodeAt(0)] = i;
+}
+
+/**
+ * Tables over 16 bits make the long loops two to five times faster, and cost a millisecond to fill: they
+ * are made once so many bytes have been converted that they pay.
+ */
+const WORTH_TABLES = 128 * 1024;
+let hexDone = 0;
+let hexOfPair: Uint32Array | undefined;
+let pairOfHex: Uint16Array | undefined;
+
+function makeHexTables(): void {
+  hexOfPair = new Uint32Array(65536);
+  pairOfHex = new Uint16Array(65536);
+  for (let i = 0; i < 65536; i++) {
+    hexOfPair[i] = ((hexOfByte[i & 255] as number) | ((hexOfByte[i >> 8] as number) << 16)) >>> 0;
+    const high = byteOfHex[i & 255] as number;
+    const low = byteOfHex[i >> 8] as number;
+    pairOfHex[i] = (high | low) >= 0x80 ? 0x100 : (high << 4) | low;
+  }
+}
+
+/** Writes `from[start..end)` as lower-case hex into `to` at `at`; returns the position behind it. */
+export function putHex(from: DataView, start: number, end: number, to: DataView, at: number): number {
+  let i = start;
+  if (hexOfPair !== undefined) {
+    for (; i + 2 <= end; i += 2) {
+      to.setUint32(at, hexOfPair[from.getUint16(i, true)] as number, true);
+      at += 4;
+    }
+  } else if ((hexDone += end - start) > WORTH_TABLES) makeHexTables();
+  for (; i < end; i++) {
+    to.setUint16(at, hexOfByte[from.getUint8(i)] as number, true);
+    at += 2;
+  }
+  return at;
+}
+
+/**
+ * Reads hex digits `from[start..end)` (an even number of them) into `to` at `at`.
+ * @returns whether all were hex digits; when not, what stands in `to` is worthless.
+ */
+export function takeHex(from: DataView, start: number, end: number, to: Uint8Array, at: number): boolean {
+  let seen = 0;
+  if (pairOfHex !== undefined) {
+    for (let i = start; i < end; i += 2) {
+      const byte = pairOfHex[from.getUint16(i, true)] as number;
+      seen |= byte;
+      to[at++] = byte;
+    }
+    return seen < 0x100;
+  }
+  if ((hexDone += end - start) > WORTH_TABLES) makeHexTables();
+  for (let i = start; i < end; i += 2) {
+    const high = byteOfHex[from.getUint8(i)] as number;
+    const low = byteOfHex[from.getUint8(i + 1)] as number;
+    seen |= high | low;
+    to[at++] = (high << 4) | low;
+  }
+  return seen < 0x80;
+}
+
+/** A view over the same bytes. */
+export function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** Bytes as lower-case hex text. */
+export function hex(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex');
+}
+
+/** Hex text as bytes, or undefined when it is not pairs of hex digits. */
+export function unhex(text: string): Uint8Array | undefined {
+  return text.length % 2 === 0 && /^[0-9a-fA-F]*$/.test(text) ? Buffer.from(text, 'hex') : undefined;
+}
+
+const BASE64 = Buffer.from('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/');
+/** Two base64 digits for each 12 bits, first digit in the low half: one look-up writes two characters. */
+const base64OfPair = new Uint16Array(4096);
+/** 0..63, or a value above for what is no base64 digit. */
+const decodeBase64Table = new Uint8Array(256).fill(0xff);
+for (let i = 0; i < 4096; i++) {
+  base64OfPair[i] = (BASE64[i >> 6] as number) | ((BASE64[i & 63] as number) << 8);
+}
+for (let i = 0; i < 64; i++) decodeBase64Table[BASE64[i] as number] = i;
+
+const NOT_BASE64 = 0x8000;
+let pairOfBase64: Uint16Array | undefined;
+/** 12 bits for each two base64 digits, {@link NOT_BASE64} for any other two characters. */
+function base64Pairs(): Uint16Array {
+  if (pairOfBase64 === undefined) {
+    pairOfBase64 = new Uint16Array(65536).fill(NOT_BASE64);
+    for (let i = 0; i < 4096; i++) pairOfBase64[base64OfPair[i] as number] = i;
+  }
+  return pairOfBase64;
+}
+
+/** Bytes of input in one line of MIME base64 (76 digits), the form Python's `encodebytes` and crit use. */
+export const BASE64_LINE = 57;
+/** Bytes of output for one such line when its line end is written as the JSON escape `\n`. */
+export const BASE64_LINE_TEXT = 78;
+
+/**
+ * Writes whole lines of base64, each followed by the two characters `\n`, as crit's JSON has them.
+ * @param lines number of lines of {@link BASE64_LINE} bytes
+ * @returns the position behind
+ */
+export function putBase64Lines(from: DataView, start: number, lines: number, to: DataView, at: number): number {
+  const pairs = base64OfPair;
+  let i = start;
+  for (let line = 0; line < lines; line++) {
+    for (const end = i + BASE64_LINE; i < end; i += 3) {
+      const bits = (from.getUint16(i) << 8) | from.getUint8(i + 2);
+      to.setUint32(at, ((pairs[bits >> 12] as number) | ((pairs[bits & 0xfff] as number) << 16)) >>> 0, true);
+      at += 4;
+    }
+    to.setUint16(at, 0x6e5c, true); // backslash, n
+    at += 2;
+  }
+  return at;
+}
+
+/** Reads base64 that arrives in pieces, line ends and blanks between its digits allowed. */
+export class Base64Decoder {
+  /** Bytes the last {@link push} or {@link end} wrote. */
+  written = 0;
+  #bits = 0;
+  #digits = 0;
+  #padding = 0;
+
+  /** Bytes to keep free for `digits` more characters: what they can make, and what a wide store spills. */
+  static room(digits: number): number {
+    return Math.ceil((digits + 3) / 4) * 3 + 1;
+  }
+
+  /**
+   * Decodes from `from[start..end)` into `to` at `at`, up to the first character that is not base64 or
+   * white space. The two characters backslash and n, as they stand for a line end in JSON text, count as
+   * white space.
+   * @returns the position of the character that stopped it, or `end`.
+   */
+  push(from: DataView, start: number, end: number, to: DataView, at: number): number {
+    const table = decodeBase64Table;
+    const pairs = base64Pairs();
+    const begin = at;
+    let i = start;
+    while (i < end) {
+      if (this.#digits === 0 && this.#padding === 0) {
+        while (i + 4 <= end) {
+          const first = pairs[from.getUint16(i, true)] as number;
+          const second = pairs[from.getUint16(i + 2, true)] as number;
+          if ((first | second) >= NOT_BASE64) break;
+          to.setUint32(at, ((first << 20) | (second << 8)) >>> 0);
+          at += 3;
+          i += 4;
+        }
+        if (i >= end) break;
+      }
+      const char = from.getUint8(i);
+      const digit = table[char] as number;
+      if (digit <= 63) {
+        if (this.#padding > 0) break;
+        this.#bits = (this.#bits << 6) | digit;
+        if (++this.#digits === 4) {
+          to.setUint16(at, (this.#bits >> 8) & 0xffff);
+          to.setUint8(at + 2, this.#bits & 0xff);
+          at += 3;
+          this.#bits = this.#digits = 0;
+        }
+      } else if (char === 0x5c && i + 1 < end && from.getUint8(i + 1) === 0x6e) {
+        i++;
+      } else if (char === 0x3d && this.#digits >= 2 && this.#digits + this.#padding < 4) {
+        this.#padding++;
+      } else if (char !== 0x0a && char !== 0x0d && char !== 0x20 && char !== 0x09) {
+        break;
+      }
+      i++;
+    }
+    this.written = at - begin;
+    return i;
+  }
+
+  /** Writes the last one or two bytes; false when digits or padding are missing. */
+  end(to: DataView, at: number): boolean {
+    this.written = 0;
+    if (this.#digits === 0) return true;
+    if (this.#digits + this.#padding !== 4) return false;
+    const bits = this.#bits << (6 * this.#padding);
+    to.setUint8(at, (bits >> 16) & 0xff);
+    if (this.#digits === 3) to.setUint8(at + 1, (bits >> 8) & 0xff);
+    this.written = this.#digits - 1;
+    return true;
+  }
+}
+
+/** Base64 of a small blob as crit writes it: a line end after every 76 digits and at the end. */
+export function base64Lines(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+    .toString('base64')
+    .replace(/.{1,76}/g, '$&\n');
+}
+
+/** Bytes of base64 text with or without line ends, or undefined when it is not base64. */
+export function unbase64(text: string): Uint8Array | undefined {
+  const bytes = Buffer.from(text, 'utf8');
+  const out = new Uint8Array(Base64Decoder.room(bytes.length) + 3);
+  const view = viewOf(out);
+  const decoder = new Base64Decoder();
+  if (decoder.push(viewOf(bytes), 0, bytes.length, view, 0) !== bytes.length) return undefined;
+  const length = decoder.written;
+  return decoder.end(view, length) ? out.subarray(0, length + decoder.written) : undefined;
+}
+
+/** Whether every byte of `bytes[start..end)` is zero. */
+export function isZero(bytes: Uint8Array, start = 0, end = bytes.length): boolean {
+  for (let i = start; i < end; i++) if (bytes[i] !== 0) return false;
+  return true;
+}
+
+/** `value` rounded up to a multiple of 8: how the kernel lays out one CPU's copy of a per-CPU value. */
+export function roundUp8(value: number): number {
+  return Math.ceil(value / 8) * 8;
+}

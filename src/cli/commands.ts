@@ -1,0 +1,92 @@
+/** The commands and their options, as one table for yargs; the code of each is loaded when it runs. */
+import yargs from 'yargs';
+import { BpfimgError } from '../errors.js';
+import type { Io } from './io.js';
+import { version } from './version.js';
+
+/** A parsed command line, ready to run. Resolves to an exit code where that is not 0. */
+export type Command = (io: Io) => Promise<number | void>;
+
+const string = { type: 'string', requiresArg: true } as const;
+const boolean = { type: 'boolean', default: false } as const;
+const image = { ...string, describe: 'image to read; standard input when none is named' } as const;
+const map = {
+  ...string,
+  array: true,
+  default: [] as string[],
+  defaultDescription: 'all',
+  describe: 'only this map: its id, or in a dump its name',
+} as const;
+
+/**
+ * Parses a command line.
+ * @returns the command to run, or an exit code when help was printed and nothing is left to do
+ * @throws BpfimgError `usage`
+ */
+export async function parse(argv: readonly string[], io: Io): Promise<Command | number> {
+  if (argv[0] === '--version') {
+    await print(io, `${version}\n`);
+    return 0;
+  }
+  let chosen: Command | undefined;
+  let help = '';
+  const cli = yargs()
+    .scriptName('bpfimg')
+    .usage('$0 COMMAND\n\nDecodes, edits and encodes the BPF maps of CRIU dumps.')
+    .command(
+      'decode [source]',
+      'image or dump folder to JSON',
+      (y) =>
+        y
+          .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
+          .option('in', { ...image, alias: 'i' })
+          .option('out', { ...string, alias: 'o', describe: 'file to write instead of standard output' })
+          .option('format', { choices: ['items', 'crit', 'ndjson'] as const, default: 'items' as const, describe: 'dialect of the JSON' })
+          .option('pretty', { ...boolean, describe: 'indent; name flags as crit does' })
+          .option('nopl', { ...boolean, describe: 'leave out keys and values' })
+          .option('map', map),
+      (args) => {
+        chosen = async (io) => (await import('./commands/decode.js')).run(args, io);
+      },
+    )
+    .command(
+      'encode [json]',
+      'JSON back to an image or a dump',
+      (y) =>
+        y
+          .positional('json', { type: 'string', describe: 'JSON file, or - for standard input' })
+          .option('in', { ...string, alias: 'i', describe: 'JSON to read; standard input when none is named' })
+          .option('out', { ...string, alias: 'o', describe: 'image to write instead of standard output' })
+          .option('dir', { ...string, alias: 'D', describe: 'dump folder to write a maps document into' })
+          .option('force', { ...boolean, describe: 'replace the BPF parts of a dump that stands in DIR' })
+          .conflicts('out', 'dir'),
+      (args) => {
+        chosen = async (io) => (await import('./commands/encode.js')).run(args, io);
+      },
+    )
+    .option('debug', { type: 'boolean', default: false, describe: 'show where an error came from' })
+    .option('color', { type: 'boolean', hidden: true })
+    .demandCommand(1, 'no command given')
+    .strict()
+    .version(false)
+    .help()
+    .alias('help', 'h')
+    .exitProcess(false)
+    .parserConfiguration({ 'strip-dashed': true, 'duplicate-arguments-array': true })
+    .wrap(Math.min(100, io.columns ?? 100))
+    .fail((message, error) => {
+      throw error ?? new BpfimgError('usage', `${message} (see bpfimg --help)`);
+    });
+  await cli.parseAsync([...argv], {}, (_error: unknown, _argv: unknown, output: string) => {
+    help = output;
+  });
+  if (chosen) return chosen;
+  await print(io, `${help}\n`);
+  return 0;
+}
+
+async function print(io: Io, text: string): Promise<void> {
+  const out = io.stdout();
+  out.text(text);
+  await out.commit();
+}

@@ -1,0 +1,31 @@
+/** What a command may touch of the outside world: its streams and the terminal. */
+import { standardInput, type Input } from '../io/input.js';
+import { type Output, standardOutput } from '../io/output.js';
+
+export interface Io {
+  stdin(): Promise<Input>;
+  /** The data stream. Commands write results here and nothing else. */
+  stdout(): Output;
+  /** One line of talk on standard error. */
+  say(line: string): void;
+  /** Whether standard output is a terminal, for layout and colour. */
+  readonly terminal: boolean;
+  /** Columns of the terminal; undefined where there is none. */
+  readonly columns: number | undefined;
+  readonly env: Readonly<Record<string, string | undefined>>;
+}
+
+/** The process's own streams. */
+export function processIo(): Io {
+  const terminal = process.stdout.isTTY === true;
+  return {
+    stdin: standardInput,
+    stdout: standardOutput,
+    say: (line) => {
+      process.stderr.write(`${line}\n`);
+    },
+    terminal,
+    columns: terminal ? process.stdout.columns : undefined,
+    env: process.env,
+  };
+}

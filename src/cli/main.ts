@@ -1,0 +1,52 @@
+/** The command line: parses, runs one command, turns the outcome into an exit code. */
+import { hideBin } from 'yargs/helpers';
+import { BpfimgError, ClosedPipe, EXIT } from '../errors.js';
+import { removeUnfinished } from '../io/output.js';
+import { type Command, parse } from './commands.js';
+import { type Io, processIo } from './io.js';
+
+/** Text from files and names made safe for one line on a terminal. */
+function oneLine(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
+  return text.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]/g, (char) => {
+    const code = char.charCodeAt(0).toString(16);
+    return `\\x${code.padStart(2, '0')}`;
+  });
+}
+
+/**
+ * Runs one command line (without node and script name).
+ * @returns the exit code; errors have been reported through `io`
+ */
+export async function main(argv: readonly string[], io: Io): Promise<number> {
+  const debug = argv.includes('--debug');
+  try {
+    const command: Command | number = await parse(argv, io);
+    if (typeof command === 'number') return command;
+    return (await command(io)) ?? EXIT.ok;
+  } catch (error) {
+    if (error instanceof ClosedPipe) return EXIT.ok;
+    if (debug && error instanceof Error) io.say(error.stack ?? error.message);
+    if (error instanceof BpfimgError) {
+      io.say(`bpfimg: ${oneLine(error.message)}`);
+      return error.exitCode;
+    }
+    const what = error instanceof Error ? error.message : String(error);
+    io.say(`bpfimg: internal error: ${oneLine(what)} (please report it; --debug shows where)`);
+    return EXIT.failed;
+  }
+}
+
+/** Exit codes a shell expects of a program that a signal ended. */
+const SIGNALS = { SIGINT: EXIT.interrupted, SIGTERM: 143, SIGHUP: 129 } as const;
+
+/** The process's entry point. */
+export async function start(): Promise<void> {
+  for (const [signal, code] of Object.entries(SIGNALS)) {
+    process.on(signal, () => {
+      removeUnfinished();
+      process.exit(code);
+    });
+  }
+  process.exitCode = await main(hideBin(process.argv), processIo());
+}

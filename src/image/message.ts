@@ -1,0 +1,44 @@
+/** What a message is made of: the tables made from images/*.proto, and the JSON values they describe. */
+import { enums, messages } from './schema.gen.js';
+
+/** Anything JSON can say; integers beyond 2^53-1 are bigint here. */
+export type Json = null | boolean | number | bigint | string | Json[] | JsonObject;
+export interface JsonObject {
+  [name: string]: Json;
+}
+
+/** How crit displays a field, from the `(criu)` options of the .proto files. */
+export interface Shown {
+  readonly hex?: boolean;
+  readonly flags?: string;
+  readonly ipadd?: boolean;
+  readonly dev?: boolean;
+  readonly odev?: boolean;
+  readonly dict?: string;
+  readonly conv?: string;
+}
+
+/** One field of a message, as images/*.proto declares it. */
+export interface Field {
+  readonly no: number;
+  readonly name: string;
+  readonly type: string;
+  readonly label: 'required' | 'optional' | 'repeated';
+  /** Name of the message or enum of a field of that type. */
+  readonly of?: string;
+  readonly packed?: boolean;
+  readonly show?: Shown;
+}
+
+/** The fields of message `name`, in ascending number. */
+export function fieldsOf(name: string): readonly Field[] {
+  const fields = messages[name];
+  if (fields === undefined) throw new Error(`no message ${name} in images/*.proto`);
+  return fields;
+}
+
+/** The values of enum `name`. */
+export function enumOf(name: string): Readonly<Record<string, number>> {
+  return enums[name] ?? {};
+}
+

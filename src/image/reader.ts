@@ -1,0 +1,148 @@
+/**
+ * Reads an image: head, magic, then entries, each `u32 size, message, extra`. All integers are
+ * little-endian. An entry's extra is never read whole: it is a window for the caller to move through, and
+ * what the caller leaves is skipped.
+ */
+import { BpfimgError } from '../errors.js';
+import { Cursor, type Input } from '../io/input.js';
+import { foreignKind, HEAD_COMMON, HEAD_SERVICE, type Head, type Kind, kindNames, kindOfMagic } from './kinds.js';
+import type { JsonObject } from './message.js';
+import { decodeMessage, type Text, WireError } from './wire.js';
+
+/** Largest message accepted. CRIU's are some hundred bytes; the limit keeps a lying size from filling memory. */
+export const MAX_MESSAGE = 8 * 1024 * 1024;
+
+/** One entry, its message decoded. */
+export interface Entry {
+  /** Number of the entry, from 0. */
+  readonly index: number;
+  /** Position of its size word in the image. */
+  readonly offset: number;
+  readonly message: JsonObject;
+  /** Position and size of what follows the message. */
+  readonly extraAt: number;
+  readonly extraSize: number;
+}
+
+function word(bytes: Uint8Array, at: number): number {
+  return new DataView(bytes.buffer, bytes.byteOffset + at, 4).getUint32(0, true);
+}
+
+function swapped(value: number): number {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value);
+  return bytes.readUInt32BE();
+}
+
+/** An image being read. {@link cursor} stands at the extra of the entry that {@link next} gave last. */
+export class ImageReader {
+  #index = 0;
+  #entry: Entry | undefined;
+
+  private constructor(
+    readonly input: Input,
+    readonly cursor: Cursor,
+    readonly kind: Kind,
+    readonly head: Head,
+    readonly text: Text,
+  ) {}
+
+  /**
+   * Reads head and magic.
+   * @throws BpfimgError `badImage` when the input is no image or one of a kind that does not decode
+   */
+  static async open(input: Input, text: Text = 'utf8'): Promise<ImageReader> {
+    const cursor = new Cursor(input);
+    const start = await cursor.fill(8);
+    const name = input.name;
+    if (start < 4) throw new BpfimgError('badImage', `${name}: ${start} bytes, expected an image magic of 4`);
+    let magic = word(cursor.bytes, cursor.at);
+    const head: Head = magic === HEAD_COMMON ? 'common' : magic === HEAD_SERVICE ? 'service' : 'none';
+    if (head !== 'none') {
+      if (start < 8) throw new BpfimgError('badImage', `${name}: ends after ${start} bytes, expected a kind's magic at 4`);
+      magic = word(cursor.bytes, cursor.at + 4);
+    }
+    const kind = kindOfMagic(magic);
+    if (kind === undefined) throw new BpfimgError('badImage', `${name}: ${notAnImage(magic, head, cursor)}`);
+    cursor.at += head === 'none' ? 4 : 8;
+    return new ImageReader(input, cursor, kind, head, text);
+  }
+
+  #bad(index: number, offset: number, message: string): BpfimgError {
+    return new BpfimgError('badImage', `${this.input.name}: entry ${index} at offset ${offset}: ${message}`);
+  }
+
+  /** The error for an entry of this image that ends too soon while its extra is read. */
+  truncated(entry: Entry, got: number): BpfimgError {
+    return this.#bad(
+      entry.index,
+      entry.offset,
+      `${entry.extraSize} bytes expected after its message, ${got} there (is the image cut off?)`,
+    );
+  }
+
+  /** The next entry, or undefined at the end. Skips what is left of the entry before. */
+  async next(): Promise<Entry | undefined> {
+    const { cursor, kind, input } = this;
+    if (this.#entry !== undefined) {
+      const last = this.#entry;
+      const left = last.extraAt + last.extraSize - cursor.position;
+      const skipped = await cursor.skip(left);
+      if (skipped < left) throw this.truncated(last, last.extraSize - left + skipped);
+    }
+    const index = this.#index;
+    const offset = cursor.position;
+    const ready = await cursor.fill(4);
+    if (ready === 0) return undefined;
+    if (ready < 4) throw this.#bad(index, offset, `${ready} bytes left, expected a size of 4 bytes`);
+    const size = word(cursor.bytes, cursor.at);
+    cursor.at += 4;
+    const left = input.size === undefined ? undefined : input.size - cursor.position;
+    if (left !== undefined && size > left) throw this.#bad(index, offset, `message needs ${size} bytes, ${left} left`);
+    if (size > MAX_MESSAGE) {
+      throw this.#bad(index, offset, `message of ${size} bytes, bpfimg reads at most ${MAX_MESSAGE}`);
+    }
+    const bytes = await cursor.take(size);
+    if (bytes.length < size) throw this.#bad(index, offset, `message needs ${size} bytes, ${bytes.length} left`);
+    let message: JsonObject;
+    try {
+      message = decodeMessage(kind.message, bytes, this.text);
+    } catch (error) {
+      if (!(error instanceof WireError)) throw error;
+      const field = error.field === '' ? '' : `${error.field}: `;
+      throw this.#bad(index, offset, `${field}${error.message} (byte ${offset + 4 + error.offset})`);
+    }
+    const extraSize = kind.extra ? kind.extra(message) : 0;
+    const entry: Entry = { index, offset, message, extraAt: cursor.position, extraSize };
+    if (left !== undefined && extraSize > left - size) throw this.truncated(entry, left - size);
+    this.#index++;
+    this.#entry = entry;
+    return entry;
+  }
+
+  /** All entries that follow, in order. */
+  async *entries(): AsyncGenerator<Entry> {
+    for (let entry = await this.next(); entry !== undefined; entry = await this.next()) yield entry;
+  }
+}
+
+/** Says what a file without a known magic probably is. */
+function notAnImage(magic: number, head: Head, cursor: Cursor): string {
+  const foreign = foreignKind(magic);
+  if (foreign !== undefined) return `it is a ${foreign} image, which bpfimg does not decode (crit does)`;
+  const hex = `0x${magic.toString(16).padStart(8, '0')}`;
+  if (head !== 'none') return `unknown image kind ${hex} at offset 4, expected one of ${kindNames().join(', ')}`;
+  const other = swapped(magic);
+  if (other === HEAD_COMMON || other === HEAD_SERVICE || kindOfMagic(other)) {
+    return 'it is a big-endian image (from s390x?), bpfimg reads little-endian ones';
+  }
+  const first = Buffer.from(cursor.bytes.subarray(cursor.at, cursor.at + 4)).toString('latin1');
+  const guess = /^\s*[{[]/.test(first)
+    ? 'it looks like JSON: `bpfimg encode` makes an image of it'
+    : first.startsWith('\x7fELF')
+      ? 'it is an ELF file'
+      : first.startsWith('\x1f\x8b') || first.startsWith('\x28\xb5\x2f\xfd')
+        ? 'it is compressed: unpack it first'
+        : 'it is probably raw data such as memory pages (pages-*.img), which no tool decodes';
+  return `first word ${hex} is no image magic; ${guess}`;
+}

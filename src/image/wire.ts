@@ -1,0 +1,570 @@
+/**
+ * The protobuf messages of CRIU's images, as JSON and back, byte for byte.
+ *
+ * Messages become JSON objects with the members crit prints: fields in ascending number, absent ones
+ * left out, enums by name, bytes as base64. A message whose bytes those members cannot rebuild (unknown
+ * fields, over-long varints, fields out of order, text that is not UTF-8) carries them in one more
+ * member, `$raw`, in hex. On the way back `$raw` gives every byte that an edit did not touch.
+ */
+import { base64Lines, hex, unbase64, unhex } from '../bytes.js';
+import { parseShown, quotedPrintable, unquotePrintable } from './display.js';
+import { enumOf, type Field, fieldsOf, type Json, type JsonObject } from './message.js';
+
+/** Broken protobuf: what is wrong, at which byte of the message, in which field. */
+export class WireError extends Error {
+  constructor(
+    /** Byte position within the bytes that were decoded. */
+    readonly offset: number,
+    /** Dotted field names from the entry down; empty for the entry itself. */
+    readonly field: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** JSON that does not fit its message: `pointer` is a JSON pointer within the entry. */
+export class ValueError extends Error {
+  constructor(
+    readonly pointer: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** How strings of a message are read: as UTF-8 (what crit does), or one character a byte. */
+export type Text = 'utf8' | 'latin1';
+
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+const byNumber = new Map<string, Map<number, Field>>();
+function numbered(message: string): Map<number, Field> {
+  let map = byNumber.get(message);
+  if (map === undefined) {
+    map = new Map(fieldsOf(message).map((field) => [field.no, field]));
+    byNumber.set(message, map);
+  }
+  return map;
+}
+
+const VARINT = 0;
+const FIXED64 = 1;
+const BYTES = 2;
+const FIXED32 = 5;
+const WIRE_NAMES = ['varint', '64-bit', 'bytes', 'group', 'group end', '32-bit'];
+
+function wireOf(field: Field): number {
+  switch (field.type) {
+    case 'message':
+    case 'string':
+    case 'bytes':
+      return BYTES;
+    case 'fixed32':
+    case 'sfixed32':
+      return FIXED32;
+    case 'fixed64':
+    case 'sfixed64':
+      return FIXED64;
+    default:
+      return VARINT;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Bytes to JSON
+
+/** One field as it stands on the wire: its number and wire type, all its bytes, and where its value is. */
+interface Record_ {
+  readonly no: number;
+  readonly wire: number;
+  readonly start: number;
+  readonly value: number;
+  readonly end: number;
+}
+
+interface Varint {
+  readonly value: bigint | number;
+  readonly end: number;
+}
+
+/** Reads a varint of at most 64 bits; a number while it is below 2^53, as most are. */
+function varint(bytes: Uint8Array, at: number, limit: number, field: string): Varint {
+  let value = 0;
+  let scale = 1;
+  for (let i = at; i < limit; i++) {
+    const byte = bytes[i] as number;
+    // 7 bytes make 49 bits, exact in a double; what is longer is read again as bigint.
+    if (i - at === 7) return bigVarint(bytes, at, limit, field);
+    value += (byte & 0x7f) * scale;
+    if (byte < 0x80) return { value, end: i + 1 };
+    scale *= 128;
+  }
+  throw new WireError(at, field, 'a varint runs past the end of its message');
+}
+
+function bigVarint(bytes: Uint8Array, at: number, limit: number, field: string): Varint {
+  let value = 0n;
+  for (let i = at; i < limit; i++) {
+    const byte = bytes[i] as number;
+    if (i - at === 9 && byte > 1) break;
+    value |= BigInt(byte & 0x7f) << BigInt(7 * (i - at));
+    if (byte < 0x80) {
+      return { value: value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value, end: i + 1 };
+    }
+  }
+  if (limit - at < 10) throw new WireError(at, field, 'a varint runs past the end of its message');
+  throw new WireError(at, field, 'a varint is longer than 64 bits');
+}
+
+/** Splits `bytes[start..end)` into fields. */
+function* records(bytes: Uint8Array, start: number, end: number, path: string): Generator<Record_> {
+  for (let at = start; at < end; ) {
+    const tag = varint(bytes, at, end, path);
+    if (typeof tag.value === 'bigint' || tag.value > 0xffffffff || tag.value < 8) {
+      throw new WireError(at, path, `field tag ${tag.value} is not one protobuf can have`);
+    }
+    const wire = tag.value % 8;
+    const no = Math.floor(tag.value / 8);
+    let value = tag.end;
+    let next: number;
+    if (wire === VARINT) next = varint(bytes, value, end, path).end;
+    else if (wire === FIXED64) next = value + 8;
+    else if (wire === FIXED32) next = value + 4;
+    else if (wire === BYTES) {
+      const length = varint(bytes, value, end, path);
+      value = length.end;
+      next = value + Number(length.value);
+    } else {
+      throw new WireError(at, path, `field ${no} has wire type ${wire} (${WIRE_NAMES[wire] ?? 'unknown'}), which CRIU never writes`);
+    }
+    if (next > end) {
+      throw new WireError(at, path, `field ${no} needs ${next - value} bytes, ${end - value} left in its message`);
+    }
+    yield { no, wire, start: at, value, end: next };
+    at = next;
+  }
+}
+
+const join = (path: string, name: string) => (path === '' ? name : `${path}.${name}`);
+
+/**
+ * Decodes one message.
+ * @param name message name in images/*.proto
+ * @returns members in ascending field number, then `$raw` when they do not rebuild `bytes`
+ * @throws WireError
+ */
+export function decodeMessage(name: string, bytes: Uint8Array, text: Text = 'utf8'): JsonObject {
+  return decode(name, bytes, 0, bytes.length, '', text);
+}
+
+function decode(name: string, bytes: Uint8Array, start: number, end: number, path: string, text: Text): JsonObject {
+  const object = decodeFields(name, bytes, start, end, path, text);
+  const original = bytes.subarray(start, end);
+  if (!rebuilds(name, object, original, text)) object.$raw = hex(original);
+  return object;
+}
+
+function rebuilds(name: string, object: JsonObject, original: Uint8Array, text: Text): boolean {
+  try {
+    return Buffer.compare(encodeMessage(name, object, text), original) === 0;
+  } catch (error) {
+    if (error instanceof ValueError) return false;
+    throw error;
+  }
+}
+
+function decodeFields(
+  name: string,
+  bytes: Uint8Array,
+  start: number,
+  end: number,
+  path: string,
+  text: Text,
+): JsonObject {
+  const known = numbered(name);
+  const found = new Map<Field, Record_[]>();
+  for (const record of records(bytes, start, end, path)) {
+    const field = known.get(record.no);
+    if (field === undefined) continue;
+    const wire = wireOf(field);
+    if (record.wire !== wire && !(field.label === 'repeated' && record.wire === BYTES)) {
+      throw new WireError(
+        record.start,
+        join(path, field.name),
+        `wire type ${record.wire} (${WIRE_NAMES[record.wire]}), expected ${wire} (${WIRE_NAMES[wire]})`,
+      );
+    }
+    const list = found.get(field);
+    if (list) list.push(record);
+    else found.set(field, [record]);
+  }
+  const object: JsonObject = {};
+  for (const field of fieldsOf(name)) {
+    const list = found.get(field);
+    if (list === undefined) {
+      if (field.label === 'required') {
+        throw new WireError(start, path, `required field ${field.name} (${field.no}) is missing in ${name}`);
+      }
+    } else {
+      object[field.name] = decodeField(field, bytes, list, join(path, field.name), text);
+    }
+  }
+  return object;
+}
+
+function decodeField(field: Field, bytes: Uint8Array, list: Record_[], path: string, text: Text): Json {
+  if (field.label !== 'repeated') {
+    if (field.type === 'message' && list.length > 1) {
+      // Protobuf merges a message that comes in pieces, which is the same as decoding them joined.
+      const whole = Buffer.concat(list.map((record) => bytes.subarray(record.value, record.end)));
+      return decode(field.of as string, whole, 0, whole.length, path, text);
+    }
+    return decodeValue(field, bytes, list[list.length - 1] as Record_, path, text);
+  }
+  const values: Json[] = [];
+  for (const record of list) {
+    if (record.wire === BYTES && wireOf(field) !== BYTES) {
+      const wire = wireOf(field);
+      for (let at = record.value; at < record.end; ) {
+        const next =
+          wire === VARINT ? varint(bytes, at, record.end, path).end : at + (wire === FIXED32 ? 4 : 8);
+        if (next > record.end) throw new WireError(at, path, 'a packed list ends within a value');
+        values.push(decodeValue(field, bytes, { no: field.no, wire, start: at, value: at, end: next }, path, text));
+        at = next;
+      }
+    } else {
+      values.push(decodeValue(field, bytes, record, path, text));
+    }
+  }
+  return values;
+}
+
+function decodeValue(field: Field, bytes: Uint8Array, record: Record_, path: string, text: Text): Json {
+  const { value: at, end } = record;
+  const view = () => new DataView(bytes.buffer, bytes.byteOffset + at, end - at);
+  switch (field.type) {
+    case 'message':
+      return decode(field.of as string, bytes, at, end, path, text);
+    case 'string':
+      return decodeText(bytes.subarray(at, end), text);
+    case 'bytes':
+      return field.show?.conv === 'unix_name'
+        ? quotedPrintable(bytes.subarray(at, end))
+        : base64Lines(bytes.subarray(at, end));
+    case 'fixed32':
+      return view().getUint32(0, true);
+    case 'sfixed32':
+      return view().getInt32(0, true);
+    case 'fixed64':
+      return small(view().getBigUint64(0, true));
+    case 'sfixed64':
+      return small(view().getBigInt64(0, true));
+    case 'float':
+    case 'double':
+      throw new Error(`${path}: floating point is not used in CRIU's images`);
+    default:
+      break;
+  }
+  const raw = varint(bytes, at, end, path).value;
+  switch (field.type) {
+    case 'bool':
+      return raw !== 0;
+    case 'enum':
+      return enumName(field.of as string, Number(BigInt.asIntN(32, BigInt(raw))));
+    case 'uint64':
+      return raw;
+    case 'int64':
+      return small(BigInt.asIntN(64, BigInt(raw)));
+    case 'sint64':
+    case 'sint32': {
+      const zigzag = BigInt(raw);
+      const value = small((zigzag >> 1n) ^ -(zigzag & 1n));
+      if (field.type === 'sint32' && !fits(value, -0x80000000, 0x7fffffff)) throw tooWide(record, path, field, value);
+      return value;
+    }
+    case 'int32': {
+      const value = small(BigInt.asIntN(64, BigInt(raw)));
+      if (!fits(value, -0x80000000, 0x7fffffff)) throw tooWide(record, path, field, value);
+      return value;
+    }
+    default:
+      if (!fits(raw, 0, 0xffffffff)) throw tooWide(record, path, field, raw);
+      return raw;
+  }
+}
+
+function tooWide(record: Record_, path: string, field: Field, value: number | bigint): WireError {
+  return new WireError(record.start, path, `${value} does not fit ${field.type}`);
+}
+
+function fits(value: number | bigint, low: number, high: number): value is number {
+  return typeof value === 'number' && value >= low && value <= high;
+}
+
+/** A bigint as a number where that is exact. */
+function small(value: bigint): number | bigint {
+  return value >= BigInt(Number.MIN_SAFE_INTEGER) && value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
+}
+
+function decodeText(bytes: Uint8Array, text: Text): string {
+  if (text === 'utf8') {
+    try {
+      return utf8.decode(bytes);
+    } catch {
+      // Not UTF-8: shown one character a byte, and kept exactly in `$raw`.
+    }
+  }
+  return Buffer.from(bytes).toString('latin1');
+}
+
+function enumName(name: string, value: number): string | number {
+  for (const [key, number] of Object.entries(enumOf(name))) if (number === value) return key;
+  return value;
+}
+
+// ---------------------------------------------------------------------------------------------------
+// JSON to bytes
+
+/** A growing buffer of wire bytes. */
+class Wire {
+  #bytes = new Uint8Array(64);
+  length = 0;
+
+  #grow(size: number): void {
+    if (this.length + size <= this.#bytes.length) return;
+    const larger = new Uint8Array(Math.max(this.#bytes.length * 2, this.length + size));
+    larger.set(this.#bytes);
+    this.#bytes = larger;
+  }
+
+  put(bytes: Uint8Array): void {
+    this.#grow(bytes.length);
+    this.#bytes.set(bytes, this.length);
+    this.length += bytes.length;
+  }
+
+  /** The shortest varint of an unsigned value below 2^64. */
+  varint(value: number | bigint): void {
+    this.#grow(10);
+    if (typeof value === 'number') {
+      while (value >= 0x80) {
+        this.#bytes[this.length++] = (value % 128) | 0x80;
+        value = Math.floor(value / 128);
+      }
+      this.#bytes[this.length++] = value;
+      return;
+    }
+    while (value >= 0x80n) {
+      this.#bytes[this.length++] = Number(value & 0x7fn) | 0x80;
+      value >>= 7n;
+    }
+    this.#bytes[this.length++] = Number(value);
+  }
+
+  delimited(bytes: Uint8Array): void {
+    this.varint(bytes.length);
+    this.put(bytes);
+  }
+
+  done(): Uint8Array {
+    return this.#bytes.subarray(0, this.length);
+  }
+}
+
+/**
+ * Encodes one message: fields in ascending number, required ones always written, as CRIU does.
+ * Members that are no field of it are an error; so is an absent required field.
+ * @throws ValueError
+ */
+export function encodeMessage(name: string, object: JsonObject, text: Text = 'utf8', pointer = ''): Uint8Array {
+  for (const member of Object.keys(object)) {
+    if (member !== '$raw' && !fieldsOf(name).some((field) => field.name === member)) {
+      throw new ValueError(`${pointer}/${member}`, `unknown member, ${name} has no such field`);
+    }
+  }
+  const parts = new Map<Field, Uint8Array>();
+  for (const field of fieldsOf(name)) {
+    const value = object[field.name];
+    if (value !== undefined) parts.set(field, encodeField(field, value, text, `${pointer}/${field.name}`));
+    else if (field.label === 'required') {
+      throw new ValueError(pointer, `required member "${field.name}" is missing`);
+    }
+  }
+  const out = new Wire();
+  if (object.$raw === undefined) for (const part of parts.values()) out.put(part);
+  else mergeRaw(name, object.$raw, parts, text, `${pointer}/$raw`, out);
+  return out.done();
+}
+
+/**
+ * Writes the original bytes `raw`, with the fields that were edited since replaced. `parts` holds every
+ * field as the JSON has it now.
+ */
+function mergeRaw(
+  name: string,
+  raw: Json,
+  parts: Map<Field, Uint8Array>,
+  text: Text,
+  pointer: string,
+  out: Wire,
+): void {
+  const original = typeof raw === 'string' ? unhex(raw) : undefined;
+  if (original === undefined) throw new ValueError(pointer, 'must be pairs of hex digits');
+  let before: JsonObject;
+  let list: Record_[];
+  try {
+    before = decodeFields(name, original, 0, original.length, '', text);
+    list = [...records(original, 0, original.length, '')];
+  } catch (error) {
+    if (error instanceof WireError) throw new ValueError(pointer, `is not a ${name}: ${error.message}`);
+    throw error;
+  }
+  const known = numbered(name);
+  const unchanged = new Map<Field, boolean>();
+  for (const [field, part] of parts) {
+    const was = before[field.name];
+    unchanged.set(
+      field,
+      was !== undefined && Buffer.compare(encodeField(field, was, text, pointer), part) === 0,
+    );
+  }
+  const written = new Set<Field>();
+  for (const record of list) {
+    const field = known.get(record.no);
+    if (field === undefined || unchanged.get(field) === true) {
+      out.put(original.subarray(record.start, record.end));
+    } else if (!written.has(field)) {
+      // Edited, or taken out: the new bytes once, where the first old ones were.
+      const part = parts.get(field);
+      if (part) out.put(part);
+    }
+    if (field) written.add(field);
+  }
+  for (const [field, part] of parts) if (!written.has(field)) out.put(part);
+}
+
+function encodeField(field: Field, value: Json, text: Text, pointer: string): Uint8Array {
+  const out = new Wire();
+  if (field.label === 'repeated') {
+    const list = parseShown(field, value);
+    if (!Array.isArray(list)) throw new ValueError(pointer, `must be a list, got ${kindOf(value)}`);
+    if (field.packed && list.length > 0) {
+      const packed = new Wire();
+      list.forEach((element, i) => {
+        encodeValue(field, element, text, `${pointer}/${i}`, packed);
+      });
+      out.varint(field.no * 8 + BYTES);
+      out.delimited(packed.done());
+    } else {
+      list.forEach((element, i) => {
+        out.varint(field.no * 8 + wireOf(field));
+        encodeValue(field, element, text, `${pointer}/${i}`, out);
+      });
+    }
+  } else {
+    out.varint(field.no * 8 + wireOf(field));
+    encodeValue(field, value, text, pointer, out);
+  }
+  return out.done();
+}
+
+function encodeValue(field: Field, value: Json, text: Text, pointer: string, out: Wire): void {
+  switch (field.type) {
+    case 'message':
+      if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+        throw new ValueError(pointer, `must be an object, got ${kindOf(value)}`);
+      }
+      out.delimited(encodeMessage(field.of as string, value, text, pointer));
+      return;
+    case 'string':
+      if (typeof value !== 'string') throw new ValueError(pointer, `must be text, got ${kindOf(value)}`);
+      out.delimited(encodeText(value, text, pointer));
+      return;
+    case 'bytes': {
+      const bytes =
+        typeof value !== 'string'
+          ? undefined
+          : field.show?.conv === 'unix_name'
+            ? unquotePrintable(value)
+            : unbase64(value);
+      if (bytes === undefined) {
+        const form = field.show?.conv === 'unix_name' ? 'quoted-printable' : 'base64';
+        throw new ValueError(pointer, `must be ${form} text, got ${kindOf(value)}`);
+      }
+      out.delimited(bytes);
+      return;
+    }
+    case 'bool':
+      if (typeof value !== 'boolean') throw new ValueError(pointer, `must be true or false, got ${kindOf(value)}`);
+      out.varint(value ? 1 : 0);
+      return;
+    case 'enum': {
+      const number = typeof value === 'string' ? enumOf(field.of as string)[value] : value;
+      if (number === undefined) {
+        const names = Object.keys(enumOf(field.of as string)).join(', ');
+        throw new ValueError(pointer, `must be a number or one of ${names}, got ${kindOf(value)}`);
+      }
+      const int = integer(number, -0x80000000, 0x7fffffff, pointer);
+      out.varint(int < 0 ? BigInt.asUintN(64, BigInt(int)) : int);
+      return;
+    }
+    default:
+      encodeInteger(field.type, parseShown(field, value), pointer, out);
+  }
+}
+
+function encodeInteger(type: string, value: Json, pointer: string, out: Wire): void {
+  const wide = type.endsWith('64');
+  const unsigned = type.startsWith('u') || type.startsWith('f');
+  const low = unsigned ? 0 : wide ? -(2n ** 63n) : -0x80000000;
+  const high = wide ? (unsigned ? 2n ** 64n - 1n : 2n ** 63n - 1n) : unsigned ? 0xffffffff : 0x7fffffff;
+  const int = integer(value, low, high, pointer);
+  if (type.includes('fixed')) {
+    const bytes = new Uint8Array(wide ? 8 : 4);
+    const view = new DataView(bytes.buffer);
+    if (wide) view.setBigUint64(0, BigInt.asUintN(64, BigInt(int)), true);
+    else view.setUint32(0, Number(BigInt.asUintN(32, BigInt(int))), true);
+    out.put(bytes);
+  } else if (type.startsWith('s')) {
+    const big = BigInt(int);
+    out.varint((big << 1n) ^ (big >> 63n));
+  } else {
+    out.varint(int < 0 ? BigInt.asUintN(64, BigInt(int)) : int);
+  }
+}
+
+/** A JSON integer (number, or text in decimal or 0x form, as crit takes them) within a range. */
+function integer(value: Json, low: number | bigint, high: number | bigint, pointer: string): number | bigint {
+  let int: number | bigint | undefined;
+  if (typeof value === 'bigint') int = value;
+  else if (typeof value === 'number' && Number.isInteger(value)) int = value;
+  else if (typeof value === 'string' && /^-?(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})$/.test(value)) {
+    int = small(value.startsWith('-') ? -BigInt(value.slice(1)) : BigInt(value));
+  }
+  if (int === undefined || int < low || int > high) {
+    throw new ValueError(pointer, `must be a whole number from ${low} to ${high}, got ${kindOf(value)}`);
+  }
+  return int;
+}
+
+function encodeText(value: string, text: Text, pointer: string): Uint8Array {
+  if (text === 'latin1') {
+    for (const char of value) {
+      if (char > '\xff') throw new ValueError(pointer, 'has a character beyond U+00FF: one character is one byte here');
+    }
+    return Buffer.from(value, 'latin1');
+  }
+  return Buffer.from(value, 'utf8');
+}
+
+/** A short rendering of what was found in place of what was expected. */
+export function kindOf(value: Json | undefined): string {
+  if (value === undefined) return 'nothing';
+  if (value === null) return 'null';
+  if (Array.isArray(value)) return 'a list';
+  if (typeof value === 'object') return 'an object';
+  if (typeof value !== 'string') return String(value);
+  const short = value.length > 40 ? `${value.slice(0, 40)}…` : value;
+  return JSON.stringify(short);
+}

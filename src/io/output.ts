@@ -1,0 +1,476 @@
+/**
+ * Where bytes go: a file that appears whole or not at all, a whole folder of files, standard output, or
+ * memory.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { viewOf } from '../bytes.js';
+import { BpfimgError, ClosedPipe, errnoOf, ioError } from '../errors.js';
+import { pause } from './pause.js';
+
+const BUFFER = 512 * 1024;
+
+/** Temporary files and folders of this process, removed when it is interrupted. */
+const unfinished = new Set<string>();
+
+/** Removes everything half-written. For signal handlers; safe to call at any time. */
+export function removeUnfinished(): void {
+  for (const name of unfinished) fs.rmSync(name, { recursive: true, force: true });
+  unfinished.clear();
+}
+
+/**
+ * A buffered sink. Inner loops call {@link room} and then write into `bytes` (or `view`) at `at`
+ * themselves; each buffer goes out with one system call.
+ */
+export abstract class Output {
+  bytes: Buffer;
+  /** `bytes` once more, for writes of several bytes at once. */
+  view: DataView;
+  at = 0;
+  #flushed = 0;
+
+  constructor(
+    /** How messages name it. */
+    readonly name: string,
+    size: number = BUFFER,
+  ) {
+    this.bytes = Buffer.from(new ArrayBuffer(size));
+    this.view = viewOf(this.bytes);
+  }
+
+  /** Passes `bytes[0..length)` on; returns the buffer to go on with, which may be the same one. */
+  protected abstract drain(bytes: Buffer, length: number): Buffer;
+  /** Makes what was written final. Nothing may be written afterwards. */
+  abstract commit(): Promise<void>;
+  /** Takes back what was written, as far as that is possible. */
+  abstract abort(): Promise<void>;
+
+  /** For long loops: waits while too much is on its way out, and lets signals be heard. */
+  turn(): Promise<void> | undefined {
+    return pause();
+  }
+
+  /** Bytes written so far. */
+  get length(): number {
+    return this.#flushed + this.at;
+  }
+
+  /** Makes sure that `size` bytes can be written into `bytes` at `at`. */
+  room(size: number): void {
+    if (this.at + size <= this.bytes.length) return;
+    this.flush();
+    if (size > this.bytes.length) throw new RangeError(`output buffer of ${this.bytes.length} bytes, wanted ${size}`);
+  }
+
+  flush(): void {
+    const length = this.at;
+    if (length === 0) return;
+    this.at = 0;
+    this.#flushed += length;
+    const next = this.drain(this.bytes, length);
+    if (next === this.bytes) return;
+    this.bytes = next;
+    this.view = viewOf(next);
+  }
+
+  write(bytes: Uint8Array): void {
+    for (let i = 0; i < bytes.length; ) {
+      if (this.at === this.bytes.length) this.flush();
+      const part = Math.min(bytes.length - i, this.bytes.length - this.at);
+      this.bytes.set(i === 0 && part === bytes.length ? bytes : bytes.subarray(i, i + part), this.at);
+      this.at += part;
+      i += part;
+    }
+  }
+
+  /** Writes text as UTF-8. */
+  text(text: string): void {
+    // 3 bytes a UTF-16 unit is the most UTF-8 needs.
+    if (text.length * 3 <= this.bytes.length) {
+      this.room(text.length * 3);
+      this.at += this.bytes.write(text, this.at);
+    } else {
+      this.write(Buffer.from(text));
+    }
+  }
+}
+
+/** Collects what is written; for tests and for small images within the program. */
+export class MemoryOutput extends Output {
+  readonly #parts: Uint8Array[] = [];
+  constructor(name = 'memory', size = 64 * 1024) {
+    super(name, size);
+  }
+  protected override drain(bytes: Buffer, length: number): Buffer {
+    this.#parts.push(Buffer.from(bytes.subarray(0, length)));
+    return bytes;
+  }
+  /** Everything written so far. */
+  take(): Buffer {
+    this.flush();
+    return Buffer.concat(this.#parts);
+  }
+  override async commit(): Promise<void> {
+    this.flush();
+  }
+  override async abort(): Promise<void> {
+    this.#parts.length = 0;
+    this.at = 0;
+  }
+}
+
+/** Writes all of `bytes`, also to a pipe that another process made non-blocking. */
+function writeAll(fd: number, name: string, bytes: Uint8Array, length: number): void {
+  for (let done = 0; done < length; ) {
+    try {
+      done += fs.writeSync(fd, bytes, done, length - done);
+    } catch (error) {
+      const code = errnoOf(error);
+      if (code === 'EPIPE') throw new ClosedPipe();
+      if (code === 'EAGAIN') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2);
+      else throw ioError(name, 'write it', error);
+    }
+  }
+}
+
+/**
+ * An open fd that is written in order: standard output, a pipe, a device. Neither closed nor undone.
+ * Synchronous, because a write that waits for a slow reader on a thread would keep us from ending.
+ */
+export class StreamOutput extends Output {
+  readonly #fd: number;
+  constructor(fd: number, name: string) {
+    super(name);
+    this.#fd = fd;
+  }
+  protected override drain(bytes: Buffer, length: number): Buffer {
+    writeAll(this.#fd, this.name, bytes, length);
+    return bytes;
+  }
+  override async commit(): Promise<void> {
+    this.flush();
+  }
+  override async abort(): Promise<void> {
+    this.at = 0;
+  }
+}
+
+/** Standard output. */
+export function standardOutput(): Output {
+  return fs.fstatSync(1).isFile() ? new RegularOutput(1, 'standard output') : new StreamOutput(1, 'standard output');
+}
+
+/** Buffers on their way to disk at most; the next {@link Output.turn} waits for one to come back. */
+const IN_FLIGHT = 4;
+
+/** Bytes after which a file that will be synced starts on its way to disk, while more are made. */
+const SYNC_EVERY = 64 * 1024 * 1024;
+
+/** An open regular file, written on another thread while the next buffer fills. */
+class RegularOutput extends Output {
+  protected readonly fd: number;
+  readonly #durable: boolean;
+  #unsynced = 0;
+  #syncing = false;
+  readonly #queue: { bytes: Buffer; length: number }[] = [];
+  readonly #free: Buffer[] = [];
+  #writing = false;
+  #error: unknown;
+  #wake: (() => void) | undefined;
+
+  /** @param durable whether it will be synced in the end */
+  constructor(fd: number, name: string, durable = false) {
+    super(name);
+    this.fd = fd;
+    this.#durable = durable;
+  }
+
+  protected override drain(bytes: Buffer, length: number): Buffer {
+    this.#queue.push({ bytes, length });
+    this.#next();
+    return this.#free.pop() ?? Buffer.from(new ArrayBuffer(BUFFER));
+  }
+
+  #next(): void {
+    const part = this.#queue[0];
+    if (part === undefined || this.#writing || this.#error !== undefined) return;
+    this.#writing = true;
+    let done = 0;
+    const more = () => {
+      fs.write(this.fd, part.bytes, done, part.length - done, null, (error, count) => {
+        done += count ?? 0;
+        if (!error && done < part.length) return more();
+        this.#writing = false;
+        this.#error ??= error ?? undefined;
+        this.#queue.shift();
+        this.#free.push(part.bytes);
+        this.#syncAhead(part.length);
+        this.#next();
+        this.#wake?.();
+      });
+    };
+    more();
+  }
+
+  #syncAhead(written: number): void {
+    this.#unsynced += written;
+    if (!this.#durable || this.#syncing || this.#unsynced < SYNC_EVERY) return;
+    this.#syncing = true;
+    this.#unsynced = 0;
+    fs.fdatasync(this.fd, (error) => {
+      // The kernel reports a failed write-back once: the final sync would not see it again.
+      this.#error ??= error ?? undefined;
+      this.#syncing = false;
+    });
+  }
+
+  override turn(): Promise<void> | undefined {
+    if (this.#error !== undefined) throw ioError(this.name, 'write it', this.#error);
+    return this.#queue.length < IN_FLIGHT ? pause() : this.#until(IN_FLIGHT);
+  }
+
+  /** Waits until fewer than `most` buffers are on their way. */
+  async #until(most: number): Promise<void> {
+    while (this.#queue.length >= most && this.#error === undefined) {
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+      this.#wake = undefined;
+    }
+    if (this.#error !== undefined) throw ioError(this.name, 'write it', this.#error);
+  }
+
+  /** Writes everything out. */
+  protected async settle(): Promise<void> {
+    if (this.#queue.length === 0 && this.#error === undefined && this.at > 0) {
+      // A small file is written at once: a thread would only cost time.
+      const length = this.at;
+      this.at = 0;
+      writeAll(this.fd, this.name, this.bytes, length);
+      return;
+    }
+    this.flush();
+    await this.#until(1);
+    await this.quiet();
+    if (this.#error !== undefined) throw ioError(this.name, 'write it', this.#error);
+  }
+
+  /** Drops what is not yet on its way and waits until nobody uses the fd any more. */
+  protected async quiet(): Promise<void> {
+    this.at = 0;
+    this.#queue.length = this.#writing ? 1 : 0;
+    while (this.#writing || this.#syncing) await new Promise((resolve) => setImmediate(resolve));
+  }
+
+  override commit(): Promise<void> {
+    return this.settle();
+  }
+
+  override abort(): Promise<void> {
+    return this.quiet();
+  }
+}
+
+/** A name beside `target` that nobody else uses and that says whose it is when a crash leaves it. */
+function temporaryName(target: string): string {
+  const unique = `${process.pid}-${Math.floor(Math.random() * 0x100000000).toString(36)}`;
+  return path.join(path.dirname(target), `.${path.basename(target).slice(0, 200)}.bpfimg-${unique}`);
+}
+
+function syncFolder(folder: string): void {
+  const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
+  try {
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/**
+ * A regular file under a temporary name in its folder, mode 0600 because map contents can be secrets;
+ * {@link commit} syncs it and gives it its name.
+ */
+export class FileOutput extends RegularOutput {
+  readonly #temporary: string;
+  #open = true;
+
+  constructor(
+    /** Where it will stand. */
+    readonly path: string,
+    name: string = path,
+  ) {
+    const temporary = temporaryName(path);
+    try {
+      super(fs.openSync(temporary, 'wx', 0o600), name, true);
+    } catch (error) {
+      throw ioError(name, 'create it', error);
+    }
+    this.#temporary = temporary;
+    unfinished.add(temporary);
+  }
+
+  /** Brings everything to disk and closes the file, which keeps its temporary name. */
+  async finish(): Promise<void> {
+    if (!this.#open) return;
+    await this.settle();
+    try {
+      await new Promise<void>((resolve, reject) => {
+        fs.fsync(this.fd, (error) => (error ? reject(error) : resolve()));
+      });
+    } catch (error) {
+      throw ioError(this.name, 'write it', error);
+    }
+    this.#close();
+  }
+
+  #close(): void {
+    this.#open = false;
+    fs.closeSync(this.fd);
+  }
+
+  /** Gives the finished file its name, in place of what stood there. */
+  rename(): void {
+    try {
+      fs.renameSync(this.#temporary, this.path);
+    } catch (error) {
+      throw ioError(this.name, 'put it in place', error);
+    }
+    unfinished.delete(this.#temporary);
+  }
+
+  override async commit(): Promise<void> {
+    try {
+      await this.finish();
+      this.rename();
+    } catch (error) {
+      await this.abort();
+      throw error;
+    }
+    syncFolder(path.dirname(this.path));
+  }
+
+  override async abort(): Promise<void> {
+    await this.quiet();
+    if (this.#open) this.#close();
+    if (!unfinished.delete(this.#temporary)) return;
+    fs.rmSync(this.#temporary, { force: true });
+  }
+}
+
+/** Opens `file` for writing: atomically when it is or will be a regular file, as a stream otherwise. */
+export function openOutput(file: string): Output {
+  let target = file;
+  try {
+    // A symbolic link keeps pointing at what is replaced.
+    target = fs.realpathSync(file);
+    const stat = fs.statSync(target);
+    if (stat.isDirectory()) throw new BpfimgError('io', `${file}: it is a folder, expected a file to write`);
+    if (!stat.isFile()) return new StreamOutput(fs.openSync(target, 'w'), file);
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw ioError(file, 'write it', error);
+  }
+  return new FileOutput(target, file);
+}
+
+/**
+ * Several files that belong together, such as the images of a dump: all appear, or none does.
+ *
+ * A folder that is new (or empty) is filled under a temporary name and renamed. In a folder with other
+ * files in it each file is finished beside its place first; then the renames follow each other at once,
+ * and if one fails the earlier ones are taken back.
+ */
+export class FolderOutput {
+  readonly #files: FileOutput[] = [];
+  readonly #folder: string;
+  readonly #staging: string | undefined;
+
+  constructor(folder: string) {
+    this.#folder = path.resolve(folder);
+    const stat = fs.statSync(this.#folder, { throwIfNoEntry: false });
+    if (stat && !stat.isDirectory()) throw new BpfimgError('io', `${folder}: not a folder`);
+    if (stat && fs.readdirSync(this.#folder).length > 0) return;
+    const staging = temporaryName(this.#folder);
+    try {
+      fs.mkdirSync(staging, { mode: 0o700 });
+      unfinished.add(staging);
+      if (stat) {
+        fs.chmodSync(staging, stat.mode & 0o7777);
+        fs.chownSync(staging, stat.uid, stat.gid);
+      }
+    } catch (error) {
+      fs.rmSync(staging, { recursive: true, force: true });
+      unfinished.delete(staging);
+      // An empty folder in a place where we may not make another: fill it file by file.
+      if (stat) return;
+      throw ioError(folder, 'create it', error);
+    }
+    this.#staging = staging;
+  }
+
+  /** A new file of the set, written through its own output. Do not commit that one: commit the folder. */
+  file(name: string): Output {
+    const output = new FileOutput(path.join(this.#staging ?? this.#folder, name), path.join(this.#folder, name));
+    this.#files.push(output);
+    return output;
+  }
+
+  async commit(): Promise<void> {
+    try {
+      for (const file of this.#files) await file.finish();
+      if (this.#staging !== undefined) this.#commitStaging(this.#staging);
+      else this.#replaceAll();
+    } catch (error) {
+      await this.abort();
+      throw error;
+    }
+  }
+
+  #commitStaging(staging: string): void {
+    for (const file of this.#files) file.rename();
+    syncFolder(staging);
+    try {
+      fs.renameSync(staging, this.#folder);
+    } catch (error) {
+      throw ioError(this.#folder, 'put it in place', error);
+    }
+    unfinished.delete(staging);
+    syncFolder(path.dirname(this.#folder));
+  }
+
+  #replaceAll(): void {
+    const done: { path: string; backup: string | undefined }[] = [];
+    try {
+      for (const file of this.#files) {
+        const backup = fs.existsSync(file.path) ? temporaryName(file.path) : undefined;
+        if (backup !== undefined) {
+          fs.linkSync(file.path, backup);
+          unfinished.add(backup);
+        }
+        done.push({ path: file.path, backup });
+        file.rename();
+      }
+      syncFolder(this.#folder);
+    } catch (error) {
+      for (const { path: name, backup } of done.reverse()) {
+        if (backup === undefined) fs.rmSync(name, { force: true });
+        else fs.renameSync(backup, name);
+      }
+      throw ioError(this.#folder, 'replace its images', error);
+    } finally {
+      for (const { backup } of done) {
+        if (backup === undefined) continue;
+        fs.rmSync(backup, { force: true });
+        unfinished.delete(backup);
+      }
+    }
+  }
+
+  async abort(): Promise<void> {
+    for (const file of this.#files) await file.abort();
+    if (this.#staging !== undefined) {
+      fs.rmSync(this.#staging, { recursive: true, force: true });
+      unfinished.delete(this.#staging);
+    }
+  }
+}

@@ -1,0 +1,86 @@
+/**
+ * Bytes put aside to be read again: in memory while they are few, in an unlinked temporary file when
+ * they are many, so that memory stays flat.
+ */
+import * as fs from 'node:fs';
+import * as os from 'node:os';
+import * as path from 'node:path';
+import { ioError } from '../errors.js';
+import { bufferInput, fileInput, type Input } from './input.js';
+import { Output } from './output.js';
+
+/** Bytes kept in memory before a spool moves to a file. */
+const IN_MEMORY = 4 * 1024 * 1024;
+
+/** Where large temporaries go: TMPDIR when set; else /var/tmp, because /tmp is often memory. */
+function spoolFolder(): string {
+  return process.env.TMPDIR ?? (fs.existsSync('/var/tmp') ? '/var/tmp' : os.tmpdir());
+}
+
+/** A write-then-read temporary. Nothing of it has a name in the file system after it was opened. */
+export class Spool extends Output {
+  #parts: Buffer[] = [];
+  #inMemory = 0;
+  #fd: number | undefined;
+
+  constructor(name = 'temporary file') {
+    super(name, 64 * 1024);
+  }
+
+  protected override drain(bytes: Buffer, length: number): Buffer {
+    if (this.#fd === undefined) {
+      this.#parts.push(Buffer.from(bytes.subarray(0, length)));
+      this.#inMemory += length;
+      if (this.#inMemory <= IN_MEMORY) return bytes;
+      this.#moveToFile();
+      // From here on fewer, larger writes pay.
+      return Buffer.from(new ArrayBuffer(512 * 1024));
+    }
+    this.#append(bytes, length);
+    return bytes;
+  }
+
+  #append(bytes: Uint8Array, length: number): void {
+    try {
+      for (let done = 0; done < length; ) done += fs.writeSync(this.#fd as number, bytes, done, length - done);
+    } catch (error) {
+      throw ioError(`${this.name} in ${spoolFolder()}`, 'write it', error);
+    }
+  }
+
+  #moveToFile(): void {
+    const file = path.join(spoolFolder(), `.bpfimg-${process.pid}-${Math.random().toString(36).slice(2)}`);
+    try {
+      this.#fd = fs.openSync(file, 'wx+', 0o600);
+      fs.unlinkSync(file);
+    } catch (error) {
+      throw ioError(`${this.name} in ${spoolFolder()}`, 'create it', error);
+    }
+    const parts = this.#parts;
+    this.#parts = [];
+    for (const part of parts) this.#append(part, part.length);
+  }
+
+  /** What was written, as an input named `name`. It stays valid until more is written or the spool is closed. */
+  input(name: string = this.name): Input {
+    this.flush();
+    if (this.#fd !== undefined) return fileInput(this.#fd, name, this.length, undefined, false);
+    return bufferInput(this.#parts.length === 1 ? (this.#parts[0] as Buffer) : Buffer.concat(this.#parts), name);
+  }
+
+  override async commit(): Promise<void> {
+    this.flush();
+  }
+
+  override async abort(): Promise<void> {
+    this.close();
+  }
+
+  /** Frees the memory or the disk space. */
+  close(): void {
+    this.#parts = [];
+    this.at = 0;
+    if (this.#fd !== undefined) fs.closeSync(this.#fd);
+    this.#fd = undefined;
+  }
+}

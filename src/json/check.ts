@@ -1,0 +1,69 @@
+/**
+ * Checks JSON against the schemas in docs/schema, with the validators that ajv made of them at build time.
+ *
+ * They are a large module that only `encode` needs, so it is loaded with the first check.
+ */
+import type { Json, JsonObject } from '../image/message.js';
+
+interface SchemaError {
+  readonly instancePath: string;
+  readonly keyword: string;
+  readonly params: Readonly<Record<string, unknown>>;
+  readonly message?: string;
+}
+interface Validator {
+  (data: unknown): boolean;
+  readonly errors?: readonly SchemaError[] | null;
+}
+
+/** What a value breaks, and where: a JSON pointer from the value down. */
+export interface Problem {
+  readonly pointer: string;
+  readonly message: string;
+}
+
+let validators: Readonly<Record<string, Validator>> | undefined;
+
+/**
+ * @param schema name of a message in images/*.proto, `items_header` or `map_header`
+ * @param hasBigint whether `value` may hold bigints, which JSON Schema has no type for
+ */
+export async function check(schema: string, value: Json, hasBigint: boolean): Promise<Problem | undefined> {
+  validators ??= (await import('./validators.gen.js')) as unknown as Readonly<Record<string, Validator>>;
+  const validate = validators[schema];
+  if (validate === undefined) throw new Error(`no schema ${schema}`);
+  if (validate(hasBigint ? withoutBigint(value) : value)) return undefined;
+  const error = validate.errors?.[0];
+  if (error === undefined) return { pointer: '', message: 'does not fit its schema' };
+  return { pointer: error.instancePath, message: sentence(error) };
+}
+
+function sentence({ keyword, params, message }: SchemaError): string {
+  switch (keyword) {
+    case 'required':
+      return `member "${String(params.missingProperty)}" is missing`;
+    case 'additionalProperties':
+      return `unknown member "${String(params.additionalProperty)}"`;
+    case 'type':
+      return `must be ${[params.type].flat().map(TYPE_NAME).join(' or ')}`;
+    case 'enum':
+      return `must be one of ${(params.allowedValues as unknown[]).join(', ')}`;
+    case 'pattern':
+      return String(params.pattern).includes('a-fA-F') ? 'must be bytes in hex, two digits each' : `${message}`;
+    default:
+      return message ?? keyword;
+  }
+}
+
+const TYPE_NAME = (type: unknown): string =>
+  ({ integer: 'a whole number', string: 'text', array: 'a list', object: 'an object', boolean: 'true or false' })[
+    String(type)
+  ] ?? String(type);
+
+/** The value with bigints as the nearest number, for checks of kind and rough range. */
+function withoutBigint(value: Json): Json {
+  if (typeof value === 'bigint') return Number(value);
+  if (typeof value !== 'object' || value === null) return value;
+  if (Array.isArray(value)) return value.map(withoutBigint);
+  return Object.fromEntries(Object.entries(value).map(([name, member]) => [name, withoutBigint(member)])) as JsonObject;
+}

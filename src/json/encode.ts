@@ -1,0 +1,314 @@
+/**
+ * JSON back into an image. The dialect is told from the text: the crit JSON of Python and of Go, our
+ * `items`, and `ndjson` may all come in here.
+ *
+ * Items and blobs stream. Where the text has things in another order than the image needs (after
+ * `jq -S`, say), they are put aside in a temporary file.
+ */
+import { BpfimgError } from '../errors.js';
+import { BPFMAP_DATA, HEAD_COMMON, HEAD_SERVICE, type Head, type Kind, kindNames, kindOfName } from '../image/kinds.js';
+import type { Json, JsonObject } from '../image/message.js';
+import { encodeMessage, ValueError } from '../image/wire.js';
+import { writeHead, writeMessage } from '../image/writer.js';
+import { Cursor, type Input } from '../io/input.js';
+import type { Output } from '../io/output.js';
+import { pause } from '../io/pause.js';
+import { Spool } from '../io/spool.js';
+import { check } from './check.js';
+import { ItemReader, type ReadItems } from './items.js';
+import { JsonReader, type Origin } from './reader.js';
+
+/** `format` member of a maps document. */
+export const MAPS_FORMAT = 'bpfimg-maps/1';
+
+/** Most bytes an entry's keys, or its values, can have: their totals are u32. */
+export const MAX_REGION = 0xffffffff;
+
+/** Encodes one image from any of its JSON forms. */
+export async function encodeImage(input: Input, out: Output): Promise<void> {
+  const reader = new JsonReader(input);
+  await expectJson(reader);
+  const header: { kind?: Kind; head?: Head } = {};
+  let entries: { spool: Spool; origin: Origin } | undefined;
+  let written = false;
+  try {
+    for await (const name of reader.members()) {
+      await reader.peek();
+      if (name === 'magic') header.kind = await readKind(reader);
+      else if (name === 'head') {
+        if (written) throw reader.bad('must stand before "entries"');
+        header.head = await readHead(reader);
+      } else if (name === 'entries') {
+        if (header.kind) {
+          writeHead(out, header.kind, header.head);
+          await encodeEntries(reader, header.kind, out);
+          written = true;
+        } else {
+          const spool = new Spool();
+          entries = { spool, origin: reader.origin() };
+          await reader.skip(spool);
+        }
+      } else if (name === 'format' || name === 'maps') {
+        throw new BpfimgError(
+          'usage',
+          `${reader.name}: it is a maps document, which describes a whole dump: encode it with -D DIR`,
+        );
+      } else {
+        throw reader.bad('unknown member, an image has "magic", "head" and "entries"');
+      }
+    }
+    const { kind, head } = header;
+    if (kind === undefined) throw reader.bad('member "magic" is missing', 0);
+    if (entries !== undefined) {
+      writeHead(out, kind, head);
+      await encodeEntries(new JsonReader(entries.spool.input(), entries.origin), kind, out);
+    } else if (!written) {
+      // An object without entries is the first line of ndjson.
+      writeHead(out, kind, head);
+      await encodeLines(reader, kind, out);
+      return;
+    }
+  } finally {
+    entries?.spool.close();
+  }
+  await expectEnd(reader);
+}
+
+/** Refuses what is not JSON with a guess at what it is instead. */
+export async function expectJson(reader: JsonReader): Promise<void> {
+  const first = await reader.peek();
+  const { bytes, at, end } = reader.cursor;
+  const word = end - at >= 4 ? Buffer.from(bytes.subarray(at, at + 4)).readUInt32LE() : 0;
+  if (word === HEAD_COMMON || word === HEAD_SERVICE) {
+    throw reader.bad('expected JSON, found an image: `bpfimg decode` makes JSON of it');
+  }
+  if (first !== 0x7b) throw await reader.expected('a JSON object');
+}
+
+/** Refuses text behind the end of the document. */
+export async function expectEnd(reader: JsonReader): Promise<void> {
+  if ((await reader.peek()) !== -1) throw await reader.expected('the end of the document');
+}
+
+async function readKind(reader: JsonReader): Promise<Kind> {
+  const start = reader.offset;
+  const value = await reader.value();
+  const kind = typeof value === 'string' ? kindOfName(value) : undefined;
+  if (kind === undefined) {
+    const found = typeof value === 'string' ? ` "${value.slice(0, 40)}"` : '';
+    throw reader.bad(`unknown image kind${found}, expected one of ${kindNames().join(', ')}`, start);
+  }
+  return kind;
+}
+
+async function readHead(reader: JsonReader): Promise<Head> {
+  const start = reader.offset;
+  const value = await reader.value();
+  if (value === 'none' || value === 'common' || value === 'service') return value;
+  throw reader.bad('must be none, common or service', start);
+}
+
+async function encodeEntries(reader: JsonReader, kind: Kind, out: Output): Promise<void> {
+  for await (const _ of reader.elements()) {
+    await encodeEntry(reader, kind, out);
+    await pause();
+  }
+}
+
+/** ndjson behind its first line: entries, and for maps their items on the lines that follow. */
+async function encodeLines(reader: JsonReader, kind: Kind, out: Output): Promise<void> {
+  while ((await reader.peek()) !== -1) {
+    await encodeEntry(reader, kind, out, (items) => readItemLines(reader, items));
+    await pause();
+  }
+}
+
+/** Reads the item lines that stand next. */
+export async function readItemLines(reader: JsonReader, items: ItemReader): Promise<void> {
+  while (await atItem(reader)) await items.some(false);
+}
+
+/** Whether the object that stands next is an item and not the header of another map. */
+async function atItem(reader: JsonReader): Promise<boolean> {
+  if ((await reader.peek()) !== 0x7b) return false;
+  const { cursor } = reader;
+  // `{`, blanks, `"key"` or `"value"`: looked at without taking anything.
+  await cursor.fill(Math.min(cursor.bytes.length, 256));
+  const start = Buffer.from(cursor.bytes.subarray(cursor.at, Math.min(cursor.end, cursor.at + 256))).toString('latin1');
+  return /^\{\s*"(key|values?)"/.test(start);
+}
+
+/**
+ * Encodes the entry the reader stands at.
+ * @param lines for ndjson: reads the items that follow the entry's header line
+ */
+async function encodeEntry(
+  reader: JsonReader,
+  kind: Kind,
+  out: Output,
+  lines?: (items: ItemReader) => Promise<void>,
+): Promise<void> {
+  await reader.peek();
+  const start = reader.offset;
+  reader.sawBigint = false;
+  const header: JsonObject = Object.create(null) as JsonObject;
+  let items: ItemReader | undefined;
+  let blob: Spool | undefined;
+  /** Bytes of `extra` that went straight into the image. */
+  let streamed: number | undefined;
+  try {
+    for await (const name of reader.members()) {
+      await reader.peek();
+      if (streamed !== undefined) throw reader.bad('must stand before "extra"');
+      if (name === 'extra' && kind.extra) {
+        await refuseLeftOut(reader);
+        if (kind === BPFMAP_DATA && items === undefined && isWhole(header)) {
+          writeMessage(out, await encodeHeader(reader, kind, header, start));
+          streamed = await reader.base64Into(out);
+          expectExtra(reader, kind, header, streamed, start);
+        } else {
+          blob = new Spool();
+          await reader.base64Into(blob);
+        }
+      } else if (name === 'items' && kind === BPFMAP_DATA && lines === undefined) {
+        await refuseLeftOut(reader);
+        items = new ItemReader(reader, itemSizes(header));
+        await items.list();
+      } else {
+        header[name] = await reader.value();
+      }
+    }
+    if (streamed !== undefined) return;
+    if (kind === BPFMAP_DATA && lines !== undefined && blob === undefined) {
+      if (header.items !== undefined) throw leftOut(reader, start);
+      items = new ItemReader(reader, itemSizes(header));
+      await lines(items);
+    }
+    if (items !== undefined) {
+      if (blob !== undefined) throw reader.bad('an entry has either "items" or "extra"', start);
+      await encodeItems(reader, header, items, start, out);
+      return;
+    }
+    // go-criu's crit leaves out an `extra` without bytes.
+    if (kind === BPFMAP_DATA && blob === undefined && !isWhole(header)) {
+      throw reader.bad('member "items" (or "extra" as crit has it) is missing', start);
+    }
+    const message = await encodeHeader(reader, kind, header, start);
+    if (kind.extra) expectExtra(reader, kind, header, blob?.length ?? 0, start);
+    writeMessage(out, message);
+    if (blob) await copySpool(blob, out);
+  } finally {
+    items?.close();
+    blob?.close();
+  }
+}
+
+/** Whether all members that a data entry's message needs have been read. */
+function isWhole(header: JsonObject): boolean {
+  return ['map_id', 'keys_bytes', 'values_bytes', 'count'].every((name) => header[name] !== undefined);
+}
+
+function itemSizes(header: JsonObject): { keySize?: number | undefined; valueSize?: number | undefined } {
+  const size = (value: Json | undefined) =>
+    typeof value === 'number' && Number.isInteger(value) && value >= 0 ? value : undefined;
+  return { keySize: size(header.key_size), valueSize: size(header.value_size) };
+}
+
+function leftOut(reader: JsonReader, offset: number): BpfimgError {
+  return reader.bad('keys and values were left out (--nopl), there is nothing to encode', offset);
+}
+
+/** Recognises what --nopl puts in place of a payload. */
+async function refuseLeftOut(reader: JsonReader): Promise<void> {
+  await reader.peek();
+  const { cursor } = reader;
+  await cursor.fill(6);
+  if (Buffer.from(cursor.bytes.subarray(cursor.at, cursor.at + 6)).toString('latin1') === '"... <') {
+    throw leftOut(reader, reader.offset);
+  }
+}
+
+async function encodeHeader(reader: JsonReader, kind: Kind, header: JsonObject, start: number): Promise<Uint8Array> {
+  const problem = await check(kind.message, header, reader.sawBigint);
+  if (problem) throw await reader.badAt(problem.message, start, problem.pointer);
+  try {
+    return encodeMessage(kind.message, header);
+  } catch (error) {
+    if (error instanceof ValueError) throw await reader.badAt(error.message, start, error.pointer);
+    throw error;
+  }
+}
+
+/** `extra` must have as many bytes as the message promises, or the next entry would be read askew. */
+function expectExtra(reader: JsonReader, kind: Kind, header: JsonObject, got: number, start: number): void {
+  const numbers = Object.fromEntries(Object.entries(header).map(([name, value]) => [name, Number(value)]));
+  const expected = kind.extra?.(numbers) ?? 0;
+  if (got === expected) return;
+  const totals = kind === BPFMAP_DATA ? 'keys_bytes + values_bytes' : 'size';
+  throw reader.bad(`"extra" has ${got} bytes, ${totals} says ${expected}`, start);
+}
+
+async function encodeItems(
+  reader: JsonReader,
+  header: JsonObject,
+  items: ReadItems,
+  start: number,
+  out: Output,
+): Promise<void> {
+  const problem = await check('items_header', header, reader.sawBigint);
+  if (problem) throw await reader.badAt(problem.message, start, problem.pointer);
+  for (const [member, size] of [
+    ['key_size', items.keySize],
+    ['value_size', items.valueSize],
+  ] as const) {
+    const said = header[member];
+    if (items.count > 0 && said !== undefined && said !== size) {
+      throw await reader.badAt(`says ${String(said)}, but the items have ${size}`, start, `/${member}`);
+    }
+  }
+  const message: JsonObject = {
+    map_id: header.map_id as number,
+    ...itemTotals(items, (text) => reader.bad(text, start)),
+  };
+  if (header.$raw !== undefined) message.$raw = header.$raw;
+  let bytes: Uint8Array;
+  try {
+    bytes = encodeMessage(BPFMAP_DATA.message, message);
+  } catch (error) {
+    if (error instanceof ValueError) throw await reader.badAt(error.message, start, error.pointer);
+    throw error;
+  }
+  await writeItemsEntry(bytes, items, out);
+}
+
+/** Count and totals of a data entry from what its items turned out to be. */
+export function itemTotals(items: ReadItems, bad: (message: string) => Error): JsonObject {
+  const { keys, values, count } = items;
+  for (const [what, size] of [
+    ['keys', keys.length],
+    ['values', values.length],
+    ['items', count],
+  ] as const) {
+    if (size > MAX_REGION) {
+      throw bad(`${size} ${what === 'items' ? what : `bytes of ${what}`}, an entry holds at most ${MAX_REGION}`);
+    }
+  }
+  if (count > 0 && keys.length + values.length === 0) throw bad('items without a byte in key and value');
+  return { keys_bytes: keys.length, values_bytes: values.length, count };
+}
+
+/** Writes a data entry: message, keys, values. */
+export async function writeItemsEntry(message: Uint8Array, items: ReadItems, out: Output): Promise<void> {
+  writeMessage(out, message);
+  await copySpool(items.keys, out);
+  await copySpool(items.values, out);
+}
+
+async function copySpool(spool: Spool, out: Output): Promise<void> {
+  const cursor = new Cursor(spool.input());
+  while ((await cursor.fill()) > 0) {
+    out.write(cursor.bytes.subarray(cursor.at, cursor.end));
+    cursor.at = cursor.end;
+    await out.turn();
+  }
+}

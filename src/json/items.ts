@@ -1,0 +1,402 @@
+/**
+ * Items as JSON text and back: the inner loops of every dialect that shows keys and values.
+ *
+ * Keys and values of an entry stand in two regions of the image, one behind the other. Two cursors walk
+ * them side by side; on a pipe the keys are put aside first.
+ */
+import { isZero, putHex, roundUp8, takeHex } from '../bytes.js';
+import type { BpfimgError } from '../errors.js';
+import type { Entry, ImageReader } from '../image/reader.js';
+import { Cursor, WINDOW } from '../io/input.js';
+import type { Output } from '../io/output.js';
+import { Spool } from '../io/spool.js';
+import { pause } from '../io/pause.js';
+import type { JsonReader } from './reader.js';
+
+/** Sizes of an entry's items; per-CPU maps also say how a value is cut into one copy a CPU. */
+export interface ItemShape {
+  /** Bytes of a key. */
+  readonly keySize: number;
+  /** Bytes of all an item's value: for per-CPU maps round_up(value_size, 8) for each possible CPU. */
+  readonly valueSize: number;
+  /** Bytes of one CPU's value without its padding. */
+  readonly perCpu?: number;
+}
+
+/**
+ * The item sizes of a data entry, or undefined when its totals are not `count` equal parts: such an entry
+ * is shown as one blob.
+ */
+export function itemShape(count: number, keysBytes: number, valuesBytes: number): ItemShape | undefined {
+  if (count === 0) return keysBytes + valuesBytes === 0 ? { keySize: 0, valueSize: 0 } : undefined;
+  // Items without a byte in them would be text without end from an image of 20 bytes.
+  if (keysBytes + valuesBytes === 0 || keysBytes % count !== 0 || valuesBytes % count !== 0) return undefined;
+  return { keySize: keysBytes / count, valueSize: valuesBytes / count };
+}
+
+/** How one item looks between the brackets of a list or on a line of its own. */
+export interface ItemText {
+  /** Most bytes of text an item of this shape makes. */
+  readonly most: number;
+  /** Writes the item that both cursors stand at, all its bytes at hand; `out` has room for `most` bytes. */
+  put(keys: Cursor, values: Cursor, out: Output): void;
+}
+
+/** Text around an item's bytes: with or without blanks, as the dialect has it. */
+export interface ItemStyle {
+  readonly before: string;
+  readonly colon: string;
+  readonly comma: string;
+  readonly after: string;
+}
+
+export const ITEM_COMPACT: ItemStyle = { before: '{', colon: ':', comma: ',', after: '}' };
+
+/** Plain items: key and value (or each CPU's value) as hex. */
+export function hexItems(shape: ItemShape, style: ItemStyle): ItemText {
+  const { keySize, valueSize, perCpu } = shape;
+  const stride = perCpu === undefined ? valueSize : roundUp8(perCpu);
+  const cpus = perCpu === undefined ? 1 : valueSize / stride;
+  const opening = Buffer.from(`${style.before}"key"${style.colon}"`);
+  const middle = Buffer.from(
+    perCpu === undefined ? `"${style.comma}"value"${style.colon}"` : `"${style.comma}"values"${style.colon}["`,
+  );
+  const between = Buffer.from(`"${style.comma.trimEnd()}"`);
+  const closing = Buffer.from(`${perCpu === undefined ? '"' : '"]'}${style.after}`);
+  const put = (text: Uint8Array, bytes: Uint8Array, at: number): number => {
+    for (let i = 0; i < text.length; i++) bytes[at++] = text[i] as number;
+    return at;
+  };
+  return {
+    most: opening.length + middle.length + closing.length + cpus * between.length + 2 * (keySize + valueSize),
+    put(keys, values, out) {
+      const { bytes, view } = out;
+      let at = put(opening, bytes, out.at);
+      at = putHex(keys.view, keys.at, keys.at + keySize, view, at);
+      at = put(middle, bytes, at);
+      if (perCpu === undefined) {
+        at = putHex(values.view, values.at, values.at + valueSize, view, at);
+      } else {
+        for (let cpu = 0; cpu < cpus; cpu++) {
+          const start = values.at + cpu * stride;
+          // Padding is stored by the kernel as it was written: it is shown only where it is not zero.
+          const end = isZero(values.bytes, start + perCpu, start + stride) ? start + perCpu : start + stride;
+          if (cpu > 0) at = put(between, bytes, at);
+          at = putHex(values.view, start, end, view, at);
+        }
+      }
+      out.at = put(closing, bytes, at);
+    },
+  };
+}
+
+/** Two cursors over an entry's keys and values. */
+export class ItemCursors {
+  private constructor(
+    readonly keys: Cursor,
+    readonly values: Cursor,
+    private readonly spool: Spool | undefined,
+    /** The error for an image that ends after `got` bytes of the entry's items. */
+    readonly truncated: (got: number) => BpfimgError,
+  ) {}
+
+  /** Opens the items of the entry that `reader` stands at. Close it before the next entry. */
+  static async open(reader: ImageReader, entry: Entry): Promise<ItemCursors> {
+    const { input, cursor } = reader;
+    const keysBytes = entry.message.keys_bytes as number;
+    const truncated = (got: number) => reader.truncated(entry, got);
+    if (input.size !== undefined) {
+      const valuesAt = entry.extraAt + keysBytes;
+      return new ItemCursors(
+        new Cursor(input, entry.extraAt, valuesAt),
+        new Cursor(input, valuesAt, entry.extraAt + entry.extraSize),
+        undefined,
+        truncated,
+      );
+    }
+    const spool = new Spool();
+    for (let left = keysBytes; left > 0; ) {
+      const ready = Math.min(left, await cursor.fill());
+      if (ready === 0) throw truncated(keysBytes - left);
+      spool.write(cursor.bytes.subarray(cursor.at, cursor.at + ready));
+      cursor.at += ready;
+      left -= ready;
+    }
+    return new ItemCursors(new Cursor(spool.input()), cursor, spool, truncated);
+  }
+
+  close(): void {
+    this.spool?.close();
+  }
+}
+
+/** Writes `count` items, `separator` between them. Items larger than a window go through in parts. */
+export async function writeItems(
+  cursors: ItemCursors,
+  count: number,
+  shape: ItemShape,
+  style: ItemStyle,
+  separator: string,
+  out: Output,
+  text: ItemText = hexItems(shape, style),
+): Promise<void> {
+  const { keySize, valueSize } = shape;
+  const { keys, values } = cursors;
+  const between = Buffer.from(separator);
+  const big = keySize > WINDOW / 4 || valueSize > WINDOW / 4 || text.most + between.length > WINDOW;
+  for (let i = 0; i < count; ) {
+    if (big) {
+      if (i > 0) out.write(between);
+      await writeBigItem(cursors, shape, style, out);
+      i++;
+      continue;
+    }
+    const ready = Math.min(
+      keySize === 0 ? count : Math.floor((await keys.fill(keySize)) / keySize),
+      valueSize === 0 ? count : Math.floor((await values.fill(valueSize)) / valueSize),
+      count - i,
+    );
+    if (ready === 0) throw cursors.truncated(i * (keySize + valueSize));
+    for (const end = i + ready; i < end; i++) {
+      out.room(text.most + between.length);
+      if (i > 0) {
+        for (let b = 0; b < between.length; b++) out.bytes[out.at++] = between[b] as number;
+      }
+      text.put(keys, values, out);
+      keys.at += keySize;
+      values.at += valueSize;
+    }
+    await out.turn();
+  }
+}
+
+async function writeBigItem(cursors: ItemCursors, shape: ItemShape, style: ItemStyle, out: Output): Promise<void> {
+  const { perCpu } = shape;
+  out.text(`${style.before}"key"${style.colon}"`);
+  await writeHex(cursors, cursors.keys, shape.keySize, out);
+  out.text(`"${style.comma}"value${perCpu === undefined ? '' : 's'}"${style.colon}`);
+  if (perCpu === undefined) {
+    out.text('"');
+    await writeHex(cursors, cursors.values, shape.valueSize, out);
+    out.text('"');
+  } else {
+    const stride = roundUp8(perCpu);
+    for (let at = 0; at < shape.valueSize; at += stride) {
+      out.text(at === 0 ? '["' : `"${style.comma.trimEnd()}"`);
+      await writeHex(cursors, cursors.values, stride, out);
+    }
+    out.text('"]');
+  }
+  out.text(style.after);
+}
+
+async function writeHex(cursors: ItemCursors, from: Cursor, size: number, out: Output): Promise<void> {
+  for (let left = size; left > 0; ) {
+    const part = Math.min(left, await from.fill(), WINDOW / 4);
+    if (part === 0) throw cursors.truncated(size - left);
+    out.room(part * 2);
+    out.at = putHex(from.view, from.at, from.at + part, out.view, out.at);
+    from.at += part;
+    left -= part;
+    await out.turn();
+  }
+}
+
+/** What the items of a list turned out to be, their bytes in the two spools. */
+export interface ReadItems {
+  readonly keys: Spool;
+  readonly values: Spool;
+  readonly count: number;
+  keySize: number;
+  valueSize: number;
+}
+
+/** What is known of a map's items before the first is read. */
+export interface ExpectedItems {
+  readonly keySize?: number | undefined;
+  readonly valueSize?: number | undefined;
+  /** For per-CPU maps: bytes of one CPU's value without padding. */
+  readonly perCpu?: number | undefined;
+}
+
+const LETTERS = { key: Buffer.from('"key"'), value: Buffer.from('"value"') };
+
+/** Reads items into two spools, checking that all have one size. */
+export class ItemReader implements ReadItems {
+  readonly keys = new Spool();
+  readonly values = new Spool();
+  count = 0;
+  keySize = -1;
+  valueSize = -1;
+  readonly #perCpu: number | undefined;
+  readonly #reader: JsonReader;
+
+  constructor(reader: JsonReader, expected: ExpectedItems = {}) {
+    this.#reader = reader;
+    this.keySize = expected.keySize ?? -1;
+    this.valueSize = expected.valueSize ?? -1;
+    this.#perCpu = expected.perCpu;
+  }
+
+  close(): void {
+    this.keys.close();
+    this.values.close();
+  }
+
+  /** Reads a list of items. */
+  async list(): Promise<void> {
+    const { path } = this.#reader;
+    for await (const _ of this.#reader.elements()) {
+      const before = this.count;
+      await this.some(true);
+      // The list counts one element itself.
+      (path[path.length - 1] as number) += this.count - before - 1;
+    }
+  }
+
+  /**
+   * Reads the item the reader stands at, and all that follow it directly and are at hand.
+   * @param commas whether items are separated by commas (a list) or by white space (ndjson)
+   */
+  async some(commas: boolean): Promise<void> {
+    const { cursor } = this.#reader;
+    await pause();
+    if (this.#fast(commas)) return;
+    // The item may only be cut off by the end of the window: look at a full one before the slow way.
+    if (cursor.ready < cursor.bytes.length) {
+      await cursor.fill(cursor.bytes.length);
+      if (this.#fast(commas)) return;
+    }
+    await this.#slow();
+  }
+
+  /**
+   * Takes items of the form `{"key":"…","value":"…"}`, white space allowed, while they are whole in the
+   * window. Stops before the first that is anything else.
+   */
+  #fast(commas: boolean): boolean {
+    if (this.#perCpu !== undefined) return false;
+    const { cursor } = this.#reader;
+    const { bytes, view, end } = cursor;
+    const { keys, values } = this;
+    let at = cursor.at;
+    let taken = 0;
+    const blank = () => {
+      while (at < end && ((bytes[at] as number) === 0x20 || ((bytes[at] as number) <= 0x0d && (bytes[at] as number) >= 0x09))) at++;
+    };
+    /** Moves past a name and colon up to the first hex digit; false when they are not there. */
+    const name = (letters: Buffer): boolean => {
+      blank();
+      for (let i = 0; i < letters.length; i++) if (bytes[at + i] !== letters[i]) return false;
+      at += letters.length;
+      blank();
+      if (bytes[at] !== 0x3a) return false;
+      at++;
+      blank();
+      if (bytes[at] !== 0x22) return false;
+      at++;
+      return at < end;
+    };
+    for (;;) {
+      blank();
+      if (at >= end || bytes[at] !== 0x7b) break;
+      at++;
+      if (!name(LETTERS.key)) break;
+      const keyAt = at;
+      const keyEnd = this.keySize >= 0 ? at + 2 * this.keySize : bytes.indexOf(0x22, at);
+      if (keyEnd < 0 || keyEnd >= end || bytes[keyEnd] !== 0x22 || (keyEnd - keyAt) % 2 !== 0) break;
+      at = keyEnd + 1;
+      blank();
+      if (bytes[at] !== 0x2c) break;
+      at++;
+      if (!name(LETTERS.value)) break;
+      const valueAt = at;
+      const valueEnd = this.valueSize >= 0 ? at + 2 * this.valueSize : bytes.indexOf(0x22, at);
+      if (valueEnd < 0 || valueEnd >= end || bytes[valueEnd] !== 0x22 || (valueEnd - valueAt) % 2 !== 0) break;
+      at = valueEnd + 1;
+      blank();
+      if (at >= end || bytes[at] !== 0x7d) break;
+      at++;
+      const keySize = (keyEnd - keyAt) / 2;
+      const valueSize = (valueEnd - valueAt) / 2;
+      // A spool's buffer is smaller than a window; such an item goes the slow way.
+      if (keySize > 32 * 1024 || valueSize > 32 * 1024) break;
+      keys.room(keySize);
+      values.room(valueSize);
+      if (!takeHex(view, keyAt, keyEnd, keys.bytes, keys.at)) break;
+      if (!takeHex(view, valueAt, valueEnd, values.bytes, values.at)) break;
+      keys.at += keySize;
+      values.at += valueSize;
+      this.keySize = keySize;
+      this.valueSize = valueSize;
+      taken++;
+      cursor.at = at;
+      if (commas) {
+        blank();
+        if (at >= end || bytes[at] !== 0x2c) break;
+        at++;
+      }
+    }
+    this.count += taken;
+    return taken > 0;
+  }
+
+  /** Takes one item member by member: any order, any size, and the place to explain what is wrong. */
+  async #slow(): Promise<void> {
+    const reader = this.#reader;
+    await reader.peek();
+    const start = reader.offset;
+    let keySize: number | undefined;
+    let valueSize: number | undefined;
+    for await (const name of reader.members()) {
+      await reader.peek();
+      const offset = reader.offset;
+      if (name === 'key') {
+        keySize = await reader.hexInto(this.keys);
+        this.#same('keySize', keySize, 'the key', offset);
+      } else if (name === 'value' && valueSize === undefined) {
+        valueSize = await reader.hexInto(this.values);
+        this.#same('valueSize', valueSize, 'the value', offset);
+      } else if (name === 'values' && valueSize === undefined && this.#perCpu !== undefined) {
+        valueSize = await this.#cpus(this.#perCpu);
+        this.#same('valueSize', valueSize, 'the values of all CPUs', offset);
+      } else if (name === 'value' || (name === 'values' && this.#perCpu !== undefined)) {
+        throw reader.bad('an item has either "value" or "values"', offset);
+      } else if (name === 'values') {
+        throw reader.bad('only the items of a per-CPU map have "values"', offset);
+      } else {
+        throw reader.bad(`unknown member, an item has "key" and "${this.#perCpu === undefined ? 'value' : 'values'}"`, offset);
+      }
+    }
+    if (keySize === undefined) throw reader.bad('member "key" is missing', start);
+    if (valueSize === undefined) {
+      throw reader.bad(`member "${this.#perCpu === undefined ? 'value' : 'values'}" is missing`, start);
+    }
+    this.count++;
+  }
+
+  #same(which: 'keySize' | 'valueSize', size: number, what: string, offset: number): void {
+    if (this[which] < 0) this[which] = size;
+    if (this[which] === size) return;
+    throw this.#reader.bad(`${what} has ${size} bytes, expected ${this[which]} as in the rest of the map`, offset);
+  }
+
+  /** One value a CPU, each with or without its padding to 8 bytes. Returns the bytes of all. */
+  async #cpus(size: number): Promise<number> {
+    const reader = this.#reader;
+    const stride = roundUp8(size);
+    let total = 0;
+    for await (const _ of reader.elements()) {
+      await reader.peek();
+      const offset = reader.offset;
+      const got = await reader.hexInto(this.values);
+      if (got !== size && got !== stride) {
+        const padded = stride === size ? '' : ` (or ${stride} with padding)`;
+        throw reader.bad(`a CPU's value has ${got} bytes, expected ${size}${padded}`, offset);
+      }
+      this.values.write(new Uint8Array(stride - got));
+      total += stride;
+    }
+    return total;
+  }
+}

@@ -1,0 +1,52 @@
+/** JSON values as text, in the spellings that bpfimg writes. */
+import type { Json } from '../image/message.js';
+
+/** Spelling of JSON: what stands between things. */
+export interface Style {
+  /** Spaces of one indentation level; undefined keeps everything on one line. */
+  readonly indent?: number;
+  readonly comma: string;
+  readonly colon: string;
+  /** Write characters beyond ASCII as `\uXXXX`. */
+  readonly ascii: boolean;
+}
+
+/** Python's `json.dump`, which is what crit prints. */
+export const PYTHON: Style = { comma: ', ', colon: ': ', ascii: true };
+/** Python's `json.dump` with `indent=4`: crit's `--pretty`. */
+export const PYTHON_PRETTY: Style = { indent: 4, comma: ',', colon: ': ', ascii: true };
+/** No blanks at all, as go-criu and `jq -c` write. */
+export const COMPACT: Style = { comma: ',', colon: ':', ascii: false };
+
+// biome-ignore lint/suspicious/noControlCharactersInRegex: DEL stays as it is, Python does not escape it
+const NOT_ASCII = /[^\x00-\x7f]/g;
+
+/** One string in JSON's quotes. */
+export function quote(text: string, ascii: boolean): string {
+  const quoted = JSON.stringify(text);
+  if (!ascii) return quoted;
+  return quoted.replace(NOT_ASCII, (unit) =>
+    [...Array(unit.length).keys()].map((i) => `\\u${unit.charCodeAt(i).toString(16).padStart(4, '0')}`).join(''),
+  );
+}
+
+/**
+ * Prints a value. Integers of any size are plain digits.
+ * @param level indentation level the value stands at
+ */
+export function print(value: Json, style: Style, level = 0): string {
+  if (typeof value === 'string') return quote(value, style.ascii);
+  if (typeof value !== 'object' || value === null) return String(value);
+  const isList = Array.isArray(value);
+  const parts = isList
+    ? value.map((element) => print(element, style, level + 1))
+    : Object.entries(value).map(
+        ([name, member]) => quote(name, style.ascii) + style.colon + print(member, style, level + 1),
+      );
+  const [open, close] = isList ? '[]' : '{}';
+  if (parts.length === 0) return `${open}${close}`;
+  if (style.indent === undefined) return `${open}${parts.join(style.comma)}${close}`;
+  const outer = ' '.repeat(style.indent * level);
+  const inner = outer + ' '.repeat(style.indent);
+  return `${open}\n${inner}${parts.join(`${style.comma}\n${inner}`)}\n${outer}${close}`;
+}

@@ -1,0 +1,506 @@
+/**
+ * Reads JSON from a stream: a pull parser over a window, for documents larger than memory.
+ *
+ * Structure is read member by member; values that can be huge (hex, base64) stream into an output, and
+ * small ones come as JavaScript values. Every error names the JSON pointer and, for files, line and column.
+ */
+import * as fs from 'node:fs';
+import { Base64Decoder, takeHex, viewOf } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
+import type { Json, JsonObject } from '../image/message.js';
+import { Cursor, type Input, openInput } from '../io/input.js';
+import type { Output } from '../io/output.js';
+
+/** Most text of one value that is built in memory. */
+const MAX_VALUE = 16 * 1024 * 1024;
+const MAX_DEPTH = 64;
+/** Text read ahead at most for one item before it is taken apart the slow way. */
+export const JSON_WINDOW = 256 * 1024;
+
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+const COMMA = 0x2c;
+const COLON = 0x3a;
+const OPEN_LIST = 0x5b;
+const CLOSE_LIST = 0x5d;
+const OPEN_OBJECT = 0x7b;
+const CLOSE_OBJECT = 0x7d;
+
+const isBlank = (byte: number) => byte === 0x20 || byte === 0x0a || byte === 0x0d || byte === 0x09;
+const isStructure = (byte: number) =>
+  byte === COMMA || byte === CLOSE_LIST || byte === CLOSE_OBJECT || byte === COLON || isBlank(byte);
+
+const escapes: Readonly<Record<number, number>> = {
+  0x22: 0x22,
+  0x5c: 0x5c,
+  0x2f: 0x2f,
+  0x62: 0x08,
+  0x66: 0x0c,
+  0x6e: 0x0a,
+  0x72: 0x0d,
+  0x74: 0x09,
+};
+
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+/** A JSON pointer's form of a member name (RFC 6901). */
+export function pointerPart(name: string | number): string {
+  return `/${String(name).replaceAll('~', '~0').replaceAll('/', '~1')}`;
+}
+
+/** Where text that is read from a temporary copy stood at first. */
+export interface Origin {
+  readonly input: Input;
+  readonly offset: number;
+  readonly path: readonly (string | number)[];
+}
+
+export class JsonReader {
+  readonly cursor: Cursor;
+  readonly #origin: Origin | undefined;
+  /** Names and indexes that lead to where the reader stands. */
+  readonly path: (string | number)[];
+  /** Whether a value read since this was last cleared had an integer beyond 2^53-1 (a bigint). */
+  sawBigint = false;
+
+  constructor(input: Input, origin?: Origin) {
+    this.cursor = new Cursor(input, 0, Number.POSITIVE_INFINITY, JSON_WINDOW);
+    this.#origin = origin;
+    this.path = [...(origin?.path ?? [])];
+  }
+
+  /** Byte position of the next unread byte, in the text the user gave. */
+  get offset(): number {
+    return this.cursor.position + (this.#origin?.offset ?? 0);
+  }
+
+  get name(): string {
+    return (this.#origin?.input ?? this.cursor.input).name;
+  }
+
+  /** JSON pointer of where the reader stands. */
+  get pointer(): string {
+    return this.path.map(pointerPart).join('');
+  }
+
+  /** Where text that is copied out from here on should say it came from. */
+  origin(): Origin {
+    return { input: this.#origin?.input ?? this.cursor.input, offset: this.offset, path: [...this.path] };
+  }
+
+  /**
+   * The error for what stands at `offset`: file, pointer, message, line and column. Made by callers as
+   * `throw reader.bad(…)`.
+   */
+  bad(message: string, offset = this.offset, pointer = this.pointer): BpfimgError {
+    const { input } = this.#origin ?? this.cursor;
+    const where = lineAndColumn(input, offset);
+    return new BpfimgError('badJson', `${input.name}: ${pointer === '' ? '' : `${pointer}: `}${message} (${where})`);
+  }
+
+  /**
+   * The error for a value inside the value that starts at `offset`: `inner` is its pointer from there.
+   * Reads the file once more to find the line.
+   */
+  async badAt(message: string, offset: number, inner: string): Promise<BpfimgError> {
+    const pointer = this.pointer + inner;
+    const { input } = this.#origin ?? this.cursor;
+    if (input.path === undefined) return this.bad(message, offset, pointer);
+    const again = await openInput(input.path);
+    try {
+      const found = await new JsonReader(again, undefined).find(offset, inner);
+      return this.bad(message, found, pointer);
+    } finally {
+      again.close();
+    }
+  }
+
+  /** Offset of the value that `pointer` names within the value at `offset`, or of its nearest parent. */
+  private async find(offset: number, pointer: string): Promise<number> {
+    await this.cursor.skip(offset);
+    let found = offset;
+    for (const part of pointer.split('/').slice(1)) {
+      const name = part.replaceAll('~1', '/').replaceAll('~0', '~');
+      const first = await this.peek();
+      let next: number | undefined;
+      if (first === OPEN_OBJECT) {
+        for await (const member of this.members()) {
+          await this.peek();
+          if (member === name) {
+            next = this.offset;
+            break;
+          }
+          await this.skip();
+        }
+      } else if (first === OPEN_LIST) {
+        for await (const index of this.elements()) {
+          await this.peek();
+          if (String(index) === name) {
+            next = this.offset;
+            break;
+          }
+          await this.skip();
+        }
+      }
+      if (next === undefined) return found;
+      found = next;
+    }
+    return found;
+  }
+
+  /** The next byte that is not white space, without taking it; -1 at the end. */
+  async peek(): Promise<number> {
+    const { cursor } = this;
+    for (;;) {
+      const { bytes, end } = cursor;
+      let at = cursor.at;
+      while (at < end && isBlank(bytes[at] as number)) at++;
+      cursor.at = at;
+      if (at < end) return bytes[at] as number;
+      if ((await cursor.fill()) === 0) return -1;
+    }
+  }
+
+  async #expect(byte: number, what: string): Promise<void> {
+    if ((await this.peek()) !== byte) throw await this.#unexpected(what);
+    this.cursor.at++;
+  }
+
+  async #unexpected(what: string): Promise<BpfimgError> {
+    const byte = await this.peek();
+    if (byte === -1) return this.bad(`the text ends here, expected ${what}`);
+    const found = byte > 0x20 && byte < 0x7f ? `"${String.fromCharCode(byte)}"` : `byte 0x${byte.toString(16)}`;
+    return this.bad(`expected ${what}, found ${found}`);
+  }
+
+  /** The error for a value of the wrong kind. */
+  expected(what: string): Promise<BpfimgError> {
+    return this.#unexpected(what);
+  }
+
+  /** Steps through an object. The caller takes each member's value before it asks for the next. */
+  async *members(): AsyncGenerator<string> {
+    await this.#expect(OPEN_OBJECT, 'an object');
+    const seen = new Set<string>();
+    if ((await this.peek()) === CLOSE_OBJECT) {
+      this.cursor.at++;
+      return;
+    }
+    for (;;) {
+      if ((await this.peek()) !== QUOTE) throw await this.#unexpected('a member name');
+      const start = this.offset;
+      const name = await this.string();
+      if (seen.has(name)) throw this.bad(`member "${name}" stands twice`, start);
+      seen.add(name);
+      await this.#expect(COLON, '":"');
+      this.path.push(name);
+      yield name;
+      this.path.pop();
+      const byte = await this.peek();
+      if (byte === CLOSE_OBJECT) break;
+      if (byte !== COMMA) throw await this.#unexpected('"," or "}"');
+      this.cursor.at++;
+    }
+    this.cursor.at++;
+  }
+
+  /** Steps through a list, giving each index. The caller takes each element. */
+  async *elements(): AsyncGenerator<number> {
+    await this.#expect(OPEN_LIST, 'a list');
+    if ((await this.peek()) === CLOSE_LIST) {
+      this.cursor.at++;
+      return;
+    }
+    const depth = this.path.push(0) - 1;
+    for (;;) {
+      yield this.path[depth] as number;
+      const byte = await this.peek();
+      if (byte === CLOSE_LIST) break;
+      if (byte !== COMMA) throw await this.#unexpected('"," or "]"');
+      this.cursor.at++;
+      // A caller that took several elements at once has moved the index on itself.
+      (this.path[depth] as number)++;
+    }
+    this.path.length = depth;
+    this.cursor.at++;
+  }
+
+  /** A string, as text. */
+  async string(): Promise<string> {
+    const parts: Buffer[] = [];
+    let size = 0;
+    const start = this.offset;
+    await this.#pieces((bytes, from, to) => {
+      size += to - from;
+      if (size > MAX_VALUE) throw this.bad(`text of more than ${MAX_VALUE} bytes`, start);
+      parts.push(Buffer.from(bytes.subarray(from, to)));
+      return true;
+    }, 'text');
+    const whole = parts.length === 1 ? (parts[0] as Buffer) : Buffer.concat(parts);
+    try {
+      return utf8.decode(whole);
+    } catch {
+      throw this.bad('text is not UTF-8', start);
+    }
+  }
+
+  /** Streams a string's bytes, escapes resolved. `take` returns false to refuse what it was given. */
+  async #pieces(take: (bytes: Uint8Array, from: number, to: number) => boolean, what: string): Promise<void> {
+    await this.#expect(QUOTE, what);
+    const { cursor } = this;
+    for (;;) {
+      if ((await cursor.fill()) === 0) throw this.bad('the text ends within a string');
+      const { bytes, end } = cursor;
+      let at = cursor.at;
+      for (let byte = bytes[at] as number; at < end; byte = bytes[++at] as number) {
+        if (byte === QUOTE || byte === BACKSLASH || byte < 0x20) break;
+      }
+      if (at > cursor.at && !take(bytes, cursor.at, at)) throw this.bad(`must be ${what}`);
+      cursor.at = at;
+      if (at === end) continue;
+      const byte = bytes[at] as number;
+      if (byte === QUOTE) {
+        cursor.at++;
+        return;
+      }
+      if (byte !== BACKSLASH) throw this.bad(`control character 0x${byte.toString(16)} within a string`);
+      const unescaped = await this.#escape();
+      if (!take(unescaped, 0, unescaped.length)) throw this.bad(`must be ${what}`);
+    }
+  }
+
+  /** Takes one escape (a surrogate pair at once) and gives its UTF-8 bytes. */
+  async #escape(): Promise<Uint8Array> {
+    const { cursor } = this;
+    if ((await cursor.fill(2)) < 2) throw this.bad('the text ends within a string');
+    const letter = cursor.bytes[cursor.at + 1] as number;
+    if (letter !== 0x75) {
+      const byte = escapes[letter];
+      if (byte === undefined) throw this.bad(`"\\${String.fromCharCode(letter)}" is no escape`);
+      cursor.at += 2;
+      return Uint8Array.of(byte);
+    }
+    const first = await this.#unit(0);
+    let text = String.fromCharCode(first);
+    cursor.at += 6;
+    if (first >= 0xd800 && first < 0xdc00 && (await cursor.fill(2)) >= 2) {
+      if (cursor.bytes[cursor.at] === BACKSLASH && cursor.bytes[cursor.at + 1] === 0x75) {
+        const second = await this.#unit(0);
+        if (second >= 0xdc00 && second < 0xe000) {
+          text += String.fromCharCode(second);
+          cursor.at += 6;
+        }
+      }
+    }
+    if (/\p{Surrogate}/u.test(text)) throw this.bad('half of a surrogate pair within a string');
+    return Buffer.from(text);
+  }
+
+  async #unit(ahead: number): Promise<number> {
+    const { cursor } = this;
+    const ready = await cursor.fill(ahead + 6);
+    const digits = Buffer.from(cursor.bytes.subarray(cursor.at + ahead + 2, cursor.at + ahead + 6)).toString('latin1');
+    if (ready < ahead + 6 || !/^[0-9a-fA-F]{4}$/.test(digits)) throw this.bad('"\\u" needs four hex digits');
+    return Number.parseInt(digits, 16);
+  }
+
+  /** A number, true, false or null. */
+  async #scalar(): Promise<Json> {
+    const { cursor } = this;
+    let text = '';
+    for (;;) {
+      const { bytes, end } = cursor;
+      const from = cursor.at;
+      let at = from;
+      while (at < end && !isStructure(bytes[at] as number)) at++;
+      text += Buffer.from(bytes.subarray(from, at)).toString('latin1');
+      if (text.length > 400) throw this.bad('expected a JSON value');
+      if (at < end) {
+        cursor.at = at;
+        break;
+      }
+      cursor.at = at;
+      if ((await cursor.fill()) === 0) break;
+    }
+    switch (text) {
+      case 'true':
+        return true;
+      case 'false':
+        return false;
+      case 'null':
+        return null;
+      default:
+    }
+    if (!/^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/.test(text)) {
+      const short = text.length > 40 ? `${text.slice(0, 40)}…` : text;
+      throw this.bad(`expected a JSON value, found ${JSON.stringify(short)}`, this.offset - text.length);
+    }
+    const number = Number(text);
+    if (Number.isSafeInteger(number) || !/^-?[0-9]+$/.test(text)) return number;
+    this.sawBigint = true;
+    return BigInt(text);
+  }
+
+  /** Any value, built in memory: for what is small by nature. */
+  async value(): Promise<Json> {
+    const start = this.cursor.position;
+    const build = async (depth: number): Promise<Json> => {
+      if (this.cursor.position - start > MAX_VALUE) throw this.bad(`a value of more than ${MAX_VALUE} bytes`);
+      if (depth > MAX_DEPTH) throw this.bad(`nested deeper than ${MAX_DEPTH} levels`);
+      const first = await this.peek();
+      if (first === OPEN_OBJECT) {
+        const object: JsonObject = Object.create(null) as JsonObject;
+        for await (const name of this.members()) object[name] = await build(depth + 1);
+        return object;
+      }
+      if (first === OPEN_LIST) {
+        const list: Json[] = [];
+        for await (const _ of this.elements()) list.push(await build(depth + 1));
+        return list;
+      }
+      if (first === QUOTE) return this.string();
+      if (first === -1) throw await this.#unexpected('a value');
+      return this.#scalar();
+    };
+    return build(0);
+  }
+
+  /**
+   * Moves past a value, whatever its size, and copies its text to `copy` when given. Checks brackets and
+   * strings only: a copy is parsed later.
+   */
+  async skip(copy?: Output): Promise<void> {
+    const { cursor } = this;
+    const first = await this.peek();
+    if (first !== OPEN_OBJECT && first !== OPEN_LIST && first !== QUOTE) {
+      const text = await this.#scalar();
+      copy?.text(String(text));
+      return;
+    }
+    let depth = 0;
+    let inString = false;
+    let escaped = false;
+    for (;;) {
+      if ((await cursor.fill()) === 0) throw this.bad('the text ends within a value');
+      const { bytes, end, at: from } = cursor;
+      for (let at = from; at < end; at++) {
+        const byte = bytes[at] as number;
+        if (inString) {
+          if (escaped) escaped = false;
+          else if (byte === BACKSLASH) escaped = true;
+          else if (byte === QUOTE) inString = false;
+        } else if (byte === QUOTE) inString = true;
+        else if (byte === OPEN_OBJECT || byte === OPEN_LIST) depth++;
+        else if (byte === CLOSE_OBJECT || byte === CLOSE_LIST) depth--;
+        if (depth === 0 && !inString) {
+          copy?.write(bytes.subarray(from, at + 1));
+          cursor.at = at + 1;
+          return;
+        }
+      }
+      copy?.write(bytes.subarray(from, end));
+      cursor.at = end;
+    }
+  }
+
+  /** Streams a string of hex digits into `out` as bytes; returns their number. */
+  async hexInto(out: Output): Promise<number> {
+    const what = 'bytes in hex, two digits each';
+    let count = 0;
+    const pair = new Uint8Array(2);
+    const pairView = viewOf(pair);
+    let half = false;
+    await this.#pieces((bytes, from, to) => {
+      const view = bytes === this.cursor.bytes ? this.cursor.view : viewOf(bytes);
+      let at = from;
+      if (half) {
+        pair[1] = bytes[at++] as number;
+        out.room(1);
+        if (!takeHex(pairView, 0, 2, out.bytes, out.at)) return false;
+        out.at++;
+        count++;
+      }
+      while (to - at >= 2) {
+        const part = Math.min((to - at) & ~1, 64 * 1024);
+        out.room(part / 2);
+        if (!takeHex(view, at, at + part, out.bytes, out.at)) return false;
+        out.at += part / 2;
+        count += part / 2;
+        at += part;
+      }
+      half = at < to;
+      if (half) pair[0] = bytes[at] as number;
+      return true;
+    }, what);
+    if (half) throw this.bad(`must be ${what}, got an odd number of digits`);
+    return count;
+  }
+
+  /** Streams a string of base64 (line ends allowed) into `out` as bytes; returns their number. */
+  async base64Into(out: Output): Promise<number> {
+    const what = 'bytes in base64';
+    await this.#expect(QUOTE, what);
+    const { cursor } = this;
+    const decoder = new Base64Decoder();
+    let count = 0;
+    const push = (from: DataView, start: number, end: number): number => {
+      out.room(Base64Decoder.room(end - start));
+      const stop = decoder.push(from, start, end, out.view, out.at);
+      out.at += decoder.written;
+      count += decoder.written;
+      return stop;
+    };
+    for (;;) {
+      // Two bytes at least, so that an escape is not cut in half; one is enough for the closing quote.
+      if ((await cursor.fill(2)) === 0) throw this.bad('the text ends within a string');
+      const { bytes, end } = cursor;
+      // What one push makes must fit the smallest output buffer.
+      const part = Math.min(end, cursor.at + 64 * 1024);
+      cursor.at = push(cursor.view, cursor.at, part);
+      if (cursor.at === part) {
+        await out.turn();
+        continue;
+      }
+      const byte = bytes[cursor.at] as number;
+      if (byte === QUOTE) break;
+      if (byte !== BACKSLASH) throw this.bad(`must be ${what}`);
+      if (cursor.at + 1 === end && (await cursor.fill(2)) === 2) continue;
+      const offset = this.offset;
+      const unescaped = await this.#escape();
+      if (push(viewOf(unescaped), 0, unescaped.length) !== unescaped.length) throw this.bad(`must be ${what}`, offset);
+    }
+    cursor.at++;
+    out.room(3);
+    if (!decoder.end(out.view, out.at)) throw this.bad(`must be ${what}, the last digits are missing`);
+    out.at += decoder.written;
+    return count + decoder.written;
+  }
+}
+
+/** `line 3, column 7` in a file that can be read again, `byte 1234` elsewhere. */
+function lineAndColumn(input: Input, offset: number): string {
+  if (input.path === undefined) return `byte ${offset}`;
+  let line = 1;
+  let lineStart = 0;
+  try {
+    const fd = fs.openSync(input.path, 'r');
+    try {
+      const bytes = Buffer.alloc(64 * 1024);
+      for (let at = 0; at < offset; ) {
+        const read = fs.readSync(fd, bytes, 0, Math.min(bytes.length, offset - at), at);
+        if (read === 0) break;
+        const part = bytes.subarray(0, read);
+        for (let i = part.indexOf(0x0a); i !== -1; i = part.indexOf(0x0a, i + 1)) {
+          line++;
+          lineStart = at + i + 1;
+        }
+        at += read;
+      }
+    } finally {
+      fs.closeSync(fd);
+    }
+  } catch {
+    return `byte ${offset}`;
+  }
+  return `line ${line}, column ${offset - lineStart + 1}`;
+}
