@@ -31,10 +31,14 @@ export class BpfimgError extends Error {
   constructor(
     readonly kind: ErrorKind,
     message: string,
-    options?: ErrorOptions,
+    options?: ErrorOptions & { code?: string },
   ) {
     super(message, options);
+    this.code = options?.code;
   }
+
+  /** A finer name of what is wrong, where `verify` has one. */
+  readonly code: string | undefined;
 
   /** The exit code a command ends with when this error reaches it. */
   get exitCode(): number {
@@ -66,6 +70,11 @@ const ERRNO_TEXT: Readonly<Record<string, string>> = {
   EPERM: 'operation not permitted',
   EROFS: 'the file system is read-only',
 };
+
+/** A JSON pointer's form of a member name or index (RFC 6901). */
+export function pointerPart(name: string | number): string {
+  return `/${String(name).replaceAll('~', '~0').replaceAll('/', '~1')}`;
+}
 
 function isErrno(error: unknown): error is NodeJS.ErrnoException {
   return error instanceof Error && typeof (error as NodeJS.ErrnoException).code === 'string';

@@ -1,3 +1,3 @@
 import { start } from './main.js';
 
-await start();
+void start();

@@ -9,6 +9,7 @@ export type Command = (io: Io) => Promise<number | void>;
 
 const string = { type: 'string', requiresArg: true } as const;
 const boolean = { type: 'boolean', default: false } as const;
+const json = { ...boolean, describe: 'print JSON' } as const;
 const image = { ...string, describe: 'image to read; standard input when none is named' } as const;
 const map = {
   ...string,
@@ -64,8 +65,43 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
         chosen = async (io) => (await import('./commands/encode.js')).run(args, io);
       },
     )
+    .command(
+      'info <images..>',
+      'kind and number of entries of images, as crit prints them',
+      (y) => y.positional('images', { type: 'string', array: true, demandOption: true, describe: 'images' }),
+      (args) => {
+        chosen = async (io) => (await import('./commands/info.js')).run(args, io);
+      },
+    )
+    .command(
+      'show [source]',
+      'the maps of an image or dump, for eyes',
+      (y) =>
+        y
+          .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
+          .option('in', { ...image, alias: 'i' })
+          .option('map', map)
+          .option('limit', { type: 'number', requiresArg: true, default: 10, describe: 'items of each map; 0 shows all' })
+          .option('json', json),
+      (args) => {
+        chosen = async (io) => (await import('./commands/show.js')).run(args, io);
+      },
+    )
+    .command(
+      'verify [source]',
+      'is this dump sound? exit code 1 when it is not',
+      (y) =>
+        y
+          .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
+          .option('in', { ...image, alias: 'i' })
+          .option('json', json),
+      (args) => {
+        chosen = async (io) => (await import('./commands/verify.js')).run(args, io);
+      },
+    )
+    .command('completion', 'prints a completion script for bash or zsh', {}, () => {})
     .option('debug', { type: 'boolean', default: false, describe: 'show where an error came from' })
-    .option('color', { type: 'boolean', hidden: true })
+    .option('color', { type: 'boolean', describe: 'colours; --no-color or NO_COLOR turns them off' })
     .demandCommand(1, 'no command given')
     .strict()
     .version(false)

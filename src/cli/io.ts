@@ -15,6 +15,11 @@ export interface Io {
   readonly env: Readonly<Record<string, string | undefined>>;
 }
 
+/** Whether to colour: on a terminal, unless `--no-color` or NO_COLOR (when not empty) says otherwise. */
+export function coloured(io: Io, option: boolean | undefined): boolean {
+  return option ?? (io.terminal && !io.env.NO_COLOR);
+}
+
 /** The process's own streams. */
 export function processIo(): Io {
   const terminal = process.stdout.isTTY === true;

@@ -34,6 +34,16 @@ function swapped(value: number): number {
   return bytes.readUInt32BE();
 }
 
+function badEntry(input: Input, index: number, offset: number, message: string, code = 'bad-image'): BpfimgError {
+  return new BpfimgError('badImage', `${input.name}: entry ${index} at offset ${offset}: ${message}`, { code });
+}
+
+/** The error for an image that ends when only `got` bytes of the entry's extra have been read. */
+export function truncated(input: Input, entry: Entry, got: number): BpfimgError {
+  const message = `${entry.extraSize} bytes expected after its message, ${got} there (is the image cut off?)`;
+  return badEntry(input, entry.index, entry.offset, message);
+}
+
 /** An image being read. {@link cursor} stands at the extra of the entry that {@link next} gave last. */
 export class ImageReader {
   #index = 0;
@@ -69,16 +79,7 @@ export class ImageReader {
   }
 
   #bad(index: number, offset: number, message: string): BpfimgError {
-    return new BpfimgError('badImage', `${this.input.name}: entry ${index} at offset ${offset}: ${message}`);
-  }
-
-  /** The error for an entry of this image that ends too soon while its extra is read. */
-  truncated(entry: Entry, got: number): BpfimgError {
-    return this.#bad(
-      entry.index,
-      entry.offset,
-      `${entry.extraSize} bytes expected after its message, ${got} there (is the image cut off?)`,
-    );
+    return badEntry(this.input, index, offset, message);
   }
 
   /** The next entry, or undefined at the end. Skips what is left of the entry before. */
@@ -88,13 +89,16 @@ export class ImageReader {
       const last = this.#entry;
       const left = last.extraAt + last.extraSize - cursor.position;
       const skipped = await cursor.skip(left);
-      if (skipped < left) throw this.truncated(last, last.extraSize - left + skipped);
+      if (skipped < left) throw truncated(input, last, last.extraSize - left + skipped);
     }
     const index = this.#index;
     const offset = cursor.position;
     const ready = await cursor.fill(4);
     if (ready === 0) return undefined;
-    if (ready < 4) throw this.#bad(index, offset, `${ready} bytes left, expected a size of 4 bytes`);
+    if (ready < 4) {
+      const message = `${ready} bytes left, expected an entry's size of 4 bytes`;
+      throw badEntry(input, index, offset, message, 'trailing-bytes');
+    }
     const size = word(cursor.bytes, cursor.at);
     cursor.at += 4;
     const left = input.size === undefined ? undefined : input.size - cursor.position;
@@ -114,7 +118,7 @@ export class ImageReader {
     }
     const extraSize = kind.extra ? kind.extra(message) : 0;
     const entry: Entry = { index, offset, message, extraAt: cursor.position, extraSize };
-    if (left !== undefined && extraSize > left - size) throw this.truncated(entry, left - size);
+    if (left !== undefined && extraSize > left - size) throw truncated(input, entry, left - size);
     this.#index++;
     this.#entry = entry;
     return entry;

@@ -7,6 +7,7 @@
  * member, `$raw`, in hex. On the way back `$raw` gives every byte that an edit did not touch.
  */
 import { base64Lines, hex, unbase64, unhex } from '../bytes.js';
+import { pointerPart } from '../errors.js';
 import { parseShown, quotedPrintable, unquotePrintable } from './display.js';
 import { enumOf, type Field, fieldsOf, type Json, type JsonObject } from './message.js';
 
@@ -127,20 +128,21 @@ function* records(bytes: Uint8Array, start: number, end: number, path: string): 
     const wire = tag.value % 8;
     const no = Math.floor(tag.value / 8);
     let value = tag.end;
-    let next: number;
-    if (wire === VARINT) next = varint(bytes, value, end, path).end;
-    else if (wire === FIXED64) next = value + 8;
-    else if (wire === FIXED32) next = value + 4;
+    let size: number | bigint;
+    if (wire === VARINT) size = varint(bytes, value, end, path).end - value;
+    else if (wire === FIXED64) size = 8;
+    else if (wire === FIXED32) size = 4;
     else if (wire === BYTES) {
       const length = varint(bytes, value, end, path);
       value = length.end;
-      next = value + Number(length.value);
+      size = length.value;
     } else {
       throw new WireError(at, path, `field ${no} has wire type ${wire} (${WIRE_NAMES[wire] ?? 'unknown'}), which CRIU never writes`);
     }
-    if (next > end) {
-      throw new WireError(at, path, `field ${no} needs ${next - value} bytes, ${end - value} left in its message`);
+    if (size > end - value) {
+      throw new WireError(at, path, `field ${no} needs ${size} bytes, ${end - value} left in its message`);
     }
+    const next = value + Number(size);
     yield { no, wire, start: at, value, end: next };
     at = next;
   }
@@ -323,6 +325,14 @@ function enumName(name: string, value: number): string | number {
   return value;
 }
 
+/** Bytes of the fields in `raw` that message `name` does not have. */
+export function unknownBytes(name: string, raw: Uint8Array): number {
+  const known = numbered(name);
+  let size = 0;
+  for (const { no, start, end } of records(raw, 0, raw.length, '')) if (!known.has(no)) size += end - start;
+  return size;
+}
+
 // ---------------------------------------------------------------------------------------------------
 // JSON to bytes
 
@@ -380,7 +390,7 @@ class Wire {
 export function encodeMessage(name: string, object: JsonObject, text: Text = 'utf8', pointer = ''): Uint8Array {
   for (const member of Object.keys(object)) {
     if (member !== '$raw' && !fieldsOf(name).some((field) => field.name === member)) {
-      throw new ValueError(`${pointer}/${member}`, `unknown member, ${name} has no such field`);
+      throw new ValueError(pointer + pointerPart(member), `unknown member, ${name} has no such field`);
     }
   }
   const parts = new Map<Field, Uint8Array>();
@@ -500,9 +510,10 @@ function encodeValue(field: Field, value: Json, text: Text, pointer: string, out
       out.varint(value ? 1 : 0);
       return;
     case 'enum': {
-      const number = typeof value === 'string' ? enumOf(field.of as string)[value] : value;
+      const values = enumOf(field.of as string);
+      const number = typeof value !== 'string' ? value : Object.hasOwn(values, value) ? values[value] : undefined;
       if (number === undefined) {
-        const names = Object.keys(enumOf(field.of as string)).join(', ');
+        const names = Object.keys(values).join(', ');
         throw new ValueError(pointer, `must be a number or one of ${names}, got ${kindOf(value)}`);
       }
       const int = integer(number, -0x80000000, 0x7fffffff, pointer);

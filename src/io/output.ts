@@ -60,7 +60,10 @@ export abstract class Output {
   room(size: number): void {
     if (this.at + size <= this.bytes.length) return;
     this.flush();
-    if (size > this.bytes.length) throw new RangeError(`output buffer of ${this.bytes.length} bytes, wanted ${size}`);
+    if (size <= this.bytes.length) return;
+    // Inner loops write at most some windows at once, so this is no way to fill memory.
+    this.bytes = Buffer.from(new ArrayBuffer(size));
+    this.view = viewOf(this.bytes);
   }
 
   flush(): void {

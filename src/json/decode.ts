@@ -3,11 +3,11 @@ import { BASE64_LINE, BASE64_LINE_TEXT, base64Lines, putBase64Lines } from '../b
 import { prettyMessage } from '../image/display.js';
 import { BPFMAP_DATA, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
-import type { Entry, ImageReader } from '../image/reader.js';
-import type { Cursor } from '../io/input.js';
+import { type Entry, type ImageReader, truncated } from '../image/reader.js';
+import type { Cursor, Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
-import { ITEM_COMPACT, ItemCursors, type ItemStyle, itemShape, writeItems } from './items.js';
+import { ITEM_COMPACT, ItemCursors, itemIndented, itemShape, writeItems } from './items.js';
 import { COMPACT, PYTHON, PYTHON_PRETTY, print, type Style } from './print.js';
 
 export type Dialect = 'items' | 'crit' | 'ndjson';
@@ -23,7 +23,7 @@ export interface DecodeOptions {
 }
 
 /** crit's way to say how much was left out: `... <7.8KB>`. */
-function leftOut(size: number): string {
+export function leftOut(size: number): string {
   let value = size;
   for (const unit of ['', 'K', 'M', 'G', 'T', 'P', 'E', 'Z']) {
     if (value < 1024) return `... <${Number.isInteger(value) ? value : value.toFixed(1)}${unit}B>`;
@@ -91,17 +91,19 @@ async function writeCritEntry(
   }
   const gap = text.lastIndexOf('""') + 1;
   out.text(text.slice(0, gap));
-  await writeBase64(reader, entry, out);
+  await writeBase64(reader.input, reader.cursor, entry, out);
   out.text(text.slice(gap));
 }
 
-/** Streams an entry's extra as base64 with `\n` escapes after each line of 76 and at the end. */
-async function writeBase64(reader: ImageReader, entry: Entry, out: Output): Promise<void> {
-  const { cursor } = reader;
+/**
+ * Streams an entry's extra as base64 with `\n` escapes after each line of 76 and at the end.
+ * @param cursor stands at the extra
+ */
+export async function writeBase64(input: Input, cursor: Cursor, entry: Entry, out: Output): Promise<void> {
   let left = entry.extraSize;
   while (left > 0) {
     const ready = Math.min(left, await cursor.fill(Math.min(left, BASE64_LINE)));
-    if (ready < Math.min(left, BASE64_LINE)) throw reader.truncated(entry, entry.extraSize - left + ready);
+    if (ready < Math.min(left, BASE64_LINE)) throw truncated(input, entry, entry.extraSize - left + ready);
     const whole = Math.floor(ready / BASE64_LINE);
     for (let lines = whole; lines > 0; ) {
       out.room(BASE64_LINE_TEXT);
@@ -157,7 +159,7 @@ async function writeItemsEntry(
     out.text(lineStart);
     const cursors = await ItemCursors.open(reader, entry);
     try {
-      await writeItems(cursors, count as number, shape, pretty ? ITEM_PRETTY : ITEM_COMPACT, `,${lineStart}`, out);
+      await writeItems(cursors, count as number, shape, pretty ? itemIndented(4) : ITEM_COMPACT, `,${lineStart}`, out);
     } finally {
       cursors.close();
     }
@@ -165,13 +167,6 @@ async function writeItemsEntry(
   }
   out.text(text.slice(gap));
 }
-
-const ITEM_PRETTY: ItemStyle = {
-  before: '{\n                    ',
-  colon: ': ',
-  comma: ',\n                    ',
-  after: '\n                }',
-};
 
 /** One value a line: the image, then each entry; items of a map on lines of their own behind it. */
 async function decodeLines(reader: ImageReader, out: Output, options: DecodeOptions): Promise<void> {
@@ -201,12 +196,4 @@ async function decodeLines(reader: ImageReader, out: Output, options: DecodeOpti
     }
     out.text('\n');
   }
-}
-
-/** Bytes of an entry's extra, in memory: for blobs that are small by nature, up to `most`. */
-export async function extraBytes(reader: ImageReader, entry: Entry, most: number): Promise<Uint8Array> {
-  const { cursor } = reader as { cursor: Cursor };
-  const bytes = await cursor.take(Math.min(entry.extraSize, most));
-  if (bytes.length < Math.min(entry.extraSize, most)) throw reader.truncated(entry, bytes.length);
-  return bytes;
 }

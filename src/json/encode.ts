@@ -219,7 +219,7 @@ function leftOut(reader: JsonReader, offset: number): BpfimgError {
 }
 
 /** Recognises what --nopl puts in place of a payload. */
-async function refuseLeftOut(reader: JsonReader): Promise<void> {
+export async function refuseLeftOut(reader: JsonReader): Promise<void> {
   await reader.peek();
   const { cursor } = reader;
   await cursor.fill(6);

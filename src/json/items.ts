@@ -6,8 +6,8 @@
  */
 import { isZero, putHex, roundUp8, takeHex } from '../bytes.js';
 import type { BpfimgError } from '../errors.js';
-import type { Entry, ImageReader } from '../image/reader.js';
-import { Cursor, WINDOW } from '../io/input.js';
+import { type Entry, type ImageReader, truncated } from '../image/reader.js';
+import { Cursor, type Input, WINDOW } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
 import { pause } from '../io/pause.js';
@@ -52,6 +52,12 @@ export interface ItemStyle {
 
 export const ITEM_COMPACT: ItemStyle = { before: '{', colon: ':', comma: ',', after: '}' };
 
+/** An item indented by four, as an object that stands at `level`. */
+export function itemIndented(level: number): ItemStyle {
+  const outer = `\n${' '.repeat(4 * level)}`;
+  return { before: `{${outer}    `, colon: ': ', comma: `,${outer}    `, after: `${outer}}` };
+}
+
 /** Plain items: key and value (or each CPU's value) as hex. */
 export function hexItems(shape: ItemShape, style: ItemStyle): ItemText {
   const { keySize, valueSize, perCpu } = shape;
@@ -93,36 +99,39 @@ export function hexItems(shape: ItemShape, style: ItemStyle): ItemText {
 /** Two cursors over an entry's keys and values. */
 export class ItemCursors {
   private constructor(
+    private readonly input: Input,
+    private readonly entry: Entry,
     readonly keys: Cursor,
     readonly values: Cursor,
-    private readonly spool: Spool | undefined,
-    /** The error for an image that ends after `got` bytes of the entry's items. */
-    readonly truncated: (got: number) => BpfimgError,
+    private readonly spool?: Spool,
   ) {}
 
-  /** Opens the items of the entry that `reader` stands at. Close it before the next entry. */
+  /** Items of an entry in a file or buffer, which can be read at two places in turn. */
+  static over(input: Input, entry: Entry): ItemCursors {
+    const valuesAt = entry.extraAt + (entry.message.keys_bytes as number);
+    const end = entry.extraAt + entry.extraSize;
+    return new ItemCursors(input, entry, new Cursor(input, entry.extraAt, valuesAt), new Cursor(input, valuesAt, end));
+  }
+
+  /** Items of the entry that `reader` stands at; of a pipe the keys are put aside. Close it before the next entry. */
   static async open(reader: ImageReader, entry: Entry): Promise<ItemCursors> {
     const { input, cursor } = reader;
+    if (input.size !== undefined) return ItemCursors.over(input, entry);
     const keysBytes = entry.message.keys_bytes as number;
-    const truncated = (got: number) => reader.truncated(entry, got);
-    if (input.size !== undefined) {
-      const valuesAt = entry.extraAt + keysBytes;
-      return new ItemCursors(
-        new Cursor(input, entry.extraAt, valuesAt),
-        new Cursor(input, valuesAt, entry.extraAt + entry.extraSize),
-        undefined,
-        truncated,
-      );
-    }
     const spool = new Spool();
     for (let left = keysBytes; left > 0; ) {
       const ready = Math.min(left, await cursor.fill());
-      if (ready === 0) throw truncated(keysBytes - left);
+      if (ready === 0) throw truncated(input, entry, keysBytes - left);
       spool.write(cursor.bytes.subarray(cursor.at, cursor.at + ready));
       cursor.at += ready;
       left -= ready;
     }
-    return new ItemCursors(new Cursor(spool.input()), cursor, spool, truncated);
+    return new ItemCursors(input, entry, new Cursor(spool.input()), cursor, spool);
+  }
+
+  /** The error for an image that ends after `got` bytes of the entry's items. */
+  truncated(got: number): BpfimgError {
+    return truncated(this.input, this.entry, got);
   }
 
   close(): void {

@@ -18,8 +18,8 @@ export const PYTHON_PRETTY: Style = { indent: 4, comma: ',', colon: ': ', ascii:
 /** No blanks at all, as go-criu and `jq -c` write. */
 export const COMPACT: Style = { comma: ',', colon: ':', ascii: false };
 
-// biome-ignore lint/suspicious/noControlCharactersInRegex: DEL stays as it is, Python does not escape it
-const NOT_ASCII = /[^\x00-\x7f]/g;
+// biome-ignore lint/suspicious/noControlCharactersInRegex: what JSON.stringify escapes itself is left alone, DEL is not
+const NOT_ASCII = /[^\x00-\x7e]/g;
 
 /** One string in JSON's quotes. */
 export function quote(text: string, ascii: boolean): string {

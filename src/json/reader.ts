@@ -6,7 +6,7 @@
  */
 import * as fs from 'node:fs';
 import { Base64Decoder, takeHex, viewOf } from '../bytes.js';
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, pointerPart } from '../errors.js';
 import type { Json, JsonObject } from '../image/message.js';
 import { Cursor, type Input, openInput } from '../io/input.js';
 import type { Output } from '../io/output.js';
@@ -42,11 +42,6 @@ const escapes: Readonly<Record<number, number>> = {
 };
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
-
-/** A JSON pointer's form of a member name (RFC 6901). */
-export function pointerPart(name: string | number): string {
-  return `/${String(name).replaceAll('~', '~0').replaceAll('/', '~1')}`;
-}
 
 /** Where text that is read from a temporary copy stood at first. */
 export interface Origin {

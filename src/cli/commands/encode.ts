@@ -1,8 +1,11 @@
-import { encodeImage } from '../../json/encode.js';
+import { plugins } from '../../../plugins/index.js';
+import { encodeDocument } from '../../dump/encode.js';
 import { openInput } from '../../io/input.js';
-import { openOutput } from '../../io/output.js';
+import { encodeImage } from '../../json/encode.js';
+import { MapTypes } from '../../maptype.js';
 import type { Io } from '../io.js';
 import { sourceOf } from '../source.js';
+import { written } from '../written.js';
 
 export interface EncodeArguments {
   readonly json?: string | undefined;
@@ -16,14 +19,8 @@ export async function run(args: EncodeArguments, io: Io): Promise<void> {
   const source = sourceOf(args.json, args.in);
   const input = source === undefined ? await io.stdin() : await openInput(source);
   try {
-    const out = args.out === undefined ? io.stdout() : openOutput(args.out);
-    try {
-      await encodeImage(input, out);
-      await out.commit();
-    } catch (error) {
-      await out.abort();
-      throw error;
-    }
+    if (args.dir !== undefined) await encodeDocument(input, args.dir, args.force, new MapTypes(plugins));
+    else await written(args.out, io, (out) => encodeImage(input, out));
   } finally {
     input.close();
   }

@@ -1,0 +1,10 @@
+import type { Plugin } from '../src/maptype.js';
+
+/** Hash tables, with and without eviction. */
+export const hash: Plugin = {
+  name: 'hash',
+  types: [
+    { number: 1, name: 'hash', since: '3.19', key: 'bytes', criu: true },
+    { number: 9, name: 'lru_hash', since: '4.10', key: 'bytes' },
+  ],
+};

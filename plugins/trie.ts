@@ -1,0 +1,7 @@
+import type { Plugin } from '../src/maptype.js';
+
+/** Longest-prefix match. */
+export const trie: Plugin = {
+  name: 'trie',
+  types: [{ number: 11, name: 'lpm_trie', since: '4.11', key: 'prefix' }],
+};

@@ -1,0 +1,203 @@
+import { plugins } from '../../../plugins/index.js';
+import { roundUp8 } from '../../bytes.js';
+import { writeDocument } from '../../dump/document.js';
+import { type Dump, type DumpMap, dataShape, type MapData, openDump } from '../../dump/model.js';
+import { mapName, selectMaps } from '../../dump/select.js';
+import { openImageSource } from '../../dump/source.js';
+import { BpfimgError } from '../../errors.js';
+import { ImageReader } from '../../image/reader.js';
+import { Cursor, type Input } from '../../io/input.js';
+import type { Output } from '../../io/output.js';
+import { decodeImage } from '../../json/decode.js';
+import { mapFlagNames, MapTypes } from '../../maptype.js';
+import {
+  asciiText,
+  type Colours,
+  colours,
+  DUMP_WIDTH,
+  hexGroups,
+  nameText,
+  plural,
+  sizeText,
+  table,
+} from '../../render.js';
+import { coloured, type Io } from '../io.js';
+import { isFolder, sourceOf } from '../source.js';
+import { written } from '../written.js';
+
+export interface ShowArguments {
+  readonly source?: string | undefined;
+  readonly in?: string | undefined;
+  readonly map: readonly string[];
+  readonly limit: number;
+  readonly json: boolean;
+  readonly color?: boolean | undefined;
+}
+
+/** Bytes of one key or value that are shown; `decode` has all. */
+const SHOWN_BYTES = 64;
+
+export async function run(args: ShowArguments, io: Io): Promise<void> {
+  if (!Number.isInteger(args.limit) || args.limit < 0) {
+    throw new BpfimgError('usage', '--limit takes a whole number; 0 shows every item');
+  }
+  const source = sourceOf(args.source, args.in);
+  if (source !== undefined && isFolder(source)) {
+    await showDump(await openDump(source), args, io);
+    return;
+  }
+  const opened = await openImageSource(source ?? (await io.stdin()));
+  if (opened.dump !== undefined) {
+    await showDump(opened.dump, args, io);
+    return;
+  }
+  // An image without maps: what crit's show prints.
+  try {
+    const reader = await ImageReader.open(opened.input);
+    await written(undefined, io, async (out) => {
+      await decodeImage(reader, out, { dialect: 'crit', pretty: true, noPayload: true });
+      out.text('\n');
+    });
+  } finally {
+    opened.input.close();
+  }
+}
+
+async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> {
+  const types = new MapTypes(plugins);
+  try {
+    const maps = selectMaps(dump, args.map);
+    await written(undefined, io, async (out) => {
+      if (args.json) {
+        await writeDocument(dump, maps, types, out, { lines: false, pretty: false, noPayload: false, limit: args.limit });
+        out.text('\n');
+        return;
+      }
+      await new Show(dump, types, out, colours(coloured(io, args.color)), args.limit).maps(maps);
+    });
+  } finally {
+    dump.close();
+  }
+}
+
+class Show {
+  constructor(
+    readonly dump: Dump,
+    readonly types: MapTypes,
+    readonly out: Output,
+    readonly look: Colours,
+    readonly limit: number,
+  ) {}
+
+  #line(text = ''): void {
+    this.out.text(`${text}\n`);
+  }
+
+  async maps(maps: readonly DumpMap[]): Promise<void> {
+    if (maps.length === 0) {
+      this.#line('no BPF maps');
+      return;
+    }
+    const columns = [
+      { title: 'ID', right: true },
+      { title: 'NAME' },
+      { title: 'TYPE' },
+      { title: 'KEY', right: true },
+      { title: 'VALUE', right: true },
+      { title: 'USED/MAX', right: true },
+      { title: 'FLAGS' },
+      { title: 'FROZEN' },
+      { title: 'HOLDERS (pid:fd)' },
+    ];
+    for (const line of table(columns, maps.map((map) => this.#row(map)), this.look)) this.#line(line);
+    for (const map of maps) await this.#items(map);
+  }
+
+  #row(map: DumpMap): string[] {
+    const file = map.files[0]?.message;
+    const data = map.data.at(-1);
+    const used = data === undefined ? '-' : String(data.count);
+    if (file === undefined) {
+      const shape = data && dataShape(data, undefined, this.types).shape;
+      const size = (bytes: number | undefined) => (bytes === undefined || data?.count === 0 ? '?' : String(bytes));
+      return [String(map.mapId), '?', '?', size(shape?.keySize), size(shape?.valueSize), `${used}/?`, '', '', ''];
+    }
+    return [
+      String(map.mapId),
+      nameText(file.map_name),
+      this.types.get(file.map_type).name,
+      String(file.key_size),
+      String(file.value_size),
+      `${used}/${file.max_entries}`,
+      mapFlagNames(file.map_flags)
+        .map((name) => name.replace('BPF_F_', '').toLowerCase())
+        .join(' '),
+      file.frozen ? 'yes' : 'no',
+      holdersText(map),
+    ];
+  }
+
+  async #items(map: DumpMap): Promise<void> {
+    const data = map.data.at(-1);
+    if (data === undefined || data.count === 0) return;
+    const { look } = this;
+    const file = map.files[0]?.message;
+    const { shape } = dataShape(data, file, this.types);
+    const name = mapName(map);
+    const title = name === undefined || name === '' ? `map ${map.mapId}` : `map ${map.mapId} ${nameText(name)}`;
+    this.#line();
+    if (shape === undefined) {
+      const total = sizeText(data.keysBytes + data.valuesBytes);
+      this.#line(`${look.bold(title)}: ${total} that are not ${plural(data.count, 'equal item')}`);
+      return;
+    }
+    this.#line(`${look.bold(title)}: ${plural(data.count, 'item')}`);
+    const shown = this.limit === 0 ? data.count : Math.min(this.limit, data.count);
+    const width = (size: number) => hexGroups(new Uint8Array(Math.min(size, DUMP_WIDTH))).length;
+    const cpuSize = shape.perCpu === undefined ? shape.valueSize : roundUp8(shape.perCpu);
+    const cpus = shape.perCpu === undefined ? 1 : shape.valueSize / cpuSize;
+    const valueSize = shape.perCpu ?? shape.valueSize;
+    const keyWidth = width(shape.keySize);
+    const keyText = Math.min(shape.keySize, DUMP_WIDTH);
+    const valueWidth = width(valueSize);
+    for (let item = 0; item < shown; item++) {
+      const key = await this.#bytes(data, item * shape.keySize, shape.keySize);
+      const valueAt = data.keysBytes + item * shape.valueSize;
+      for (let cpu = 0; cpu < cpus; cpu++) {
+        const value = await this.#bytes(data, valueAt + cpu * cpuSize, valueSize);
+        const keyPart = cpu === 0 ? key : new Uint8Array(0);
+        const lines = Math.max(1, Math.ceil(Math.max(keyPart.length, value.length) / DUMP_WIDTH));
+        for (let line = 0; line < lines; line++) {
+          const part = (bytes: Uint8Array) => bytes.subarray(line * DUMP_WIDTH, (line + 1) * DUMP_WIDTH);
+          const cells = [
+            `  ${hexGroups(part(keyPart)).padEnd(keyWidth)}`,
+            look.dim(asciiText(part(keyPart)).padEnd(keyText)),
+            ...(shape.perCpu === undefined ? [] : [line === 0 ? `cpu${cpu}`.padEnd(6) : ''.padEnd(6)]),
+            hexGroups(part(value)).padEnd(valueWidth),
+            look.dim(asciiText(part(value))),
+          ];
+          this.#line(cells.join('  ').trimEnd());
+        }
+        if (valueSize > value.length) this.#line(look.dim(`  … ${valueSize - value.length} more bytes of this value`));
+      }
+      await this.out.turn();
+    }
+    if (shown < data.count) this.#line(look.dim(`  … ${data.count - shown} more (--limit N shows N, 0 all)`));
+  }
+
+  /** The first bytes of a key or value at `at` within the entry's extra. */
+  async #bytes(data: MapData, at: number, size: number): Promise<Uint8Array> {
+    const start = data.entry.extraAt + at;
+    const part = Math.min(size, SHOWN_BYTES);
+    return new Cursor(this.dump.data as Input, start, start + part, SHOWN_BYTES).take(part);
+  }
+}
+
+/** `22137:3,4 22139:3`: fds by process. */
+function holdersText(map: DumpMap): string {
+  const byPid = new Map<number, number[]>();
+  for (const { pid, fd } of map.files.flatMap((file) => file.holders)) {
+    byPid.set(pid, [...(byPid.get(pid) ?? []), fd]);
+  }
+  return [...byPid].map(([pid, fds]) => `${pid}:${fds.sort((a, b) => a - b).join(',')}`).join(' ');
+}

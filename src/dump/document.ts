@@ -1,0 +1,193 @@
+/** A dump as one maps document: JSON, or ndjson for many items. */
+import type { JsonObject } from '../image/message.js';
+import { Cursor, type Input } from '../io/input.js';
+import type { Output } from '../io/output.js';
+import { MAPS_FORMAT } from '../json/encode.js';
+import { leftOut, writeBase64 } from '../json/decode.js';
+import { ITEM_COMPACT, ItemCursors, type ItemShape, itemIndented, writeItems } from '../json/items.js';
+import { COMPACT, PYTHON_PRETTY, print, type Style } from '../json/print.js';
+import type { MapTypes } from '../maptype.js';
+import { mapMembers } from './attributes.js';
+import { type Dump, type DumpMap, dataShape, type MapData, sameData } from './model.js';
+
+export interface DocumentOptions {
+  readonly lines: boolean;
+  readonly pretty: boolean;
+  readonly noPayload: boolean;
+  /** Items of a map at most, for looking; 0 is all. The document then says so in `format` and cannot be encoded. */
+  readonly limit?: number;
+}
+
+/** `format` of a document that may lack items. */
+const SHOW_FORMAT = 'bpfimg-show/1';
+
+/** Writes the maps document of `maps`, which are maps of `dump`. */
+export async function writeDocument(
+  dump: Dump,
+  maps: readonly DumpMap[],
+  types: MapTypes,
+  out: Output,
+  options: DocumentOptions,
+): Promise<void> {
+  await new DocumentWriter(dump, types, out, options).write(maps);
+}
+
+class DocumentWriter {
+  readonly #style: Style;
+  readonly #format: string;
+
+  constructor(
+    readonly dump: Dump,
+    readonly types: MapTypes,
+    readonly out: Output,
+    readonly options: DocumentOptions,
+  ) {
+    const pretty = options.pretty && !options.lines;
+    this.#format = options.limit === undefined ? MAPS_FORMAT : SHOW_FORMAT;
+    this.#style = pretty ? { ...PYTHON_PRETTY, ascii: false } : COMPACT;
+  }
+
+  /** A line start at an indentation level of the document. */
+  #line(level: number): string {
+    return `\n${' '.repeat((this.#style.indent ?? 2) * level)}`;
+  }
+
+  async write(maps: readonly DumpMap[]): Promise<void> {
+    const { out } = this;
+    if (this.options.lines) {
+      out.text(`${print({ format: this.#format }, COMPACT)}\n`);
+      for (const map of maps) await this.#mapLines(map);
+      return;
+    }
+    const { comma, colon, indent } = this.#style;
+    const outer = indent === undefined ? '' : this.#line(1);
+    out.text(`{${outer}"format"${colon}"${this.#format}"${comma}${outer}"maps"${colon}[`);
+    const inner = this.#line(indent === undefined ? 1 : 2);
+    for (const [i, map] of maps.entries()) {
+      out.text((i === 0 ? '' : ',') + inner);
+      await this.#map(map, indent === undefined ? 1 : 2);
+    }
+    if (maps.length > 0) out.text(outer);
+    out.text(`]${indent === undefined ? '' : '\n'}}`);
+  }
+
+  /** One map as an object that stands at `level`. */
+  async #map(map: DumpMap, level: number): Promise<void> {
+    const members = mapMembers(map, this.types);
+    const last = map.data.at(-1);
+    if (last === undefined) {
+      this.out.text(print(members, this.#style, level));
+      return;
+    }
+    await this.#body(members, map, last, level);
+    const copies = await this.#copies(map, last);
+    if (copies.length > 0) {
+      const { comma, colon, indent } = this.#style;
+      const inner = indent === undefined ? '' : this.#line(level + 1);
+      this.out.text(`${comma}${inner}"copies"${colon}[`);
+      for (const [i, copy] of copies.entries()) {
+        this.out.text((i === 0 ? '' : ',') + this.#line(level + (indent === undefined ? 1 : 2)));
+        await this.#body({}, map, copy, level + (indent === undefined ? 1 : 2));
+        this.#close(level + 2);
+      }
+      this.out.text(`${inner}]`);
+    }
+    this.#close(level);
+  }
+
+  /** Ends an object at `level` that {@link #body} began. */
+  #close(level: number): void {
+    this.out.text(`${this.#style.indent === undefined ? '' : this.#line(level)}}`);
+  }
+
+  /** The data entries before the last, when one of them has other bytes. */
+  async #copies(map: DumpMap, last: MapData): Promise<MapData[]> {
+    const earlier = map.data.slice(0, -1);
+    const { data } = this.dump;
+    for (const one of earlier) if (data !== undefined && !(await sameData(data, one, last))) return earlier;
+    return [];
+  }
+
+  /** What stands before a data entry's items: sizes its map does not tell, or the totals of a blob. */
+  #dataMembers(map: DumpMap, data: MapData): { shape: ItemShape | undefined; members: JsonObject } {
+    const file = map.files[0]?.message;
+    const { shape, oddKey, oddValue } = dataShape(data, file, this.types);
+    const members: JsonObject = {};
+    if (shape === undefined) {
+      members.count = data.count;
+      members.keys_bytes = data.keysBytes;
+      members.values_bytes = data.valuesBytes;
+    } else if (data.count > 0) {
+      if (oddKey || file === undefined) members.data_key_size = shape.keySize;
+      if (oddValue || file === undefined) members.data_value_size = shape.valueSize;
+    }
+    const { $raw } = data.entry.message;
+    if ($raw !== undefined) members.$raw = $raw;
+    if (this.options.limit !== undefined) members.count = data.count;
+    return { shape, members };
+  }
+
+  /** Members and data of an object, without its closing bracket. */
+  async #body(members: JsonObject, map: DumpMap, data: MapData, level: number): Promise<void> {
+    const { out, options } = this;
+    const input = this.dump.data as Input;
+    const { shape, members: more } = this.#dataMembers(map, data);
+    const all = { ...members, ...more };
+    const { entry } = data;
+    if (options.noPayload) {
+      this.#open(all, shape ? 'items' : 'extra', JSON.stringify(leftOut(entry.extraSize)), level);
+    } else if (shape === undefined) {
+      this.#open(all, 'extra', '"', level);
+      await writeBase64(input, new Cursor(input, entry.extraAt, entry.extraAt + entry.extraSize), entry, out);
+      out.text('"');
+    } else {
+      this.#open(all, 'items', '[', level);
+      if (data.count > 0) {
+        const indented = this.#style.indent !== undefined;
+        const line = this.#line(indented ? level + 2 : level + 1);
+        out.text(line);
+        const style = indented ? itemIndented(level + 2) : ITEM_COMPACT;
+        const count = options.limit ? Math.min(options.limit, data.count) : data.count;
+        await writeItems(ItemCursors.over(input, entry), count, shape, style, `,${line}`, out);
+        if (indented) out.text(this.#line(level + 1));
+      }
+      out.text(']');
+    }
+  }
+
+  /** `{members,"name":` and the beginning of its value. */
+  #open(members: JsonObject, name: string, begin: string, level: number): void {
+    const text = print({ ...members, [name]: 0 }, this.#style, level);
+    this.out.text(text.slice(0, text.lastIndexOf('0')) + begin);
+  }
+
+  /** One map as lines: its header, then its items; further data of the same map behind it. */
+  async #mapLines(map: DumpMap): Promise<void> {
+    const { out } = this;
+    const members = mapMembers(map, this.types);
+    const last = map.data.at(-1);
+    if (last === undefined) {
+      out.text(`${print({ ...members, data: false }, COMPACT)}\n`);
+      return;
+    }
+    await this.#dataLines(members, map, last);
+    for (const [i, copy] of (await this.#copies(map, last)).entries()) {
+      await this.#dataLines({ map_id: map.mapId, copy: i + 1 }, map, copy);
+    }
+  }
+
+  async #dataLines(members: JsonObject, map: DumpMap, data: MapData): Promise<void> {
+    const { out } = this;
+    const { shape, members: more } = this.#dataMembers(map, data);
+    if (shape === undefined || this.options.noPayload) {
+      await this.#body(members, map, data, 0);
+      out.text('}\n');
+      return;
+    }
+    out.text(`${print({ ...members, ...more }, COMPACT)}\n`);
+    if (data.count === 0) return;
+    const cursors = ItemCursors.over(this.dump.data as Input, data.entry);
+    await writeItems(cursors, data.count, shape, ITEM_COMPACT, '\n', out);
+    out.text('\n');
+  }
+}

@@ -1,0 +1,324 @@
+/**
+ * A dump folder as maps: what CRIU spreads over files.img, fdinfo, ids, pstree and bpfmap-data.img,
+ * joined.
+ *
+ * A process holds fds; an fd leads to an open file; an open file is of a map; a map has data. Two open
+ * files of one map are one map here, although CRIU writes its data once for each of them.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { BpfimgError, ioError } from '../errors.js';
+import { BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FDINFO, FILES, IDS, type Kind, PSTREE } from '../image/kinds.js';
+import type { JsonObject } from '../image/message.js';
+import { type Entry, ImageReader } from '../image/reader.js';
+import { Cursor, type Input, openInput } from '../io/input.js';
+import { pause } from '../io/pause.js';
+import { type ItemShape, itemShape } from '../json/items.js';
+import type { MapType, MapTypes } from '../maptype.js';
+
+/** What bpfmap_file_entry says of a map; `map_name` is one character a byte. */
+export interface FileMessage extends JsonObject {
+  id: number;
+  flags: number;
+  map_type: number;
+  key_size: number;
+  value_size: number;
+  map_id: number;
+  max_entries: number;
+  map_flags: number;
+  memlock: number | bigint;
+  frozen: boolean;
+  map_name: string;
+  ifindex: number;
+}
+
+/** A descriptor that leads to an open file. */
+export interface Holder {
+  readonly pid: number;
+  readonly fd: number;
+  readonly cloexec: boolean;
+}
+
+/** One open file of a map. */
+export interface MapFile {
+  /** Image that names it, and the entry there. */
+  readonly image: string;
+  readonly entry: number;
+  readonly message: FileMessage;
+  readonly holders: Holder[];
+}
+
+/** One entry of bpfmap-data.img. */
+export interface MapData {
+  readonly entry: Entry;
+  readonly count: number;
+  readonly keysBytes: number;
+  readonly valuesBytes: number;
+}
+
+/** One map of the dump: known from its files, its data, or both. */
+export interface DumpMap {
+  readonly mapId: number;
+  readonly files: MapFile[];
+  /** In image order. CRIU restores from the last. */
+  readonly data: MapData[];
+  readonly meta: JsonObject | undefined;
+}
+
+/** Names of the images that make a dump one of BPF maps. */
+export const IMAGE = {
+  files: 'files.img',
+  bpfmapFile: 'bpfmap-file.img',
+  data: 'bpfmap-data.img',
+  meta: 'bpfmap-meta.img',
+  btf: 'bpfmap-btf.img',
+} as const;
+
+/** A dump that was read: everything but the items, which stay in {@link data}. */
+export interface Dump {
+  /** The folder, or the one image that was read in place of a folder. */
+  readonly name: string;
+  readonly maps: readonly DumpMap[];
+  /** The open data image, when there is one. */
+  readonly data: Input | undefined;
+  /** What the images say beyond maps, for `verify`. */
+  readonly lost: Lost;
+  /** Names of the images that were read. */
+  readonly images: ReadonlySet<string>;
+  close(): void;
+}
+
+/** Entries that contradict others and so have no place in the maps. */
+export interface Lost {
+  /** fds that lead to a BPF map file which no image describes. */
+  readonly fds: (Holder & { readonly id: number })[];
+  /** File entries whose id another one has already. */
+  readonly files: MapFile[];
+}
+
+/** How to go on when one image of a dump is broken: rethrow, or note it (`verify` does). */
+export type OnBroken = (error: BpfimgError, image: string) => void;
+
+const rethrow: OnBroken = (error) => {
+  throw error;
+};
+
+/**
+ * Reads a dump folder.
+ * @throws BpfimgError `notFound` when no image in it can hold maps
+ */
+export async function openDump(folder: string, onBroken: OnBroken = rethrow): Promise<Dump> {
+  let names: Set<string>;
+  try {
+    names = new Set(fs.readdirSync(folder));
+  } catch (error) {
+    throw ioError(folder, 'read it', error);
+  }
+  if (![IMAGE.files, IMAGE.bpfmapFile, IMAGE.data].some((name) => names.has(name))) {
+    throw new BpfimgError(
+      'notFound',
+      `${folder}: no ${IMAGE.files}, ${IMAGE.bpfmapFile} or ${IMAGE.data} in it, expected a dump`,
+    );
+  }
+  const builder = new DumpBuilder(folder, onBroken);
+  const each: EachEntry = async (name, kind, take) => {
+    if (!names.has(name)) return;
+    const input = await openInput(path.join(folder, name));
+    try {
+      await builder.read(input, name, kind, take);
+    } finally {
+      input.close();
+    }
+  };
+  await each(IMAGE.files, FILES, (entry) => builder.filesEntry(entry));
+  await each(IMAGE.bpfmapFile, BPFMAP_FILE, (entry) => builder.bpfmapFileEntry(entry));
+  await readHolders(names, builder, each);
+  await each(IMAGE.meta, BPFMAP_META, ({ message }) => builder.meta(message));
+  if (names.has(IMAGE.data)) await builder.dataImage(await openInput(path.join(folder, IMAGE.data)), IMAGE.data);
+  return builder.dump();
+}
+
+/**
+ * Reads one image as far as it goes as a dump: files.img or bpfmap-file.img without data, or
+ * bpfmap-data.img without files. The dump owns `input`, which must have a size.
+ * @returns undefined for an image of another kind
+ */
+export async function openDumpImage(input: Input, kind: Kind, onBroken: OnBroken = rethrow): Promise<Dump | undefined> {
+  const builder = new DumpBuilder(input.name, onBroken);
+  if (kind === BPFMAP_DATA) await builder.dataImage(input, IMAGE.data);
+  else if (kind === FILES) await builder.read(input, IMAGE.files, kind, (entry) => builder.filesEntry(entry));
+  else if (kind === BPFMAP_FILE) {
+    await builder.read(input, IMAGE.bpfmapFile, kind, (entry) => builder.bpfmapFileEntry(entry));
+  } else return undefined;
+  return builder.dump();
+}
+
+type EachEntry = (name: string, kind: Kind, take: (entry: Entry) => void) => Promise<void>;
+
+class DumpBuilder {
+  readonly #maps = new Map<number, { files: MapFile[]; data: MapData[]; meta: JsonObject | undefined }>();
+  readonly #images = new Set<string>();
+  readonly files = new Map<number, MapFile>();
+  readonly lost: Lost = { fds: [], files: [] };
+  #data: Input | undefined;
+
+  constructor(
+    readonly name: string,
+    readonly onBroken: OnBroken,
+  ) {}
+
+  #map(id: number) {
+    let map = this.#maps.get(id);
+    if (map === undefined) {
+      map = { files: [], data: [], meta: undefined };
+      this.#maps.set(id, map);
+    }
+    return map;
+  }
+
+  /** Passes each entry of an image on; a broken image is the caller's to judge. */
+  async read(input: Input, name: string, kind: Kind, take: (entry: Entry) => void): Promise<void> {
+    this.#images.add(name);
+    try {
+      const reader = await ImageReader.open(input, 'latin1');
+      if (reader.kind !== kind) {
+        throw new BpfimgError('badImage', `${input.name}: it is a ${reader.kind.name} image, expected ${kind.name}`);
+      }
+      for await (const entry of reader.entries()) {
+        take(entry);
+        await pause();
+      }
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      this.onBroken(error, name);
+    }
+  }
+
+  filesEntry({ index, message }: Entry): void {
+    if (message.bpf !== undefined) this.#file(IMAGE.files, index, message.bpf as FileMessage);
+  }
+
+  bpfmapFileEntry({ index, message }: Entry): void {
+    this.#file(IMAGE.bpfmapFile, index, message as FileMessage);
+  }
+
+  #file(image: string, entry: number, message: FileMessage): void {
+    const file: MapFile = { image, entry, message, holders: [] };
+    const known = this.files.get(message.id);
+    if (known !== undefined) {
+      // A file that both images name is one file: files.img is the one CRIU restores from.
+      if (known.image === image) this.lost.files.push(file);
+      return;
+    }
+    this.files.set(message.id, file);
+    this.#map(message.map_id).files.push(file);
+  }
+
+  meta(message: JsonObject): void {
+    const map = this.#map(message.map_id as number);
+    map.meta = message;
+    // A dump without processes (ours) keeps here who held the files.
+    for (const holder of (message.holders ?? []) as Record<string, number>[]) {
+      const { file_id = 0, pid = 0, fd = 0, fd_flags = 0 } = holder;
+      const known = map.files.find((file) => file.message.id === file_id);
+      if (known === undefined || known.holders.some((one) => one.pid === pid && one.fd === fd)) continue;
+      known.holders.push({ pid, fd, cloexec: (fd_flags & 1) !== 0 });
+    }
+  }
+
+  async dataImage(input: Input, name: string): Promise<void> {
+    this.#data = input;
+    await this.read(input, name, BPFMAP_DATA, (entry) => {
+      const { map_id, count, keys_bytes, values_bytes } = entry.message as Record<string, number>;
+      this.#map(map_id as number).data.push({
+        entry,
+        count: count as number,
+        keysBytes: keys_bytes as number,
+        valuesBytes: values_bytes as number,
+      });
+    });
+  }
+
+  dump(): Dump {
+    return {
+      name: this.name,
+      maps: [...this.#maps].map(([mapId, map]) => ({ mapId, ...map })),
+      data: this.#data,
+      lost: this.lost,
+      images: this.#images,
+      close: () => this.#data?.close(),
+    };
+  }
+}
+
+/** Follows pstree, ids and fdinfo from processes to open files of maps. */
+async function readHolders(names: ReadonlySet<string>, builder: DumpBuilder, each: EachEntry): Promise<void> {
+  const pids = new Set<number>();
+  await each('pstree.img', PSTREE, ({ message }) => {
+    pids.add(message.pid as number);
+  });
+  if (pids.size === 0) {
+    for (const name of names) {
+      const match = /^ids-(\d{1,10})\.img$/.exec(name);
+      if (match) pids.add(Number(match[1]));
+    }
+  }
+  for (const pid of pids) {
+    let filesId: number | undefined;
+    await each(`ids-${pid}.img`, IDS, ({ message }) => {
+      filesId ??= message.files_id as number;
+    });
+    if (filesId === undefined) continue;
+    await each(`fdinfo-${filesId}.img`, FDINFO, ({ message }) => {
+      const holder = { pid, fd: message.fd as number, cloexec: ((message.flags as number) & 1) !== 0 };
+      const file = builder.files.get(message.id as number);
+      if (file) file.holders.push(holder);
+      else if (message.type === 'BPFMAP') builder.lost.fds.push({ ...holder, id: message.id as number });
+    });
+  }
+}
+
+/** How the items of one data entry are cut, with what the map's type says of its values. */
+export interface DataShape {
+  /** Undefined for totals that are not `count` equal parts. */
+  readonly shape: ItemShape | undefined;
+  /** Item sizes that the map's attributes do not explain. */
+  readonly oddKey: boolean;
+  readonly oddValue: boolean;
+}
+
+/** Item sizes of `data`, and whether they are what `file` (absent for data without a file) promises. */
+export function dataShape(data: MapData, file: FileMessage | undefined, types: MapTypes): DataShape {
+  const shape = itemShape(data.count, data.keysBytes, data.valuesBytes);
+  if (shape === undefined || file === undefined || data.count === 0) return { shape, oddKey: false, oddValue: false };
+  const type: MapType = types.get(file.map_type);
+  const oddKey = shape.keySize !== file.key_size;
+  if (!type.perCpu) return { shape, oddKey, oddValue: shape.valueSize !== file.value_size };
+  const stride = Math.ceil(file.value_size / 8) * 8;
+  if (stride === 0 || shape.valueSize === 0 || shape.valueSize % stride !== 0) return { shape, oddKey, oddValue: true };
+  return { shape: { ...shape, perCpu: file.value_size }, oddKey, oddValue: false };
+}
+
+/** Whether two data entries hold the same bytes. */
+export async function sameData(input: Input, a: MapData, b: MapData): Promise<boolean> {
+  if (a.count !== b.count || a.keysBytes !== b.keysBytes || a.valuesBytes !== b.valuesBytes) return false;
+  const size = a.entry.extraSize;
+  const [left, right] = [a, b].map(({ entry }) => new Cursor(input, entry.extraAt, entry.extraAt + size)) as [
+    Cursor,
+    Cursor,
+  ];
+  for (let done = 0; done < size; ) {
+    const ready = Math.min(await left.fill(), await right.fill());
+    if (ready === 0) return false;
+    const differs = Buffer.compare(
+      left.bytes.subarray(left.at, left.at + ready),
+      right.bytes.subarray(right.at, right.at + ready),
+    );
+    if (differs !== 0) return false;
+    left.at += ready;
+    right.at += ready;
+    done += ready;
+    await pause();
+  }
+  return true;
+}

@@ -1,0 +1,249 @@
+/** Says what is wrong or doubtful in a dump, each thing with a code that a script can match. */
+import { hex } from '../bytes.js';
+import type { BpfimgError } from '../errors.js';
+import type { JsonObject } from '../image/message.js';
+import { unknownBytes } from '../image/wire.js';
+import { Cursor, type Input } from '../io/input.js';
+import { pause } from '../io/pause.js';
+import type { MapTypes } from '../maptype.js';
+import { duplicateKeys } from './keys.js';
+import {
+  type Dump,
+  type DumpMap,
+  dataShape,
+  type FileMessage,
+  IMAGE,
+  type MapData,
+  type MapFile,
+  sameData,
+} from './model.js';
+
+/** Codes of findings: `error` means that a restore fails or restores something else. */
+export const FINDINGS = {
+  'bad-image': ['error', 'an image breaks the format'],
+  'trailing-bytes': ['error', 'bytes behind the last entry that are no entry'],
+  'not-divisible': ['error', 'totals of a data entry are not count equal parts'],
+  'key-size': ['error', 'keys in the data are not key_size bytes'],
+  'value-size': ['error', 'values in the data are not what value_size and the type say'],
+  'type-key-size': ['error', 'key_size is not what the map type has'],
+  'too-many-items': ['error', 'more items than max_entries'],
+  'no-file': ['error', 'data of a map that no file entry describes'],
+  'no-data': ['warning', 'a map without a data entry: its contents are not in the dump'],
+  'copies-differ': ['error', 'several data entries of one map with different bytes'],
+  'files-differ': ['error', 'two open files of one map disagree on its attributes'],
+  'duplicate-file': ['error', 'two file entries have one id'],
+  'lost-fd': ['error', 'an fd leads to a BPF map file that no image describes'],
+  'unheld-file': ['warning', 'an open file of a map that no fd leads to'],
+  'duplicate-key': ['error', 'one key stands twice: the later value wins on restore'],
+  'index-range': ['error', 'an array index at or above max_entries'],
+  'index-order': ['warning', 'array indexes are not in ascending order'],
+  'index-missing': ['warning', 'an array with fewer items than max_entries: the rest restores as zeros'],
+  'criu-type': ['warning', 'a map type that CRIU does not dump by itself'],
+  'unknown-type': ['warning', 'a map type that this bpfimg does not know'],
+  'criu-splits': ['warning', 'several open files of one map: CRIU restores as many separate maps'],
+  'map-extra': ['warning', 'map_extra, which CRIU does not restore'],
+  'unknown-field': ['warning', 'protobuf fields that this bpfimg does not know'],
+  'odd-encoding': ['warning', 'a message that is encoded in an unusual way'],
+} as const satisfies Record<string, readonly ['error' | 'warning', string]>;
+
+export type FindingCode = keyof typeof FINDINGS;
+
+/** One thing that `verify` found. */
+export interface Finding {
+  readonly code: FindingCode;
+  readonly severity: 'error' | 'warning';
+  /** Image it stands in. */
+  readonly image: string;
+  readonly map_id?: number;
+  readonly name?: string;
+  /** The whole sentence. */
+  readonly message: string;
+}
+
+/** Findings of one kind that are told one by one; more are counted. */
+const TOLD = 5;
+
+/** Collects findings while a dump is read and examined. */
+export class Verifier {
+  readonly findings: Finding[] = [];
+
+  constructor(readonly types: MapTypes) {}
+
+  /** For {@link openDump}: a broken image is a finding, and the others are still looked at. */
+  readonly onBroken = (error: BpfimgError, image: string): void => {
+    const code = error.code !== undefined && error.code in FINDINGS ? (error.code as FindingCode) : 'bad-image';
+    this.#add(code, image, undefined, error.message.replace(/^[^:]*: /, ''));
+  };
+
+  #add(code: FindingCode, image: string, map: DumpMap | undefined, message: string): void {
+    const name = map?.files[0]?.message.map_name;
+    this.findings.push({
+      code,
+      severity: FINDINGS[code][0],
+      image,
+      ...(map === undefined ? {} : { map_id: map.mapId }),
+      ...(name === undefined ? {} : { name }),
+      message,
+    });
+  }
+
+  /** Examines everything in `dump`. */
+  async check(dump: Dump): Promise<void> {
+    const whole = dump.images.has(IMAGE.files) || dump.images.has(IMAGE.bpfmapFile);
+    for (const file of dump.lost.files) {
+      this.#add('duplicate-file', file.image, undefined, `entry ${file.entry}: file id ${file.message.id} stands twice`);
+    }
+    for (const { pid, fd, id } of dump.lost.fds) {
+      this.#add('lost-fd', IMAGE.files, undefined, `fd ${fd} of process ${pid} is file ${id}, which no image describes`);
+    }
+    for (const map of dump.maps) {
+      this.#files(dump, map);
+      if (dump.data !== undefined) await this.#data(dump.data, map, whole);
+      else if (map.data.length === 0 && map.files.length > 0 && dump.images.size > 1) this.#noData(map);
+    }
+  }
+
+  #noData(map: DumpMap): void {
+    this.#add('no-data', IMAGE.data, map, 'no data entry');
+  }
+
+  #files(dump: Dump, map: DumpMap): void {
+    const [first, ...others] = map.files;
+    if (first === undefined) return;
+    const { message, image } = first;
+    const type = this.types.get(message.map_type);
+    if (!this.types.has(message.map_type)) {
+      this.#add('unknown-type', image, map, `map type ${message.map_type}`);
+    } else if (!type.criu) {
+      this.#add('criu-type', image, map, `type ${type.name}, CRIU dumps hash and array`);
+    }
+    const keySize = { index: 4, fd: 4, none: 0, bytes: undefined, prefix: undefined }[type.key];
+    if (keySize !== undefined && message.key_size !== keySize) {
+      this.#add('type-key-size', image, map, `key_size ${message.key_size}, ${type.name} has ${keySize}`);
+    }
+    if (message.map_extra !== undefined && BigInt(message.map_extra as number | bigint) !== 0n) {
+      this.#add('map-extra', image, map, `map_extra 0x${(message.map_extra as number | bigint).toString(16)}`);
+    }
+    if (others.length > 0) {
+      const ids = map.files.map((file) => file.message.id).join(', ');
+      this.#add('criu-splits', image, map, `open files ${ids}: CRIU restores ${map.files.length} maps in its place`);
+    }
+    for (const other of others) this.#sameAttributes(map, first, other);
+    for (const file of map.files) {
+      this.#encoding(file.image, map, 'bpfmap_file_entry', file.message, `file ${file.message.id}`);
+      // Only images of processes can say that nobody holds a file.
+      if (file.holders.length === 0 && dump.images.has('pstree.img')) {
+        this.#add('unheld-file', file.image, map, `no fd leads to file ${file.message.id}`);
+      }
+    }
+  }
+
+  #sameAttributes(map: DumpMap, first: MapFile, other: MapFile): void {
+    const own = new Set(['id', 'flags', 'pos', 'fown', 'mnt_id', '$raw']);
+    const differing = Object.keys({ ...first.message, ...other.message }).filter(
+      (name) => !own.has(name) && String(first.message[name] ?? 0) !== String(other.message[name] ?? 0),
+    );
+    if (differing.length === 0) return;
+    const { message } = other;
+    this.#add('files-differ', other.image, map, `file ${message.id} has another ${differing.join(', ')}`);
+  }
+
+  /** Says what a message has in `$raw`: fields without a name, or known ones in an unusual form. */
+  #encoding(image: string, map: DumpMap, name: string, message: JsonObject, where: string): void {
+    if (typeof message.$raw !== 'string') return;
+    const unknown = unknownBytes(name, Buffer.from(message.$raw, 'hex'));
+    if (unknown > 0) this.#add('unknown-field', image, map, `${where} has ${unknown} bytes of unknown fields`);
+    else this.#add('odd-encoding', image, map, `${where} is encoded in another way than CRIU does`);
+  }
+
+  async #data(input: Input, map: DumpMap, whole: boolean): Promise<void> {
+    const file = map.files[0]?.message;
+    if (map.data.length === 0) this.#noData(map);
+    else if (file === undefined && whole) this.#add('no-file', IMAGE.data, map, 'no file entry describes this map');
+    for (const [i, data] of map.data.entries()) {
+      this.#encoding(IMAGE.data, map, 'bpfmap_data_entry', data.entry.message, `entry ${data.entry.index}`);
+      const last = map.data.at(-1) as MapData;
+      const differs = data !== last && !(await sameData(input, data, last));
+      if (differs) {
+        const { index } = last.entry;
+        this.#add('copies-differ', IMAGE.data, map, `entries ${data.entry.index} and ${index} differ, CRIU restores ${index}`);
+      }
+      // What stands twice is told once.
+      if (i === 0 || differs) await this.#items(input, map, data, file);
+    }
+  }
+
+  async #items(input: Input, map: DumpMap, data: MapData, file: FileMessage | undefined): Promise<void> {
+    const add = (code: FindingCode, message: string) =>
+      this.#add(code, IMAGE.data, map, `entry ${data.entry.index}: ${message}`);
+    const { count, keysBytes, valuesBytes } = data;
+    const { shape, oddKey, oddValue } = dataShape(data, file, this.types);
+    if (shape === undefined) {
+      add('not-divisible', `${keysBytes} bytes of keys and ${valuesBytes} of values for ${count} items`);
+      return;
+    }
+    if (file === undefined) {
+      await this.#duplicates(input, data, shape.keySize, add);
+      return;
+    }
+    const type = this.types.get(file.map_type);
+    if (oddKey) add('key-size', `keys of ${shape.keySize} bytes, key_size is ${file.key_size}`);
+    if (oddValue) {
+      const expected = type.perCpu
+        ? `a multiple of ${Math.ceil(file.value_size / 8) * 8} (value_size ${file.value_size} for each CPU)`
+        : `value_size ${file.value_size}`;
+      add('value-size', `values of ${shape.valueSize} bytes, expected ${expected}`);
+    }
+    if (file.max_entries > 0 && count > file.max_entries) {
+      add('too-many-items', `${count} items, max_entries is ${file.max_entries}`);
+    }
+    const ordered = type.key === 'index' && shape.keySize === 4 && (await this.#indexes(input, data, file, add));
+    if (type.dense && count < file.max_entries) add('index-missing', `${count} of ${file.max_entries} indexes`);
+    if (!ordered) await this.#duplicates(input, data, shape.keySize, add);
+  }
+
+  /** Checks the indexes of an array; returns whether each is above the one before. */
+  async #indexes(
+    input: Input,
+    data: MapData,
+    file: FileMessage,
+    add: (code: FindingCode, message: string) => void,
+  ): Promise<boolean> {
+    const { extraAt } = data.entry;
+    const cursor = new Cursor(input, extraAt, extraAt + data.keysBytes);
+    let before = -1;
+    let unordered = 0;
+    let outside = 0;
+    for (let i = 0; i < data.count; ) {
+      const ready = Math.floor((await cursor.fill(4)) / 4);
+      if (ready === 0) break;
+      for (const end = i + ready; i < end; i++, cursor.at += 4) {
+        const index = cursor.view.getUint32(cursor.at, true);
+        if (index <= before && unordered++ === 0) add('index-order', `item ${i} has index ${index}, after ${before}`);
+        if (index >= file.max_entries && outside++ < TOLD) {
+          add('index-range', `item ${i} has index ${index}, max_entries is ${file.max_entries}`);
+        }
+        before = index;
+      }
+      await pause();
+    }
+    if (outside > TOLD) add('index-range', `${outside - TOLD} more indexes outside`);
+    return unordered === 0;
+  }
+
+  async #duplicates(
+    input: Input,
+    data: MapData,
+    keySize: number,
+    add: (code: FindingCode, message: string) => void,
+  ): Promise<void> {
+    const { extraAt } = data.entry;
+    const found = await duplicateKeys(input, extraAt, data.count, keySize, TOLD + 1);
+    for (const { first, index } of found.slice(0, TOLD)) {
+      const at = extraAt + index * keySize;
+      const key = await new Cursor(input, at, at + Math.min(keySize, 32)).take(Math.min(keySize, 32));
+      add('duplicate-key', `items ${first} and ${index} have the key ${hex(key)}${keySize > 32 ? '…' : ''}`);
+    }
+    if (found.length > TOLD) add('duplicate-key', 'further keys stand twice');
+  }
+}

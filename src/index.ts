@@ -1,0 +1,23 @@
+/**
+ * bpfimg as a library: images, their JSON, and dumps as maps.
+ *
+ * @example
+ * const reader = await ImageReader.open(await openInput('bpfmap-data.img'));
+ * for await (const entry of reader.entries()) console.log(entry.message.map_id);
+ */
+export { plugins } from '../plugins/index.js';
+export { writeDocument } from './dump/document.js';
+export { encodeDocument } from './dump/encode.js';
+export { type Dump, type DumpMap, openDump, openDumpImage } from './dump/model.js';
+export { type Finding, FINDINGS, Verifier } from './dump/verify.js';
+export { BpfimgError, type ErrorKind, EXIT } from './errors.js';
+export { type Kind, KINDS, kindOfMagic, kindOfName } from './image/kinds.js';
+export type { Json, JsonObject } from './image/message.js';
+export { type Entry, ImageReader } from './image/reader.js';
+export { decodeMessage, encodeMessage } from './image/wire.js';
+export { bufferInput, Cursor, type Input, openInput, streamInput } from './io/input.js';
+export { MemoryOutput, type Output, openOutput } from './io/output.js';
+export { type DecodeOptions, type Dialect, decodeImage } from './json/decode.js';
+export { encodeImage } from './json/encode.js';
+export { JsonReader } from './json/reader.js';
+export { type MapType, MapTypes, type Plugin } from './maptype.js';

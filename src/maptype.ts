@@ -1,0 +1,116 @@
+/**
+ * Map types as data: what bpfimg knows of each, row by row, gathered from the plugins.
+ *
+ * Numbers, names and flags are the kernel's (include/uapi/linux/bpf.h), names spelled as bpftool does.
+ */
+
+/** What a key of a map type is. */
+export type KeyForm =
+  /** Any bytes. */
+  | 'bytes'
+  /** A u32 index below max_entries. */
+  | 'index'
+  /** A u32 prefix length, then the address. */
+  | 'prefix'
+  /** A file descriptor of the calling process, which means nothing in an image. */
+  | 'fd'
+  /** There are no keys: key_size is 0. */
+  | 'none';
+
+/** One map type. */
+export interface MapType {
+  readonly number: number;
+  readonly name: string;
+  /** Linux version that brought it. */
+  readonly since: string;
+  readonly key: KeyForm;
+  /** A value is round_up(value_size, 8) bytes for each possible CPU. */
+  readonly perCpu?: true;
+  /** Every index from 0 to max_entries - 1 always has a value. */
+  readonly dense?: true;
+  /** CRIU 4.2 built with libbpf dumps it. */
+  readonly criu?: true;
+}
+
+/** A family of map types. */
+export interface Plugin {
+  readonly name: string;
+  readonly types: readonly MapType[];
+}
+
+/** The map types of all plugins, by number and name. */
+export class MapTypes {
+  readonly #byNumber = new Map<number, MapType>();
+  readonly #byName = new Map<string, MapType>();
+
+  constructor(plugins: readonly Plugin[]) {
+    for (const type of plugins.flatMap((plugin) => plugin.types)) {
+      this.#byNumber.set(type.number, type);
+      this.#byName.set(type.name, type);
+    }
+  }
+
+  /** The row of type `number`; one that is newer than bpfimg is plain bytes, named `type_N`. */
+  get(number: number): MapType {
+    return this.#byNumber.get(number) ?? { number, name: `type_${number}`, since: 'unknown', key: 'bytes' };
+  }
+
+  /** Number of a type given by name, as `type_N` or as a number; undefined for other words. */
+  parse(text: string | number): number | undefined {
+    if (typeof text === 'number') return text;
+    const match = /^(?:type_)?(\d{1,10})$/.exec(text);
+    const number = match ? Number(match[1]) : this.#byName.get(text)?.number;
+    return number !== undefined && number <= 0xffffffff ? number : undefined;
+  }
+
+  has(number: number): boolean {
+    return this.#byNumber.has(number);
+  }
+
+  all(): MapType[] {
+    return [...this.#byNumber.values()].sort((a, b) => a.number - b.number);
+  }
+}
+
+/** Flags of MAP_CREATE by bit. */
+const MAP_FLAGS: readonly (readonly [bit: number, name: string])[] = [
+  [0x1, 'BPF_F_NO_PREALLOC'],
+  [0x2, 'BPF_F_NO_COMMON_LRU'],
+  [0x4, 'BPF_F_NUMA_NODE'],
+  [0x8, 'BPF_F_RDONLY'],
+  [0x10, 'BPF_F_WRONLY'],
+  [0x20, 'BPF_F_STACK_BUILD_ID'],
+  [0x40, 'BPF_F_ZERO_SEED'],
+  [0x80, 'BPF_F_RDONLY_PROG'],
+  [0x100, 'BPF_F_WRONLY_PROG'],
+  [0x200, 'BPF_F_CLONE'],
+  [0x400, 'BPF_F_MMAPABLE'],
+  [0x800, 'BPF_F_PRESERVE_ELEMS'],
+  [0x1000, 'BPF_F_INNER_MAP'],
+  [0x2000, 'BPF_F_LINK'],
+  [0x4000, 'BPF_F_PATH_FD'],
+  [0x8000, 'BPF_F_VTYPE_BTF_OBJ_FD'],
+  [0x10000, 'BPF_F_TOKEN_FD'],
+  [0x20000, 'BPF_F_SEGV_ON_FAULT'],
+  [0x40000, 'BPF_F_NO_USER_CONV'],
+];
+
+/** map_flags as names in ascending bit, unknown bits as one `0x…` at the end. */
+export function mapFlagNames(flags: number): string[] {
+  const names = MAP_FLAGS.filter(([bit]) => (flags & bit) !== 0).map(([, name]) => name);
+  const known = MAP_FLAGS.reduce((sum, [bit]) => sum | bit, 0);
+  const rest = (flags & ~known) >>> 0;
+  return rest === 0 ? names : [...names, `0x${rest.toString(16)}`];
+}
+
+/** The reverse of {@link mapFlagNames}; undefined when a word is neither a name nor a number. */
+export function parseMapFlags(names: readonly (string | number)[]): number | undefined {
+  let flags = 0;
+  for (const name of names) {
+    const known = MAP_FLAGS.find(([, text]) => text === name)?.[0];
+    const bits = known ?? (/^(0x[0-9a-fA-F]{1,8}|\d{1,10})$/.test(String(name)) ? Number(name) : undefined);
+    if (bits === undefined || bits > 0xffffffff) return undefined;
+    flags = (flags | bits) >>> 0;
+  }
+  return flags;
+}

@@ -1,0 +1,78 @@
+/** What people see: tables, bytes, colours. The one place that lays text out. */
+
+/** Styles for a terminal; each does nothing where colours are off. */
+export interface Colours {
+  bold(text: string): string;
+  dim(text: string): string;
+  red(text: string): string;
+  yellow(text: string): string;
+  green(text: string): string;
+}
+
+/** Colours for a terminal unless NO_COLOR (no-color.org) or `--no-color` says otherwise. */
+export function colours(on: boolean): Colours {
+  const style = (code: number, end: number) => (text: string) =>
+    on && text !== '' ? `\x1b[${code}m${text}\x1b[${end}m` : text;
+  return { bold: style(1, 22), dim: style(2, 22), red: style(31, 39), yellow: style(33, 39), green: style(32, 39) };
+}
+
+/** One column of a table. */
+export interface Column {
+  readonly title: string;
+  readonly right?: boolean;
+}
+
+/** Lines of a table: a heading, then rows, columns two blanks apart. */
+export function table(columns: readonly Column[], rows: readonly (readonly string[])[], look: Colours): string[] {
+  const widths = columns.map((column, i) => Math.max(column.title.length, ...rows.map((row) => (row[i] ?? '').length)));
+  const line = (cells: readonly string[]) =>
+    columns
+      .map(({ right }, i) => {
+        const cell = cells[i] ?? '';
+        return right ? cell.padStart(widths[i] as number) : cell.padEnd(widths[i] as number);
+      })
+      .join('  ')
+      .trimEnd();
+  return [look.bold(line(columns.map((column) => column.title))), ...rows.map(line)];
+}
+
+/** Bytes of a line in a hex dump. */
+export const DUMP_WIDTH = 16;
+
+/** Bytes as hex in groups of four. */
+export function hexGroups(bytes: Uint8Array): string {
+  return (
+    Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+      .toString('hex')
+      .match(/.{1,8}/g)
+      ?.join(' ') ?? ''
+  );
+}
+
+/** Bytes as ASCII, a dot for what is not printable. */
+export function asciiText(bytes: Uint8Array): string {
+  return [...bytes].map((byte) => (byte >= 0x20 && byte < 0x7f ? String.fromCharCode(byte) : '.')).join('');
+}
+
+/** A name from an image, made safe to print: one character a byte, what is not printable escaped. */
+export function nameText(name: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
+  return name.replace(/[\x00-\x1f\x7f-\xa0\xad\\]/g, (char) => {
+    return char === '\\' ? '\\\\' : `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`;
+  });
+}
+
+/** `1 map`, `2 maps`. */
+export function plural(count: number, word: string): string {
+  return `${count} ${word}${count === 1 ? '' : 's'}`;
+}
+
+/** A size with a binary unit, at most four digits: `7.8 KiB`. */
+export function sizeText(bytes: number): string {
+  let value = bytes;
+  for (const unit of ['bytes', 'KiB', 'MiB', 'GiB']) {
+    if (value < 1024) return `${Number.isInteger(value) ? value : value.toFixed(1)} ${unit}`;
+    value /= 1024;
+  }
+  return `${value.toFixed(1)} TiB`;
+}
