@@ -10,14 +10,4 @@ import { references } from './references.js';
 import { storage } from './storage.js';
 import { trie } from './trie.js';
 
-export const plugins: readonly Plugin[] = [
-  hash,
-  array,
-  percpu,
-  trie,
-  mapInMap,
-  references,
-  queue,
-  storage,
-  memory,
-];
+export const plugins: readonly Plugin[] = [hash, array, percpu, trie, mapInMap, references, queue, storage, memory];

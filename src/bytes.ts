@@ -27,6 +27,12 @@ let hexDone = 0;
 let hexOfPair: Uint32Array | undefined;
 let pairOfHex: Uint16Array | undefined;
 
+/** Notes that `bytes` more are converted, and makes the tables when that is worth it. */
+function countHex(bytes: number): void {
+  hexDone += bytes;
+  if (hexDone > WORTH_TABLES) makeHexTables();
+}
+
 function makeHexTables(): void {
   hexOfPair = new Uint32Array(65536);
   pairOfHex = new Uint16Array(65536);
@@ -46,7 +52,7 @@ export function putHex(from: DataView, start: number, end: number, to: DataView,
       to.setUint32(at, hexOfPair[from.getUint16(i, true)] as number, true);
       at += 4;
     }
-  } else if ((hexDone += end - start) > WORTH_TABLES) makeHexTables();
+  } else countHex(end - start);
   for (; i < end; i++) {
     to.setUint16(at, hexOfByte[from.getUint8(i)] as number, true);
     at += 2;
@@ -68,7 +74,7 @@ export function takeHex(from: DataView, start: number, end: number, to: Uint8Arr
     }
     return seen < 0x100;
   }
-  if ((hexDone += end - start) > WORTH_TABLES) makeHexTables();
+  countHex(end - start);
   for (let i = start; i < end; i += 2) {
     const high = byteOfHex[from.getUint8(i)] as number;
     const low = byteOfHex[from.getUint8(i + 1)] as number;

@@ -25,7 +25,16 @@ export type ErrorKind =
 /** Exit codes, as SPEC and `bpfimg --help` name them. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const;
 
-/** An error that is the user's news: `message` is the whole sentence. */
+/** Text from files and names made safe for one line on a terminal. */
+export function oneLine(text: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
+  return text.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]/g, (char) => {
+    const code = char.charCodeAt(0).toString(16);
+    return `\\x${code.padStart(2, '0')}`;
+  });
+}
+
+/** An error that is the user's news: `message` is the whole sentence, on one line whatever names stand in it. */
 export class BpfimgError extends Error {
   override readonly name = 'BpfimgError';
   constructor(
@@ -33,7 +42,7 @@ export class BpfimgError extends Error {
     message: string,
     options?: ErrorOptions & { code?: string },
   ) {
-    super(message, options);
+    super(oneLine(message), options);
     this.code = options?.code;
   }
 

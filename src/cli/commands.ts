@@ -2,10 +2,11 @@
 import yargs from 'yargs';
 import { BpfimgError } from '../errors.js';
 import type { Io } from './io.js';
+import { DASH } from './source.js';
 import { version } from './version.js';
 
-/** A parsed command line, ready to run. Resolves to an exit code where that is not 0. */
-export type Command = (io: Io) => Promise<number | void>;
+/** A parsed command line, ready to run. May resolve to an exit code other than 0. */
+export type Command = (io: Io) => Promise<unknown>;
 
 const string = { type: 'string', requiresArg: true } as const;
 const boolean = { type: 'boolean', default: false } as const;
@@ -42,7 +43,11 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
           .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
           .option('in', { ...image, alias: 'i' })
           .option('out', { ...string, alias: 'o', describe: 'file to write instead of standard output' })
-          .option('format', { choices: ['items', 'crit', 'ndjson'] as const, default: 'items' as const, describe: 'dialect of the JSON' })
+          .option('format', {
+            choices: ['items', 'crit', 'ndjson'] as const,
+            default: 'items' as const,
+            describe: 'dialect of the JSON',
+          })
           .option('pretty', { ...boolean, describe: 'indent; name flags as crit does' })
           .option('nopl', { ...boolean, describe: 'leave out keys and values' })
           .option('map', map),
@@ -81,7 +86,12 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
           .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
           .option('in', { ...image, alias: 'i' })
           .option('map', map)
-          .option('limit', { type: 'number', requiresArg: true, default: 10, describe: 'items of each map; 0 shows all' })
+          .option('limit', {
+            type: 'number',
+            requiresArg: true,
+            default: 10,
+            describe: 'items of each map; 0 shows all',
+          })
           .option('json', json),
       (args) => {
         chosen = async (io) => (await import('./commands/show.js')).run(args, io);
@@ -99,7 +109,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
         chosen = async (io) => (await import('./commands/verify.js')).run(args, io);
       },
     )
-    .command('completion', 'prints a completion script for bash or zsh', {}, () => {})
+    .completion('completion', 'print a completion script for bash or zsh')
     .option('debug', { type: 'boolean', default: false, describe: 'show where an error came from' })
     .option('color', { type: 'boolean', describe: 'colours; --no-color or NO_COLOR turns them off' })
     .demandCommand(1, 'no command given')
@@ -108,16 +118,22 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .help()
     .alias('help', 'h')
     .exitProcess(false)
-    .parserConfiguration({ 'strip-dashed': true, 'duplicate-arguments-array': true })
+    .parserConfiguration({ 'strip-dashed': true, 'greedy-arrays': false })
     .wrap(Math.min(100, io.columns ?? 100))
-    .fail((message, error) => {
-      throw error ?? new BpfimgError('usage', `${message} (see bpfimg --help)`);
+    .fail((message: string | null, error?: Error) => {
+      if (error && error.name !== 'YError') throw error;
+      const text = (message ?? error?.message ?? '').replace(/\s*\n\s*/g, ' ');
+      throw new BpfimgError('usage', `${text} (see bpfimg --help)`);
     });
-  await cli.parseAsync([...argv], {}, (_error: unknown, _argv: unknown, output: string) => {
-    help = output;
-  });
+  await cli.parseAsync(
+    argv.map((one) => (one === '-' ? DASH : one)),
+    {},
+    (_error: unknown, _argv: unknown, output: string) => {
+      help = output;
+    },
+  );
   if (chosen) return chosen;
-  await print(io, `${help}\n`);
+  if (help !== '') await print(io, `${help}\n`);
   return 0;
 }
 

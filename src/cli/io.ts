@@ -1,5 +1,5 @@
 /** What a command may touch of the outside world: its streams and the terminal. */
-import { standardInput, type Input } from '../io/input.js';
+import { type Input, standardInput } from '../io/input.js';
 import { type Output, standardOutput } from '../io/output.js';
 
 export interface Io {

@@ -23,7 +23,8 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
   try {
     const command: Command | number = await parse(argv, io);
     if (typeof command === 'number') return command;
-    return (await command(io)) ?? EXIT.ok;
+    const code = await command(io);
+    return typeof code === 'number' ? code : EXIT.ok;
   } catch (error) {
     if (error instanceof ClosedPipe) return EXIT.ok;
     if (debug && error instanceof Error) io.say(error.stack ?? error.message);

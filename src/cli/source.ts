@@ -2,13 +2,19 @@
 import * as fs from 'node:fs';
 import { BpfimgError } from '../errors.js';
 
+/**
+ * What a lone `-` is turned into before yargs sees it, which would make empty text of it. No argument of
+ * a process can contain it.
+ */
+export const DASH = '\0';
+
 /** The path named by position or by `-i`; undefined for standard input. */
 export function sourceOf(positional: string | undefined, option: string | undefined): string | undefined {
   if (positional !== undefined && option !== undefined) {
     throw new BpfimgError('usage', `two inputs, ${positional} and -i ${option}: name one`);
   }
   const source = positional ?? option;
-  return source === '-' ? undefined : source;
+  return source === DASH ? undefined : source;
 }
 
 /** Whether `path` is a folder. A path that cannot be looked at is left for opening it to explain. */

@@ -2,8 +2,8 @@
 import type { JsonObject } from '../image/message.js';
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
-import { MAPS_FORMAT } from '../json/encode.js';
 import { leftOut, writeBase64 } from '../json/decode.js';
+import { MAPS_FORMAT } from '../json/encode.js';
 import { ITEM_COMPACT, ItemCursors, type ItemShape, itemIndented, writeItems } from '../json/items.js';
 import { COMPACT, PYTHON_PRETTY, print, type Style } from '../json/print.js';
 import type { MapTypes } from '../maptype.js';

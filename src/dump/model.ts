@@ -153,6 +153,9 @@ export async function openDumpImage(input: Input, kind: Kind, onBroken: OnBroken
   return builder.dump();
 }
 
+/** Open files and data entries a dump may have. No kernel holds so many maps; an image can claim them. */
+const MAX_ENTRIES = 1_000_000;
+
 type EachEntry = (name: string, kind: Kind, take: (entry: Entry) => void) => Promise<void>;
 
 class DumpBuilder {
@@ -161,6 +164,7 @@ class DumpBuilder {
   readonly files = new Map<number, MapFile>();
   readonly lost: Lost = { fds: [], files: [] };
   #data: Input | undefined;
+  #entries = 0;
 
   constructor(
     readonly name: string,
@@ -168,6 +172,9 @@ class DumpBuilder {
   ) {}
 
   #map(id: number) {
+    if (++this.#entries > MAX_ENTRIES) {
+      throw new BpfimgError('badImage', `${this.name}: more than ${MAX_ENTRIES} entries of BPF maps`);
+    }
     let map = this.#maps.get(id);
     if (map === undefined) {
       map = { files: [], data: [], meta: undefined };

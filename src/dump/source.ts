@@ -1,20 +1,25 @@
 /** A dump from whatever the user named: a folder, one image, or standard input. */
-import { ImageReader } from '../image/reader.js';
+
 import type { Kind } from '../image/kinds.js';
-import { Cursor, type Input, openInput } from '../io/input.js';
+import { ImageReader } from '../image/reader.js';
+import { Cursor, type Input } from '../io/input.js';
 import { Spool } from '../io/spool.js';
 import { type Dump, type OnBroken, openDumpImage } from './model.js';
 
 /** An image that was opened as a dump, or one whose kind has no maps in it. */
 export type Opened = { readonly dump: Dump } | { readonly dump: undefined; readonly input: Input; readonly kind: Kind };
 
-/** Opens one image; a pipe is put aside first, because items are read at two places in turn. */
-export async function openImageSource(source: string | Input, onBroken?: OnBroken): Promise<Opened> {
-  const given = typeof source === 'string' ? await openInput(source) : source;
+/** Opens one image, and owns `given`; a pipe is put aside first, because items are read at two places in turn. */
+export async function openImageSource(given: Input, onBroken?: OnBroken): Promise<Opened> {
   const input = given.size === undefined ? await aside(given) : given;
-  const { kind } = await ImageReader.open(input);
-  const dump = await openDumpImage(input, kind, onBroken);
-  return dump === undefined ? { dump, input, kind } : { dump };
+  try {
+    const { kind } = await ImageReader.open(input);
+    const dump = await openDumpImage(input, kind, onBroken);
+    return dump === undefined ? { dump, input, kind } : { dump };
+  } catch (error) {
+    input.close();
+    throw error;
+  }
 }
 
 async function aside(input: Input): Promise<Input> {

@@ -1,7 +1,8 @@
 /** Says what is wrong or doubtful in a dump, each thing with a code that a script can match. */
 import { hex } from '../bytes.js';
-import type { BpfimgError } from '../errors.js';
+import { BpfimgError } from '../errors.js';
 import type { JsonObject } from '../image/message.js';
+import { ImageReader } from '../image/reader.js';
 import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
@@ -67,7 +68,11 @@ const TOLD = 5;
 export class Verifier {
   readonly findings: Finding[] = [];
 
-  constructor(readonly types: MapTypes) {}
+  /** @param single name of the image, when one image is examined and not a folder */
+  constructor(
+    readonly types: MapTypes,
+    readonly single?: string,
+  ) {}
 
   /** For {@link openDump}: a broken image is a finding, and the others are still looked at. */
   readonly onBroken = (error: BpfimgError, image: string): void => {
@@ -80,21 +85,42 @@ export class Verifier {
     this.findings.push({
       code,
       severity: FINDINGS[code][0],
-      image,
+      image: this.single ?? image,
       ...(map === undefined ? {} : { map_id: map.mapId }),
       ...(name === undefined ? {} : { name }),
       message,
     });
   }
 
+  /** Reads an image that has no maps in it to its end, which is all there is to check. */
+  async readThrough(input: Input): Promise<void> {
+    try {
+      const entries = (await ImageReader.open(input)).entries();
+      while (!(await entries.next()).done);
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      this.onBroken(error, input.name);
+    }
+  }
+
   /** Examines everything in `dump`. */
   async check(dump: Dump): Promise<void> {
     const whole = dump.images.has(IMAGE.files) || dump.images.has(IMAGE.bpfmapFile);
     for (const file of dump.lost.files) {
-      this.#add('duplicate-file', file.image, undefined, `entry ${file.entry}: file id ${file.message.id} stands twice`);
+      this.#add(
+        'duplicate-file',
+        file.image,
+        undefined,
+        `entry ${file.entry}: file id ${file.message.id} stands twice`,
+      );
     }
     for (const { pid, fd, id } of dump.lost.fds) {
-      this.#add('lost-fd', IMAGE.files, undefined, `fd ${fd} of process ${pid} is file ${id}, which no image describes`);
+      this.#add(
+        'lost-fd',
+        IMAGE.files,
+        undefined,
+        `fd ${fd} of process ${pid} is file ${id}, which no image describes`,
+      );
     }
     for (const map of dump.maps) {
       this.#files(dump, map);
@@ -166,7 +192,12 @@ export class Verifier {
       const differs = data !== last && !(await sameData(input, data, last));
       if (differs) {
         const { index } = last.entry;
-        this.#add('copies-differ', IMAGE.data, map, `entries ${data.entry.index} and ${index} differ, CRIU restores ${index}`);
+        this.#add(
+          'copies-differ',
+          IMAGE.data,
+          map,
+          `entries ${data.entry.index} and ${index} differ, CRIU restores ${index}`,
+        );
       }
       // What stands twice is told once.
       if (i === 0 || differs) await this.#items(input, map, data, file);

@@ -208,7 +208,7 @@ const SPACE = 0x20;
 export function quotedPrintable(bytes: Uint8Array): string {
   const firstLf = bytes.indexOf(LF);
   const lineEnd = firstLf > 0 && bytes[firstLf - 1] === CR ? '\r\n' : '\n';
-  const escape = (byte: number) => `=${byte.toString(16).toUpperCase().padStart(2, '0')}`;
+  const escaped = (byte: number) => `=${byte.toString(16).toUpperCase().padStart(2, '0')}`;
   let out = '';
   let column = 0;
   for (let i = 0; i < bytes.length; ) {
@@ -227,12 +227,12 @@ export function quotedPrintable(bytes: Uint8Array): string {
         out += `=${lineEnd}`;
         column = 0;
       }
-      out += escape(byte);
+      out += escaped(byte);
       column += 3;
       i++;
     } else if (byte === LF || (byte === CR && next === LF)) {
       const before = out.charCodeAt(out.length - 1);
-      if (before === SPACE || before === TAB) out = out.slice(0, -1) + escape(before);
+      if (before === SPACE || before === TAB) out = out.slice(0, -1) + escaped(before);
       out += lineEnd;
       column = 0;
       i += byte === CR ? 2 : 1;
@@ -253,7 +253,9 @@ export function quotedPrintable(bytes: Uint8Array): string {
 export function unquotePrintable(text: string): Uint8Array | undefined {
   const joined = text.replace(/=[ \t]*\r?\n/g, '');
   // biome-ignore lint/suspicious/noControlCharactersInRegex: bytes, not text
-  if (!/^(=[0-9A-Fa-f]{2}|[\x00-\x3c\x3e-\xff])*$/.test(joined)) return undefined;
-  const bytes = joined.replace(/=([0-9A-Fa-f]{2})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 16)));
+  if (/[^\x00-\xff]|=(?![0-9A-Fa-f]{2})/.test(joined)) return undefined;
+  const bytes = joined.replace(/=([0-9A-Fa-f]{2})/g, (_, digits: string) =>
+    String.fromCharCode(Number.parseInt(digits, 16)),
+  );
   return Buffer.from(bytes, 'latin1');
 }

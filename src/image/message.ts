@@ -41,4 +41,3 @@ export function fieldsOf(name: string): readonly Field[] {
 export function enumOf(name: string): Readonly<Record<string, number>> {
   return enums[name] ?? {};
 }
-

@@ -69,7 +69,8 @@ export class ImageReader {
     let magic = word(cursor.bytes, cursor.at);
     const head: Head = magic === HEAD_COMMON ? 'common' : magic === HEAD_SERVICE ? 'service' : 'none';
     if (head !== 'none') {
-      if (start < 8) throw new BpfimgError('badImage', `${name}: ends after ${start} bytes, expected a kind's magic at 4`);
+      if (start < 8)
+        throw new BpfimgError('badImage', `${name}: ends after ${start} bytes, expected a kind's magic at 4`);
       magic = word(cursor.bytes, cursor.at + 4);
     }
     const kind = kindOfMagic(magic);

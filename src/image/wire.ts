@@ -39,14 +39,23 @@ export type Text = 'utf8' | 'latin1';
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
-const byNumber = new Map<string, Map<number, Field>>();
-function numbered(message: string): Map<number, Field> {
-  let map = byNumber.get(message);
-  if (map === undefined) {
-    map = new Map(fieldsOf(message).map((field) => [field.no, field]));
-    byNumber.set(message, map);
+/** The fields of a message by number, and their names. */
+interface Table {
+  readonly byNumber: ReadonlyMap<number, Field>;
+  readonly names: ReadonlySet<string>;
+}
+const tables = new Map<string, Table>();
+function tableOf(message: string): Table {
+  let table = tables.get(message);
+  if (table === undefined) {
+    const fields = fieldsOf(message);
+    table = {
+      byNumber: new Map(fields.map((field) => [field.no, field])),
+      names: new Set(fields.map((field) => field.name)),
+    };
+    tables.set(message, table);
   }
-  return map;
+  return table;
 }
 
 const VARINT = 0;
@@ -137,7 +146,11 @@ function* records(bytes: Uint8Array, start: number, end: number, path: string): 
       value = length.end;
       size = length.value;
     } else {
-      throw new WireError(at, path, `field ${no} has wire type ${wire} (${WIRE_NAMES[wire] ?? 'unknown'}), which CRIU never writes`);
+      throw new WireError(
+        at,
+        path,
+        `field ${no} has wire type ${wire} (${WIRE_NAMES[wire] ?? 'unknown'}), which CRIU never writes`,
+      );
     }
     if (size > end - value) {
       throw new WireError(at, path, `field ${no} needs ${size} bytes, ${end - value} left in its message`);
@@ -150,6 +163,14 @@ function* records(bytes: Uint8Array, start: number, end: number, path: string): 
 
 const join = (path: string, name: string) => (path === '' ? name : `${path}.${name}`);
 
+/** Bytes being decoded, and how. */
+interface Source {
+  readonly bytes: Uint8Array;
+  readonly text: Text;
+  /** Whether messages get a `$raw` where they need one. */
+  readonly raw: boolean;
+}
+
 /**
  * Decodes one message.
  * @param name message name in images/*.proto
@@ -157,13 +178,18 @@ const join = (path: string, name: string) => (path === '' ? name : `${path}.${na
  * @throws WireError
  */
 export function decodeMessage(name: string, bytes: Uint8Array, text: Text = 'utf8'): JsonObject {
-  return decode(name, bytes, 0, bytes.length, '', text);
+  // Nearly always the members rebuild everything, nested messages included: one comparison tells. Only
+  // where they do not is each message looked at for itself.
+  const object = decodeFields(name, { bytes, text, raw: false }, 0, bytes.length, '');
+  if (rebuilds(name, object, bytes, text)) return object;
+  return decode(name, { bytes, text, raw: true }, 0, bytes.length, '');
 }
 
-function decode(name: string, bytes: Uint8Array, start: number, end: number, path: string, text: Text): JsonObject {
-  const object = decodeFields(name, bytes, start, end, path, text);
-  const original = bytes.subarray(start, end);
-  if (!rebuilds(name, object, original, text)) object.$raw = hex(original);
+function decode(name: string, source: Source, start: number, end: number, path: string): JsonObject {
+  const object = decodeFields(name, source, start, end, path);
+  if (!source.raw) return object;
+  const original = source.bytes.subarray(start, end);
+  if (!rebuilds(name, object, original, source.text)) object.$raw = hex(original);
   return object;
 }
 
@@ -176,80 +202,78 @@ function rebuilds(name: string, object: JsonObject, original: Uint8Array, text: 
   }
 }
 
-function decodeFields(
-  name: string,
-  bytes: Uint8Array,
-  start: number,
-  end: number,
-  path: string,
-  text: Text,
-): JsonObject {
-  const known = numbered(name);
-  const found = new Map<Field, Record_[]>();
+function decodeFields(name: string, source: Source, start: number, end: number, path: string): JsonObject {
+  const { bytes } = source;
+  const { byNumber } = tableOf(name);
+  const found = new Map<Field, Json>();
+  /** Start and end of each piece of a message: it can only be decoded when all are known. */
+  const pieces = new Map<Field, number[]>();
   for (const record of records(bytes, start, end, path)) {
-    const field = known.get(record.no);
+    const field = byNumber.get(record.no);
     if (field === undefined) continue;
     const wire = wireOf(field);
+    const inner = join(path, field.name);
     if (record.wire !== wire && !(field.label === 'repeated' && record.wire === BYTES)) {
-      throw new WireError(
-        record.start,
-        join(path, field.name),
-        `wire type ${record.wire} (${WIRE_NAMES[record.wire]}), expected ${wire} (${WIRE_NAMES[wire]})`,
-      );
+      const names = WIRE_NAMES;
+      const message = `wire type ${record.wire} (${names[record.wire]}), expected ${wire} (${names[wire]})`;
+      throw new WireError(record.start, inner, message);
     }
-    const list = found.get(field);
-    if (list) list.push(record);
-    else found.set(field, [record]);
+    if (field.label === 'repeated') {
+      const list = (found.get(field) ?? []) as Json[];
+      if (record.wire === wire) list.push(decodeValue(field, source, record, inner));
+      else unpack(field, source, record, inner, list);
+      found.set(field, list);
+    } else if (field.type === 'message') {
+      const list = pieces.get(field) ?? [];
+      list.push(record.value, record.end);
+      pieces.set(field, list);
+    } else {
+      found.set(field, decodeValue(field, source, record, inner));
+    }
   }
   const object: JsonObject = {};
   for (const field of fieldsOf(name)) {
-    const list = found.get(field);
-    if (list === undefined) {
-      if (field.label === 'required') {
-        throw new WireError(start, path, `required field ${field.name} (${field.no}) is missing in ${name}`);
-      }
-    } else {
-      object[field.name] = decodeField(field, bytes, list, join(path, field.name), text);
+    const list = pieces.get(field);
+    const value = list ? decodePieces(field, source, list, join(path, field.name)) : found.get(field);
+    if (value !== undefined) object[field.name] = value;
+    else if (field.label === 'required') {
+      throw new WireError(start, path, `required field ${field.name} (${field.no}) is missing in ${name}`);
     }
   }
   return object;
 }
 
-function decodeField(field: Field, bytes: Uint8Array, list: Record_[], path: string, text: Text): Json {
-  if (field.label !== 'repeated') {
-    if (field.type === 'message' && list.length > 1) {
-      // Protobuf merges a message that comes in pieces, which is the same as decoding them joined.
-      const whole = Buffer.concat(list.map((record) => bytes.subarray(record.value, record.end)));
-      return decode(field.of as string, whole, 0, whole.length, path, text);
-    }
-    return decodeValue(field, bytes, list[list.length - 1] as Record_, path, text);
-  }
-  const values: Json[] = [];
-  for (const record of list) {
-    if (record.wire === BYTES && wireOf(field) !== BYTES) {
-      const wire = wireOf(field);
-      for (let at = record.value; at < record.end; ) {
-        const next =
-          wire === VARINT ? varint(bytes, at, record.end, path).end : at + (wire === FIXED32 ? 4 : 8);
-        if (next > record.end) throw new WireError(at, path, 'a packed list ends within a value');
-        values.push(decodeValue(field, bytes, { no: field.no, wire, start: at, value: at, end: next }, path, text));
-        at = next;
-      }
-    } else {
-      values.push(decodeValue(field, bytes, record, path, text));
-    }
-  }
-  return values;
+/** Protobuf merges a message that comes in pieces, which is the same as decoding them joined. */
+function decodePieces(field: Field, source: Source, list: readonly number[], path: string): JsonObject {
+  const [start = 0, end = 0] = list;
+  if (list.length === 2) return decode(field.of as string, source, start, end, path);
+  const whole = new Wire();
+  for (let i = 0; i < list.length; i += 2) whole.put(source.bytes.subarray(list[i], list[i + 1]));
+  return decode(field.of as string, { ...source, bytes: whole.done() }, 0, whole.length, path);
 }
 
-function decodeValue(field: Field, bytes: Uint8Array, record: Record_, path: string, text: Text): Json {
+/** Takes the values of a packed list apart. */
+function unpack(field: Field, source: Source, record: Record_, path: string, values: Json[]): void {
+  const { bytes } = source;
+  const { no } = field;
+  const wire = wireOf(field);
+  for (let at = record.value; at < record.end; ) {
+    const next = wire === VARINT ? varint(bytes, at, record.end, path).end : at + (wire === FIXED32 ? 4 : 8);
+    if (next > record.end) throw new WireError(at, path, 'a packed list ends within a value');
+    values.push(decodeValue(field, source, { no, wire, start: at, value: at, end: next }, path));
+    at = next;
+  }
+}
+
+function decodeValue(field: Field, source: Source, record: Record_, path: string): Json {
+  const { bytes } = source;
   const { value: at, end } = record;
   const view = () => new DataView(bytes.buffer, bytes.byteOffset + at, end - at);
   switch (field.type) {
     case 'message':
-      return decode(field.of as string, bytes, at, end, path, text);
+      return decode(field.of as string, source, at, end, path);
     case 'string':
-      return decodeText(bytes.subarray(at, end), text);
+      return decodeText(bytes.subarray(at, end), source.text);
     case 'bytes':
       return field.show?.conv === 'unix_name'
         ? quotedPrintable(bytes.subarray(at, end))
@@ -327,9 +351,9 @@ function enumName(name: string, value: number): string | number {
 
 /** Bytes of the fields in `raw` that message `name` does not have. */
 export function unknownBytes(name: string, raw: Uint8Array): number {
-  const known = numbered(name);
+  const { byNumber } = tableOf(name);
   let size = 0;
-  for (const { no, start, end } of records(raw, 0, raw.length, '')) if (!known.has(no)) size += end - start;
+  for (const { no, start, end } of records(raw, 0, raw.length, '')) if (!byNumber.has(no)) size += end - start;
   return size;
 }
 
@@ -388,23 +412,27 @@ class Wire {
  * @throws ValueError
  */
 export function encodeMessage(name: string, object: JsonObject, text: Text = 'utf8', pointer = ''): Uint8Array {
+  const out = new Wire();
+  putMessage(name, object, text, pointer, out);
+  return out.done();
+}
+
+function putMessage(name: string, object: JsonObject, text: Text, pointer: string, out: Wire): void {
+  const { names } = tableOf(name);
   for (const member of Object.keys(object)) {
-    if (member !== '$raw' && !fieldsOf(name).some((field) => field.name === member)) {
+    if (member !== '$raw' && !names.has(member)) {
       throw new ValueError(pointer + pointerPart(member), `unknown member, ${name} has no such field`);
     }
   }
-  const parts = new Map<Field, Uint8Array>();
+  const parts = object.$raw === undefined ? undefined : new Map<Field, Uint8Array>();
   for (const field of fieldsOf(name)) {
     const value = object[field.name];
-    if (value !== undefined) parts.set(field, encodeField(field, value, text, `${pointer}/${field.name}`));
-    else if (field.label === 'required') {
-      throw new ValueError(pointer, `required member "${field.name}" is missing`);
-    }
+    if (value === undefined) {
+      if (field.label === 'required') throw new ValueError(pointer, `required member "${field.name}" is missing`);
+    } else if (parts === undefined) putField(field, value, text, `${pointer}/${field.name}`, out);
+    else parts.set(field, encodeField(field, value, text, `${pointer}/${field.name}`));
   }
-  const out = new Wire();
-  if (object.$raw === undefined) for (const part of parts.values()) out.put(part);
-  else mergeRaw(name, object.$raw, parts, text, `${pointer}/$raw`, out);
-  return out.done();
+  if (parts !== undefined) mergeRaw(name, object.$raw as Json, parts, text, `${pointer}/$raw`, out);
 }
 
 /**
@@ -422,26 +450,21 @@ function mergeRaw(
   const original = typeof raw === 'string' ? unhex(raw) : undefined;
   if (original === undefined) throw new ValueError(pointer, 'must be pairs of hex digits');
   let before: JsonObject;
-  let list: Record_[];
   try {
-    before = decodeFields(name, original, 0, original.length, '', text);
-    list = [...records(original, 0, original.length, '')];
+    before = decodeFields(name, { bytes: original, text, raw: true }, 0, original.length, '');
   } catch (error) {
     if (error instanceof WireError) throw new ValueError(pointer, `is not a ${name}: ${error.message}`);
     throw error;
   }
-  const known = numbered(name);
+  const { byNumber } = tableOf(name);
   const unchanged = new Map<Field, boolean>();
   for (const [field, part] of parts) {
     const was = before[field.name];
-    unchanged.set(
-      field,
-      was !== undefined && Buffer.compare(encodeField(field, was, text, pointer), part) === 0,
-    );
+    unchanged.set(field, was !== undefined && Buffer.compare(encodeField(field, was, text, pointer), part) === 0);
   }
   const written = new Set<Field>();
-  for (const record of list) {
-    const field = known.get(record.no);
+  for (const record of records(original, 0, original.length, '')) {
+    const field = byNumber.get(record.no);
     if (field === undefined || unchanged.get(field) === true) {
       out.put(original.subarray(record.start, record.end));
     } else if (!written.has(field)) {
@@ -456,6 +479,11 @@ function mergeRaw(
 
 function encodeField(field: Field, value: Json, text: Text, pointer: string): Uint8Array {
   const out = new Wire();
+  putField(field, value, text, pointer, out);
+  return out.done();
+}
+
+function putField(field: Field, value: Json, text: Text, pointer: string, out: Wire): void {
   if (field.label === 'repeated') {
     const list = parseShown(field, value);
     if (!Array.isArray(list)) throw new ValueError(pointer, `must be a list, got ${kindOf(value)}`);
@@ -476,7 +504,6 @@ function encodeField(field: Field, value: Json, text: Text, pointer: string): Ui
     out.varint(field.no * 8 + wireOf(field));
     encodeValue(field, value, text, pointer, out);
   }
-  return out.done();
 }
 
 function encodeValue(field: Field, value: Json, text: Text, pointer: string, out: Wire): void {

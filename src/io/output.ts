@@ -361,18 +361,28 @@ export class FileOutput extends RegularOutput {
   }
 }
 
+/** What stands at `file`, links followed; undefined for nothing. */
+function statOf(file: string): fs.Stats | undefined {
+  try {
+    return fs.statSync(file, { throwIfNoEntry: false });
+  } catch (error) {
+    throw ioError(file, 'write it', error);
+  }
+}
+
 /** Opens `file` for writing: atomically when it is or will be a regular file, as a stream otherwise. */
 export function openOutput(file: string): Output {
-  let target = file;
-  try {
-    // A symbolic link keeps pointing at what is replaced.
-    target = fs.realpathSync(file);
-    const stat = fs.statSync(target);
-    if (stat.isDirectory()) throw new BpfimgError('io', `${file}: it is a folder, expected a file to write`);
-    if (!stat.isFile()) return new StreamOutput(fs.openSync(target, 'w'), file);
-  } catch (error) {
-    if (errnoOf(error) !== 'ENOENT') throw ioError(file, 'write it', error);
+  const stat = statOf(file);
+  if (stat?.isDirectory()) throw new BpfimgError('io', `${file}: it is a folder, expected a file to write`);
+  if (stat && !stat.isFile()) {
+    try {
+      return new StreamOutput(fs.openSync(file, 'w'), file);
+    } catch (error) {
+      throw ioError(file, 'write it', error);
+    }
   }
+  // A symbolic link keeps pointing at what is replaced.
+  const target = stat ? fs.realpathSync(file) : file;
   return new FileOutput(target, file);
 }
 

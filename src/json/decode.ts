@@ -134,12 +134,7 @@ export function itemsHeader(message: JsonObject, keySize: number, valueSize: num
 }
 
 /** A data entry with its items, or with crit's `extra` when its totals are not equal parts. */
-async function writeItemsEntry(
-  reader: ImageReader,
-  entry: Entry,
-  out: Output,
-  options: DecodeOptions,
-): Promise<void> {
+async function writeItemsEntry(reader: ImageReader, entry: Entry, out: Output, options: DecodeOptions): Promise<void> {
   const { pretty } = options;
   const { count, keys_bytes, values_bytes } = entry.message as Record<string, number>;
   const shape = itemShape(count as number, keys_bytes as number, values_bytes as number);

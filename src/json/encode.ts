@@ -7,7 +7,7 @@
  */
 import { BpfimgError } from '../errors.js';
 import { BPFMAP_DATA, HEAD_COMMON, HEAD_SERVICE, type Head, type Kind, kindNames, kindOfName } from '../image/kinds.js';
-import type { Json, JsonObject } from '../image/message.js';
+import { fieldsOf, type Json, type JsonObject } from '../image/message.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import { Cursor, type Input } from '../io/input.js';
@@ -138,6 +138,12 @@ async function atItem(reader: JsonReader): Promise<boolean> {
   return /^\{\s*"(key|values?)"/.test(start);
 }
 
+/** Where an entry starts, for what turns out wrong with it after more has been read. */
+interface Place {
+  readonly offset: number;
+  readonly pointer: string;
+}
+
 /**
  * Encodes the entry the reader stands at.
  * @param lines for ndjson: reads the items that follow the entry's header line
@@ -149,7 +155,7 @@ async function encodeEntry(
   lines?: (items: ItemReader) => Promise<void>,
 ): Promise<void> {
   await reader.peek();
-  const start = reader.offset;
+  const start: Place = { offset: reader.offset, pointer: reader.pointer };
   reader.sawBigint = false;
   const header: JsonObject = Object.create(null) as JsonObject;
   let items: ItemReader | undefined;
@@ -174,24 +180,27 @@ async function encodeEntry(
         await refuseLeftOut(reader);
         items = new ItemReader(reader, itemSizes(header));
         await items.list();
+      } else if (name === 'items' && kind === BPFMAP_DATA) {
+        await refuseLeftOut(reader);
+        throw reader.bad('items of ndjson stand on lines of their own, behind the line of their map');
       } else {
+        if (!isMember(kind, name)) throw reader.bad(`unknown member, ${kind.message} has no such field`);
         header[name] = await reader.value();
       }
     }
     if (streamed !== undefined) return;
     if (kind === BPFMAP_DATA && lines !== undefined && blob === undefined) {
-      if (header.items !== undefined) throw leftOut(reader, start);
       items = new ItemReader(reader, itemSizes(header));
       await lines(items);
     }
     if (items !== undefined) {
-      if (blob !== undefined) throw reader.bad('an entry has either "items" or "extra"', start);
+      if (blob !== undefined) throw reader.bad('an entry has either "items" or "extra"', start.offset);
       await encodeItems(reader, header, items, start, out);
       return;
     }
     // go-criu's crit leaves out an `extra` without bytes.
     if (kind === BPFMAP_DATA && blob === undefined && !isWhole(header)) {
-      throw reader.bad('member "items" (or "extra" as crit has it) is missing', start);
+      throw reader.bad('member "items" (or "extra" as crit has it) is missing', start.offset);
     }
     const message = await encodeHeader(reader, kind, header, start);
     if (kind.extra) expectExtra(reader, kind, header, blob?.length ?? 0, start);
@@ -201,6 +210,12 @@ async function encodeEntry(
     items?.close();
     blob?.close();
   }
+}
+
+/** Whether an entry of `kind` may have a member `name`, in some dialect. */
+function isMember(kind: Kind, name: string): boolean {
+  if (name === '$raw' || (kind === BPFMAP_DATA && (name === 'key_size' || name === 'value_size'))) return true;
+  return fieldsOf(kind.message).some((field) => field.name === name);
 }
 
 /** Whether all members that a data entry's message needs have been read. */
@@ -228,54 +243,61 @@ export async function refuseLeftOut(reader: JsonReader): Promise<void> {
   }
 }
 
-async function encodeHeader(reader: JsonReader, kind: Kind, header: JsonObject, start: number): Promise<Uint8Array> {
+async function encodeHeader(reader: JsonReader, kind: Kind, header: JsonObject, start: Place): Promise<Uint8Array> {
   const problem = await check(kind.message, header, reader.sawBigint);
-  if (problem) throw await reader.badAt(problem.message, start, problem.pointer);
+  if (problem) throw await reader.badAt(problem.message, start.offset, problem.pointer, start.pointer);
   try {
     return encodeMessage(kind.message, header);
   } catch (error) {
-    if (error instanceof ValueError) throw await reader.badAt(error.message, start, error.pointer);
+    if (error instanceof ValueError)
+      throw await reader.badAt(error.message, start.offset, error.pointer, start.pointer);
     throw error;
   }
 }
 
 /** `extra` must have as many bytes as the message promises, or the next entry would be read askew. */
-function expectExtra(reader: JsonReader, kind: Kind, header: JsonObject, got: number, start: number): void {
+function expectExtra(reader: JsonReader, kind: Kind, header: JsonObject, got: number, start: Place): void {
   const numbers = Object.fromEntries(Object.entries(header).map(([name, value]) => [name, Number(value)]));
   const expected = kind.extra?.(numbers) ?? 0;
   if (got === expected) return;
   const totals = kind === BPFMAP_DATA ? 'keys_bytes + values_bytes' : 'size';
-  throw reader.bad(`"extra" has ${got} bytes, ${totals} says ${expected}`, start);
+  throw reader.bad(`"extra" has ${got} bytes, ${totals} says ${expected}`, start.offset, start.pointer);
 }
 
 async function encodeItems(
   reader: JsonReader,
   header: JsonObject,
   items: ReadItems,
-  start: number,
+  start: Place,
   out: Output,
 ): Promise<void> {
   const problem = await check('items_header', header, reader.sawBigint);
-  if (problem) throw await reader.badAt(problem.message, start, problem.pointer);
+  if (problem) throw await reader.badAt(problem.message, start.offset, problem.pointer, start.pointer);
   for (const [member, size] of [
     ['key_size', items.keySize],
     ['value_size', items.valueSize],
   ] as const) {
     const said = header[member];
     if (items.count > 0 && said !== undefined && said !== size) {
-      throw await reader.badAt(`says ${String(said)}, but the items have ${size}`, start, `/${member}`);
+      throw await reader.badAt(
+        `says ${String(said)}, but the items have ${size}`,
+        start.offset,
+        `/${member}`,
+        start.pointer,
+      );
     }
   }
   const message: JsonObject = {
     map_id: header.map_id as number,
-    ...itemTotals(items, (text) => reader.bad(text, start)),
+    ...itemTotals(items, (text) => reader.bad(text, start.offset, start.pointer)),
   };
   if (header.$raw !== undefined) message.$raw = header.$raw;
   let bytes: Uint8Array;
   try {
     bytes = encodeMessage(BPFMAP_DATA.message, message);
   } catch (error) {
-    if (error instanceof ValueError) throw await reader.badAt(error.message, start, error.pointer);
+    if (error instanceof ValueError)
+      throw await reader.badAt(error.message, start.offset, error.pointer, start.pointer);
     throw error;
   }
   await writeItemsEntry(bytes, items, out);

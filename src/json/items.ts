@@ -9,9 +9,9 @@ import type { BpfimgError } from '../errors.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
 import { Cursor, type Input, WINDOW } from '../io/input.js';
 import type { Output } from '../io/output.js';
-import { Spool } from '../io/spool.js';
 import { pause } from '../io/pause.js';
-import type { JsonReader } from './reader.js';
+import { Spool } from '../io/spool.js';
+import { isBlank, type JsonReader } from './reader.js';
 
 /** Sizes of an entry's items; per-CPU maps also say how a value is cut into one copy a CPU. */
 export interface ItemShape {
@@ -121,7 +121,10 @@ export class ItemCursors {
     const spool = new Spool();
     for (let left = keysBytes; left > 0; ) {
       const ready = Math.min(left, await cursor.fill());
-      if (ready === 0) throw truncated(input, entry, keysBytes - left);
+      if (ready === 0) {
+        spool.close();
+        throw truncated(input, entry, keysBytes - left);
+      }
       spool.write(cursor.bytes.subarray(cursor.at, cursor.at + ready));
       cursor.at += ready;
       left -= ready;
@@ -129,9 +132,10 @@ export class ItemCursors {
     return new ItemCursors(input, entry, new Cursor(spool.input()), cursor, spool);
   }
 
-  /** The error for an image that ends after `got` bytes of the entry's items. */
-  truncated(got: number): BpfimgError {
-    return truncated(this.input, this.entry, got);
+  /** The error for an image that ends before its last value. */
+  truncated(): BpfimgError {
+    const { input, entry, values } = this;
+    return truncated(input, entry, values.position + values.ready - entry.extraAt);
   }
 
   close(): void {
@@ -165,7 +169,7 @@ export async function writeItems(
       valueSize === 0 ? count : Math.floor((await values.fill(valueSize)) / valueSize),
       count - i,
     );
-    if (ready === 0) throw cursors.truncated(i * (keySize + valueSize));
+    if (ready === 0) throw cursors.truncated();
     for (const end = i + ready; i < end; i++) {
       out.room(text.most + between.length);
       if (i > 0) {
@@ -202,7 +206,7 @@ async function writeBigItem(cursors: ItemCursors, shape: ItemShape, style: ItemS
 async function writeHex(cursors: ItemCursors, from: Cursor, size: number, out: Output): Promise<void> {
   for (let left = size; left > 0; ) {
     const part = Math.min(left, await from.fill(), WINDOW / 4);
-    if (part === 0) throw cursors.truncated(size - left);
+    if (part === 0) throw cursors.truncated();
     out.room(part * 2);
     out.at = putHex(from.view, from.at, from.at + part, out.view, out.at);
     from.at += part;
@@ -291,7 +295,7 @@ export class ItemReader implements ReadItems {
     let at = cursor.at;
     let taken = 0;
     const blank = () => {
-      while (at < end && ((bytes[at] as number) === 0x20 || ((bytes[at] as number) <= 0x0d && (bytes[at] as number) >= 0x09))) at++;
+      while (at < end && isBlank(bytes[at] as number)) at++;
     };
     /** Moves past a name and colon up to the first hex digit; false when they are not there. */
     const name = (letters: Buffer): boolean => {
@@ -374,7 +378,10 @@ export class ItemReader implements ReadItems {
       } else if (name === 'values') {
         throw reader.bad('only the items of a per-CPU map have "values"', offset);
       } else {
-        throw reader.bad(`unknown member, an item has "key" and "${this.#perCpu === undefined ? 'value' : 'values'}"`, offset);
+        throw reader.bad(
+          `unknown member, an item has "key" and "${this.#perCpu === undefined ? 'value' : 'values'}"`,
+          offset,
+        );
       }
     }
     if (keySize === undefined) throw reader.bad('member "key" is missing', start);

@@ -25,9 +25,7 @@ const NOT_ASCII = /[^\x00-\x7e]/g;
 export function quote(text: string, ascii: boolean): string {
   const quoted = JSON.stringify(text);
   if (!ascii) return quoted;
-  return quoted.replace(NOT_ASCII, (unit) =>
-    [...Array(unit.length).keys()].map((i) => `\\u${unit.charCodeAt(i).toString(16).padStart(4, '0')}`).join(''),
-  );
+  return quoted.replace(NOT_ASCII, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
 /**

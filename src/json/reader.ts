@@ -10,12 +10,23 @@ import { BpfimgError, pointerPart } from '../errors.js';
 import type { Json, JsonObject } from '../image/message.js';
 import { Cursor, type Input, openInput } from '../io/input.js';
 import type { Output } from '../io/output.js';
+import { pause } from '../io/pause.js';
 
-/** Most text of one value that is built in memory. */
-const MAX_VALUE = 16 * 1024 * 1024;
+/**
+ * Most text of one value that is built in memory, and most values in it (a list or object counts for 8):
+ * enough for whatever the largest message that an image may have (8 MiB) looks like in JSON.
+ */
+const MAX_VALUE = 256 * 1024 * 1024;
+const MAX_VALUES = 16 * 1024 * 1024;
 const MAX_DEPTH = 64;
+/** Most bytes of a member's name, and most members of an object: more than any message or BTF type has. */
+const MAX_NAME = 1024;
+const MAX_MEMBERS = 70_000;
 /** Text read ahead at most for one item before it is taken apart the slow way. */
 export const JSON_WINDOW = 256 * 1024;
+
+/** Bytes to have at hand before a value is tried the quick way. */
+const QUICK = 4096;
 
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
@@ -26,9 +37,14 @@ const CLOSE_LIST = 0x5d;
 const OPEN_OBJECT = 0x7b;
 const CLOSE_OBJECT = 0x7d;
 
-const isBlank = (byte: number) => byte === 0x20 || byte === 0x0a || byte === 0x0d || byte === 0x09;
+/** White space, as JSON has it. */
+export const isBlank = (byte: number) => byte === 0x20 || byte === 0x0a || byte === 0x0d || byte === 0x09;
+/** What a value that starts with `byte` counts towards {@link MAX_VALUES}. */
+const valuesOf = (byte: number) => (byte === OPEN_OBJECT || byte === OPEN_LIST ? 8 : 1);
 const isStructure = (byte: number) =>
   byte === COMMA || byte === CLOSE_LIST || byte === CLOSE_OBJECT || byte === COLON || isBlank(byte);
+
+const isHexDigit = (byte: number) => /[0-9a-fA-F]/.test(String.fromCharCode(byte));
 
 const escapes: Readonly<Record<number, number>> = {
   0x22: 0x22,
@@ -94,11 +110,11 @@ export class JsonReader {
   }
 
   /**
-   * The error for a value inside the value that starts at `offset`: `inner` is its pointer from there.
-   * Reads the file once more to find the line.
+   * The error for a value inside the value that starts at `offset`, with pointer `outer`: `inner` is its
+   * pointer from there. Reads the file once more to find the line.
    */
-  async badAt(message: string, offset: number, inner: string): Promise<BpfimgError> {
-    const pointer = this.pointer + inner;
+  async badAt(message: string, offset: number, inner: string, outer = this.pointer): Promise<BpfimgError> {
+    const pointer = outer + inner;
     const { input } = this.#origin ?? this.cursor;
     if (input.path === undefined) return this.bad(message, offset, pointer);
     const again = await openInput(input.path);
@@ -184,7 +200,8 @@ export class JsonReader {
     for (;;) {
       if ((await this.peek()) !== QUOTE) throw await this.#unexpected('a member name');
       const start = this.offset;
-      const name = await this.string();
+      const name = await this.string(MAX_NAME);
+      if (seen.size === MAX_MEMBERS) throw this.bad(`more than ${MAX_MEMBERS} members`, start);
       if (seen.has(name)) throw this.bad(`member "${name}" stands twice`, start);
       seen.add(name);
       await this.#expect(COLON, '":"');
@@ -221,19 +238,24 @@ export class JsonReader {
   }
 
   /** A string, as text. */
-  async string(): Promise<string> {
-    const parts: Buffer[] = [];
+  async string(most = MAX_VALUE): Promise<string> {
+    let whole = Buffer.allocUnsafe(64);
     let size = 0;
     const start = this.offset;
     await this.#pieces((bytes, from, to) => {
-      size += to - from;
-      if (size > MAX_VALUE) throw this.bad(`text of more than ${MAX_VALUE} bytes`, start);
-      parts.push(Buffer.from(bytes.subarray(from, to)));
+      const end = size + to - from;
+      if (end > most) throw this.bad(`text of more than ${most} bytes`, start);
+      if (end > whole.length) {
+        const larger = Buffer.allocUnsafe(Math.max(end, whole.length * 2));
+        larger.set(whole.subarray(0, size));
+        whole = larger;
+      }
+      whole.set(bytes.subarray(from, to), size);
+      size = end;
       return true;
     }, 'text');
-    const whole = parts.length === 1 ? (parts[0] as Buffer) : Buffer.concat(parts);
     try {
-      return utf8.decode(whole);
+      return utf8.decode(whole.subarray(0, size));
     } catch {
       throw this.bad('text is not UTF-8', start);
     }
@@ -317,47 +339,140 @@ export class JsonReader {
       cursor.at = at;
       if ((await cursor.fill()) === 0) break;
     }
-    switch (text) {
-      case 'true':
-        return true;
-      case 'false':
-        return false;
-      case 'null':
-        return null;
-      default:
-    }
-    if (!/^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/.test(text)) {
-      const short = text.length > 40 ? `${text.slice(0, 40)}…` : text;
-      throw this.bad(`expected a JSON value, found ${JSON.stringify(short)}`, this.offset - text.length);
-    }
+    const value = this.#word(text);
+    if (value !== undefined) return value;
+    const short = text.length > 40 ? `${text.slice(0, 40)}…` : text;
+    throw this.bad(`expected a JSON value, found ${JSON.stringify(short)}`, this.offset - text.length);
+  }
+
+  /** The value of a word without quotes; undefined when it is none. */
+  #word(text: string): Json | undefined {
+    if (text === 'true') return true;
+    if (text === 'false') return false;
+    if (text === 'null') return null;
+    if (!/^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$/.test(text)) return undefined;
     const number = Number(text);
     if (Number.isSafeInteger(number) || !/^-?[0-9]+$/.test(text)) return number;
     this.sawBigint = true;
     return BigInt(text);
   }
 
+  /**
+   * Takes a value that is whole in the window, as nearly all are, without a wait in between; behind a list's
+   * element also the elements that follow.
+   * @returns the number of values taken; 0 when the first is cut off or broken: the slow way explains it
+   */
+  #quick(depth: number, into: Json[], isElement: boolean): number {
+    const { bytes, end } = this.cursor;
+    let at = this.cursor.at;
+    let values = 0;
+    const latin1 = (from: number, to: number) =>
+      Buffer.from(bytes.buffer, bytes.byteOffset + from, to - from).toString('latin1');
+    const next = (): number => {
+      while (at < end && isBlank(bytes[at] as number)) at++;
+      return at < end ? (bytes[at] as number) : -1;
+    };
+    const string = (): string | undefined => {
+      const from = at++;
+      let plain = true;
+      for (let byte = bytes[at]; at < end && byte !== QUOTE; byte = bytes[++at]) {
+        if (byte === BACKSLASH) at++;
+        if (byte === BACKSLASH || (byte as number) < 0x20 || (byte as number) > 0x7e) plain = false;
+      }
+      if (at >= end) return undefined;
+      at++;
+      if (plain) return latin1(from + 1, at - 1);
+      try {
+        const text = JSON.parse(utf8.decode(bytes.subarray(from, at))) as string;
+        return /\p{Surrogate}/u.test(text) ? undefined : text;
+      } catch {
+        return undefined;
+      }
+    };
+    const build = (level: number): Json | undefined => {
+      const first = next();
+      values += valuesOf(first);
+      if (first === QUOTE) return string();
+      if (first === OPEN_LIST || first === OPEN_OBJECT) {
+        if (level > MAX_DEPTH) return undefined;
+        const close = first === OPEN_LIST ? CLOSE_LIST : CLOSE_OBJECT;
+        const whole: Json[] | JsonObject = first === OPEN_LIST ? [] : (Object.create(null) as JsonObject);
+        at++;
+        while (next() !== close) {
+          let name = '';
+          if (!Array.isArray(whole)) {
+            const text = next() === QUOTE ? string() : undefined;
+            if (text === undefined || text.length > MAX_NAME || text in whole || next() !== COLON) return undefined;
+            name = text;
+            at++;
+          }
+          const value = build(level + 1);
+          if (value === undefined) return undefined;
+          if (Array.isArray(whole)) whole.push(value);
+          else whole[name] = value;
+          if (next() === close) break;
+          if (next() !== COMMA) return undefined;
+          at++;
+          // A comma before the closing bracket is one too many.
+          if (next() === close) return undefined;
+        }
+        at++;
+        return whole;
+      }
+      const from = at;
+      while (at < end && !isStructure(bytes[at] as number)) at++;
+      // At the end of the window the word may go on.
+      if (at >= end || at - from > 400) return undefined;
+      return this.#word(latin1(from, at));
+    };
+    for (let taken = 0; ; taken = values) {
+      const value = build(depth);
+      if (value === undefined) return taken;
+      into.push(value);
+      this.cursor.at = at;
+      if (!isElement || next() !== COMMA) return values;
+      at++;
+    }
+  }
+
   /** Any value, built in memory: for what is small by nature. */
   async value(): Promise<Json> {
-    const start = this.cursor.position;
-    const build = async (depth: number): Promise<Json> => {
-      if (this.cursor.position - start > MAX_VALUE) throw this.bad(`a value of more than ${MAX_VALUE} bytes`);
+    const { cursor, path } = this;
+    const start = cursor.position;
+    let values = 0;
+    /** Adds the next value to `into`; within a list perhaps several. */
+    const build = async (depth: number, into: Json[], isElement: boolean): Promise<void> => {
+      if (cursor.position - start > MAX_VALUE) throw this.bad(`a value of more than ${MAX_VALUE} bytes`);
       if (depth > MAX_DEPTH) throw this.bad(`nested deeper than ${MAX_DEPTH} levels`);
       const first = await this.peek();
+      await cursor.fill(Math.min(QUICK, cursor.bytes.length));
+      const taken = this.#quick(depth, into, isElement);
+      values += taken > 0 ? taken : valuesOf(first);
+      if (values > MAX_VALUES) throw this.bad('more values than any entry has');
+      await pause();
+      if (taken > 0) return;
       if (first === OPEN_OBJECT) {
         const object: JsonObject = Object.create(null) as JsonObject;
-        for await (const name of this.members()) object[name] = await build(depth + 1);
-        return object;
-      }
-      if (first === OPEN_LIST) {
+        for await (const name of this.members()) {
+          const member: Json[] = [];
+          await build(depth + 1, member, false);
+          object[name] = member[0] as Json;
+        }
+        into.push(object);
+      } else if (first === OPEN_LIST) {
         const list: Json[] = [];
-        for await (const _ of this.elements()) list.push(await build(depth + 1));
-        return list;
-      }
-      if (first === QUOTE) return this.string();
-      if (first === -1) throw await this.#unexpected('a value');
-      return this.#scalar();
+        for await (const _ of this.elements()) {
+          await build(depth + 1, list, true);
+          path[path.length - 1] = list.length - 1;
+        }
+        into.push(list);
+      } else if (first === QUOTE) into.push(await this.string());
+      else if (first === -1) throw await this.#unexpected('a value');
+      else into.push(await this.#scalar());
     };
-    return build(0);
+    const built: Json[] = [];
+    await build(0, built, false);
+    return built[0] as Json;
   }
 
   /**
@@ -405,20 +520,28 @@ export class JsonReader {
     const pair = new Uint8Array(2);
     const pairView = viewOf(pair);
     let half = false;
+    await this.peek();
+    const start = this.offset;
+    const refuse = (bytes: Uint8Array, from: number): false => {
+      const { cursor } = this;
+      // Leaves the cursor at the digit that is none, for the message.
+      if (bytes === cursor.bytes) for (cursor.at = from; isHexDigit(bytes[cursor.at] as number); ) cursor.at++;
+      return false;
+    };
     await this.#pieces((bytes, from, to) => {
       const view = bytes === this.cursor.bytes ? this.cursor.view : viewOf(bytes);
       let at = from;
       if (half) {
         pair[1] = bytes[at++] as number;
         out.room(1);
-        if (!takeHex(pairView, 0, 2, out.bytes, out.at)) return false;
+        if (!takeHex(pairView, 0, 2, out.bytes, out.at)) return refuse(bytes, from);
         out.at++;
         count++;
       }
       while (to - at >= 2) {
         const part = Math.min((to - at) & ~1, 64 * 1024);
         out.room(part / 2);
-        if (!takeHex(view, at, at + part, out.bytes, out.at)) return false;
+        if (!takeHex(view, at, at + part, out.bytes, out.at)) return refuse(bytes, at);
         out.at += part / 2;
         count += part / 2;
         at += part;
@@ -427,7 +550,7 @@ export class JsonReader {
       if (half) pair[0] = bytes[at] as number;
       return true;
     }, what);
-    if (half) throw this.bad(`must be ${what}, got an odd number of digits`);
+    if (half) throw this.bad(`must be ${what}, got an odd number of digits`, start);
     return count;
   }
 

@@ -6,7 +6,7 @@ import { BpfimgError } from '../../errors.js';
 import { BPFMAP_DATA } from '../../image/kinds.js';
 import { ImageReader } from '../../image/reader.js';
 import { type Input, openInput } from '../../io/input.js';
-import { decodeImage, type Dialect } from '../../json/decode.js';
+import { type Dialect, decodeImage } from '../../json/decode.js';
 import { MapTypes } from '../../maptype.js';
 import type { Io } from '../io.js';
 import { isFolder, sourceOf } from '../source.js';

@@ -6,10 +6,10 @@ import { mapName, selectMaps } from '../../dump/select.js';
 import { openImageSource } from '../../dump/source.js';
 import { BpfimgError } from '../../errors.js';
 import { ImageReader } from '../../image/reader.js';
-import { Cursor, type Input } from '../../io/input.js';
+import { Cursor, type Input, openInput } from '../../io/input.js';
 import type { Output } from '../../io/output.js';
 import { decodeImage } from '../../json/decode.js';
-import { mapFlagNames, MapTypes } from '../../maptype.js';
+import { MapTypes, mapFlagNames } from '../../maptype.js';
 import {
   asciiText,
   type Colours,
@@ -46,7 +46,7 @@ export async function run(args: ShowArguments, io: Io): Promise<void> {
     await showDump(await openDump(source), args, io);
     return;
   }
-  const opened = await openImageSource(source ?? (await io.stdin()));
+  const opened = await openImageSource(source === undefined ? await io.stdin() : await openInput(source));
   if (opened.dump !== undefined) {
     await showDump(opened.dump, args, io);
     return;
@@ -69,7 +69,12 @@ async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> 
     const maps = selectMaps(dump, args.map);
     await written(undefined, io, async (out) => {
       if (args.json) {
-        await writeDocument(dump, maps, types, out, { lines: false, pretty: false, noPayload: false, limit: args.limit });
+        await writeDocument(dump, maps, types, out, {
+          lines: false,
+          pretty: false,
+          noPayload: false,
+          limit: args.limit,
+        });
         out.text('\n');
         return;
       }
@@ -109,7 +114,12 @@ class Show {
       { title: 'FROZEN' },
       { title: 'HOLDERS (pid:fd)' },
     ];
-    for (const line of table(columns, maps.map((map) => this.#row(map)), this.look)) this.#line(line);
+    for (const line of table(
+      columns,
+      maps.map((map) => this.#row(map)),
+      this.look,
+    ))
+      this.#line(line);
     for (const map of maps) await this.#items(map);
   }
 

@@ -3,9 +3,9 @@ import { openDump } from '../../dump/model.js';
 import { openImageSource } from '../../dump/source.js';
 import { Verifier } from '../../dump/verify.js';
 import { EXIT } from '../../errors.js';
-import { ImageReader } from '../../image/reader.js';
-import { COMPACT, print } from '../../json/print.js';
 import type { JsonObject } from '../../image/message.js';
+import { type Input, openInput } from '../../io/input.js';
+import { COMPACT, print } from '../../json/print.js';
 import { MapTypes } from '../../maptype.js';
 import { colours, nameText, plural } from '../../render.js';
 import { coloured, type Io } from '../io.js';
@@ -22,24 +22,11 @@ export interface VerifyArguments {
 /** Exit code 1 when something is wrong; doubts alone are 0. */
 export async function run(args: VerifyArguments, io: Io): Promise<number> {
   const source = sourceOf(args.source, args.in);
-  const verifier = new Verifier(new MapTypes(plugins));
-  if (source !== undefined && isFolder(source)) {
-    const dump = await openDump(source, verifier.onBroken);
-    try {
-      await verifier.check(dump);
-    } finally {
-      dump.close();
-    }
-  } else {
-    const opened = await openImageSource(source ?? (await io.stdin()), verifier.onBroken);
-    try {
-      if (opened.dump) await verifier.check(opened.dump);
-      else for await (const _ of (await ImageReader.open(opened.input)).entries()) continue;
-    } finally {
-      if (opened.dump) opened.dump.close();
-      else opened.input.close();
-    }
-  }
+  const types = new MapTypes(plugins);
+  const verifier =
+    source !== undefined && isFolder(source)
+      ? await verifyFolder(source, new Verifier(types))
+      : await verifyImage(source === undefined ? await io.stdin() : await openInput(source), types);
   const { findings } = verifier;
   const errors = findings.filter(({ severity }) => severity === 'error').length;
   await written(undefined, io, async (out) => {
@@ -58,4 +45,27 @@ export async function run(args: VerifyArguments, io: Io): Promise<number> {
     else out.text(`${look.green('sound')}${warnings > 0 ? `, ${plural(warnings, 'warning')}` : ''}\n`);
   });
   return errors > 0 ? EXIT.failed : EXIT.ok;
+}
+
+async function verifyFolder(folder: string, verifier: Verifier): Promise<Verifier> {
+  const dump = await openDump(folder, verifier.onBroken);
+  try {
+    await verifier.check(dump);
+  } finally {
+    dump.close();
+  }
+  return verifier;
+}
+
+async function verifyImage(given: Input, types: MapTypes): Promise<Verifier> {
+  const verifier = new Verifier(types, given.name);
+  const opened = await openImageSource(given, verifier.onBroken);
+  try {
+    if (opened.dump) await verifier.check(opened.dump);
+    else await verifier.readThrough(opened.input);
+  } finally {
+    if (opened.dump) opened.dump.close();
+    else opened.input.close();
+  }
+  return verifier;
 }

@@ -1,0 +1,97 @@
+// Makes dist/: the command line as one minified file, so that starting bpfimg costs little more than
+// starting Node, and its launcher. What few commands need is loaded when they ask for it.
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+
+const here = import.meta.dirname ?? path.dirname(fileURLToPath(import.meta.url));
+const top = path.resolve(here, '../..');
+const dist = path.join(top, 'dist');
+const { version } = JSON.parse(fs.readFileSync(path.join(top, 'package.json'), 'utf8'));
+
+/** Modules that stay outside of the bundle and are loaded by a plain `require`, cheaper than `import()`. */
+const APART = /^(node:.*|koffi|\.\/validators\.cjs)$/;
+
+const parts = {
+  name: 'parts',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: /\/platform-shims\/esm\.mjs$/ }, () => ({ path: path.join(here, 'yargs-platform.mjs') }));
+    onResolve({ filter: /\/validators\.gen\.js$/ }, () => ({ path: './validators.cjs', namespace: 'apart' }));
+    onResolve({ filter: APART }, ({ path: name, kind }) => ({
+      path: name,
+      ...(kind === 'dynamic-import' ? { namespace: 'apart' } : { external: true }),
+    }));
+    onLoad({ filter: APART, namespace: 'apart' }, ({ path: name }) => ({
+      contents: `module.exports = require(${JSON.stringify(name)});`,
+    }));
+  },
+};
+
+const options = {
+  absWorkingDir: top,
+  bundle: true,
+  platform: 'node',
+  target: 'node20',
+  format: 'cjs',
+  minify: true,
+  legalComments: 'none',
+  logLevel: 'warning',
+  metafile: true,
+};
+
+fs.rmSync(dist, { recursive: true, force: true });
+const { metafile } = await build({
+  ...options,
+  entryPoints: ['src/cli/bin.ts'],
+  outfile: 'dist/bpfimg.cjs',
+  sourcemap: 'linked', // for --debug
+  sourcesContent: false,
+  banner: { js: 'const bundleUrl=require("node:url").pathToFileURL(__filename).href;' },
+  define: { 'import.meta.url': 'bundleUrl', BPFIMG_VERSION: JSON.stringify(version) },
+  plugins: [parts],
+});
+await build({ ...options, entryPoints: ['src/json/validators.gen.ts'], outfile: 'dist/validators.cjs' });
+
+// The bundle carries code of others: their licences go with it.
+const bundled = new Set(
+  Object.keys(metafile.inputs).flatMap((file) => /^node_modules\/((?:@[^/]+\/)?[^/]+)/.exec(file)?.[1] ?? []),
+);
+const licences = [...bundled].sort().map((name) => {
+  const folder = path.join(top, 'node_modules', name);
+  const file = fs.readdirSync(folder).find((entry) => /^licen[cs]e/i.test(entry));
+  if (file === undefined) throw new Error(`${name} has no licence file`);
+  return `${name}\n\n${fs.readFileSync(path.join(folder, file), 'utf8').trim()}\n`;
+});
+fs.writeFileSync(path.join(dist, 'THIRD-PARTY.txt'), licences.join(`\n${'-'.repeat(80)}\n`));
+
+const id = createHash('sha256')
+  .update(fs.readFileSync(path.join(dist, 'bpfimg.cjs')))
+  .update(fs.readFileSync(path.join(dist, 'validators.cjs')))
+  .digest('hex')
+  .slice(0, 8);
+const launcher = path.join(dist, 'bpfimg');
+const text = fs.readFileSync(path.join(here, 'launcher.cjs'), 'utf8').replace('@BUILD@', id);
+fs.writeFileSync(launcher, text, { mode: 0o755 });
+fs.writeFileSync(path.join(dist, 'package.json'), '{ "type": "commonjs" }\n');
+
+// The first run of each command leaves its compiled code beside the bundle (see launcher.cjs).
+const bpfimg = (args, input) =>
+  execFileSync(process.execPath, [launcher, ...args], { cwd: path.join(top, 'fixtures/flowd'), input, stdio: 'pipe' });
+const json = bpfimg(['decode', 'bpfmap-data.img']);
+bpfimg(['encode'], json);
+bpfimg(['--version']);
+for (const args of [
+  ['info', 'inventory.img'],
+  ['show', '.'],
+  ['verify', '.'],
+  ['diff', '.', '.'],
+]) {
+  try {
+    bpfimg(args);
+  } catch {
+    // A command that does not work yet is for the tests to find; it only starts slower.
+  }
+}

@@ -1,0 +1,62 @@
+#!/usr/bin/env node
+'use strict';
+// Runs bpfimg.cjs with what V8 compiled of it before: half of what bpfimg costs over starting Node is
+// compiling it.
+//
+// The compiled code lies beside the bundle, a file for each command and version of Node, much as Python's
+// __pycache__. It may run as root, so nobody must be able to change it who could not change the bundle
+// itself: it is written only into this folder, and only when the folder is ours and nobody else's to write,
+// never into a user's cache or a shared temporary folder. V8 checks little of what it loads, so the file is
+// synced before it gets its name. A cache that is missing, or that V8 rejects, costs milliseconds and
+// nothing else: no failure here is an error.
+const fs = require('node:fs');
+const Module = require('node:module');
+const vm = require('node:vm');
+
+const BUILD = '@BUILD@'; // V8 tells sources apart by length only
+const importModuleDynamically = vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER;
+const command = /^(decode|encode|info|show|verify|diff)$/.test(process.argv[2]) ? process.argv[2] : 'other';
+
+/** Runs a file of this folder as `require` would. */
+function run(name) {
+  const file = `${__dirname}/${name}`;
+  const cache = `${file}.${BUILD}-${process.version}-${process.arch}-${command}.cache`;
+  let cachedData;
+  try {
+    cachedData = fs.readFileSync(cache);
+  } catch {}
+  const source = Module.wrap(fs.readFileSync(file, 'utf8'));
+  const script = new vm.Script(source, { filename: file, cachedData, importModuleDynamically });
+  if (cachedData === undefined || script.cachedDataRejected) {
+    process.once('exit', (code) => code === 0 && keep(script, cache));
+  }
+  const module = { exports: {} };
+  const load = (id) => (id.startsWith('./') ? run(id.slice(2)) : require(id));
+  script.runInThisContext()(module.exports, load, module, file, __dirname);
+  return module.exports;
+}
+
+/** Keeps what is compiled by now, unless options of Node made it unlike what others will run. */
+function keep(script, cache) {
+  const { env, execArgv } = process;
+  if (execArgv.length > 0 || env.NODE_OPTIONS || env.NODE_V8_COVERAGE || env.NODE_DISABLE_COMPILE_CACHE) return;
+  const aside = `${cache}.${process.pid}`;
+  try {
+    const { uid, mode } = fs.statSync(__dirname);
+    if (uid !== process.geteuid() || mode & 0o022) return;
+    fs.writeFileSync(aside, script.createCachedData(), { flag: 'wx', flush: true });
+    fs.renameSync(aside, cache);
+  } catch {
+    try {
+      fs.unlinkSync(aside);
+    } catch {}
+  }
+}
+
+if (importModuleDynamically === undefined || process.argv.includes('--debug')) {
+  // Node before 20.12; or traces are wanted, which shall name the sources.
+  process.setSourceMapsEnabled(true);
+  require('./bpfimg.cjs');
+} else {
+  run('bpfimg.cjs');
+}

@@ -1,0 +1,296 @@
+/** Where the maps of a document go: a fresh dump, or the BPF parts of a CRIU dump that stands there. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { BpfimgError } from '../errors.js';
+import { BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
+import type { JsonObject } from '../image/message.js';
+import { ImageReader } from '../image/reader.js';
+import { encodeMessage, ValueError } from '../image/wire.js';
+import { writeHead, writeMessage } from '../image/writer.js';
+import { Cursor, type Input, openInput } from '../io/input.js';
+import { FolderOutput, type Output } from '../io/output.js';
+import { Spool } from '../io/spool.js';
+import type { MapTypes } from '../maptype.js';
+import { AttributeError, fileMessage } from './attributes.js';
+import { type Dump, type DumpMap, IMAGE, openDump } from './model.js';
+
+/** One data entry of the document: its message, and where its keys and values wait. */
+export interface Body {
+  readonly message: JsonObject;
+  readonly parts: readonly Spool[];
+}
+
+/** One map of the document, its data still open. */
+export interface DocumentMap {
+  readonly header: JsonObject;
+  /** In image order: copies first, then what CRIU restores. */
+  readonly bodies: Body[];
+  /** The error for a member of this map, by its pointer from the map down. */
+  bad(pointer: string, message: string): Promise<BpfimgError>;
+}
+
+/** Where the maps of a document go. */
+export interface Target {
+  map(map: DocumentMap): Promise<void>;
+  commit(): Promise<void>;
+  abort(): Promise<void>;
+}
+
+/**
+ * Opens what a document is encoded into.
+ * @param force replace the BPF parts of a dump that stands there
+ */
+export async function openTarget(folder: string, force: boolean, types: MapTypes): Promise<Target> {
+  const names = fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory() ? fs.readdirSync(folder) : [];
+  const images = names.filter((name) => name.endsWith('.img'));
+  if (images.length > 0 && !force) {
+    throw new BpfimgError('conflict', `${folder}: it holds images already; --force replaces their BPF maps`);
+  }
+  if (names.length > 0 && images.length === 0) {
+    throw new BpfimgError('conflict', `${folder}: not empty and no dump, expected a new or empty folder`);
+  }
+  if (names.includes(IMAGE.files)) return new ChangedDump(folder, await openDump(folder), types);
+  return new FreshDump(folder, types);
+}
+
+/** Encodes a message; what does not fit is news about `pointer` within the map. */
+async function encoded(kind: Kind, message: JsonObject, map: DocumentMap, pointer: string): Promise<Uint8Array> {
+  try {
+    return encodeMessage(kind.message, message, 'latin1');
+  } catch (error) {
+    if (error instanceof ValueError) throw await map.bad(pointer + error.pointer, error.message);
+    throw error;
+  }
+}
+
+/** The message of one file of `map`, `file` being its member of the document's `files`. */
+async function messageOf(
+  before: JsonObject | undefined,
+  id: number,
+  map: DocumentMap,
+  index: number,
+  types: MapTypes,
+): Promise<JsonObject> {
+  const file = filesOf(map)[index] ?? {};
+  try {
+    return fileMessage(before, id, map.header, file, types);
+  } catch (error) {
+    if (!(error instanceof AttributeError)) throw error;
+    const own = error.member !== '' && file[error.member.slice(1)] !== undefined;
+    throw await map.bad(`${own ? `/files/${index}` : ''}${error.member}`, error.message);
+  }
+}
+
+function filesOf(map: DocumentMap): JsonObject[] {
+  return (map.header.files ?? []) as JsonObject[];
+}
+
+async function writeBody(body: Body, map: DocumentMap, out: Output): Promise<void> {
+  writeMessage(out, await encoded(BPFMAP_DATA, body.message, map, ''));
+  for (const part of body.parts) await copyInput(part.input(), 0, part.length, out);
+}
+
+async function copyInput(input: Input, from: number, size: number, out: Output): Promise<void> {
+  const cursor = new Cursor(input, from, from + size);
+  while ((await cursor.fill()) > 0) {
+    out.write(cursor.bytes.subarray(cursor.at, cursor.end));
+    cursor.at = cursor.end;
+    await out.turn();
+  }
+}
+
+/** A new dump of our own images; in place of such a dump when it stood there. */
+class FreshDump implements Target {
+  readonly #folder: FolderOutput;
+  readonly #files: Output;
+  readonly #data: Output;
+  readonly #meta: Output;
+  readonly #ids = new Set<number>();
+
+  constructor(
+    folder: string,
+    readonly types: MapTypes,
+  ) {
+    this.#folder = new FolderOutput(folder);
+    this.#files = this.#folder.file(IMAGE.bpfmapFile);
+    this.#data = this.#folder.file(IMAGE.data);
+    this.#meta = this.#folder.file(IMAGE.meta);
+    writeHead(this.#files, BPFMAP_FILE);
+    writeHead(this.#data, BPFMAP_DATA);
+    writeHead(this.#meta, BPFMAP_META);
+  }
+
+  async map(map: DocumentMap): Promise<void> {
+    const { header } = map;
+    const holders: JsonObject[] = [];
+    // Data without a file is kept as that; a map that says what it is gets a file to be restored from.
+    const files = header.files === undefined && header.type !== undefined ? [{}] : filesOf(map);
+    for (const [index, file] of files.entries()) {
+      const id = (file.id as number | undefined) ?? this.#freeId();
+      if (this.#ids.has(id)) throw await map.bad(`/files/${index}/id`, `file ${id} stands twice in the document`);
+      this.#ids.add(id);
+      const message = await messageOf(undefined, id, map, index, this.types);
+      writeMessage(this.#files, await encoded(BPFMAP_FILE, message, map, ''));
+      for (const { pid, fd, cloexec } of (file.fds ?? []) as JsonObject[]) {
+        holders.push({ file_id: id, pid: pid as number, fd: fd as number, ...(cloexec ? { fd_flags: 1 } : {}) });
+      }
+    }
+    const meta: JsonObject = { ...(header.meta as JsonObject | undefined), map_id: header.map_id as number };
+    if (holders.length > 0) meta.holders = holders;
+    writeMessage(this.#meta, await encoded(BPFMAP_META, meta, map, '/meta'));
+    for (const body of map.bodies) await writeBody(body, map, this.#data);
+  }
+
+  #freeId(): number {
+    let id = this.#ids.size + 1;
+    while (this.#ids.has(id)) id++;
+    return id;
+  }
+
+  commit(): Promise<void> {
+    return this.#folder.commit();
+  }
+
+  abort(): Promise<void> {
+    return this.#folder.abort();
+  }
+}
+
+/** A data entry that waits in the store. */
+interface Stored {
+  readonly at: number;
+  readonly size: number;
+}
+
+/**
+ * A CRIU dump whose maps change. Entries keep their order and everything else its bytes; maps the
+ * document does not mention stay as they are.
+ */
+class ChangedDump implements Target {
+  /** New data entries, whole, in the order of the document. */
+  readonly #store = new Spool();
+  readonly #files = new Map<number, JsonObject>();
+  /** New data by the map id that the dump has now. */
+  readonly #data = new Map<number, Stored[]>();
+  #output: FolderOutput | undefined;
+
+  constructor(
+    readonly folder: string,
+    readonly dump: Dump,
+    readonly types: MapTypes,
+  ) {}
+
+  async map(map: DocumentMap): Promise<void> {
+    const here = await this.#here(map);
+    for (const [index, file] of filesOf(map).entries()) {
+      const before = here.files.find(({ message }) => message.id === file.id);
+      if (before === undefined) {
+        throw await map.bad(`/files/${index}/id`, `no open file ${String(file.id)} of this map in ${this.folder}`);
+      }
+      const fds = JSON.stringify(((file.fds ?? []) as JsonObject[]).map(({ pid, fd }) => [pid, fd]));
+      if (file.fds !== undefined && fds !== JSON.stringify(before.holders.map(({ pid, fd }) => [pid, fd]))) {
+        throw await map.bad(`/files/${index}/fds`, 'who holds a map stands in fdinfo-*.img, which is left alone');
+      }
+      const message = await messageOf(before.message, before.message.id, map, index, this.types);
+      await encoded(BPFMAP_FILE, message, map, '');
+      this.#files.set(before.message.id, message);
+    }
+    if (map.bodies.length > 0) this.#data.set(here.mapId, await this.#keep(map, here));
+  }
+
+  /** The dump's map that the document's is: by its open files, else by id. */
+  async #here(map: DocumentMap): Promise<DumpMap> {
+    const ids = new Set(filesOf(map).map((file) => file.id));
+    const byFile = this.dump.maps.find((one) => one.files.some(({ message }) => ids.has(message.id)));
+    const here = byFile ?? this.dump.maps.find((one) => one.mapId === map.header.map_id);
+    if (here !== undefined) return here;
+    throw await map.bad(
+      '/map_id',
+      `no map ${String(map.header.map_id)} in ${this.folder}, and nothing there would hold it`,
+    );
+  }
+
+  /** Puts the map's data aside, as many entries as the dump has of it. */
+  async #keep(map: DocumentMap, here: DumpMap): Promise<Stored[]> {
+    const stored: Stored[] = [];
+    for (const body of map.bodies) {
+      const at = this.#store.length;
+      await writeBody(body, map, this.#store);
+      stored.push({ at, size: this.#store.length - at });
+    }
+    const entries = Math.max(1, here.data.length);
+    if (stored.length > 1 && stored.length !== entries) {
+      throw await map.bad(
+        '/copies',
+        `${stored.length - 1} of them, ${this.folder} has ${entries} data entries of this map`,
+      );
+    }
+    return stored.length === 1 ? new Array<Stored>(entries).fill(stored[0] as Stored) : stored;
+  }
+
+  async commit(): Promise<void> {
+    this.#output = new FolderOutput(this.folder);
+    await this.#rewrite(IMAGE.files, FILES, 'bpf');
+    await this.#rewrite(IMAGE.bpfmapFile, BPFMAP_FILE);
+    await this.#rewriteData();
+    await this.#output.commit();
+    this.#end();
+  }
+
+  /** Copies an image of open files with the changed ones replaced. */
+  async #rewrite(name: string, kind: Kind, member?: string): Promise<void> {
+    if (!fs.existsSync(path.join(this.folder, name))) return;
+    const input = await openInput(path.join(this.folder, name));
+    try {
+      const reader = await ImageReader.open(input, 'latin1');
+      const out = (this.#output as FolderOutput).file(name);
+      writeHead(out, kind, reader.head);
+      for await (const { message } of reader.entries()) {
+        const inner = (member === undefined ? message : message[member]) as JsonObject | undefined;
+        const changed = inner && this.#files.get(inner.id as number);
+        const entry =
+          changed === undefined ? message : member === undefined ? changed : { ...message, [member]: changed };
+        writeMessage(out, encodeMessage(kind.message, entry, 'latin1'));
+        await out.turn();
+      }
+    } finally {
+      input.close();
+    }
+  }
+
+  async #rewriteData(): Promise<void> {
+    const { data } = this.dump;
+    if (data === undefined && this.#data.size === 0) return;
+    const out = (this.#output as FolderOutput).file(IMAGE.data);
+    const taken = new Map<number, number>();
+    if (data === undefined) {
+      writeHead(out, BPFMAP_DATA);
+    } else {
+      const reader = await ImageReader.open(data, 'latin1');
+      writeHead(out, BPFMAP_DATA, reader.head);
+      for await (const entry of reader.entries()) {
+        const id = entry.message.map_id as number;
+        const stored = this.#data.get(id);
+        const turn = taken.get(id) ?? 0;
+        taken.set(id, turn + 1);
+        const fresh = stored?.[turn];
+        if (fresh) await copyInput(this.#store.input(), fresh.at, fresh.size, out);
+        else await copyInput(data, entry.offset, entry.extraAt + entry.extraSize - entry.offset, out);
+      }
+    }
+    for (const [id, stored] of this.#data) {
+      if (taken.has(id)) continue;
+      for (const { at, size } of stored) await copyInput(this.#store.input(), at, size, out);
+    }
+  }
+
+  async abort(): Promise<void> {
+    await this.#output?.abort();
+    this.#end();
+  }
+
+  #end(): void {
+    this.#store.close();
+    this.dump.close();
+  }
+}

@@ -1,0 +1,148 @@
+/**
+ * `npm run bench`: the codec's budgets, as Markdown on standard output.
+ *
+ *     npm run --silent bench -- [--quick] [--size MIB]
+ */
+import { spawnSync } from 'node:child_process';
+import { randomFillSync } from 'node:crypto';
+import * as fs from 'node:fs';
+import * as os from 'node:os';
+import * as path from 'node:path';
+import { parseArgs } from 'node:util';
+import { BPFMAP_DATA } from '../../src/image/kinds.js';
+import { encodeMessage } from '../../src/image/wire.js';
+import { writeHead, writeMessage } from '../../src/image/writer.js';
+import { openOutput } from '../../src/io/output.js';
+import { BPFIMG, TOP } from '../helpers/command.js';
+import { inTurn, type Measured, median, run, sameFiles } from './measure.js';
+
+const { values: options } = parseArgs({ options: { quick: { type: 'boolean' }, size: { type: 'string' } } });
+const quick = options.quick === true;
+const size = Number(options.size ?? (quick ? 64 : 1024));
+if (!Number.isInteger(size) || size < 1) throw new Error('--size: a whole number of MiB');
+
+const MIB = 1024 * 1024;
+const folder = fs.mkdtempSync(path.join(process.env.TMPDIR ?? '/var/tmp', 'bpfimg-bench-'));
+process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
+process.on('SIGINT', () => process.exit(130));
+const json = path.join(folder, 'out.json');
+const again = path.join(folder, 'again.img');
+
+function line(...cells: readonly (string | number)[]): void {
+  process.stdout.write(`| ${cells.join(' | ')} |\n`);
+}
+
+function table(title: string, ...heads: readonly string[]): void {
+  process.stdout.write(`\n### ${title}\n\n`);
+  line(...heads);
+  line(...heads.map((_, i) => (i === 0 ? '---' : '---:')));
+}
+
+const seconds = (ms: number) => (ms / 1000).toFixed(2);
+const mib = (peak: number) => peak.toFixed(0);
+
+/** An image of BPF map data: `maps` maps of `count` items each. */
+async function dataImage(
+  name: string,
+  maps: number,
+  count: number,
+  keySize: number,
+  valueSize: number,
+): Promise<string> {
+  const image = path.join(folder, name);
+  const out = openOutput(image);
+  const noise = randomFillSync(Buffer.alloc(MIB));
+  writeHead(out, BPFMAP_DATA);
+  for (let map = 1; map <= maps; map++) {
+    const header = { map_id: map, keys_bytes: count * keySize, values_bytes: count * valueSize, count };
+    writeMessage(out, encodeMessage(BPFMAP_DATA.message, header));
+    for (let left = count * (keySize + valueSize); left > 0; left -= noise.length) {
+      out.write(noise.subarray(0, Math.min(left, noise.length)));
+      await out.turn();
+    }
+  }
+  await out.commit();
+  return image;
+}
+
+/** Runs something several times: the median time, the largest peak. */
+async function repeat(runs: number, what: () => Promise<Measured>): Promise<Measured> {
+  const all: Measured[] = [];
+  for (let i = 0; i < runs; i++) all.push(await what());
+  return { ms: median(all.map(({ ms }) => ms)), peak: Math.max(...all.map(({ peak }) => peak)) };
+}
+
+const [cpu] = os.cpus();
+const family = (cpu?.model ?? 'unknown CPU').replace(/\s*((\d+-Core|Processor|CPU)\b|[@(]).*$/i, '');
+process.stdout.write(
+  `${family}, ${os.cpus().length} cores; Linux ${os.release().split('.', 2).join('.')}; Node ${process.version}; ` +
+    `\`npm run bench${quick ? ' -- --quick' : options.size ? ` -- --size ${size}` : ''}\`\n`,
+);
+
+// ---------------------------------------------------------------------------------------------------
+{
+  const runs = quick ? 15 : 41;
+  const flowd = path.join(TOP, 'fixtures/flowd');
+  table('Start-up', 'command', 'ms', '`node -e 0`, ms', 'ratio', 'budget');
+  const commands: [string, readonly string[], Uint8Array?][] = [
+    ['bpfimg info inventory.img', ['info', path.join(flowd, 'inventory.img')]],
+    ['bpfimg decode pstree.img', ['decode', path.join(flowd, 'pstree.img')]],
+    ['bpfimg decode inventory.img', ['decode', path.join(flowd, 'inventory.img')]],
+  ];
+  const decoded = spawnSync(BPFIMG, ['decode', path.join(flowd, 'pstree.img')]).stdout;
+  commands.push(['bpfimg encode < pstree.json', ['encode'], decoded]);
+  for (const [name, args, input] of commands) {
+    const { ms, base, ratio } = inTurn([BPFIMG, ...args], ['node', '-e', '0'], runs, input);
+    line(`\`${name}\``, ms.toFixed(0), base.toFixed(0), ratio.toFixed(2), args[0] === 'encode' ? '' : '≤ 1.3');
+  }
+  process.stdout.write(`\nMedians of ${runs} runs in turn; the ratio is the median of the ratios pair by pair.\n`);
+}
+
+// ---------------------------------------------------------------------------------------------------
+{
+  const runs = quick ? 1 : 3;
+  const maps = 4;
+  const image = await dataImage('data.img', maps, Math.ceil((size * MIB) / maps / 80), 16, 64);
+  const bytes = fs.statSync(image).size;
+  const speed = (ms: number) => (bytes / 1000 / ms).toFixed(0);
+  table(`${size} MiB of BPFMAP_DATA (16+64 bytes an item)`, 'work', 's', 'MB/s of image', 'peak MiB', 'budget');
+  // First, so that it and our own decoding to the same JSON follow each other on a machine whose speed drifts.
+  const python = spawnSync('crit', ['--help']).status === 0;
+  const crit = python ? await run(['crit', 'decode', '-i', image], undefined, json) : undefined;
+  let note = 'Python crit is not installed (Debian: package criu): not compared.';
+  for (const dialect of ['crit', 'items', 'ndjson']) {
+    const decode = await repeat(runs, () => run([BPFIMG, 'decode', '--format', dialect, image], undefined, json));
+    line(`decode to ${dialect}`, seconds(decode.ms), speed(decode.ms), mib(decode.peak), '≤ 200 MiB');
+    const encode = await repeat(runs, () => run([BPFIMG, 'encode', json], undefined, again));
+    if (!sameFiles(image, again)) throw new Error(`${dialect}: the image that came back is another one`);
+    line(`encode from ${dialect}`, seconds(encode.ms), speed(encode.ms), mib(encode.peak), '≤ 200 MiB');
+    fs.rmSync(json);
+    fs.rmSync(again);
+    if (crit === undefined || dialect !== 'crit') continue;
+    const [d, e] = [crit.ms / decode.ms, crit.ms / encode.ms].map((ratio) => ratio.toFixed(1));
+    note = `Against Python crit's decode: decoding to crit's JSON ${d} times as fast, encoding ${e} times (budget: ≥ 10).`;
+  }
+  if (crit) line('Python `crit decode`', seconds(crit.ms), speed(crit.ms), mib(crit.peak), '');
+  process.stdout.write(
+    `\n${note}\nMedian of ${runs === 1 ? 'one run' : `${runs} runs`} (crit: one), largest peak (VmHWM); ` +
+      'output to a file; each encoded image was compared with the first.\n',
+  );
+  fs.rmSync(image);
+}
+
+// ---------------------------------------------------------------------------------------------------
+{
+  const runs = quick ? 1 : 5;
+  const count = quick ? 100_000 : 1_000_000;
+  const image = await dataImage('items.img', 1, count, 16, 64);
+  const budget = quick ? '' : '≤ 1.5 s, ≤ 200 MiB';
+  table(`${count.toLocaleString('en')} items of 16+64 bytes`, 'work', 's', 'peak MiB', 'budget');
+  for (const dialect of ['items', 'ndjson']) {
+    const decode = await repeat(runs, () => run([BPFIMG, 'decode', '--format', dialect, image], undefined, json));
+    line(`decode to ${dialect}`, seconds(decode.ms), mib(decode.peak), budget);
+    const encode = await repeat(runs, () => run([BPFIMG, 'encode', json], undefined, again));
+    if (!sameFiles(image, again)) throw new Error(`${dialect}: the image that came back is another one`);
+    line(`encode from ${dialect}`, seconds(encode.ms), mib(encode.peak), '');
+  }
+  process.stdout.write(`\nMedian of ${runs === 1 ? 'one run' : `${runs} runs`}, largest peak.\n`);
+}

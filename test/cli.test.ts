@@ -1,0 +1,216 @@
+/** The command as its users meet it: pipes, exit codes, full disks, signals. */
+import { spawn } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import t from 'tap';
+import { BPFIMG, bpfimg, contents, shell, workFolder } from './helpers/command.js';
+import { skipWithoutRoot } from './helpers/needs.js';
+
+const cwd = workFolder();
+t.teardown(() => fs.rmSync(cwd, { recursive: true }));
+
+const IMAGE = 'flowd/bpfmap-data.img';
+
+t.test('an image through a pipe and back, in every dialect', async (t) => {
+  for (const options of ['', '--pretty', '--format crit', '--format crit --pretty', '--format ndjson']) {
+    for (const image of [
+      IMAGE,
+      'flowd/files.img',
+      'flowd/fdinfo-2.img',
+      'flowd/pstree.img',
+      'flowd/ids-22137.img',
+      'flowd/inventory.img',
+    ]) {
+      const line = `cat ${image} | bpfimg decode ${options} | bpfimg encode | cmp - ${image}`;
+      t.same(shell(line, { cwd }), { status: 0, signal: null, stdout: '', stderr: '' }, line);
+    }
+  }
+});
+
+t.test('the ways to name input and output', async (t) => {
+  const want = bpfimg(['decode', IMAGE], { cwd }).stdout;
+  const ways = [
+    `bpfimg decode -i ${IMAGE}`,
+    `bpfimg decode --in ${IMAGE}`,
+    `bpfimg decode - < ${IMAGE}`,
+    `bpfimg decode < ${IMAGE}`,
+    `bpfimg decode <(cat ${IMAGE})`,
+    `bpfimg decode ${IMAGE} -o -`,
+    `bpfimg decode ${IMAGE} -o out.json; cat out.json`,
+    `bpfimg decode ${IMAGE} --out /dev/stdout | cat`,
+    `bpfimg decode ${IMAGE} > to-file.json; cat to-file.json`,
+  ];
+  for (const line of ways) t.same(shell(line, { cwd }), { status: 0, signal: null, stdout: want, stderr: '' }, line);
+  t.equal(fs.statSync(path.join(cwd, 'out.json')).mode & 0o777, 0o600, 'map contents can be secrets');
+});
+
+t.test('-o through a symbolic link replaces what it points to', async (t) => {
+  fs.writeFileSync(path.join(cwd, 'real.img'), 'old');
+  fs.symlinkSync('real.img', path.join(cwd, 'link.img'));
+  t.equal(shell(`bpfimg decode ${IMAGE} | bpfimg encode -o link.img && cmp real.img ${IMAGE}`, { cwd }).status, 0);
+  t.ok(fs.lstatSync(path.join(cwd, 'link.img')).isSymbolicLink());
+});
+
+t.test('a reader that goes away ends it quietly', async (t) => {
+  const line = `bpfimg decode ${IMAGE} --pretty | head -1; echo "\${PIPESTATUS[0]}"`;
+  t.same(shell(line, { cwd }), { status: 0, signal: null, stdout: '{\n0\n', stderr: '' });
+});
+
+t.test('wrong usage is exit code 2 and one line', async (t) => {
+  const wrong = [
+    [],
+    ['frobnicate'],
+    ['decode', '--nope'],
+    ['decode', '-o'],
+    ['decode', 'a', 'b'],
+    ['decode', '-i', 'a', 'b'],
+    ['decode', '--format', 'xml'],
+    ['decode', IMAGE, '--map', 'flows'],
+    ['decode', 'flowd/pstree.img', '--map', '1'],
+    ['encode', '-o', 'a', '-D', 'b'],
+    ['info'],
+    ['show', '--limit', 'x', IMAGE],
+    ['show', '--limit', '-1', IMAGE],
+  ];
+  for (const args of wrong) {
+    const { status, stdout, stderr } = bpfimg(args, { cwd, input: '' });
+    t.equal(status, 2, args.join(' '));
+    t.equal(stdout, '');
+    t.match(stderr, /^bpfimg: [^\n]+\n$/);
+  }
+});
+
+t.test('failures are exit code 1 and one line, with a stack only for --debug', async (t) => {
+  const failing = [
+    ['decode', 'nothing-here.img'],
+    ['decode', 'flowd/core-22137.img'],
+    ['encode', IMAGE],
+    ['info', IMAGE, 'nothing-here.img'],
+    ['show', 'flowd', '--map', 'nobody'],
+    ['verify', '/'],
+    ['decode', IMAGE, '-o', 'no/such/folder/x.json'],
+    ['decode', IMAGE, '-o', 'flowd'],
+  ];
+  for (const args of failing) {
+    const { status, stderr } = bpfimg(args, { cwd });
+    t.equal(status, 1, args.join(' '));
+    t.match(stderr, /^bpfimg: [^\n]+\n$/);
+  }
+  t.match(bpfimg(['decode', 'nothing-here.img', '--debug'], { cwd }).stderr, /\n\s+at /);
+});
+
+t.test('names from outside cannot write to the terminal', async (t) => {
+  const { stderr } = bpfimg(['decode', 'a\x1b[31m\nb.img'], { cwd });
+  t.equal(stderr, 'bpfimg: a\\x1b[31m\\x0ab.img: cannot open it: no such file or folder\n');
+});
+
+t.test('colours only where they are wanted', async (t) => {
+  const escape = '\x1b[';
+  t.notOk(bpfimg(['verify', 'flowd'], { cwd, env: { NO_COLOR: '' } }).stdout.includes(escape), 'not in a pipe');
+  t.ok(bpfimg(['verify', 'flowd', '--color'], { cwd }).stdout.includes(escape), '--color insists');
+  t.notOk(bpfimg(['verify', 'flowd', '--no-color'], { cwd, env: { NO_COLOR: '' } }).stdout.includes(escape));
+});
+
+t.test('help, version and completion', async (t) => {
+  const { version } = JSON.parse(fs.readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+    version: string;
+  };
+  t.equal(bpfimg(['--version']).stdout, `${version}\n`);
+  for (const args of [['--help'], ['-h'], ['decode', '--help']])
+    t.match(bpfimg(args), { status: 0, stdout: /bpfimg/, stderr: '' });
+  t.match(bpfimg(['completion']), { status: 0, stdout: /complete/ });
+  t.match(bpfimg(['--get-yargs-completions', 'bpfimg', 'ver']).stdout, /^verify/m);
+});
+
+t.test(
+  'a folder that cannot be written to',
+  { skip: process.getuid?.() === 0 && 'root may write anywhere' },
+  async (t) => {
+    const locked = path.join(cwd, 'locked');
+    fs.mkdirSync(locked, { mode: 0o500 });
+    t.match(bpfimg(['decode', IMAGE, '-o', 'locked/x.json'], { cwd }), { status: 1, stderr: /permission denied/ });
+  },
+);
+
+t.test('a file system that is read-only or full', { skip: skipWithoutRoot() }, async (t) => {
+  const disk = path.join(cwd, 'disk');
+  fs.mkdirSync(disk);
+  const mount = shell(`mount -t tmpfs -o size=64k,mode=700 tmpfs ${disk}`);
+  if (mount.status !== 0) throw new Error(mount.stderr);
+  t.teardown(() => shell(`umount ${disk}`));
+  fs.writeFileSync(path.join(disk, 'x.json'), 'what stood there');
+
+  t.match(bpfimg(['decode', IMAGE, '-o', 'disk/x.json'], { cwd }), {
+    status: 1,
+    stderr: /^bpfimg: disk\/x\.json: cannot write it: no space left on the device\n$/,
+  });
+  const document = bpfimg(['decode', 'flowd'], { cwd }).stdout.replace(
+    /"items":\[\n/,
+    (items) =>
+      items +
+      '    {"key":"ffffffffffffffffffffffffffffffff","value":"00000000000000000000000000000000000000000000000f"},\n'.repeat(
+        900,
+      ),
+  );
+  t.match(bpfimg(['encode', '-D', 'disk/dump'], { cwd, input: document }), {
+    status: 1,
+    stderr: /no space left on the device\n$/,
+  });
+  t.same(contents(disk), { 'x.json': Buffer.from('what stood there').toString('hex') });
+
+  shell(`mount -o remount,ro ${disk}`);
+  t.match(bpfimg(['decode', 'flowd/pstree.img', '-o', 'disk/x.json'], { cwd }), {
+    status: 1,
+    stderr: /the file system is read-only\n$/,
+  });
+  t.same(contents(disk), { 'x.json': Buffer.from('what stood there').toString('hex') });
+});
+
+/** Starts an encode of a document without end, and gives it time to have written something. */
+async function endless(args: readonly string[]) {
+  const child = spawn(process.execPath, [BPFIMG, ...args], { cwd, stdio: ['pipe', 'ignore', 'pipe'] });
+  const ended = new Promise<{ code: number | null; signal: string | null; stderr: string }>((resolve) => {
+    let stderr = '';
+    child.stderr.on('data', (chunk: Buffer) => {
+      stderr += chunk.toString();
+    });
+    child.on('close', (code, signal) => resolve({ code, signal, stderr }));
+  });
+  child.stdin.on('error', () => {});
+  const map = (id: number) =>
+    `{"map_id":${id},"items":[${'{"key":"00","value":"11"},'.repeat(20000)}{"key":"00","value":"11"}]},\n`;
+  child.stdin.write('{"magic":"BPFMAP_DATA","entries":[');
+  for (let id = 1; id < 40; id++) child.stdin.write(map(id));
+  const temporary = () => fs.readdirSync(cwd).filter((name) => name.includes('.bpfimg-'));
+  for (let i = 0; i < 200 && temporary().length === 0; i++) await new Promise((resolve) => setTimeout(resolve, 50));
+  t.equal(temporary().length, 1, 'it is writing');
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  return { child, ended, temporary };
+}
+
+t.test('interrupted: nothing half-made is left', async (t) => {
+  for (const [signal, code] of [
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+    ['SIGHUP', 129],
+  ] as const) {
+    fs.writeFileSync(path.join(cwd, 'target.img'), 'what stood there');
+    const { child, ended, temporary } = await endless(['encode', '-o', 'target.img']);
+    child.kill(signal);
+    t.same(await ended, { code, signal: null, stderr: '' }, signal);
+    t.same(temporary(), []);
+    t.equal(fs.readFileSync(path.join(cwd, 'target.img'), 'utf8'), 'what stood there');
+  }
+});
+
+t.test('kill -9: the file that stood there is whole', async (t) => {
+  fs.writeFileSync(path.join(cwd, 'target.img'), 'what stood there');
+  const { child, ended, temporary } = await endless(['encode', '-o', 'target.img']);
+  child.kill('SIGKILL');
+  t.match(await ended, { signal: 'SIGKILL' });
+  t.equal(fs.readFileSync(path.join(cwd, 'target.img'), 'utf8'), 'what stood there');
+  for (const name of temporary()) {
+    t.match(name, /^\.target\.img\.bpfimg-/, 'what is left says whose it is');
+    fs.rmSync(path.join(cwd, name));
+  }
+});

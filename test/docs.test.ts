@@ -1,0 +1,63 @@
+/** Everything the documentation shows is run, and must print what it shows. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import t from 'tap';
+import { FINDINGS } from '../src/dump/verify.js';
+import { KINDS } from '../src/image/kinds.js';
+import { shell, TOP, workFolder } from './helpers/command.js';
+
+interface Example {
+  readonly line: number;
+  readonly command: string;
+  readonly output: string;
+}
+
+/** The examples of a page: `$ command` lines in console blocks, each with what it prints. */
+function examples(page: string): Example[] {
+  const found: { line: number; command: string; output: string[] }[] = [];
+  let inBlock = false;
+  for (const [i, text] of page.split('\n').entries()) {
+    if (text.startsWith('```')) inBlock = text === '```console';
+    else if (inBlock && text.startsWith('$ ')) found.push({ line: i + 1, command: text.slice(2), output: [] });
+    else if (inBlock) found.at(-1)?.output.push(text);
+  }
+  return found.map(({ output, ...rest }) => ({ ...rest, output: output.map((text) => `${text}\n`).join('') }));
+}
+
+const pages = ['README.md', ...fs.readdirSync(path.join(TOP, 'docs')).map((name) => `docs/${name}`)].filter((name) =>
+  name.endsWith('.md'),
+);
+
+for (const name of pages) {
+  const page = fs.readFileSync(path.join(TOP, name), 'utf8');
+  const shown = examples(page);
+  if (shown.length > 0) {
+    t.test(`${name}: ${shown.length} examples print what the page shows`, async (t) => {
+      const cwd = workFolder();
+      t.teardown(() => fs.rmSync(cwd, { recursive: true }));
+      for (const { line, command, output } of shown) {
+        const { stdout, stderr } = shell(`exec 2>&1; ${command}`, { cwd });
+        t.equal(stderr, '');
+        t.equal(stdout, output, `${name}:${line}: ${command}`);
+      }
+    });
+  }
+  t.test(`${name}: links lead somewhere`, async (t) => {
+    for (const [, target = ''] of page.matchAll(/\]\((?!https?:)([^)#\s]+)(#[^)]*)?\)/g)) {
+      t.ok(fs.existsSync(path.join(TOP, path.dirname(name), target)), target);
+    }
+    t.pass();
+  });
+}
+
+t.test('docs/verify.md lists every code, as the code has it', async (t) => {
+  const page = fs.readFileSync(path.join(TOP, 'docs/verify.md'), 'utf8');
+  const rows = page.split('\n').filter((line) => line.startsWith('| `'));
+  const wanted = Object.entries(FINDINGS).map(([code, [severity, text]]) => `| \`${code}\` | ${severity} | ${text} |`);
+  t.same(rows, wanted);
+});
+
+t.test('docs/images.md names every kind that decodes', async (t) => {
+  const page = fs.readFileSync(path.join(TOP, 'docs/images.md'), 'utf8');
+  for (const { name } of KINDS) t.match(page, `\`${name}\``);
+});

@@ -1,0 +1,11 @@
+/** What a test needs of the machine, and what to say where it is not there. */
+
+/** Whether `.ci/run` (or whoever set BPFIMG_REQUIRE) wants tests that need `what` to run or fail. */
+export function required(what: string): boolean {
+  return (process.env.BPFIMG_REQUIRE ?? '').split(',').includes(what);
+}
+
+/** Why a test that needs root should be skipped, or false when it should run. */
+export function skipWithoutRoot(): string | false {
+  return process.getuid?.() === 0 || required('root') ? false : 'needs root';
+}

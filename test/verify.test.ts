@@ -1,0 +1,213 @@
+/** Every code that `verify` has, each from a dump that has just that wrong with it. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import t from 'tap';
+import { duplicateKeys } from '../src/dump/keys.js';
+import { FINDINGS } from '../src/dump/verify.js';
+import { bufferInput } from '../src/io/input.js';
+import { bpfimg, copyDump } from './helpers/command.js';
+import { filesImage, folderOf, mapFile } from './helpers/dumps.js';
+import { fixture } from './helpers/fixtures.js';
+import { blob, entry, type Item, image, item, mapData, scalar, varint, words } from './helpers/images.js';
+import { Random } from './helpers/random.js';
+
+interface Verdict {
+  sound: boolean;
+  findings: { code: string; severity: string; map_id?: number; message: string }[];
+}
+
+function verify(folder: string): Verdict & { status: number | null } {
+  const { status, stdout, stderr } = bpfimg(['verify', folder, '--json']);
+  if (stderr !== '') throw new Error(stderr);
+  return { status, ...(JSON.parse(stdout) as Verdict) };
+}
+
+const eight = '00'.repeat(8);
+const data = (...maps: Uint8Array[]) => image('BPFMAP_DATA', ...maps);
+const index = (i: number) => Buffer.from(words(i)).toString('hex');
+const message = (...numbers: number[]) => Buffer.concat(numbers.map((number, i) => scalar(i + 1, number)));
+
+/** One map with id 7 and these items. */
+function oneMap(values: Partial<Parameters<typeof mapFile>[0]>, items: readonly Item[]): Record<string, Uint8Array> {
+  return {
+    'files.img': filesImage(mapFile({ id: 1, map_id: 7, ...values })),
+    'bpfmap-data.img': data(mapData(7, items)),
+  };
+}
+
+const good = oneMap({}, [item('01000000', eight), item('02000000', eight)]);
+
+/** Images of a dump, and the codes `verify` must find in it: these and no others. */
+const cases: readonly [name: string, images: Record<string, Uint8Array>, codes: (keyof typeof FINDINGS)[]][] = [
+  ['nothing', good, []],
+  ['a hash that is empty', oneMap({}, []), []],
+  ['a whole array', oneMap({ type: 2, max: 2 }, [item(index(0), eight), item(index(1), eight)]), []],
+  [
+    'data that is cut off',
+    { ...good, 'bpfmap-data.img': data(mapData(7, [item('01000000', eight)])).subarray(0, -1) },
+    ['bad-image', 'no-data'],
+  ],
+  [
+    'bytes behind the end',
+    { ...good, 'bpfmap-data.img': Buffer.concat([good['bpfmap-data.img'] as Buffer, Buffer.from('xyz')]) },
+    ['trailing-bytes'],
+  ],
+  [
+    'totals that do not divide',
+    { ...good, 'bpfmap-data.img': data(entry(message(7, 5, 4, 2), Buffer.alloc(9))) },
+    ['not-divisible'],
+  ],
+  [
+    'items without a byte',
+    { ...good, 'bpfmap-data.img': data(entry(message(7, 0, 0, 4294967295))) },
+    ['not-divisible'],
+  ],
+  ['keys of another size', oneMap({ key: 2 }, [item('01000000', eight)]), ['key-size']],
+  ['values of another size', oneMap({ value: 4 }, [item('01000000', eight)]), ['value-size']],
+  [
+    'per-CPU values that are not a multiple of 8',
+    oneMap({ type: 5, value: 4 }, [item('01000000', '00'.repeat(12))]),
+    ['criu-type', 'value-size'],
+  ],
+  ['per-CPU values of three CPUs', oneMap({ type: 5, value: 4 }, [item('01000000', '00'.repeat(24))]), ['criu-type']],
+  ['an array with keys of 8 bytes', oneMap({ type: 2, key: 8, max: 1 }, [item(eight, eight)]), ['type-key-size']],
+  [
+    'more items than max_entries',
+    oneMap({ max: 1 }, [item('01000000', eight), item('02000000', eight)]),
+    ['too-many-items'],
+  ],
+  ['data without a file', { ...good, 'bpfmap-data.img': data(mapData(7, []), mapData(8, [])) }, ['no-file']],
+  ['a map without data', { ...good, 'bpfmap-data.img': data() }, ['no-data']],
+  [
+    'no data image',
+    { 'files.img': good['files.img'] as Buffer, 'pstree.img': image('PSTREE') },
+    ['no-data', 'unheld-file'],
+  ],
+  [
+    'two data entries that differ',
+    { ...good, 'bpfmap-data.img': data(mapData(7, []), mapData(7, [item('01000000', eight)])) },
+    ['copies-differ'],
+  ],
+  ['two data entries alike', { ...good, 'bpfmap-data.img': data(mapData(7, []), mapData(7, [])) }, []],
+  [
+    'two files that disagree',
+    { ...good, 'files.img': filesImage(mapFile({ id: 1, map_id: 7 }), mapFile({ id: 2, map_id: 7, max: 5 })) },
+    ['criu-splits', 'files-differ'],
+  ],
+  [
+    'one file id twice',
+    { ...good, 'files.img': filesImage(mapFile({ id: 1, map_id: 7 }), mapFile({ id: 1, map_id: 7 })) },
+    ['duplicate-file'],
+  ],
+  ['a key twice', oneMap({}, [item('01000000', eight), item('01000000', 'ff'.repeat(8))]), ['duplicate-key']],
+  [
+    'an index out of range',
+    oneMap({ type: 2, max: 2 }, [item(index(0), eight), item(index(2), eight)]),
+    ['index-range'],
+  ],
+  [
+    'indexes out of order',
+    oneMap({ type: 2, max: 2 }, [item(index(1), eight), item(index(0), eight)]),
+    ['index-order'],
+  ],
+  [
+    'an index twice',
+    oneMap({ type: 2, max: 2 }, [item(index(1), eight), item(index(1), eight)]),
+    ['index-order', 'duplicate-key'],
+  ],
+  [
+    'an array with a gap',
+    oneMap({ type: 2, max: 3 }, [item(index(0), eight), item(index(2), eight)]),
+    ['index-missing'],
+  ],
+  ['a type CRIU does not dump', oneMap({ type: 9 }, []), ['criu-type']],
+  ['a type from the future', oneMap({ type: 77 }, []), ['unknown-type']],
+  [
+    'map_extra',
+    { ...good, 'files.img': filesImage(Buffer.concat([mapFile({ id: 1, map_id: 7 }), scalar(16, 3)])) },
+    ['map-extra'],
+  ],
+  [
+    'a newer field',
+    { ...good, 'files.img': filesImage(Buffer.concat([mapFile({ id: 1, map_id: 7 }), scalar(17, 3)])) },
+    ['unknown-field'],
+  ],
+  [
+    'a varint with needless bytes',
+    {
+      ...good,
+      'bpfmap-data.img': data(entry(Buffer.concat([varint(8), varint(7, 5), message(0, 0, 0, 0).subarray(2)]))),
+    },
+    ['odd-encoding'],
+  ],
+];
+
+for (const [name, images, codes] of cases) {
+  t.test(`${name}: ${codes.join(', ') || 'sound'}`, async (t) => {
+    const { status, sound, findings } = verify(folderOf(t, images));
+    t.same(findings.map(({ code }) => code).sort(), [...codes].sort());
+    const wrong = codes.some((code) => FINDINGS[code][0] === 'error');
+    t.equal(sound, !wrong);
+    t.equal(status, wrong ? 1 : 0);
+    for (const { code, severity } of findings) t.equal(severity, FINDINGS[code as keyof typeof FINDINGS][0]);
+  });
+}
+
+t.test('fds that lead nowhere: lost-fd', async (t) => {
+  const folder = t.testdir();
+  const dump = path.join(folder, 'dump');
+  copyDump(dump);
+  fs.writeFileSync(path.join(dump, 'files.img'), good['files.img'] as Buffer);
+  const { findings } = verify(dump);
+  t.ok(findings.some(({ code, message }) => code === 'lost-fd' && /^fd 3 of process 22137 is file 4/.test(message)));
+});
+
+t.test('every code has a case', async (t) => {
+  const tested = new Set([...cases.flatMap(([, , codes]) => codes), 'lost-fd']);
+  t.same(
+    Object.keys(FINDINGS).filter((code) => !tested.has(code)),
+    [],
+  );
+});
+
+t.test('the real dump: sound, and CRIU would split a map', async (t) => {
+  const dump = path.join(t.testdir(), 'dump');
+  copyDump(dump);
+  const { status, findings } = verify(dump);
+  t.equal(status, 0);
+  t.match(findings, [{ code: 'criu-splits', map_id: 377 }]);
+});
+
+t.test('one image, by name and through a pipe', async (t) => {
+  const bytes = fixture('flowd/bpfmap-data.img');
+  t.match(bpfimg(['verify'], { input: bytes }), { status: 0, stdout: 'sound\n' });
+  t.match(bpfimg(['verify'], { input: bytes.subarray(0, 9000) }), { status: 1, stdout: /^error: bad-image: / });
+  t.match(bpfimg(['verify'], { input: blob(1, Buffer.from('x')) }), { status: 1, stderr: /expected an image magic/ });
+});
+
+t.test('duplicate keys are found among many, and none where there are none', async (t) => {
+  const random = new Random(5);
+  for (const keySize of [1, 3, 8, 300]) {
+    const count = keySize === 1 ? 200 : 3000;
+    const keys = Buffer.alloc(count * keySize);
+    for (let i = 0; i < count; i++) {
+      keys.writeUIntLE(i + (keySize === 1 ? 0 : 70000), i * keySize, Math.min(keySize, 3));
+    }
+    t.same(await duplicateKeys(bufferInput(keys), 0, count, keySize, 9), [], `${keySize} bytes: none`);
+    for (let round = 0; round < 20; round++) {
+      const first = random.below(count - 1);
+      const second = first + 1 + random.below(count - first - 1);
+      const copy = Buffer.from(keys);
+      copy.set(keys.subarray(first * keySize, (first + 1) * keySize), second * keySize);
+      t.same(await duplicateKeys(bufferInput(copy), 0, count, keySize, 9), [{ first, index: second }]);
+    }
+  }
+  const large = Buffer.alloc(3 << 22);
+  for (let i = 0; i < 3 << 20; i++) large.writeUInt32LE(Math.imul(i, 0x9e3779b1) >>> 0, i * 4);
+  large.copy(large, 12_000_000, 400, 404);
+  t.same(
+    await duplicateKeys(bufferInput(large), 0, 3 << 20, 4, 9),
+    [{ first: 100, index: 3_000_000 }],
+    'in several passes',
+  );
+});
