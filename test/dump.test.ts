@@ -2,7 +2,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { bpfimg, contents, copyDump, workFolder } from './helpers/command.js';
+import { bpfimg, contents, copyDump, shell, workFolder } from './helpers/command.js';
 import { filesImage, folderOf, mapFile } from './helpers/dumps.js';
 import { fixture } from './helpers/fixtures.js';
 import { entry, image, item, mapData, scalar, words } from './helpers/images.js';
@@ -322,6 +322,13 @@ t.test('bad input leaves everything as it was', async (t) => {
       stderr: /no form for a whole dump/,
     });
     t.same(contents(cwd), before);
+  });
+
+  t.test('an empty folder is filled, not replaced: it may be the current one', async (t) => {
+    const cwd = workFolder();
+    t.teardown(() => fs.rmSync(cwd, { recursive: true }));
+    const line = 'mkdir here && cd here && bpfimg decode ../flowd | bpfimg encode -D . && ls';
+    t.same(shell(line, { cwd }).stdout, 'bpfmap-data.img\nbpfmap-file.img\nbpfmap-meta.img\n');
   });
 
   t.test('a document that breaks off', async (t) => {

@@ -114,12 +114,13 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .option('color', { type: 'boolean', describe: 'colours; --no-color or NO_COLOR turns them off' })
     .demandCommand(1, 'no command given')
     .strict()
+    .strictCommands()
     .version(false)
     .help()
     .alias('help', 'h')
     .exitProcess(false)
     .parserConfiguration({ 'strip-dashed': true, 'greedy-arrays': false })
-    .wrap(Math.min(100, io.columns ?? 100))
+    .wrap(argv.includes('--help') || argv.includes('-h') ? Math.min(100, io.columns ?? 100) : 100)
     .fail((message: string | null, error?: Error) => {
       if (error && error.name !== 'YError') throw error;
       const text = (message ?? error?.message ?? '').replace(/\s*\n\s*/g, ' ');

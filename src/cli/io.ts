@@ -20,17 +20,20 @@ export function coloured(io: Io, option: boolean | undefined): boolean {
   return option ?? (io.terminal && !io.env.NO_COLOR);
 }
 
-/** The process's own streams. */
+/** The process's own streams. Asking for `process.stdout` costs milliseconds, so it is asked for when needed. */
 export function processIo(): Io {
-  const terminal = process.stdout.isTTY === true;
   return {
     stdin: standardInput,
     stdout: standardOutput,
     say: (line) => {
       process.stderr.write(`${line}\n`);
     },
-    terminal,
-    columns: terminal ? process.stdout.columns : undefined,
+    get terminal() {
+      return process.stdout.isTTY === true;
+    },
+    get columns() {
+      return process.stdout.isTTY ? process.stdout.columns : undefined;
+    },
     env: process.env,
   };
 }

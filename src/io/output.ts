@@ -389,9 +389,9 @@ export function openOutput(file: string): Output {
 /**
  * Several files that belong together, such as the images of a dump: all appear, or none does.
  *
- * A folder that is new (or empty) is filled under a temporary name and renamed. In a folder with other
- * files in it each file is finished beside its place first; then the renames follow each other at once,
- * and if one fails the earlier ones are taken back.
+ * A new folder is filled under a temporary name and renamed. In a folder that is there each file is
+ * finished beside its place first; then the renames follow each other at once, and if one fails the
+ * earlier ones are taken back. (An empty folder is not replaced either: it may be somebody's current one.)
  */
 export class FolderOutput {
   readonly #files: FileOutput[] = [];
@@ -399,25 +399,20 @@ export class FolderOutput {
   readonly #staging: string | undefined;
 
   constructor(folder: string) {
-    this.#folder = path.resolve(folder);
-    const stat = fs.statSync(this.#folder, { throwIfNoEntry: false });
+    const stat = statOf(folder);
     if (stat && !stat.isDirectory()) throw new BpfimgError('io', `${folder}: not a folder`);
-    if (stat && fs.readdirSync(this.#folder).length > 0) return;
+    if (stat) {
+      this.#folder = fs.realpathSync(folder);
+      return;
+    }
+    this.#folder = path.resolve(folder);
     const staging = temporaryName(this.#folder);
     try {
       fs.mkdirSync(staging, { mode: 0o700 });
-      unfinished.add(staging);
-      if (stat) {
-        fs.chmodSync(staging, stat.mode & 0o7777);
-        fs.chownSync(staging, stat.uid, stat.gid);
-      }
     } catch (error) {
-      fs.rmSync(staging, { recursive: true, force: true });
-      unfinished.delete(staging);
-      // An empty folder in a place where we may not make another: fill it file by file.
-      if (stat) return;
       throw ioError(folder, 'create it', error);
     }
+    unfinished.add(staging);
     this.#staging = staging;
   }
 

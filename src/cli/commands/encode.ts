@@ -1,5 +1,6 @@
 import { plugins } from '../../../plugins/index.js';
 import { encodeDocument } from '../../dump/encode.js';
+import { BpfimgError } from '../../errors.js';
 import { openInput } from '../../io/input.js';
 import { encodeImage } from '../../json/encode.js';
 import { MapTypes } from '../../maptype.js';
@@ -17,6 +18,9 @@ export interface EncodeArguments {
 
 export async function run(args: EncodeArguments, io: Io): Promise<void> {
   const source = sourceOf(args.json, args.in);
+  if (args.out === undefined && args.dir === undefined && io.terminal) {
+    throw new BpfimgError('usage', 'an image is no text for a terminal: name a file with -o, or a folder with -D');
+  }
   const input = source === undefined ? await io.stdin() : await openInput(source);
   try {
     if (args.dir !== undefined) await encodeDocument(input, args.dir, args.force, new MapTypes(plugins));
