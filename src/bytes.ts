@@ -134,13 +134,21 @@ export function putBase64Lines(from: DataView, start: number, lines: number, to:
   const pairs = base64OfPair;
   let i = start;
   for (let line = 0; line < lines; line++) {
-    for (const end = i + BASE64_LINE; i < end; i += 3) {
-      const bits = (from.getUint16(i) << 8) | from.getUint8(i + 2);
-      to.setUint32(at, ((pairs[bits >> 12] as number) | ((pairs[bits & 0xfff] as number) << 16)) >>> 0, true);
-      at += 4;
+    // Six bytes a turn, in as few loads and stores as there can be; a line is nine turns and three bytes.
+    for (const end = i + BASE64_LINE - 3; i < end; i += 6) {
+      const high = from.getInt32(i);
+      const low = from.getUint16(i + 4);
+      const second = (pairs[(high >>> 8) & 0xfff] as number) << 16;
+      to.setInt32(at, (pairs[high >>> 20] as number) | second, true);
+      const fourth = (pairs[low & 0xfff] as number) << 16;
+      to.setInt32(at + 4, (pairs[((high & 0xff) << 4) | (low >> 12)] as number) | fourth, true);
+      at += 8;
     }
-    to.setUint16(at, 0x6e5c, true); // backslash, n
-    at += 2;
+    const bits = (from.getUint16(i) << 8) | from.getUint8(i + 2);
+    to.setInt32(at, (pairs[bits >> 12] as number) | ((pairs[bits & 0xfff] as number) << 16), true);
+    to.setUint16(at + 4, 0x6e5c, true); // backslash, n
+    i += 3;
+    at += 6;
   }
   return at;
 }
@@ -171,6 +179,19 @@ export class Base64Decoder {
     let i = start;
     while (i < end) {
       if (this.#digits === 0 && this.#padding === 0) {
+        while (i + 8 <= end) {
+          const left = from.getInt32(i, true);
+          const right = from.getInt32(i + 4, true);
+          const a = pairs[left & 0xffff] as number;
+          const b = pairs[left >>> 16] as number;
+          const c = pairs[right & 0xffff] as number;
+          const d = pairs[right >>> 16] as number;
+          if ((a | b | c | d) >= NOT_BASE64) break;
+          to.setInt32(at, (a << 20) | (b << 8) | (c >> 4));
+          to.setUint16(at + 4, ((c & 15) << 12) | d);
+          at += 6;
+          i += 8;
+        }
         while (i + 4 <= end) {
           const first = pairs[from.getUint16(i, true)] as number;
           const second = pairs[from.getUint16(i + 2, true)] as number;

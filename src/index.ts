@@ -20,4 +20,8 @@ export { MemoryOutput, type Output, openOutput } from './io/output.js';
 export { type DecodeOptions, type Dialect, decodeImage } from './json/decode.js';
 export { encodeImage } from './json/encode.js';
 export { JsonReader } from './json/reader.js';
+export { KernelError } from './kernel/error.js';
+export { LiveMaps, openLive } from './kernel/live.js';
+export { BpfMap } from './kernel/map.js';
+export { openSys, type Sys } from './kernel/sys.js';
 export { type MapType, MapTypes, type Plugin } from './maptype.js';

@@ -10,13 +10,14 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   bytes: ['errors'],
   io: ['bytes', 'errors'],
   image: ['io', 'bytes', 'errors'],
+  kernel: ['bytes', 'errors'],
   maptype: ['errors', 'bytes'],
   plugins: ['maptype'],
   json: ['image', 'io', 'bytes', 'errors'],
   dump: ['json', 'maptype', 'image', 'io', 'bytes', 'errors'],
   render: ['bytes'],
-  cli: ['render', 'plugins', 'dump', 'json', 'maptype', 'image', 'io', 'bytes', 'errors'],
-  index: ['plugins', 'dump', 'json', 'maptype', 'image', 'io', 'bytes', 'errors'],
+  cli: ['render', 'plugins', 'kernel', 'dump', 'json', 'maptype', 'image', 'io', 'bytes', 'errors'],
+  index: ['plugins', 'kernel', 'dump', 'json', 'maptype', 'image', 'io', 'bytes', 'errors'],
 };
 
 const sources = ['src', 'plugins'].flatMap((folder) =>
@@ -57,5 +58,6 @@ t.test('one place knows each outside thing', async (t) => {
   only(/\bprocess\.(stdout|stderr|stdin|exit|argv)\b/, ['src/cli/main.ts', 'src/cli/io.ts'], 'the process');
   only(/\bconsole\./, ['src/index.ts'], 'the console (in an example)');
   only(/\\x1b\[/, ['src/render.ts'], 'colours');
+  only(/['"]koffi['"]/, ['src/kernel/sys.ts'], 'koffi');
   only(/from 'yargs/, ['src/cli/commands.ts', 'src/cli/main.ts'], 'yargs');
 });

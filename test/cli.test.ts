@@ -1,6 +1,7 @@
 /** The command as its users meet it: pipes, exit codes, full disks, signals. */
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
+import * as os from 'node:os';
 import * as path from 'node:path';
 import t from 'tap';
 import { BPFIMG, bpfimg, contents, shell, workFolder } from './helpers/command.js';
@@ -105,10 +106,10 @@ t.test('names from outside cannot write to the terminal', async (t) => {
 });
 
 t.test('colours only where they are wanted', async (t) => {
-  const escape = '\x1b[';
-  t.notOk(bpfimg(['verify', 'flowd'], { cwd, env: { NO_COLOR: '' } }).stdout.includes(escape), 'not in a pipe');
-  t.ok(bpfimg(['verify', 'flowd', '--color'], { cwd }).stdout.includes(escape), '--color insists');
-  t.notOk(bpfimg(['verify', 'flowd', '--no-color'], { cwd, env: { NO_COLOR: '' } }).stdout.includes(escape));
+  const ansi = '\x1b[';
+  t.notOk(bpfimg(['verify', 'flowd'], { cwd, env: { NO_COLOR: '' } }).stdout.includes(ansi), 'not in a pipe');
+  t.ok(bpfimg(['verify', 'flowd', '--color'], { cwd }).stdout.includes(ansi), '--color insists');
+  t.notOk(bpfimg(['verify', 'flowd', '--no-color'], { cwd, env: { NO_COLOR: '' } }).stdout.includes(ansi));
 });
 
 t.test('help, version and completion', async (t) => {
@@ -122,15 +123,33 @@ t.test('help, version and completion', async (t) => {
   t.match(bpfimg(['--get-yargs-completions', 'bpfimg', 'ver']).stdout, /^verify/m);
 });
 
-t.test(
-  'a folder that cannot be written to',
-  { skip: process.getuid?.() === 0 && 'root may write anywhere' },
-  async (t) => {
-    const locked = path.join(cwd, 'locked');
-    fs.mkdirSync(locked, { mode: 0o500 });
-    t.match(bpfimg(['decode', IMAGE, '-o', 'locked/x.json'], { cwd }), { status: 1, stderr: /permission denied/ });
-  },
-);
+t.test('a folder that cannot be written to', async (t) => {
+  // Root may write anywhere: then nobody tries, with a copy of the command that nobody can read.
+  const place = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-locked-'));
+  t.teardown(() => fs.rmSync(place, { recursive: true }));
+  fs.cpSync(path.dirname(BPFIMG), path.join(place, 'dist'), { recursive: true });
+  fs.cpSync(path.join(cwd, 'flowd'), path.join(place, 'flowd'), { recursive: true });
+  fs.mkdirSync(path.join(place, 'locked'), { mode: 0o555 });
+  fs.writeFileSync(path.join(place, 'locked/x.json'), 'what stood there');
+  fs.chmodSync(place, 0o555);
+  t.teardown(() => fs.chmodSync(place, 0o755));
+  const nobody = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
+  for (const args of [
+    ['decode', IMAGE, '-o', 'locked/x.json'],
+    ['encode', '-D', 'locked/dump'],
+  ]) {
+    const input = '{"format":"bpfimg-maps/1","maps":[]}';
+    const ran = spawnSync(process.execPath, ['dist/bpfimg', ...args], {
+      cwd: place,
+      input,
+      encoding: 'utf8',
+      ...nobody,
+    });
+    t.equal(ran.status, 1);
+    t.match(ran.stderr, /^bpfimg: locked\/\w+(\.json)?: cannot create it: permission denied\n$/);
+  }
+  t.same(contents(path.join(place, 'locked')), { 'x.json': Buffer.from('what stood there').toString('hex') });
+});
 
 t.test('a file system that is read-only or full', { skip: skipWithoutRoot() }, async (t) => {
   const disk = path.join(cwd, 'disk');

@@ -3,7 +3,7 @@ import t from 'tap';
 import { ImageReader } from '../src/image/reader.js';
 import { type Input, streamInput } from '../src/io/input.js';
 import { Output } from '../src/io/output.js';
-import { decodeImage, type Dialect } from '../src/json/decode.js';
+import { type Dialect, decodeImage } from '../src/json/decode.js';
 import { encodeImage } from '../src/json/encode.js';
 import { dataMessage, image, words } from './helpers/images.js';
 import { Random } from './helpers/random.js';
@@ -86,7 +86,7 @@ class Witness extends Output {
 
 /** A pipe within the process: what is written can be read, and who writes waits for who reads. */
 class Pipe extends Output {
-  #chunks: Buffer[] = [];
+  readonly #chunks: Buffer[] = [];
   #ended = false;
   #wake = () => {};
 
@@ -154,7 +154,7 @@ const CASES: readonly [what: string, dialect: Dialect, image: VirtualImage][] = 
 for (const [what, dialect, image] of CASES) {
   t.test(what, async (t) => {
     const { text, growth } = await throughPipe(image, dialect);
-    t.ok(growth < FLAT, `${text / MIB | 0} MiB of JSON, ${growth / MIB | 0} MiB of memory`);
+    t.ok(growth < FLAT, `${(text / MIB) | 0} MiB of JSON, ${(growth / MIB) | 0} MiB of memory`);
     if (dialect === 'crit') t.ok(text > 2 ** 29, 'more than V8 can hold in a string');
   });
 }

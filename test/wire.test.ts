@@ -10,6 +10,8 @@ import { sameBytes } from './helpers/codec.js';
 import { blob, dataMessage, scalar, varint } from './helpers/images.js';
 import { allMessages, bytesOf, jsonOf, type Model, messageOf } from './helpers/messages.js';
 
+t.setTimeout(120_000);
+
 fc.configureGlobal({ seed: 2, numRuns: 60 });
 
 t.test('every message encodes to what protobufjs encodes, and decodes to what went in', async (t) => {

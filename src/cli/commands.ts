@@ -10,6 +10,7 @@ export type Command = (io: Io) => Promise<unknown>;
 
 const string = { type: 'string', requiresArg: true } as const;
 const boolean = { type: 'boolean', default: false } as const;
+const several = { ...string, array: true, default: [] as string[], defaultDescription: 'all' } as const;
 const json = { ...boolean, describe: 'print JSON' } as const;
 const image = { ...string, describe: 'image to read; standard input when none is named' } as const;
 const map = {
@@ -107,6 +108,20 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
           .option('json', json),
       (args) => {
         chosen = async (io) => (await import('./commands/verify.js')).run(args, io);
+      },
+    )
+    .command(
+      'list',
+      'live BPF maps of this machine',
+      (y) =>
+        y
+          .option('id', { ...several, describe: 'only the map with this id' })
+          .option('name', { ...several, describe: 'only the map with this name' })
+          .option('pinned', { ...several, describe: 'only the map pinned at this path' })
+          .option('pid', { ...several, describe: 'only the maps this process holds' })
+          .option('json', json),
+      (args) => {
+        chosen = async (io) => (await import('./commands/list.js')).run(args, io);
       },
     )
     .completion('completion', 'print a completion script for bash or zsh')

@@ -209,8 +209,12 @@ export function quotedPrintable(bytes: Uint8Array): string {
   const firstLf = bytes.indexOf(LF);
   const lineEnd = firstLf > 0 && bytes[firstLf - 1] === CR ? '\r\n' : '\n';
   const escaped = (byte: number) => `=${byte.toString(16).toUpperCase().padStart(2, '0')}`;
-  let out = '';
-  let column = 0;
+  const lines: string[] = [];
+  let line = '';
+  const breakLine = (end: string) => {
+    lines.push(line + end);
+    line = '';
+  };
   for (let i = 0; i < bytes.length; ) {
     const byte = bytes[i] as number;
     const next = bytes[i + 1];
@@ -219,34 +223,25 @@ export function quotedPrintable(bytes: Uint8Array): string {
     const mustEscape =
       byte > 126 ||
       byte === 0x3d ||
-      (byte === 0x2e && column === 0 && (last || next === LF || next === CR || next === 0)) ||
+      (byte === 0x2e && line === '' && (last || next === LF || next === CR || next === 0)) ||
       (blank && last) ||
       (byte < 33 && byte !== CR && byte !== LF && !blank);
     if (mustEscape) {
-      if (column + 3 >= 76) {
-        out += `=${lineEnd}`;
-        column = 0;
-      }
-      out += escaped(byte);
-      column += 3;
+      if (line.length + 3 >= 76) breakLine(`=${lineEnd}`);
+      line += escaped(byte);
       i++;
     } else if (byte === LF || (byte === CR && next === LF)) {
-      const before = out.charCodeAt(out.length - 1);
-      if (before === SPACE || before === TAB) out = out.slice(0, -1) + escaped(before);
-      out += lineEnd;
-      column = 0;
+      const before = line.charCodeAt(line.length - 1);
+      if (before === SPACE || before === TAB) line = line.slice(0, -1) + escaped(before);
+      breakLine(lineEnd);
       i += byte === CR ? 2 : 1;
     } else {
-      if (!last && next !== LF && column + 1 >= 76) {
-        out += `=${lineEnd}`;
-        column = 0;
-      }
-      out += String.fromCharCode(byte);
-      column++;
+      if (!last && next !== LF && line.length + 1 >= 76) breakLine(`=${lineEnd}`);
+      line += String.fromCharCode(byte);
       i++;
     }
   }
-  return out;
+  return lines.join('') + line;
 }
 
 /** The bytes of quoted-printable text; undefined when a character is no byte or `=` starts no escape. */

@@ -137,10 +137,10 @@ export const ATTR = {
     path_fd: [16, 4, '6.5'],
   }),
   /** The *_GET_NEXT_ID commands. */
-  nextId: layout('bpf_attr', 12, { start_id: [0, 4], next_id: [4, 4], open_flags: [8, 4, '4.15'] }),
-  mapById: layout('bpf_attr', 12, { map_id: [0, 4], next_id: [4, 4], open_flags: [8, 4, '4.15'] }),
-  progById: layout('bpf_attr', 12, { prog_id: [0, 4], next_id: [4, 4], open_flags: [8, 4, '4.15'] }),
-  btfById: layout('bpf_attr', 12, { btf_id: [0, 4], next_id: [4, 4], open_flags: [8, 4, '4.15'] }),
+  nextId: layout('bpf_attr', 8, { start_id: [0, 4], next_id: [4, 4] }),
+  mapById: layout('bpf_attr', 12, { map_id: [0, 4], open_flags: [8, 4, '4.15'] }),
+  progById: layout('bpf_attr', 12, { prog_id: [0, 4], open_flags: [8, 4, '4.15'] }),
+  btfById: layout('bpf_attr', 12, { btf_id: [0, 4], open_flags: [8, 4, '4.15'] }),
   /** OBJ_GET_INFO_BY_FD. `info_len` goes in and comes out. */
   info: layout('bpf_attr.info', 16, { bpf_fd: [0, 4], info_len: [4, 4], info: [8, 8] }),
   btfLoad: layout('bpf_attr', 28, {
@@ -162,7 +162,12 @@ export const ATTR = {
     expected_attach_type: [68, 4, '4.17'],
     attach_btf_id: [108, 4, '5.5'],
   }),
-  linkCreate: layout('bpf_attr.link_create', 16, { prog_fd: [0, 4], target_fd: [4, 4], attach_type: [8, 4], flags: [12, 4] }),
+  linkCreate: layout('bpf_attr.link_create', 16, {
+    prog_fd: [0, 4],
+    target_fd: [4, 4],
+    attach_type: [8, 4],
+    flags: [12, 4],
+  }),
   iterCreate: layout('bpf_attr.iter_create', 8, { link_fd: [0, 4], flags: [4, 4] }),
 } as const;
 

@@ -5,6 +5,7 @@ import * as os from 'node:os';
 import * as path from 'node:path';
 import { enumOf, type Field } from '../../src/image/message.js';
 import type { Choice } from './messages.js';
+import { required } from './needs.js';
 
 /** Where `tool` is on PATH. */
 function which(tool: string): string | undefined {
@@ -17,19 +18,20 @@ function which(tool: string): string | undefined {
  * BPFIMG_REQUIRE (comma-separated) is not skipped: without it the test fails.
  */
 export function skipWithout(tool: string): string | false {
-  if ((process.env.BPFIMG_REQUIRE ?? '').split(',').includes(tool)) return false;
-  return which(tool) === undefined ? `${tool} is not installed` : false;
+  return which(tool) === undefined && !required(tool) ? `${tool} is not installed` : false;
 }
 
-/** What `crit decode` (or `crit show`) prints for an image. */
-export function crit(bytes: Uint8Array, command: 'decode' | 'decode --pretty' | 'show'): string {
+/** What `crit decode`, or `crit show` (which is decode --pretty), prints for an image. */
+export function crit(bytes: Uint8Array, command: 'decode' | 'show'): string {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-crit-'));
   try {
     const image = path.join(folder, 'x.img');
     fs.writeFileSync(image, bytes);
-    const [name = '', ...options] = command.split(' ');
-    const args = name === 'show' ? ['show', image] : [name, ...options, '-i', image];
-    const { status, stdout, stderr, error } = spawnSync('crit', args, { encoding: 'utf8', maxBuffer: 1 << 28 });
+    const { status, stdout, stderr, error } = spawnSync(
+      'crit',
+      [command, ...(command === 'show' ? [] : ['-i']), image],
+      { encoding: 'utf8', maxBuffer: 1 << 28 },
+    );
     if (error) throw error;
     if (status !== 0) throw new Error(`crit ${command} ends with ${status}: ${stderr}`);
     return stdout;

@@ -19,17 +19,21 @@ export const MAGIC = {
   BPFMAP_DATA: 0x64324033,
   BPFMAP_FILE: 0x57506142,
   BPFMAP_BTF: 0x62667062,
+  BPFMAP_META: 0x6d667062,
   FILES: 0x56303138,
   FDINFO: 0x56213732,
   PSTREE: 0x50273030,
   IDS: 0x54432030,
   INVENTORY: 0x58313116,
+  UNIXSK: 0x54373943,
+  INETSK: 0x56443851,
 } as const;
 
 /** An unsigned varint; stretched to `width` bytes with needless zero groups where that is longer. */
 export function varint(value: number | bigint, width = 1): Buffer {
   const bytes: number[] = [];
-  for (let rest = BigInt(value); rest > 0n || bytes.length < width; rest >>= 7n) bytes.push(Number(rest & 0x7fn) | 0x80);
+  for (let rest = BigInt(value); rest > 0n || bytes.length < width; rest >>= 7n)
+    bytes.push(Number(rest & 0x7fn) | 0x80);
   bytes[bytes.length - 1] = (bytes[bytes.length - 1] as number) & 0x7f;
   return Buffer.from(bytes);
 }

@@ -69,7 +69,7 @@ const address = fc.oneof(
     }),
 );
 
-function valueOf(field: Field, choice: Choice): fc.Arbitrary<Value> {
+function fieldValue(field: Field, choice: Choice): fc.Arbitrary<Value> {
   switch (field.type) {
     case 'message':
       return messageOf(field.of as string, choice);
@@ -102,7 +102,7 @@ export function messageOf(message: string, choice: Choice = {}): fc.Arbitrary<Mo
   const required: string[] = [];
   for (const field of fieldsOf(message)) {
     if (choice.fields?.(message, field) === false) continue;
-    const one = valueOf(field, choice);
+    const one = fieldValue(field, choice);
     if (field.label === 'required') required.push(field.name);
     // protobufjs writes nothing for an empty list, and so does everyone else.
     if (field.label !== 'repeated') arbitraries[field.name] = one;
@@ -162,7 +162,8 @@ export function bytesOf(message: string, model: Model): Buffer {
 
 /** protobufjs takes wide integers as two halves; a bigint it would write as 0. */
 function forProtobufjs(value: Value): unknown {
-  if (typeof value === 'bigint') return { low: Number(value & 0xffffffffn), high: Number(value >> 32n), unsigned: true };
+  if (typeof value === 'bigint')
+    return { low: Number(value & 0xffffffffn), high: Number(value >> 32n), unsigned: true };
   if (Array.isArray(value)) return value.map(forProtobufjs);
   if (typeof value !== 'object' || value instanceof Uint8Array) return value;
   return Object.fromEntries(Object.entries(value).map(([key, member]) => [key, forProtobufjs(member)]));

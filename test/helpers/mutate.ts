@@ -3,25 +3,41 @@ import { BpfimgError } from '../../src/errors.js';
 import { decode, encode, FORMS, formName, piped, sameBytes } from './codec.js';
 import { fixture } from './fixtures.js';
 import { blob, dataMessage, entry, image, item, MAGIC, mapData, scalar, words } from './images.js';
-import { Random } from './random.js';
+import type { Random } from './random.js';
 
 const fown = Buffer.concat([1, 2, 3, 4, 5].map((no) => scalar(no, 0)));
 
 const mapFile = Buffer.concat([
-  ...[scalar(1, 4), scalar(2, 2), scalar(3, 0), blob(4, fown), ...[5, 6, 7, 8, 9, 10, 11, 12].map((no) => scalar(no, 1))],
+  ...[
+    scalar(1, 4),
+    scalar(2, 2),
+    scalar(3, 0),
+    blob(4, fown),
+    ...[5, 6, 7, 8, 9, 10, 11, 12].map((no) => scalar(no, 1)),
+  ],
   ...[blob(13, Buffer.from('flows')), scalar(14, 0), scalar(15, 1), scalar(16, 2n ** 60n)],
 ]);
 
 /** Small images to start from: every kind of framing, extra, nesting and list, and some irregular ones. */
 export const SEEDS: readonly Buffer[] = [
   image('BPFMAP_DATA', mapData(315, [item('0100', 'ffee00'), item('0200', '000001')]), mapData(7, [])),
-  image('BPFMAP_DATA', entry(dataMessage(1, 3, 4, 2), Buffer.from('abcdefg')), mapData(2, [item('', 'aa'), item('', 'bb')])),
-  image('BPFMAP_DATA', entry(Buffer.concat([scalar(4, 1, 3), scalar(9, 5), dataMessage(300, 2, 2, 1)]), Buffer.from('wxyz'))),
+  image(
+    'BPFMAP_DATA',
+    entry(dataMessage(1, 3, 4, 2), Buffer.from('abcdefg')),
+    mapData(2, [item('', 'aa'), item('', 'bb')]),
+  ),
+  image(
+    'BPFMAP_DATA',
+    entry(Buffer.concat([scalar(4, 1, 3), scalar(9, 5), dataMessage(300, 2, 2, 1)]), Buffer.from('wxyz')),
+  ),
   words(MAGIC.BPFMAP_DATA).subarray(0, 4),
   image('BPFMAP_FILE', entry(mapFile)),
   image('PSTREE', entry(Buffer.concat([1, 2, 3, 4, 5, 5].map((no) => scalar(no, 300 + no))))),
   image('FILES', entry(Buffer.concat([scalar(1, 16), scalar(2, 1), blob(15, scalar(1, 1), blob(5, fown))]))),
-  image('BPFMAP_BTF', entry(Buffer.concat([scalar(1, 1), scalar(2, 5), blob(3, Buffer.from('flüsse'))]), Buffer.from('btf..'))),
+  image(
+    'BPFMAP_BTF',
+    entry(Buffer.concat([scalar(1, 1), scalar(2, 5), blob(3, Buffer.from('flüsse'))]), Buffer.from('btf..')),
+  ),
   image('INVENTORY', fixture('flowd/inventory.img').subarray(4)),
   fixture('flowd/fdinfo-2.img'),
   fixture('flowd/files.img'),
@@ -85,9 +101,50 @@ export function mutateImage(random: Random): Buffer {
 
 /** JSON tokens, whole and broken. */
 const TOKENS = [
-  ...['{', '}', '[', ']', ',', ':', '"', '\\', '\n', ' ', '\0', '0', '-1', '1e9', '1.5', '4294967296', '18446744073709551616'],
-  ...['null', 'true', '""', '"0"', '"0g"', '"AA=="', '"\\ud800"', '"\\u0030"', '"... <1B>"', '{}', '[]', '[[]]', '\xff', 'é'],
-  ...['"key":"00",', '"items":[],', '"extra":"AAAA",', '"$raw":"0801",', '"count":3,', '"head":"none",', '"magic":"FILES",'],
+  ...[
+    '{',
+    '}',
+    '[',
+    ']',
+    ',',
+    ':',
+    '"',
+    '\\',
+    '\n',
+    ' ',
+    '\0',
+    '0',
+    '-1',
+    '1e9',
+    '1.5',
+    '4294967296',
+    '18446744073709551616',
+  ],
+  ...[
+    'null',
+    'true',
+    '""',
+    '"0"',
+    '"0g"',
+    '"AA=="',
+    '"\\ud800"',
+    '"\\u0030"',
+    '"... <1B>"',
+    '{}',
+    '[]',
+    '[[]]',
+    '\xff',
+    'é',
+  ],
+  ...[
+    '"key":"00",',
+    '"items":[],',
+    '"extra":"AAAA",',
+    '"$raw":"0801",',
+    '"count":3,',
+    '"head":"none",',
+    '"magic":"FILES",',
+  ],
 ].map((token) => Buffer.from(token, token === '\xff' ? 'latin1' : 'utf8'));
 
 /** JSON text with one to three things wrong with it. `texts` are good ones to start from. */

@@ -1,0 +1,143 @@
+import { plugins } from '../../../plugins/index.js';
+import { BpfimgError } from '../../errors.js';
+import { type LiveMap, LiveMaps, type Unseen } from '../../kernel/live.js';
+import { openSys, type Sys } from '../../kernel/sys.js';
+import { MapTypes, mapFlagNames } from '../../maptype.js';
+import { colours, nameText, plural, table } from '../../render.js';
+import { coloured, type Io } from '../io.js';
+import { written } from '../written.js';
+
+export interface ListArguments {
+  readonly id: readonly string[];
+  readonly name: readonly string[];
+  readonly pinned: readonly string[];
+  readonly pid: readonly string[];
+  readonly json: boolean;
+  readonly color?: boolean | undefined;
+}
+
+/** What stands in the table for what could not be seen. */
+const UNKNOWN = '?';
+
+/** @param sys the kernel; tests have their own */
+export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<void> {
+  const selectors = {
+    ids: args.id.map((text) => number('--id', text)),
+    names: args.name,
+    pins: args.pinned,
+    pids: args.pid.map((text) => number('--pid', text)),
+  };
+  const live = LiveMaps.look(sys ?? (await openSys()));
+  const maps = live.select(selectors);
+  const unseen = unseenText(live.unseen);
+  if (unseen !== '') io.say(`bpfimg: ${unseen}`);
+  const types = new MapTypes(plugins);
+  await written(undefined, io, async (out) => {
+    if (args.json) {
+      const rows = maps.map((map) => `\n  ${JSON.stringify(members(map, types))}`);
+      out.text(`{"maps":[${rows.join(',')}]}\n`);
+      return;
+    }
+    const look = colours(coloured(io, args.color));
+    const lines =
+      maps.length === 0
+        ? ['no BPF maps']
+        : table(
+            COLUMNS,
+            maps.map((map) => row(map, types)),
+            look,
+          );
+    for (const line of lines) out.text(`${line}\n`);
+  });
+}
+
+function number(option: string, text: string): number {
+  const value = /^\d{1,10}$/.test(text) ? Number(text) : 0;
+  if (value > 0 && value <= 0xffff_ffff) return value;
+  throw new BpfimgError('usage', `${option} ${text}: expected a number`);
+}
+
+/** One line about what is not shown; empty when everything is. */
+function unseenText({ ids, processes, types }: Unseen): string {
+  const parts: string[] = [];
+  if (ids) parts.push('without CAP_SYS_ADMIN, maps that no visible process or pin holds are not shown');
+  if (processes > 0) {
+    const which = processes === 1 ? '1 process' : `${processes} processes`;
+    parts.push(`${which} may not be looked at (no right to trace), so maps and holders may be missing`);
+  }
+  if (types > 0) {
+    parts.push(
+      `of ${plural(types, 'map')} only the id is shown: opening could harm, and a look without needs Linux 5.8`,
+    );
+  }
+  return parts.join('; ');
+}
+
+/** A map as a member of the JSON, null for what could not be seen. */
+function members(map: LiveMap, types: MapTypes): Record<string, unknown> {
+  return {
+    map_id: map.id,
+    name: map.name ?? null,
+    type: map.type === undefined ? null : types.get(map.type).name,
+    key_size: map.keySize ?? null,
+    value_size: map.valueSize ?? null,
+    max_entries: map.maxEntries ?? null,
+    map_flags: map.flags === undefined ? null : mapFlagNames(map.flags),
+    map_extra: map.extra === undefined ? null : `0x${map.extra.toString(16)}`,
+    frozen: map.frozen ?? null,
+    memlock: map.memlock ?? null,
+    btf_id: map.btfId ?? null,
+    pins: map.pins,
+    holders: map.holders,
+    programs: map.programs,
+  };
+}
+
+const COLUMNS = [
+  { title: 'ID', right: true },
+  { title: 'NAME' },
+  { title: 'TYPE' },
+  { title: 'KEY', right: true },
+  { title: 'VALUE', right: true },
+  { title: 'MAX', right: true },
+  { title: 'FLAGS' },
+  { title: 'FROZEN' },
+  { title: 'MEMLOCK', right: true },
+  { title: 'BTF', right: true },
+  { title: 'PINS' },
+  { title: 'HOLDERS (pid(command):fd)' },
+];
+
+function row(map: LiveMap, types: MapTypes): string[] {
+  const size = (value: number | undefined) => (value === undefined ? UNKNOWN : String(value));
+  const flags = map.flags === undefined ? [UNKNOWN] : mapFlagNames(map.flags);
+  return [
+    String(map.id),
+    map.name === undefined ? UNKNOWN : nameText(map.name),
+    map.type === undefined ? UNKNOWN : types.get(map.type).name,
+    size(map.keySize),
+    size(map.valueSize),
+    size(map.maxEntries),
+    flags.map((name) => name.replace('BPF_F_', '').toLowerCase()).join(' '),
+    map.frozen === undefined ? UNKNOWN : map.frozen ? 'yes' : 'no',
+    size(map.memlock),
+    map.btfId === 0 ? '' : size(map.btfId),
+    map.pins.map(nameText).join(' '),
+    holdersText(map),
+  ];
+}
+
+/** `22137(flowd):3,4 22139(flowd):3`, or the programs that alone keep the map. */
+function holdersText(map: LiveMap): string {
+  const byPid = new Map<number, { command: string; fds: number[] }>();
+  for (const { pid, command, fd } of map.holders) {
+    const known = byPid.get(pid);
+    if (known === undefined) byPid.set(pid, { command, fds: [fd] });
+    else known.fds.push(fd);
+  }
+  const processes = [...byPid].map(([pid, { command, fds }]) => `${pid}(${nameText(command)}):${fds.join(',')}`);
+  const programs = map.programs.map(({ id, name }) =>
+    name === '' ? `program ${id}` : `program ${id}(${nameText(name)})`,
+  );
+  return [...processes, ...programs].join(' ');
+}

@@ -1,0 +1,372 @@
+/**
+ * The live maps of this machine: which there are, who holds them, and how to open one without doing harm.
+ *
+ * What fdinfo and pins show comes first. A map that no visible process or pin holds is opened only when its
+ * type is known and harmless (see `iter.ts`); one whose type is not known is listed by its id.
+ */
+import { BpfimgError } from '../errors.js';
+import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
+import { KernelError } from './error.js';
+import { type KernelMap, kernelMaps } from './iter.js';
+import { BpfMap, InfoReader, mapSubject, nameOf, openPin } from './map.js';
+import {
+  type Access,
+  fdLink,
+  type Holder,
+  type MapFdinfo,
+  mapFdinfo,
+  mapsOfProcess,
+  openMaps,
+  pinFiles,
+} from './proc.js';
+import { opensSafely } from './rules.js';
+import { Attr, ERRNO, pinned, type Sys } from './sys.js';
+
+/** A loaded program. */
+export interface Program {
+  readonly id: number;
+  readonly name: string;
+}
+
+/** A live map, as it was when it was looked at. Undefined is what could not be seen. */
+export interface LiveMap {
+  readonly id: number;
+  /** One character a byte. */
+  name: string | undefined;
+  type: number | undefined;
+  keySize: number | undefined;
+  valueSize: number | undefined;
+  maxEntries: number | undefined;
+  flags: number | undefined;
+  extra: bigint | undefined;
+  frozen: boolean | undefined;
+  /** Bytes. */
+  memlock: number | undefined;
+  /** 0 for none. */
+  btfId: number | undefined;
+  readonly pins: string[];
+  readonly holders: Holder[];
+  /** Programs that use it; looked for only where neither pins nor holders are seen. */
+  programs: readonly Program[];
+}
+
+/** What names maps. All of those that any of them names. */
+export interface Selectors {
+  readonly ids: readonly number[];
+  readonly names: readonly string[];
+  readonly pins: readonly string[];
+  readonly pids: readonly number[];
+}
+
+/** What could not be seen. */
+export interface Unseen {
+  /** Ids cannot be walked (CAP_SYS_ADMIN): maps of others are missing. */
+  readonly ids: boolean;
+  /** Processes that may not be looked at. */
+  readonly processes: number;
+  /** Maps of which only the id is known. */
+  readonly types: number;
+}
+
+/**
+ * Ids of all maps or programs, ascending, without opening any.
+ * @returns undefined without CAP_SYS_ADMIN
+ */
+export function walkIds(sys: Sys, command: 'MAP_GET_NEXT_ID' | 'PROG_GET_NEXT_ID'): number[] | undefined {
+  const attr = new Attr(ATTR.nextId, sys);
+  const ids: number[] = [];
+  for (let id = 0; ; ) {
+    const result = sys.bpf(command, attr.set('start_id', id));
+    if (result === -ERRNO.ENOENT) return ids;
+    if (result === -ERRNO.EPERM) return undefined;
+    if (result < 0) throw new KernelError('live maps', `BPF_${command}`, -result);
+    id = attr.get('next_id');
+    ids.push(id);
+  }
+}
+
+/** Whether a map of this id lives, without opening it. Needs CAP_SYS_ADMIN. */
+export function isLive(sys: Sys, id: number): boolean {
+  const attr = new Attr(ATTR.nextId, sys).set('start_id', id - 1);
+  return sys.bpf('MAP_GET_NEXT_ID', attr) >= 0 && attr.get('next_id') === id;
+}
+
+/**
+ * Opens a live map in the way that disturbs least: as its holder has it open, by its pin, and by id only
+ * where that is harmless.
+ * @param access what is needed of it: `ro` to read
+ */
+export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): BpfMap {
+  const fits = (given: Access) => given === 'rw' || given === access;
+  const ways: (() => BpfMap)[] = [
+    ...map.holders.filter((one) => fits(one.access)).map((one) => () => BpfMap.fromProcess(sys, one.pid, one.fd)),
+    ...map.pins.map((path) => () => BpfMap.openPinned(sys, path, access)),
+  ];
+  // Held by someone, as far as we saw: then its kind does not matter.
+  const held = map.holders.length > 0 || map.pins.length > 0;
+  if (map.type !== undefined && (held || opensSafely(map.type))) ways.push(() => BpfMap.openById(sys, map.id, access));
+  let failure: unknown;
+  for (const way of ways) {
+    try {
+      const open = way();
+      // The file descriptor may be another file's by now.
+      if (open.id === map.id) return open;
+      open.close();
+    } catch (error) {
+      failure ??= error;
+    }
+  }
+  if (failure !== undefined) throw failure;
+  const why = 'no process or pin is seen to hold it, and its type may be one that opening would harm';
+  throw new BpfimgError('unsupported', `${mapSubject(map.id, map.name ?? '')}: ${why}`);
+}
+
+/** All maps that can be seen. */
+export class LiveMaps {
+  /** In ascending id. */
+  readonly maps: readonly LiveMap[];
+  readonly unseen: Unseen;
+  readonly #sys: Sys;
+
+  private constructor(sys: Sys, maps: readonly LiveMap[], unseen: Unseen) {
+    this.#sys = sys;
+    this.maps = maps;
+    this.unseen = unseen;
+  }
+
+  /** Looks at the machine. Opens each map at most once and closes it at once. */
+  static look(sys: Sys): LiveMaps {
+    // Ids first: what is held then, and still is, shows in what is read after.
+    const ids = walkIds(sys, 'MAP_GET_NEXT_ID');
+    const found = new Found(sys);
+    const { open, hidden } = openMaps(sys.proc);
+    for (const { holder, map } of open) found.add(map).holders.push(holder);
+    found.addPins();
+    found.addNames(ids !== undefined);
+    const rest = (ids ?? []).filter((id) => !found.maps.has(id));
+    if (rest.length > 0) found.addUnheld(rest);
+    const maps = [...found.maps.values()].sort((a, b) => a.id - b.id);
+    const types = maps.filter((map) => map.type === undefined).length;
+    return new LiveMaps(sys, maps, { ids: ids === undefined, processes: hidden, types });
+  }
+
+  /**
+   * The maps that `selectors` name, in ascending id; all of them when there are none.
+   * @throws BpfimgError `notFound`, or `usage` for a name that several maps have; KernelError
+   */
+  select(selectors: Selectors): LiveMap[] {
+    const { ids, names, pins, pids } = selectors;
+    if (ids.length + names.length + pins.length + pids.length === 0) return [...this.maps];
+    const chosen = new Set<number>(ids);
+    for (const id of ids) if (!this.maps.some((map) => map.id === id)) throw this.#missing(`map ${id}`, 'no such map');
+    for (const name of names) chosen.add(this.#named(name).id);
+    for (const path of pins) {
+      using map = BpfMap.openPinned(this.#sys, path, 'ro');
+      if (!this.maps.some((one) => one.id === map.id)) throw this.#missing(path, 'it was pinned just now');
+      chosen.add(map.id);
+    }
+    for (const pid of pids) {
+      const open = mapsOfProcess(pid, this.#sys.proc);
+      if (open === 'gone') throw new BpfimgError('notFound', `process ${pid}: no such process`);
+      if (open === 'hidden') {
+        throw new BpfimgError(
+          'io',
+          `process ${pid}: its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE, and no fewer capabilities than it has)`,
+        );
+      }
+      for (const one of open) chosen.add(one.map.id);
+    }
+    return this.maps.filter((map) => chosen.has(map.id));
+  }
+
+  #named(name: string): LiveMap {
+    const found = this.maps.filter((map) => map.name === name);
+    const [first] = found;
+    if (first === undefined) throw this.#missing(`--name ${name}`, 'no map has this name');
+    if (found.length === 1) return first;
+    const list = found.slice(0, 20).map((map) => map.id);
+    const more = found.length > list.length ? ', …' : '';
+    throw new BpfimgError(
+      'usage',
+      `--name ${name}: ${found.length} maps have that name, choose by id: ${list.join(', ')}${more}`,
+    );
+  }
+
+  #missing(what: string, why: string): BpfimgError {
+    const doubt = this.unseen.ids ? ' that can be seen without CAP_SYS_ADMIN' : '';
+    return new BpfimgError('notFound', `${what}: ${why}${doubt}`);
+  }
+}
+
+/** What is known of each map so far. */
+class Found {
+  readonly maps = new Map<number, LiveMap>();
+  readonly #info: InfoReader;
+
+  constructor(readonly sys: Sys) {
+    this.#info = new InfoReader(sys);
+  }
+
+  /** The map that an fdinfo shows. */
+  add(fdinfo: MapFdinfo): LiveMap {
+    let map = this.maps.get(fdinfo.id);
+    if (map === undefined) {
+      map = { ...nothing(fdinfo.id), ...known(fdinfo) };
+      this.maps.set(fdinfo.id, map);
+    }
+    return map;
+  }
+
+  /** Opens each file of the BPF file systems: a pin holds its object, so a moment's opening changes nothing. */
+  addPins(): void {
+    for (const file of pinFiles(this.sys.proc)) {
+      let fd = openPin(this.sys, file);
+      if (fd < 0) fd = openPin(this.sys, file, 'ro');
+      if (fd < 0) continue;
+      try {
+        if (fdLink(fd, this.sys.proc) !== MAP_LINK) continue;
+        const fdinfo = mapFdinfo('self', fd, this.sys.proc);
+        if (fdinfo === undefined) continue;
+        const map = this.add(fdinfo);
+        map.pins.push(file.toString());
+        if (map.name === undefined) this.#ask(map, fd);
+      } finally {
+        this.sys.close(fd);
+      }
+    }
+    for (const map of this.maps.values()) map.pins.sort();
+  }
+
+  /** Fills in what only the kernel tells; false when `fd` is another map, or none. */
+  #ask(map: LiveMap, fd: number): boolean {
+    try {
+      const info = this.#info.read(fd, `map ${map.id}`);
+      // The holder may have something else there by now.
+      if (info.id !== map.id || info.type !== map.type) return false;
+      Object.assign(map, { name: info.name, btfId: info.btfId, extra: info.extra });
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  /**
+   * Names and BTF of maps that processes hold. Their own open files are borrowed for it: no further one is
+   * made, so closing it again has no side effects.
+   */
+  addNames(byId: boolean): void {
+    const pidfds = new Map<number, number>();
+    try {
+      for (const map of this.maps.values()) {
+        if (map.name !== undefined) continue;
+        const learnt = map.holders.some(({ pid, fd }) => {
+          const pidfd = pidfds.get(pid) ?? this.sys.pidfdOpen(pid);
+          pidfds.set(pid, pidfd);
+          return pidfd >= 0 && this.#askAndClose(map, this.sys.pidfdGetfd(pidfd, fd));
+        });
+        if (!learnt && byId && map.type !== undefined && opensSafely(map.type))
+          this.#askAndClose(map, this.#open(map.id));
+      }
+    } finally {
+      for (const pidfd of pidfds.values()) if (pidfd >= 0) this.sys.close(pidfd);
+    }
+  }
+
+  #open(id: number): number {
+    return this.sys.bpf('MAP_GET_FD_BY_ID', new Attr(ATTR.mapById, this.sys).set('map_id', id));
+  }
+
+  #askAndClose(map: LiveMap, fd: number): boolean {
+    if (fd < 0) return false;
+    try {
+      return this.#ask(map, fd);
+    } finally {
+      this.sys.close(fd);
+    }
+  }
+
+  /** Maps that no process or pin was seen to hold: what programs, other maps and mappings keep. */
+  addUnheld(ids: readonly number[]): void {
+    const kernel = kernelMaps(this.sys);
+    for (const id of ids) {
+      const seen = kernel?.get(id);
+      // Gone since its id was walked.
+      if (kernel !== undefined ? seen === undefined : !isLive(this.sys, id)) continue;
+      const map = Object.assign(nothing(id), seen && described(seen));
+      this.maps.set(id, map);
+      if (seen === undefined || !opensSafely(seen.type)) continue;
+      const fd = this.#open(id);
+      if (fd < 0) continue;
+      map.memlock = mapFdinfo('self', fd, this.sys.proc)?.memlock;
+      this.sys.close(fd);
+    }
+    const users = programsByMap(this.sys, new Set(ids));
+    for (const id of ids) {
+      const map = this.maps.get(id);
+      if (map !== undefined) map.programs = users.get(id) ?? [];
+    }
+  }
+}
+
+function nothing(id: number): LiveMap {
+  return {
+    id,
+    name: undefined,
+    type: undefined,
+    keySize: undefined,
+    valueSize: undefined,
+    maxEntries: undefined,
+    flags: undefined,
+    extra: undefined,
+    frozen: undefined,
+    memlock: undefined,
+    btfId: undefined,
+    pins: [],
+    holders: [],
+    programs: [],
+  };
+}
+
+function known(fdinfo: MapFdinfo): Partial<LiveMap> {
+  const { type, keySize, valueSize, maxEntries, flags, extra, memlock, frozen } = fdinfo;
+  return { type, keySize, valueSize, maxEntries, flags, extra, memlock, frozen };
+}
+
+function described(map: KernelMap): Partial<LiveMap> {
+  const { name, type, keySize, valueSize, maxEntries, flags, extra, frozen, btfId } = map;
+  return { name, type, keySize, valueSize, maxEntries, flags, extra, frozen, btfId };
+}
+
+/** Programs by the ids of maps they use, for the maps in `wanted`. Opening a program has no side effects. */
+function programsByMap(sys: Sys, wanted: ReadonlySet<number>): Map<number, Program[]> {
+  const users = new Map<number, Program[]>();
+  let ids = pinned(4 * 64);
+  for (const id of walkIds(sys, 'PROG_GET_NEXT_ID') ?? []) {
+    const fd = sys.bpf('PROG_GET_FD_BY_ID', new Attr(ATTR.progById, sys).set('prog_id', id));
+    if (fd < 0) continue;
+    try {
+      for (;;) {
+        const info = new Attr(PROG_INFO, sys).set('nr_map_ids', ids.length / 4).point('map_ids', ids);
+        const attr = new Attr(ATTR.info, sys)
+          .set('bpf_fd', fd)
+          .set('info_len', info.bytes.length)
+          .point('info', info.bytes);
+        if (sys.bpf('OBJ_GET_INFO_BY_FD', attr) < 0) break;
+        const count = info.get('nr_map_ids');
+        if (count > ids.length / 4) {
+          ids = pinned(4 * count);
+          continue;
+        }
+        const program = { id, name: nameOf(info.getBytes('name')) };
+        for (let i = 0; i < count; i++) {
+          const map = ids.readUInt32LE(4 * i);
+          if (wanted.has(map)) users.set(map, [...(users.get(map) ?? []), program]);
+        }
+        break;
+      }
+    } finally {
+      sys.close(fd);
+    }
+  }
+  return users;
+}

@@ -1,0 +1,854 @@
+/**
+ * One live BPF map: {@link BpfMap} owns its file descriptor and every buffer the kernel is told of.
+ *
+ * Reads as a map lives: create or open, info, items one by one, items in batches, memory, freeze, pin, close.
+ * What fails throws a {@link KernelError}; answers that are part of the game (no such key, the end) are
+ * values.
+ */
+import { isZero, roundUp8 } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
+import { ATTR, type Command, type Field, MAP_FLAG, MAP_INFO, MAP_LINK } from './abi.js';
+import { causeOf, KernelError } from './error.js';
+import { type Access, bpffsHint, fdLink, isBpffs, type MapFdinfo, mapFdinfo } from './proc.js';
+import { breaches, MAP_RULES } from './rules.js';
+import { Attr, ERRNO, pinned, type Sys } from './sys.js';
+
+const ACCESS_FLAGS: Readonly<Record<Access, number>> = { rw: 0, ro: MAP_FLAG.RDONLY, wo: MAP_FLAG.WRONLY };
+
+/** What the kernel says of a map by OBJ_GET_INFO_BY_FD. None of it changes while the map lives. */
+export interface MapInfo {
+  readonly type: number;
+  readonly id: number;
+  /** Bytes. */
+  readonly keySize: number;
+  /** Bytes; of per-CPU maps one CPU's value, not rounded up. */
+  readonly valueSize: number;
+  readonly maxEntries: number;
+  readonly flags: number;
+  /** One character a byte: the kernel takes Latin-1 letters. Empty before Linux 4.15. */
+  readonly name: string;
+  /** Device it is offloaded to, 0 for none. */
+  readonly ifindex: number;
+  readonly extra: bigint;
+  /** Ids of BTF and of types in it, 0 for none. */
+  readonly btfId: number;
+  readonly btfKeyType: number;
+  readonly btfValueType: number;
+  readonly btfVmlinuxId: number;
+  readonly btfVmlinuxValueType: number;
+}
+
+/** What only /proc/PID/fdinfo tells, and may change; undefined where the kernel or procfs does not say. */
+export interface MapState {
+  readonly frozen: boolean | undefined;
+  /** Bytes. */
+  readonly memlock: number | undefined;
+  readonly access: Access | undefined;
+}
+
+/** What to create. */
+export interface MapSpec {
+  readonly type: number;
+  readonly keySize: number;
+  readonly valueSize: number;
+  readonly maxEntries: number;
+  readonly flags?: number;
+  /** One character a byte, at most 15. */
+  readonly name?: string;
+  readonly extra?: bigint;
+  readonly ifindex?: number;
+  /** NUMA node, read by the kernel only with BPF_F_NUMA_NODE; -1 is any. */
+  readonly numaNode?: number;
+  /** Template of a map of maps: borrowed, and not needed any more once the map is there. */
+  readonly inner?: BpfMap;
+  /** Types of keys and values. `fd` is borrowed; 0 is file descriptor 0, so there is no "none": leave `btf` out. */
+  readonly btf?: {
+    readonly fd: number;
+    readonly keyType: number;
+    readonly valueType: number;
+    readonly vmlinuxType?: number;
+  };
+}
+
+/** What a batch did. */
+export interface BatchResult {
+  /** Items that stand in the batch, or were taken from it. */
+  readonly count: number;
+  /** Nothing follows. */
+  readonly end: boolean;
+  /** Why it went no further. `count` items are good all the same. */
+  readonly error: KernelError | undefined;
+}
+
+/** Bytes a batch has room for when the caller does not say: it stays in the caches. */
+const BATCH_BYTES = 512 * 1024;
+const BATCH_ROOM = 4096;
+/** Times in a row a batch may come back empty because the map changed (EINTR), before that is an error. */
+const PATIENCE = 100;
+
+/** A name as the kernel has it, up to its NUL, one character a byte. */
+export function nameOf(bytes: Buffer): string {
+  const end = bytes.indexOf(0);
+  return bytes.toString('latin1', 0, end < 0 ? bytes.length : end);
+}
+
+/** Asks the kernel about maps: one for many of them. */
+export class InfoReader {
+  readonly #sys: Sys;
+  readonly #info: Attr<keyof (typeof MAP_INFO)['fields']>;
+  readonly #attr: Attr<keyof (typeof ATTR.info)['fields']>;
+
+  constructor(sys: Sys) {
+    this.#sys = sys;
+    this.#info = new Attr(MAP_INFO, sys);
+    this.#attr = new Attr(ATTR.info, sys).point('info', this.#info.bytes);
+  }
+
+  /**
+   * What the kernel says of the map behind `fd`; members that an old kernel does not know are 0.
+   * @throws KernelError
+   */
+  read(fd: number, subject: string): MapInfo {
+    // Zero each time, for old kernels fill in less; and no longer than what we know: see MAP_INFO.
+    const info = this.#info.clear();
+    const attr = this.#attr.set('bpf_fd', fd).set('info_len', info.bytes.length);
+    const result = this.#sys.bpf('OBJ_GET_INFO_BY_FD', attr);
+    if (result < 0) throw new KernelError(subject, 'BPF_OBJ_GET_INFO_BY_FD', -result);
+    return {
+      type: info.get('type'),
+      id: info.get('id'),
+      keySize: info.get('key_size'),
+      valueSize: info.get('value_size'),
+      maxEntries: info.get('max_entries'),
+      flags: info.get('map_flags'),
+      name: nameOf(info.getBytes('name')),
+      ifindex: info.get('ifindex'),
+      extra: info.get64('map_extra'),
+      btfId: info.get('btf_id'),
+      btfKeyType: info.get('btf_key_type_id'),
+      btfValueType: info.get('btf_value_type_id'),
+      btfVmlinuxId: info.get('btf_vmlinux_id'),
+      btfVmlinuxValueType: info.get('btf_vmlinux_value_type_id'),
+    };
+  }
+}
+
+/** How messages name a map: `map 57 (flows)`. */
+export function mapSubject(id: number, name: string): string {
+  return name === '' ? `map ${id}` : `map ${id} (${name})`;
+}
+
+/** Opens the BPF object that is pinned at `path`; the caller owns the result. The path may be bytes that are no text. */
+export function openPin(sys: Sys, path: string | Buffer, access: Access = 'rw'): number {
+  const text = Buffer.concat([typeof path === 'string' ? Buffer.from(path) : path, Buffer.of(0)]);
+  const attr = new Attr(ATTR.obj, sys).point('pathname', text).set('file_flags', ACCESS_FLAGS[access]);
+  return sys.bpf('OBJ_GET', attr);
+}
+
+/**
+ * Where a reading of a map's items stands. Belongs to one map, because the kernel reads and writes as many
+ * bytes as that map's cursors have: those of the hash family 4 whatever the key's size, else a key's size.
+ */
+export class BatchCursor {
+  #from: Buffer;
+  #to: Buffer;
+  #started = false;
+  /** In use by a call on another thread. */
+  busy = false;
+
+  /** Made by {@link BpfMap.cursor}. */
+  constructor(
+    readonly map: BpfMap,
+    start: number | Uint8Array | undefined,
+  ) {
+    const size = Math.max(4, map.keySize);
+    this.#from = pinned(size);
+    this.#to = pinned(size);
+    if (start === undefined) return;
+    this.#started = true;
+    if (typeof start === 'number') this.#from.writeUInt32LE(start);
+    else this.#from.set(start.subarray(0, size));
+  }
+
+  /** What in_batch points at; undefined before the first batch. */
+  get from(): Buffer | undefined {
+    return this.#started ? this.#from : undefined;
+  }
+
+  /** What out_batch points at. */
+  get to(): Buffer {
+    return this.#to;
+  }
+
+  /** The next bucket (hash family) or the last index read (arrays); undefined before the first batch. */
+  get position(): number | undefined {
+    return this.#started ? this.#from.readUInt32LE() : undefined;
+  }
+
+  /** Goes to where the last batch ended. */
+  advance(): void {
+    [this.#from, this.#to] = [this.#to, this.#from];
+    this.#started = true;
+  }
+
+  /** An independent cursor at the same place. */
+  copy(): BatchCursor {
+    return new BatchCursor(this.map, this.#started ? Buffer.from(this.#from) : undefined);
+  }
+}
+
+/**
+ * Room for items of one map, in the layout of the batch commands: keys behind each other, values behind each
+ * other, nothing between them. Owns its memory; one call at a time uses it.
+ */
+export class Batch {
+  #keys: Buffer;
+  #values: Buffer;
+  #room: number;
+  /** In use by a call on another thread. */
+  busy = false;
+  readonly attr: Attr<keyof (typeof ATTR.batch)['fields']>;
+
+  /** Made by {@link BpfMap.batch}. */
+  constructor(
+    readonly map: BpfMap,
+    room: number,
+    sys: Sys,
+  ) {
+    this.#room = room;
+    this.#keys = pinned(room * map.keySize);
+    this.#values = pinned(room * map.valueStride);
+    this.attr = new Attr(ATTR.batch, sys);
+  }
+
+  /** Items that fit. */
+  get room(): number {
+    return this.#room;
+  }
+
+  /** Keys, {@link BpfMap.keySize} bytes each. Another buffer after the batch has grown. */
+  get keys(): Buffer {
+    return this.#keys;
+  }
+
+  /** Values, {@link BpfMap.valueStride} bytes each. Another buffer after the batch has grown. */
+  get values(): Buffer {
+    return this.#values;
+  }
+
+  /** Makes room for `room` items. What stands in the batch is lost. */
+  grow(room: number): void {
+    if (this.busy) throw new Error('a batch that is in use cannot grow');
+    this.#room = room;
+    this.#keys = pinned(room * this.map.keySize);
+    this.#values = pinned(room * this.map.valueStride);
+  }
+}
+
+/** A map's memory, mapped. `bytes` may be used until it is closed, and not a moment longer. */
+export class Mapping implements Disposable {
+  #bytes: Buffer | undefined;
+
+  /** Made by {@link BpfMap.mmap}. */
+  constructor(
+    readonly sys: Sys,
+    readonly address: bigint,
+    readonly length: number,
+  ) {
+    this.#bytes = sys.view(address, length);
+  }
+
+  /** The live bytes. Do not keep them, nor views of them: after {@link close} touching them ends the process. */
+  get bytes(): Buffer {
+    if (this.#bytes === undefined) throw new Error('this mapping is closed');
+    return this.#bytes;
+  }
+
+  close(): void {
+    if (this.#bytes === undefined) return;
+    this.#bytes = undefined;
+    this.sys.munmap(this.address, this.length);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** A live map, open. Close it (or `using` it): closing waits for calls that are under way. */
+export class BpfMap implements Disposable {
+  readonly id: number;
+  /** One character a byte. */
+  readonly name: string;
+  readonly type: number;
+  readonly flags: number;
+  readonly maxEntries: number;
+  /** Bytes. */
+  readonly keySize: number;
+  /** Bytes; of per-CPU maps one CPU's value, not rounded up. */
+  readonly valueSize: number;
+  /** Bytes of a value as bpf(2) reads and writes it: of per-CPU maps those of all possible CPUs. */
+  readonly valueStride: number;
+
+  readonly #sys: Sys;
+  readonly #fd: number;
+  /** Calls that run on other threads. */
+  #running = 0;
+  #closing = false;
+  #closed = false;
+  /** Buffers for calls on one item, made with the first of them. */
+  #one: OneItem | undefined;
+
+  private constructor(sys: Sys, fd: number, info: MapInfo) {
+    this.#sys = sys;
+    this.#fd = fd;
+    this.id = info.id;
+    this.name = info.name;
+    this.type = info.type;
+    this.flags = info.flags;
+    this.maxEntries = info.maxEntries;
+    this.keySize = info.keySize;
+    this.valueSize = info.valueSize;
+    const perCpu = MAP_RULES[info.type]?.perCpu === true;
+    this.valueStride = perCpu ? roundUp8(info.valueSize) * sys.cpus : info.valueSize;
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // Opening
+
+  /**
+   * Makes a map of `fd`, which it owns from now on, also when this fails.
+   * @throws KernelError; BpfimgError `unsupported` when it is something else than a map
+   */
+  static adopt(sys: Sys, fd: number, subject = `fd ${fd}`): BpfMap {
+    try {
+      const link = fdLink(fd, sys.proc);
+      if (link !== undefined && link !== MAP_LINK) {
+        const what = link.startsWith('anon_inode:bpf-') ? `a BPF ${link.slice('anon_inode:bpf-'.length)}` : link;
+        throw new BpfimgError('unsupported', `${subject}: expected a BPF map, got ${what}`);
+      }
+      return new BpfMap(sys, fd, new InfoReader(sys).read(fd, subject));
+    } catch (error) {
+      sys.close(fd);
+      throw error;
+    }
+  }
+
+  /**
+   * Creates a map. Nothing is checked before: the kernel decides, and {@link breaches} explains.
+   * Needs CAP_BPF; maps of devices and sockets CAP_NET_ADMIN as well.
+   */
+  static create(sys: Sys, spec: MapSpec): BpfMap {
+    const name = Buffer.from(spec.name ?? '', 'latin1');
+    const attr = new Attr(ATTR.create, sys)
+      .set('map_type', spec.type)
+      .set('key_size', spec.keySize)
+      .set('value_size', spec.valueSize)
+      .set('max_entries', spec.maxEntries)
+      .set('map_flags', spec.flags ?? 0)
+      .setBytes('map_name', name)
+      .set('map_ifindex', spec.ifindex ?? 0)
+      .set('map_extra', spec.extra ?? 0n)
+      .set('numa_node', spec.numaNode ?? 0);
+    if (spec.inner !== undefined) attr.set('inner_map_fd', spec.inner.#fd);
+    if (spec.btf !== undefined) {
+      attr
+        .set('btf_fd', spec.btf.fd)
+        .set('btf_key_type_id', spec.btf.keyType)
+        .set('btf_value_type_id', spec.btf.valueType)
+        .set('btf_vmlinux_value_type_id', spec.btf.vmlinuxType ?? 0);
+    }
+    const fd = sys.bpf('MAP_CREATE', attr);
+    const type = MAP_RULES[spec.type]?.name ?? `type_${spec.type}`;
+    const subject = spec.name ? `new ${type} map (${spec.name})` : `new ${type} map`;
+    if (fd < 0) throw new KernelError(subject, 'BPF_MAP_CREATE', -fd, createCause(spec, name, attr, -fd));
+    return BpfMap.adopt(sys, fd, subject);
+  }
+
+  /**
+   * Opens a map by its id. Needs CAP_SYS_ADMIN.
+   *
+   * Only for ids that surely are no PROG_ARRAY, or that another process or a pin surely holds
+   * ({@link opensSafely}): opening and closing one that is being cleared leaks it for ever.
+   */
+  static openById(sys: Sys, id: number, access: Access = 'rw'): BpfMap {
+    const attr = new Attr(ATTR.mapById, sys).set('map_id', id).set('open_flags', ACCESS_FLAGS[access]);
+    const fd = sys.bpf('MAP_GET_FD_BY_ID', attr);
+    if (fd < 0) throw new KernelError(`map ${id}`, 'BPF_MAP_GET_FD_BY_ID', -fd);
+    return BpfMap.adopt(sys, fd, `map ${id}`);
+  }
+
+  /** Opens a pinned map. Needs permission for the file, and no capability. */
+  static openPinned(sys: Sys, path: string, access: Access = 'rw'): BpfMap {
+    const fd = openPin(sys, path, access);
+    if (fd < 0) {
+      const odd = -fd === ERRNO.EINVAL || -fd === ERRNO.EACCES;
+      const cause = odd && isBpffs(path) === false ? `not on a BPF file system; ${bpffsHint(sys.proc)}` : undefined;
+      throw new KernelError(path, 'BPF_OBJ_GET', -fd, cause);
+    }
+    return BpfMap.adopt(sys, fd, path);
+  }
+
+  /**
+   * Opens what process `pid` has open as `fd`: the same open file, so with the same access, and closing it
+   * has no side effects while the process keeps its own. Needs to be allowed to trace the process.
+   * Since Linux 5.6.
+   */
+  static fromProcess(sys: Sys, pid: number, fd: number): BpfMap {
+    const subject = `process ${pid}, fd ${fd}`;
+    const pidfd = sys.pidfdOpen(pid);
+    if (pidfd < 0) throw new KernelError(subject, 'pidfd_open', -pidfd);
+    try {
+      const own = sys.pidfdGetfd(pidfd, fd);
+      if (own < 0) throw new KernelError(subject, 'pidfd_getfd', -own);
+      return BpfMap.adopt(sys, own, subject);
+    } finally {
+      sys.close(pidfd);
+    }
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // What it is
+
+  /** How messages name it. */
+  get subject(): string {
+    return mapSubject(this.id, this.name);
+  }
+
+  /** The file descriptor: borrowed, good until {@link close}. */
+  get fd(): number {
+    if (this.#closing) throw new Error(`${this.subject} is closed`);
+    return this.#fd;
+  }
+
+  /** Asks the kernel once more for what never changes. */
+  info(): MapInfo {
+    return new InfoReader(this.#sys).read(this.fd, this.subject);
+  }
+
+  /** What only fdinfo tells, as it is now. */
+  state(): MapState {
+    return stateOf(mapFdinfo('self', this.fd, this.#sys.proc));
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // One item
+
+  #item(): OneItem {
+    this.#one ??= new OneItem(this, this.#sys);
+    return this.#one;
+  }
+
+  #call(command: Command, attr: Attr): number {
+    if (this.#closing) throw new Error(`${this.subject} is closed`);
+    return this.#sys.bpf(command, attr);
+  }
+
+  /** The error of a call on this map, with what its state adds to the usual cause. */
+  #failed(command: Command, errno: number): KernelError {
+    let cause = causeOf(`BPF_${command}`, errno);
+    if (errno === ERRNO.EPERM && !this.#closing) {
+      const { frozen, access } = this.state();
+      const writes = command !== 'MAP_LOOKUP_ELEM' && command !== 'MAP_LOOKUP_BATCH' && command !== 'MAP_GET_NEXT_KEY';
+      if (writes && frozen === true) cause = command === 'MAP_FREEZE' ? 'it is frozen already' : 'it is frozen';
+      else if (writes && access === 'ro') cause = 'its file descriptor is read-only';
+      else if (!writes && access === 'wo') cause = 'its file descriptor is write-only';
+    }
+    if (errno === ERRNO.E2BIG || errno === ERRNO.ENOSPC) cause += `; max_entries ${this.maxEntries}`;
+    return new KernelError(this.subject, `BPF_${command}`, errno, cause);
+  }
+
+  #checkKey(key: Uint8Array | undefined): void {
+    const size = key?.length ?? 0;
+    if (size !== this.keySize) throw new Error(`${this.subject}: a key of ${size} bytes, expected ${this.keySize}`);
+  }
+
+  #checkValue(value: Uint8Array): void {
+    if (value.length === this.valueStride) return;
+    throw new Error(`${this.subject}: a value of ${value.length} bytes, expected ${this.valueStride}`);
+  }
+
+  /**
+   * The value of `key` ({@link valueStride} bytes); undefined when there is none.
+   * @param key undefined for maps without keys
+   * @param into where to put it instead of into a new buffer
+   */
+  lookup(key: Uint8Array | undefined, flags = 0, into?: Uint8Array): Uint8Array | undefined {
+    return this.#take('MAP_LOOKUP_ELEM', key, flags, into);
+  }
+
+  /** The value of `key`, which is gone from the map: how queues and stacks are popped. Since 4.20, hashes 5.14. */
+  lookupAndDelete(key: Uint8Array | undefined, flags = 0, into?: Uint8Array): Uint8Array | undefined {
+    return this.#take('MAP_LOOKUP_AND_DELETE_ELEM', key, flags, into);
+  }
+
+  #take(command: Command, key: Uint8Array | undefined, flags: number, into?: Uint8Array): Uint8Array | undefined {
+    this.#checkKey(key);
+    const one = this.#item();
+    const result = this.#call(command, one.with(key, flags));
+    if (result === -ERRNO.ENOENT) return undefined;
+    if (result < 0) throw this.#failed(command, -result);
+    const value = into ?? new Uint8Array(this.valueStride);
+    value.set(one.value.subarray(0, this.valueStride));
+    return value;
+  }
+
+  /** Sets the value of `key`. `flags` are those of {@link ELEM_FLAG}. */
+  update(key: Uint8Array | undefined, value: Uint8Array, flags = 0): void {
+    this.#checkKey(key);
+    this.#checkValue(value);
+    const one = this.#item();
+    one.value.set(value);
+    const result = this.#call('MAP_UPDATE_ELEM', one.with(key, flags));
+    if (result < 0) throw this.#failed('MAP_UPDATE_ELEM', -result);
+  }
+
+  /** Removes `key`; false when it is not there. */
+  delete(key: Uint8Array): boolean {
+    this.#checkKey(key);
+    const result = this.#call('MAP_DELETE_ELEM', this.#item().only(key));
+    if (result === -ERRNO.ENOENT) return false;
+    if (result < 0) throw this.#failed('MAP_DELETE_ELEM', -result);
+    return true;
+  }
+
+  /**
+   * The key behind `key`, or the first one; undefined at the end.
+   *
+   * A key that is not in the map (any more) gives the first key again, and a map that changes meanwhile
+   * gives keys twice or not at all: see batches.
+   * @param into where to put it instead of into a new buffer; may be `key`
+   */
+  nextKey(key: Uint8Array | undefined, into?: Uint8Array): Uint8Array | undefined {
+    if (key !== undefined) this.#checkKey(key);
+    const one = this.#item();
+    const result = this.#call('MAP_GET_NEXT_KEY', one.after(key));
+    if (result === -ERRNO.ENOENT) return undefined;
+    if (result < 0) throw this.#failed('MAP_GET_NEXT_KEY', -result);
+    const next = into ?? new Uint8Array(this.keySize);
+    next.set(one.next);
+    return next;
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // Batches, since Linux 5.6 for some types; `error.errno` is ENOTSUPP or EINVAL elsewhere
+
+  /** Room for `room` items; when not said, for some thousands, fewer of them when they are long. */
+  batch(room?: number): Batch {
+    const usual = Math.floor(BATCH_BYTES / Math.max(1, this.keySize + this.valueStride));
+    return new Batch(this, Math.max(1, room ?? Math.min(BATCH_ROOM, usual, this.maxEntries)), this.#sys);
+  }
+
+  /**
+   * Where to read from: the beginning; a bucket of the hash family; behind an index of an array (never one
+   * that is not below max_entries: that is the beginning again); behind a key of a trie.
+   */
+  cursor(start?: number | Uint8Array): BatchCursor {
+    return new BatchCursor(this, start);
+  }
+
+  /**
+   * Reads the items behind `cursor` into `batch` and moves the cursor. A batch that is too small for a bucket
+   * grows: no item is left out.
+   * @param count items to read at most; a bucket of the hash family is never cut
+   * @param flags 0, or ELEM_FLAG.LOCK for values with a spin lock
+   */
+  lookupBatch(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): BatchResult {
+    if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
+    const walk = new BatchWalk(this, cursor, batch, count, flags, this.#sys.cpus);
+    for (;;) {
+      const result = this.#call('MAP_LOOKUP_BATCH', walk.attr(this.fd));
+      const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
+      if (done !== undefined) return done;
+    }
+  }
+
+  /** {@link lookupBatch} on another thread. Batch and cursor are in use until it resolves. */
+  async lookupBatchAsync(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): Promise<BatchResult> {
+    if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
+    const walk = new BatchWalk(this, cursor, batch, count, flags, this.#sys.cpus);
+    for (;;) {
+      const result = await this.#onPool([batch, cursor], 'MAP_LOOKUP_BATCH', walk.attr(this.fd));
+      const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
+      if (done !== undefined) return done;
+    }
+  }
+
+  /**
+   * Sets items `from` to `from + count - 1` of `batch`. After an error go on, or give up, at `from` plus the
+   * result's `count`: that item is the one which was refused.
+   * @param flags 0, or ELEM_FLAG.LOCK
+   */
+  updateBatch(batch: Batch, count: number, from = 0, flags = 0): BatchResult {
+    if (this.#strange) return this.#noBatches('MAP_UPDATE_BATCH');
+    const result = this.#call('MAP_UPDATE_BATCH', this.#updateAttr(batch, count, from, flags));
+    return this.#updated(result, batch, count);
+  }
+
+  /** {@link updateBatch} on another thread. The batch is in use until it resolves. */
+  async updateBatchAsync(batch: Batch, count: number, from = 0, flags = 0): Promise<BatchResult> {
+    if (this.#strange) return this.#noBatches('MAP_UPDATE_BATCH');
+    const result = await this.#onPool([batch], 'MAP_UPDATE_BATCH', this.#updateAttr(batch, count, from, flags));
+    return this.#updated(result, batch, count);
+  }
+
+  /**
+   * A type newer than bpfimg: how far apart its values stand in a batch is not known, and a wrong guess lets
+   * the kernel write past a buffer's end.
+   */
+  get #strange(): boolean {
+    return MAP_RULES[this.type] === undefined;
+  }
+
+  #noBatches(command: Command): BatchResult {
+    return { count: 0, end: false, error: this.#failed(command, ERRNO.ENOTSUPP) };
+  }
+
+  #updateAttr(batch: Batch, count: number, from: number, flags: number): Attr {
+    if (batch.map !== this) throw new Error(`${this.subject}: the batch belongs to another map`);
+    if (batch.busy) throw new Error(`${this.subject}: the batch is in use`);
+    if (from < 0 || count < 0 || from + count > batch.room) {
+      throw new Error(`${this.subject}: items ${from} to ${from + count} of a batch of ${batch.room}`);
+    }
+    return batch.attr
+      .point('in_batch', undefined)
+      .point('out_batch', undefined)
+      .point('keys', batch.keys, from * this.keySize)
+      .point('values', batch.values, from * this.valueStride)
+      .set('count', count)
+      .set('map_fd', this.fd)
+      .set('elem_flags', flags);
+  }
+
+  #updated(result: number, batch: Batch, count: number): BatchResult {
+    if (result >= 0) return { count, end: true, error: undefined };
+    return { count: partOf(batch, count), end: false, error: this.#failed('MAP_UPDATE_BATCH', -result) };
+  }
+
+  /** Runs a call on another thread: what it uses is marked, and the file descriptor stays open, until it ends. */
+  async #onPool(used: readonly { busy: boolean }[], command: Command, attr: Attr): Promise<number> {
+    if (this.#closing) throw new Error(`${this.subject} is closed`);
+    for (const one of used) one.busy = true;
+    this.#running++;
+    try {
+      return await this.#sys.bpfAsync(command, attr);
+    } finally {
+      for (const one of used) one.busy = false;
+      this.#running--;
+      if (this.#closing && this.#running === 0) this.#closeNow();
+    }
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // Memory, freezing, pinning
+
+  /**
+   * Maps the map's memory: BPF_F_MMAPABLE arrays (values {@link roundUp8} apart), ring buffers, arenas.
+   * @param length bytes; when not said, a whole array. No more than 4 GiB at once: a Buffer's limit in Node 20
+   * @param populate read every page in at once: for reading it through
+   * @param address where it must be, for arenas
+   */
+  mmap(options: {
+    readonly writable?: boolean;
+    readonly offset?: number;
+    readonly length?: number;
+    readonly populate?: boolean;
+    readonly address?: bigint;
+  }): Mapping {
+    const { writable = false, offset = 0, populate = false, address = 0n } = options;
+    const length = options.length ?? this.maxEntries * roundUp8(this.valueSize) - offset;
+    const at = this.#sys.mmap(this.fd, offset, length, writable, populate, address);
+    if (at < 0n) throw new KernelError(this.subject, 'mmap', Number(-at));
+    try {
+      return new Mapping(this.#sys, at, length);
+    } catch (error) {
+      this.#sys.munmap(at, length);
+      throw error;
+    }
+  }
+
+  /**
+   * Makes the map read-only to user space, for good. Last of all: it fails (EBUSY) while a mapping for
+   * writing is there. Since Linux 5.2.
+   */
+  freeze(): void {
+    const result = this.#call('MAP_FREEZE', new Attr(ATTR.freeze, this.#sys).set('map_fd', this.fd));
+    if (result < 0) throw this.#failed('MAP_FREEZE', -result);
+  }
+
+  /** Pins the map at `path`, which must not exist, on a BPF file system. The pin holds the map until it is removed. */
+  pin(path: string): void {
+    const attr = new Attr(ATTR.obj, this.#sys).point('pathname', Buffer.from(`${path}\0`)).set('bpf_fd', this.fd);
+    const result = this.#call('OBJ_PIN', attr);
+    if (result >= 0) return;
+    throw new KernelError(`${this.subject}, pin ${path}`, 'BPF_OBJ_PIN', -result, pinCause(path, -result, this.#sys));
+  }
+
+  /** Closes the file descriptor, once calls on other threads have ended. Safe to call again. */
+  close(): void {
+    this.#closing = true;
+    if (this.#running === 0) this.#closeNow();
+  }
+
+  #closeNow(): void {
+    // Only here: a number closed under a running call may be another file's by the time it is used.
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#sys.close(this.#fd);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** What fdinfo tells of a map's state. */
+export function stateOf(fdinfo: MapFdinfo | undefined): MapState {
+  return { frozen: fdinfo?.frozen, memlock: fdinfo?.memlock, access: fdinfo?.access };
+}
+
+/** The attributes that MAP_CREATE did not like, or what else its errno says. */
+function createCause(spec: MapSpec, name: Buffer, attr: Attr, errno: number): string | undefined {
+  const rule = MAP_RULES[spec.type];
+  if (errno === ERRNO.EPERM && rule?.network === true) return 'needs the capabilities CAP_BPF and CAP_NET_ADMIN';
+  if (errno !== ERRNO.EINVAL && errno !== ERRNO.E2BIG && errno !== ERRNO.ENOTSUPP) return undefined;
+  const asked = { flags: 0, extra: 0n, ...spec, name, btf: spec.btf !== undefined, inner: spec.inner !== undefined };
+  const found = breaches(asked);
+  if (found.length > 0) return found.join('; ');
+  if (errno === ERRNO.E2BIG && spec.keySize > 0) return 'key_size, value_size or max_entries is too large';
+  if (spec.btf !== undefined) return 'its BTF is no BTF object, or does not fit its sizes';
+  if ((asked.flags & MAP_FLAG.NUMA_NODE) !== 0) return `NUMA node ${spec.numaNode ?? 0} is perhaps not there`;
+  const newest = Object.entries<Field>(attr.layout.fields)
+    .filter(([, { offset, size, since }]) => since !== undefined && !isZero(attr.bytes, offset, offset + size))
+    .at(-1);
+  const parts = newest === undefined ? '' : `, or ${newest[0]}, which came with Linux ${newest[1].since}`;
+  return `perhaps this kernel lacks ${rule?.name ?? `map type ${spec.type}`}${parts}`;
+}
+
+/** Why a pin was refused: the kernel says EPERM for a wrong place and for a wrong name alike. */
+function pinCause(path: string, errno: number, sys: Sys): string | undefined {
+  if (errno !== ERRNO.EPERM && errno !== ERRNO.EINVAL) return undefined;
+  const folder = path.replace(/[^/]*\/*$/, '') || '.';
+  if (isBpffs(folder) === false) return `${folder} is not on a BPF file system; ${bpffsHint(sys.proc)}`;
+  const name = path.slice(folder === '.' ? 0 : folder.length);
+  return name.includes('.') ? 'names of pins cannot have a dot' : undefined;
+}
+
+/**
+ * What a batch command did before it failed. The kernel sets `count` to zero when it begins and to what was
+ * done when it ends, but not when it refuses the whole call: then there still stands what was asked for.
+ */
+function partOf(batch: Batch, asked: number): number {
+  const count = batch.attr.get('count');
+  return count < asked ? count : 0;
+}
+
+/** One reading of a batch, through growing and trying again. */
+class BatchWalk {
+  #left = PATIENCE;
+  #asked: number;
+
+  constructor(
+    readonly map: BpfMap,
+    readonly cursor: BatchCursor,
+    readonly batch: Batch,
+    count: number,
+    readonly flags: number,
+    readonly cpus: number,
+  ) {
+    if (batch.map !== map || cursor.map !== map) throw new Error(`${map.subject}: batch or cursor of another map`);
+    if (count < 1 || count > batch.room) throw new Error(`${map.subject}: ${count} items of a batch of ${batch.room}`);
+    this.#asked = count;
+  }
+
+  attr(fd: number): Attr {
+    const { cursor, batch } = this;
+    if (batch.busy || cursor.busy) throw new Error(`${this.map.subject}: batch or cursor is in use`);
+    return batch.attr
+      .point('in_batch', cursor.from)
+      .point('out_batch', cursor.to)
+      .point('keys', batch.keys)
+      .point('values', batch.values)
+      .set('count', this.#asked)
+      .set('map_fd', fd)
+      .set('elem_flags', this.flags);
+  }
+
+  /** The outcome of a call that gave `result`; undefined to call again. */
+  done(result: number, failed: (errno: number) => KernelError): BatchResult | undefined {
+    const { cursor, batch } = this;
+    if (result >= 0) {
+      cursor.advance();
+      return { count: batch.attr.get('count'), end: false, error: undefined };
+    }
+    // The end may come with items, as many as asked for even.
+    if (result === -ERRNO.ENOENT) return { count: batch.attr.get('count'), end: true, error: undefined };
+    const count = partOf(batch, this.#asked);
+    if (result === -ERRNO.EINTR) {
+      // Keys went away while the kernel was at them: what it has so far is good, and it says where it was.
+      if (count > 0) {
+        cursor.advance();
+        return { count, end: false, error: undefined };
+      }
+      if (this.#left-- > 0) return undefined;
+    }
+    if (result === -ERRNO.ENOSPC && this.#grow()) return undefined;
+    return { count, end: false, error: failed(-result) };
+  }
+
+  /** Asks for more; false when there is room for the whole map already. */
+  #grow(): boolean {
+    const { batch, map } = this;
+    if (this.#asked < batch.room) {
+      this.#asked = Math.min(batch.room, this.#asked * 2);
+      return true;
+    }
+    // Preallocated hashes have a spare element for each CPU.
+    const most = map.maxEntries + 2 * this.cpus + 64;
+    if (batch.room >= most) return false;
+    batch.grow(Math.min(most, batch.room * 2));
+    this.#asked = batch.room;
+    return true;
+  }
+}
+
+/** Buffers and attributes for calls on one item. */
+class OneItem {
+  readonly value: Buffer;
+  readonly next: Buffer;
+  readonly #key: Buffer;
+  readonly #elem: Attr<keyof (typeof ATTR.elem)['fields']>;
+  readonly #nextKey: Attr<keyof (typeof ATTR.nextKey)['fields']>;
+  readonly #noKey: Attr<keyof (typeof ATTR.nextKey)['fields']>;
+  /** What a command does not read must be zero. */
+  readonly #onlyKey: Attr<keyof (typeof ATTR.nextKey)['fields']>;
+
+  constructor(map: BpfMap, sys: Sys) {
+    this.#key = pinned(map.keySize);
+    this.next = pinned(map.keySize);
+    // How long a value of a type newer than bpfimg is nobody knows: the kernel must not write past its end.
+    const room = MAP_RULES[map.type] === undefined ? roundUp8(map.valueSize) * sys.cpus : map.valueStride;
+    this.value = pinned(room);
+    const key = map.keySize === 0 ? undefined : this.#key;
+    this.#elem = new Attr(ATTR.elem, sys).set('map_fd', map.fd).point('key', key).point('value', this.value);
+    this.#nextKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('key', key).point('next_key', this.next);
+    this.#onlyKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('key', key);
+    this.#noKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('next_key', this.next);
+  }
+
+  with(key: Uint8Array | undefined, flags: number): Attr {
+    if (key !== undefined) this.#key.set(key);
+    return this.#elem.set('flags', flags);
+  }
+
+  only(key: Uint8Array): Attr {
+    this.#key.set(key);
+    return this.#onlyKey;
+  }
+
+  after(key: Uint8Array | undefined): Attr {
+    if (key === undefined) return this.#noKey;
+    this.#key.set(key);
+    return this.#nextKey;
+  }
+}

@@ -1,0 +1,248 @@
+/**
+ * What procfs, sysfs and mounts tell of BPF maps without opening any: fdinfo, holders, BPF file systems, CPUs.
+ *
+ * Processes come and go while they are looked at: what has ended is left out, what may not be looked at is
+ * counted.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { errnoOf } from '../errors.js';
+import { BPF_FS_MAGIC, MAP_LINK } from './abi.js';
+
+/** What a file descriptor of a map is good for: reading and writing, only reading, only writing. */
+export type Access = 'rw' | 'ro' | 'wo';
+
+/** A map as /proc/PID/fdinfo/FD shows it. Undefined is what this kernel does not show. */
+export interface MapFdinfo {
+  readonly id: number;
+  readonly type: number;
+  readonly keySize: number;
+  readonly valueSize: number;
+  readonly maxEntries: number;
+  readonly flags: number;
+  /** Since Linux 5.16. */
+  readonly extra: bigint | undefined;
+  /** Bytes. */
+  readonly memlock: number | undefined;
+  /** Since Linux 5.2. */
+  readonly frozen: boolean | undefined;
+  /** What this file descriptor is good for. */
+  readonly access: Access;
+}
+
+/** One open file that is a map. */
+export interface Holder {
+  readonly pid: number;
+  /** Name of the process, as it calls itself. */
+  readonly command: string;
+  readonly fd: number;
+  readonly access: Access;
+}
+
+/** The lines of an fdinfo file by name: kernels add lines and change their order. */
+export function parseFdinfo(text: string): Map<string, string> {
+  const fields = new Map<string, string>();
+  for (const line of text.split('\n')) {
+    const colon = line.indexOf(':');
+    if (colon > 0) fields.set(line.slice(0, colon), line.slice(colon + 1).trim());
+  }
+  return fields;
+}
+
+/** fdinfo of a map; undefined when it is something else. */
+export function parseMapFdinfo(text: string): MapFdinfo | undefined {
+  const fields = parseFdinfo(text);
+  const number = (name: string) => {
+    const value = fields.get(name);
+    return value !== undefined && /^(0x[0-9a-f]+|\d+)$/.test(value) ? Number(value) : undefined;
+  };
+  const [id, type] = [number('map_id'), number('map_type')];
+  if (id === undefined || type === undefined) return undefined;
+  const extra = fields.get('map_extra');
+  const frozen = number('frozen');
+  const mode = Number.parseInt(fields.get('flags') ?? '02', 8) & 3; // O_ACCMODE
+  return {
+    id,
+    type,
+    keySize: number('key_size') ?? 0,
+    valueSize: number('value_size') ?? 0,
+    maxEntries: number('max_entries') ?? 0,
+    flags: number('map_flags') ?? 0,
+    extra: extra === undefined ? undefined : BigInt(extra),
+    memlock: number('memlock'),
+    frozen: frozen === undefined ? undefined : frozen !== 0,
+    access: mode === 0 ? 'ro' : mode === 1 ? 'wo' : 'rw',
+  };
+}
+
+const buffer = Buffer.alloc(4096);
+
+/** The start of a small file of procfs, in less time than readFileSync takes. */
+function readSmall(file: string): string {
+  const fd = fs.openSync(file, 'r');
+  try {
+    return buffer.toString('latin1', 0, fs.readSync(fd, buffer, 0, buffer.length, 0));
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** The value of `read`, or undefined where a process, file descriptor or file is not there or not for us. */
+function attempt<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch {
+    return undefined;
+  }
+}
+
+/** The list that `read` gives, or the name of its errno. */
+function orErrno(read: () => string[]): string[] | string {
+  try {
+    return read();
+  } catch (error) {
+    return errnoOf(error) ?? '';
+  }
+}
+
+function isForbidden(errno: string): boolean {
+  return errno === 'EACCES' || errno === 'EPERM';
+}
+
+/** fdinfo of file descriptor `fd` of a process; undefined when it is no map, is gone, or may not be read. */
+export function mapFdinfo(pid: number | 'self', fd: number, proc = '/proc'): MapFdinfo | undefined {
+  const text = attempt(() => readSmall(`${proc}/${pid}/fdinfo/${fd}`));
+  return text === undefined ? undefined : parseMapFdinfo(text);
+}
+
+/** What readlink shows for our own `fd`. */
+export function fdLink(fd: number, proc = '/proc'): string | undefined {
+  return attempt(() => fs.readlinkSync(`${proc}/self/fd/${fd}`));
+}
+
+/** Name of a process, as it calls itself; at most 15 bytes, and any bytes at all. */
+export function commandOf(pid: number, proc = '/proc'): string {
+  return attempt(() => fs.readFileSync(`${proc}/${pid}/comm`, 'utf8').replace(/\n$/, '')) ?? '';
+}
+
+/** An open map of a process. */
+export interface OpenMap {
+  readonly holder: Holder;
+  readonly map: MapFdinfo;
+}
+
+/** What {@link openMaps} could see. */
+export interface Scan {
+  readonly open: readonly OpenMap[];
+  /** Processes whose files we may not look at. */
+  readonly hidden: number;
+}
+
+/** Ids of all processes. */
+export function processes(proc = '/proc'): number[] {
+  return fs
+    .readdirSync(proc)
+    .filter((name) => /^[1-9]\d*$/.test(name))
+    .map(Number);
+}
+
+/** The open maps of one process: `gone`, `hidden` (no permission), or each in ascending file descriptor. */
+export function mapsOfProcess(pid: number, proc = '/proc'): OpenMap[] | 'gone' | 'hidden' {
+  const folder = `${proc}/${pid}/fd`;
+  const fds = orErrno(() => fs.readdirSync(folder));
+  if (typeof fds === 'string') return isForbidden(fds) ? 'hidden' : 'gone';
+  const open: OpenMap[] = [];
+  let command: string | undefined;
+  for (const name of fds) {
+    // Most files are no maps, and their link says so at a fraction of the price of their fdinfo.
+    const link = orErrno(() => [fs.readlinkSync(`${folder}/${name}`)]);
+    // Root without capabilities may list the files of others, and no more.
+    if (typeof link === 'string' && isForbidden(link)) return 'hidden';
+    if (link[0] !== MAP_LINK) continue;
+    const fd = Number(name);
+    const map = mapFdinfo(pid, fd, proc);
+    if (map === undefined) continue;
+    command ??= commandOf(pid, proc);
+    open.push({ holder: { pid, command, fd, access: map.access }, map });
+  }
+  return open.sort((a, b) => a.holder.fd - b.holder.fd);
+}
+
+/** The open maps of all processes that we may look at, in ascending process id. */
+export function openMaps(proc = '/proc'): Scan {
+  const open: OpenMap[] = [];
+  let hidden = 0;
+  for (const pid of processes(proc).sort((a, b) => a - b)) {
+    const found = mapsOfProcess(pid, proc);
+    if (found === 'hidden') hidden++;
+    else if (found !== 'gone') for (const one of found) open.push(one);
+  }
+  return { open, hidden };
+}
+
+// ---------------------------------------------------------------------------------------------------
+// BPF file systems
+
+/** Mount points of BPF file systems that this process sees, each file system once. */
+export function bpffsMounts(proc = '/proc'): string[] {
+  const text = attempt(() => fs.readFileSync(`${proc}/self/mountinfo`, 'latin1')) ?? '';
+  const mounts = new Map<string, string>();
+  for (const line of text.split('\n')) {
+    // id, parent, device, root, mount point, options, optional fields, -, type, …
+    const [head = '', tail = ''] = line.split(' - ', 2);
+    const [, , device = '', root = '', point = ''] = head.split(' ');
+    if (tail.split(' ', 1)[0] !== 'bpf') continue;
+    const raw = point.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+    const key = `${device} ${root}`;
+    if (!mounts.has(key)) mounts.set(key, Buffer.from(raw, 'latin1').toString());
+  }
+  return [...mounts.values()];
+}
+
+/** Whether `file` (or folder) is on a BPF file system; undefined when it is not there. */
+export function isBpffs(file: string): boolean | undefined {
+  return attempt(() => fs.statfsSync(file).type === BPF_FS_MAGIC);
+}
+
+/** Where a BPF file system is, or how to get one. */
+export function bpffsHint(proc = '/proc'): string {
+  const [first] = bpffsMounts(proc);
+  return first === undefined ? 'mount one with: mount -t bpf bpf /sys/fs/bpf' : `one is mounted at ${first}`;
+}
+
+/** All files below the BPF file systems, as bytes: their names need not be text. Links are not followed. */
+export function* pinFiles(proc = '/proc'): Generator<Buffer> {
+  const folders = bpffsMounts(proc).map((mount) => Buffer.from(mount));
+  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
+    const here = folder;
+    const entries = attempt(() => fs.readdirSync(here, { withFileTypes: true, encoding: 'buffer' })) ?? [];
+    for (const entry of entries) {
+      const file = Buffer.concat([here, Buffer.from(path.sep), entry.name]);
+      if (entry.isDirectory()) folders.push(file);
+      else if (entry.isFile()) yield file;
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// CPUs
+
+/** The number of CPUs in a list such as `0-3,8`. */
+export function cpuCount(list: string): number {
+  let count = 0;
+  for (const part of list.trim().split(',')) {
+    const match = /^(\d+)(?:-(\d+))?$/.exec(part);
+    if (match) count += Number(match[2] ?? match[1]) - Number(match[1]) + 1;
+  }
+  return count;
+}
+
+/**
+ * Possible CPUs of this machine: so many values a per-CPU map has for each key, whether they are online or not.
+ * @throws Error when sysfs does not say: guessing too low would let the kernel write past a buffer's end
+ */
+export function possibleCpus(file = '/sys/devices/system/cpu/possible'): number {
+  const count = cpuCount(fs.readFileSync(file, 'utf8'));
+  if (count === 0) throw new Error(`${file}: expected a list of CPUs`);
+  return count;
+}

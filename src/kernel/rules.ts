@@ -1,0 +1,258 @@
+/**
+ * What MAP_CREATE demands, type by type, as data: nothing is checked before the call, but when the kernel
+ * says no, these rules say why. Measured on Linux 6.18; a kernel that knows better is never second-guessed.
+ */
+import { MAP_FLAG, NAME_SIZE } from './abi.js';
+
+/** Smallest and largest value a size may have, and what it must be a multiple of. */
+interface Range {
+  readonly min: number;
+  readonly max: number;
+  readonly step?: number;
+}
+
+/** What one map type demands of MAP_CREATE, and how its values look to bpf(2). */
+export interface MapRule {
+  readonly name: string;
+  readonly key: Range;
+  readonly value: Range;
+  readonly entries: Range;
+  /** Bits of map_flags that are accepted. */
+  readonly flags: number;
+  /** Bits of map_flags that must be set. */
+  readonly needs: number;
+  readonly btf: 'yes' | 'no' | 'required';
+  /** map_extra: the largest, and what it must be a multiple of; 0 where nothing is said. */
+  readonly extra?: { readonly max: bigint; readonly step: bigint };
+  /** With this flag, values must have other sizes. */
+  readonly flagged?: { readonly flag: number; readonly value: Range };
+  /** Key and value together may not be longer. */
+  readonly item?: number;
+  /** inner_map_fd is required. */
+  readonly inner?: true;
+  /** CAP_NET_ADMIN is needed on top of CAP_BPF. */
+  readonly network?: true;
+  /** A value is round_up(value_size, 8) bytes for each possible CPU. */
+  readonly perCpu?: true;
+  /**
+   * The kernel clears it when its last file descriptor or pin goes. Opening one by id while that is under
+   * way, and closing it again, leaks it for ever: see {@link opensSafely}.
+   */
+  readonly cleared?: true;
+}
+
+const F = MAP_FLAG;
+const RW = F.RDONLY | F.WRONLY;
+const PROG = F.RDONLY_PROG | F.WRONLY_PROG;
+const U32 = 0xffff_ffff;
+const ANY: Range = { min: 1, max: U32 };
+const exactly = (size: number): Range => ({ min: size, max: size });
+
+const HASH_KEY: Range = { min: 1, max: 4_194_254 };
+const HASH_ENTRIES: Range = { min: 1, max: 2 ** 27 };
+/** KMALLOC_MAX_SIZE less what an element needs besides key and value. */
+const HASH_ITEM = 4_194_255;
+const PERCPU_VALUE: Range = { min: 1, max: 32_768 };
+const STORAGE_VALUE: Range = { min: 1, max: 65_527 };
+const NUMA_RW = F.NUMA_NODE | RW;
+
+type Sizes = Pick<MapRule, 'key' | 'value' | 'entries'>;
+const hash: Sizes = { key: HASH_KEY, value: { min: 1, max: HASH_ITEM - 1 }, entries: HASH_ENTRIES };
+const index = (value: Range): Sizes => ({ key: exactly(4), value, entries: ANY });
+const pushed: Sizes = { key: exactly(0), value: { min: 1, max: 4_194_304 }, entries: ANY };
+const ring: Sizes = { key: exactly(0), value: exactly(0), entries: { min: 4096, max: 2 ** 31, step: 4096 } };
+const cgroup = (value: Range): Sizes => ({ key: { min: 8, max: 16, step: 8 }, value, entries: exactly(0) });
+const word = index(exactly(4));
+const pair = index({ min: 4, max: 8, step: 4 });
+const local = {
+  key: exactly(4),
+  value: STORAGE_VALUE,
+  entries: exactly(0),
+  flags: F.NO_PREALLOC | F.CLONE,
+  needs: F.NO_PREALLOC,
+  btf: 'required',
+} as const;
+const free = { needs: 0, btf: 'yes' } as const;
+const plain = { needs: 0, btf: 'no' } as const;
+
+/** The rules by map type (enum bpf_map_type). */
+export const MAP_RULES: Readonly<Record<number, MapRule>> = {
+  1: { name: 'hash', ...hash, ...free, flags: F.NO_PREALLOC | NUMA_RW | F.ZERO_SEED | PROG, item: HASH_ITEM },
+  2: {
+    name: 'array',
+    ...index({ min: 1, max: 0x7fff_ffff }),
+    ...free,
+    flags: NUMA_RW | PROG | F.MMAPABLE | F.INNER_MAP,
+  },
+  3: { name: 'prog_array', ...word, ...free, flags: NUMA_RW, cleared: true },
+  4: { name: 'perf_event_array', ...word, ...plain, flags: NUMA_RW | F.PRESERVE_ELEMS },
+  5: {
+    name: 'percpu_hash',
+    ...hash,
+    ...free,
+    value: PERCPU_VALUE,
+    flags: F.NO_PREALLOC | RW | F.ZERO_SEED | PROG,
+    perCpu: true,
+  },
+  6: { name: 'percpu_array', ...index(PERCPU_VALUE), ...free, flags: RW | PROG, perCpu: true },
+  7: {
+    name: 'stack_trace',
+    // The longest is 8 * kernel.perf_event_max_stack, which can be set.
+    ...index({ min: 8, max: U32, step: 8 }),
+    ...plain,
+    flags: NUMA_RW | F.STACK_BUILD_ID,
+    flagged: { flag: F.STACK_BUILD_ID, value: { min: 32, max: U32, step: 32 } },
+  },
+  8: { name: 'cgroup_array', ...word, ...plain, flags: NUMA_RW },
+  9: { name: 'lru_hash', ...hash, ...free, flags: F.NO_COMMON_LRU | NUMA_RW | F.ZERO_SEED | PROG, item: HASH_ITEM },
+  10: {
+    name: 'lru_percpu_hash',
+    ...hash,
+    ...free,
+    value: PERCPU_VALUE,
+    flags: F.NO_COMMON_LRU | RW | F.ZERO_SEED | PROG,
+    perCpu: true,
+  },
+  11: {
+    name: 'lpm_trie',
+    ...free,
+    key: { min: 5, max: 260 },
+    value: { min: 1, max: 4_194_024 },
+    entries: ANY,
+    flags: F.NO_PREALLOC | NUMA_RW | PROG,
+    needs: F.NO_PREALLOC,
+  },
+  12: { name: 'array_of_maps', ...word, ...plain, flags: NUMA_RW, inner: true },
+  13: {
+    name: 'hash_of_maps',
+    ...hash,
+    ...plain,
+    value: exactly(4),
+    flags: F.NO_PREALLOC | NUMA_RW | F.ZERO_SEED | PROG,
+    inner: true,
+  },
+  14: { name: 'devmap', ...pair, ...plain, flags: NUMA_RW, network: true },
+  15: { name: 'sockmap', ...pair, ...plain, flags: NUMA_RW, network: true },
+  16: { name: 'cpumap', ...pair, ...plain, flags: F.NUMA_NODE },
+  17: { name: 'xskmap', ...word, ...plain, flags: NUMA_RW, network: true },
+  18: {
+    name: 'sockhash',
+    ...pair,
+    ...plain,
+    key: { min: 1, max: 512 },
+    entries: { min: 1, max: 2 ** 28 - 1 },
+    flags: NUMA_RW,
+    network: true,
+  },
+  19: { name: 'cgroup_storage', ...cgroup({ min: 1, max: 65_407 }), ...free, flags: NUMA_RW | PROG },
+  20: { name: 'reuseport_sockarray', ...pair, ...free, flags: NUMA_RW | PROG },
+  21: { name: 'percpu_cgroup_storage', ...cgroup(PERCPU_VALUE), ...free, flags: NUMA_RW | PROG, perCpu: true },
+  22: { name: 'queue', ...pushed, ...plain, flags: NUMA_RW | PROG },
+  23: { name: 'stack', ...pushed, ...plain, flags: NUMA_RW | PROG },
+  24: { name: 'sk_storage', ...local },
+  25: { name: 'devmap_hash', ...pair, ...plain, entries: { min: 1, max: 2 ** 31 }, flags: NUMA_RW, network: true },
+  26: {
+    name: 'struct_ops',
+    ...index(ANY),
+    ...free,
+    entries: exactly(1),
+    flags: F.LINK | F.VTYPE_BTF_OBJ_FD,
+    btf: 'required',
+  },
+  27: { name: 'ringbuf', ...ring, ...free, flags: F.NUMA_NODE },
+  28: { name: 'inode_storage', ...local },
+  29: { name: 'task_storage', ...local },
+  30: { name: 'bloom_filter', ...pushed, ...free, flags: NUMA_RW | F.ZERO_SEED | PROG, extra: { max: 15n, step: 1n } },
+  31: { name: 'user_ringbuf', ...ring, ...free, flags: F.NUMA_NODE },
+  32: { name: 'cgrp_storage', ...local },
+  33: {
+    name: 'arena',
+    ...free,
+    key: exactly(0),
+    value: exactly(0),
+    entries: { min: 1, max: 2 ** 20 },
+    flags: F.MMAPABLE | F.SEGV_ON_FAULT | F.NO_USER_CONV,
+    needs: F.MMAPABLE,
+    extra: { max: 2n ** 64n - 1n, step: 4096n },
+  },
+};
+
+/**
+ * Whether a map of this type may be opened by id when nobody else surely holds it. False for types that
+ * we do not know.
+ */
+export function opensSafely(type: number): boolean {
+  const rule = MAP_RULES[type];
+  return rule !== undefined && rule.cleared !== true;
+}
+
+/** What MAP_CREATE is asked for, as far as {@link breaches} looks at it. */
+export interface Asked {
+  readonly type: number;
+  readonly keySize: number;
+  readonly valueSize: number;
+  readonly maxEntries: number;
+  readonly flags: number;
+  readonly extra: bigint;
+  readonly name: Uint8Array;
+  readonly btf: boolean;
+  readonly inner: boolean;
+}
+
+/** Names of the bits of map_flags, unknown ones as one number. */
+function flagsText(flags: number): string {
+  const names = Object.entries(F).filter(([, bit]) => (flags & bit) !== 0);
+  const rest = (flags & ~names.reduce((sum, [, bit]) => sum | bit, 0)) >>> 0;
+  return [...names.map(([name]) => `BPF_F_${name}`), ...(rest === 0 ? [] : [`0x${rest.toString(16)}`])].join('|');
+}
+
+function rangeText({ min, max, step }: Range): string {
+  if (min === max) return `${min}`;
+  const range = max === U32 ? `${min} or more` : `${min} to ${max}`;
+  return step === undefined ? range : `${range} in steps of ${step}`;
+}
+
+/** Bytes the kernel takes in a name: ASCII letters, digits, `_`, `.`, and Latin-1 letters. */
+export function nameByteAllowed(byte: number): boolean {
+  return (byte >= 0xc0 && byte !== 0xd7 && byte !== 0xf7) || /[A-Za-z0-9_.]/.test(String.fromCharCode(byte));
+}
+
+/** Everything in `asked` that breaks the rules of its type, as text: `key_size 3, expected 4`. */
+export function breaches(asked: Asked): string[] {
+  const rule = MAP_RULES[asked.type];
+  if (rule === undefined) return [`map_type ${asked.type} is not known to bpfimg, and perhaps not to this kernel`];
+  const found: string[] = [];
+  const size = (field: string, value: number, range: Range) => {
+    const { min, max, step = 1 } = range;
+    if (value < min || value > max || value % step !== 0) found.push(`${field} ${value}, expected ${rangeText(range)}`);
+  };
+  size('key_size', asked.keySize, rule.key);
+  const other = rule.flagged !== undefined && (asked.flags & rule.flagged.flag) !== 0 ? rule.flagged.value : undefined;
+  size('value_size', asked.valueSize, other ?? rule.value);
+  if (rule.item !== undefined && asked.keySize + asked.valueSize > rule.item) {
+    found.push(`key_size and value_size together ${asked.keySize + asked.valueSize}, expected at most ${rule.item}`);
+  }
+  size('max_entries', asked.maxEntries, rule.entries);
+  const strange = asked.flags & ~rule.flags;
+  if (strange !== 0) found.push(`map_flags ${flagsText(strange)} not taken`);
+  const missing = rule.needs & ~asked.flags;
+  if (missing !== 0) found.push(`map_flags without ${flagsText(missing)}`);
+  for (const both of [RW, PROG]) {
+    if ((asked.flags & both) === both) found.push(`map_flags ${flagsText(both)} exclude each other`);
+  }
+  const { max, step } = rule.extra ?? { max: 0n, step: 1n };
+  if (asked.extra > max || asked.extra % step !== 0n) {
+    const more = step === 1n ? '' : ` in steps of ${step}`;
+    found.push(
+      `map_extra 0x${asked.extra.toString(16)}, expected ${max === 0n ? '0' : `0 to 0x${max.toString(16)}${more}`}`,
+    );
+  }
+  if (asked.btf && rule.btf === 'no') found.push('BTF, which this type does not take');
+  if (!asked.btf && rule.btf === 'required') found.push('no BTF, which this type needs');
+  if (rule.inner === true && !asked.inner) found.push('no inner map to go by');
+  if (asked.name.length >= NAME_SIZE)
+    found.push(`a name of ${asked.name.length} bytes, expected at most ${NAME_SIZE - 1}`);
+  const odd = asked.name.find((byte) => !nameByteAllowed(byte));
+  if (odd !== undefined) found.push(`byte 0x${odd.toString(16).padStart(2, '0')} in the name`);
+  return found;
+}

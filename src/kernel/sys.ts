@@ -1,0 +1,372 @@
+/**
+ * The one door to the kernel: every system call that Node has no function for.
+ *
+ * Only this file loads koffi, and only when {@link openSys} is called. Everything else takes a {@link Sys},
+ * so tests put a scripted one in its place.
+ *
+ * Results are the kernel's own convention: zero or more is success, a negative number is the negated
+ * errno. Nothing here throws because a call failed.
+ */
+import { endianness, constants as os } from 'node:os';
+import { BpfimgError } from '../errors.js';
+import { COMMAND, type Command, type Layout, SYSCALL } from './abi.js';
+import { possibleCpus } from './proc.js';
+
+/**
+ * errno numbers that code branches on. ENOTSUPP is the kernel's own 524, which leaks out of bpf(2) and has
+ * no name in libc; it is not EOPNOTSUPP, though it means the same to us.
+ */
+export const ERRNO = {
+  EPERM: os.errno.EPERM,
+  ENOENT: os.errno.ENOENT,
+  ESRCH: os.errno.ESRCH,
+  EINTR: os.errno.EINTR,
+  E2BIG: os.errno.E2BIG,
+  EBADF: os.errno.EBADF,
+  EAGAIN: os.errno.EAGAIN,
+  ENOMEM: os.errno.ENOMEM,
+  EACCES: os.errno.EACCES,
+  EFAULT: os.errno.EFAULT,
+  EBUSY: os.errno.EBUSY,
+  EEXIST: os.errno.EEXIST,
+  EINVAL: os.errno.EINVAL,
+  EMFILE: os.errno.EMFILE,
+  ENOSPC: os.errno.ENOSPC,
+  ENOSYS: os.errno.ENOSYS,
+  EOPNOTSUPP: os.errno.EOPNOTSUPP,
+  ENOTSUPP: 524,
+} as const;
+
+/** Zero or more, or a negated errno. */
+export type Result = number;
+
+/** A mapping's address, or a negated errno. */
+export type MapResult = bigint;
+
+/** The system calls, as thin as they are. */
+export interface Sys {
+  /** Where procfs is; tests have their own. */
+  readonly proc: string;
+  /** Possible CPUs of this machine. */
+  readonly cpus: number;
+  /**
+   * bpf(2). A result that is a file descriptor belongs to the caller, who gives it back to {@link close}.
+   * EINTR and EAGAIN are tried again where the call has no effect of its own, see {@link repeatable}.
+   */
+  bpf(command: Command, attr: Attr): Result;
+  /** The same on a thread of libuv's pool: for calls longer than half a millisecond, never two with one Attr. */
+  bpfAsync(command: Command, attr: Attr): Promise<Result>;
+  /** Address of `bytes`, good as long as something else refers to them: an address does not keep them. */
+  address(bytes: Uint8Array): bigint;
+  /** Opens a process as a file descriptor. Since Linux 5.3. */
+  pidfdOpen(pid: number): Result;
+  /** A duplicate of file descriptor `fd` of another process: the same open file. Since Linux 5.6. */
+  pidfdGetfd(pidfd: number, fd: number): Result;
+  /**
+   * Maps memory, always MAP_SHARED.
+   * @param address where, without moving what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose
+   * @param populate read every page in at once
+   */
+  mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult;
+  munmap(address: bigint, length: number): Result;
+  /** The mapped bytes themselves. Touching them after {@link munmap} ends the process. */
+  view(address: bigint, length: number): Buffer;
+  /** CPUs the calling thread may run on. */
+  getAffinity(): readonly number[] | Result;
+  /** Keeps the calling thread on `cpus`. Calls on the pool's threads are not bound. */
+  setAffinity(cpus: readonly number[]): Result;
+  /** Closes a file descriptor; whatever the result, it is gone. */
+  close(fd: number): Result;
+  /** What this door opened and nobody closed: a line for each, with the command it came from. */
+  openFds(): string[];
+}
+
+/** Memory that the garbage collector leaves where it is: small typed arrays may live on its heap, these never do. */
+export function pinned(size: number): Buffer {
+  return Buffer.from(new ArrayBuffer(size));
+}
+
+/**
+ * The bytes of one `union bpf_attr` or info structure, and whatever buffers its pointers name.
+ *
+ * The kernel gets addresses, and an address does not keep a buffer from being collected. So each pointer's
+ * buffer is kept here, and the door keeps the Attr for as long as the call runs.
+ */
+export class Attr<F extends string = string> {
+  readonly bytes: Buffer;
+  readonly #view: DataView;
+  readonly #kept = new Map<F, Uint8Array>();
+
+  constructor(
+    readonly layout: Layout<F>,
+    readonly memory: Pick<Sys, 'address'>,
+  ) {
+    this.bytes = pinned(layout.size);
+    this.#view = new DataView(this.bytes.buffer);
+  }
+
+  /** Sets a number member. Negative numbers are what the kernel reads as such (fds of -1). */
+  set(field: F, value: number | bigint): this {
+    const { offset, size } = this.layout.fields[field];
+    if (size === 8) this.#view.setBigUint64(offset, BigInt.asUintN(64, BigInt(value)), true);
+    else this.#view.setUint32(offset, Number(value), true);
+    return this;
+  }
+
+  /** Copies bytes into a member such as a name; what is left of it becomes zero. */
+  setBytes(field: F, bytes: Uint8Array): this {
+    const { offset, size } = this.layout.fields[field];
+    this.bytes.fill(0, offset, offset + size);
+    this.bytes.set(bytes.subarray(0, size), offset);
+    return this;
+  }
+
+  /** Points a member at `bytes[from..]`, which stay alive at least until it points elsewhere; undefined is NULL. */
+  point(field: F, bytes: Uint8Array | undefined, from = 0): this {
+    if (bytes === undefined) {
+      this.#kept.delete(field);
+      return this.set(field, 0);
+    }
+    this.#kept.set(field, bytes);
+    return this.set(field, this.memory.address(bytes) + BigInt(from));
+  }
+
+  /** What a member points at, as {@link point} was told; for a scripted kernel. */
+  pointee(field: F): Uint8Array | undefined {
+    return this.#kept.get(field);
+  }
+
+  get(field: F): number {
+    return this.#view.getUint32(this.layout.fields[field].offset, true);
+  }
+
+  get64(field: F): bigint {
+    return this.#view.getBigUint64(this.layout.fields[field].offset, true);
+  }
+
+  /** A copy of a member's bytes. */
+  getBytes(field: F): Buffer {
+    const { offset, size } = this.layout.fields[field];
+    return Buffer.from(this.bytes.subarray(offset, offset + size));
+  }
+
+  /** All zero again, pointing at nothing. */
+  clear(): this {
+    this.bytes.fill(0);
+    this.#kept.clear();
+    return this;
+  }
+}
+
+/** Commands whose result is a file descriptor. */
+const OPENS: ReadonlySet<Command> = new Set<Command>([
+  'MAP_CREATE',
+  'PROG_LOAD',
+  'OBJ_GET',
+  'PROG_GET_FD_BY_ID',
+  'MAP_GET_FD_BY_ID',
+  'BTF_LOAD',
+  'BTF_GET_FD_BY_ID',
+  'LINK_CREATE',
+  'ITER_CREATE',
+]);
+
+/**
+ * Commands that are not simply made again: the batches' `count` has been overwritten with what was done
+ * (they say EINTR when a map changed too fast, not for a signal), and a value that was taken away is gone.
+ */
+const ONCE: ReadonlySet<Command> = new Set<Command>([
+  'MAP_LOOKUP_BATCH',
+  'MAP_LOOKUP_AND_DELETE_BATCH',
+  'MAP_UPDATE_BATCH',
+  'MAP_DELETE_BATCH',
+  'MAP_LOOKUP_AND_DELETE_ELEM',
+]);
+
+/** Times a call is made again; libbpf gives up after five as well. */
+const REPEATS = 5;
+
+/** Whether a call that failed with `errno` for the `failures`th time is worth making again. */
+export function repeatable(command: Command, errno: number, failures: number): boolean {
+  return (errno === ERRNO.EINTR || errno === ERRNO.EAGAIN) && failures <= REPEATS && !ONCE.has(command);
+}
+
+const PROT_READ = 1;
+const PROT_WRITE = 2;
+const MAP_SHARED = 1;
+const MAP_POPULATE = 0x8000;
+const MAP_FIXED_NOREPLACE = 0x100000;
+/** cpu_set_t of glibc: 1024 CPUs. */
+const CPU_SET = 128;
+
+type Koffi = typeof import('koffi');
+type Async<A extends unknown[]> = (...args: [...A, (error: unknown, result: number) => void]) => void;
+type BpfArgs = [number: number, command: number, attr: Uint8Array, size: number];
+type BpfCall = ((...args: BpfArgs) => number) & { readonly async: Async<BpfArgs> };
+
+/**
+ * Keeps what a synchronous call uses: optimised code lets go of locals as soon as it has read their last
+ * member, which may be before the call that uses their memory by address.
+ */
+const inUse: { attr?: Attr } = {};
+
+class KernelSys implements Sys {
+  readonly proc = '/proc';
+  #cpus: number | undefined;
+  readonly #koffi: Koffi;
+  readonly #numbers: { bpf: number; pidfd_open: number; pidfd_getfd: number };
+  readonly #bpf: BpfCall;
+  readonly #syscall: (number: number, a: number, b: number, c: number) => number;
+  readonly #mmap: (at: bigint, length: number, protection: number, flags: number, fd: number, offset: number) => bigint;
+  readonly #munmap: (address: bigint, length: number) => number;
+  readonly #getAffinity: (pid: number, size: number, set: Uint8Array) => number;
+  readonly #setAffinity: (pid: number, size: number, set: Uint8Array) => number;
+  readonly #close: (fd: number) => number;
+  readonly #open = new Map<number, string>();
+  /** What runs on the pool, kept for as long as it does. */
+  readonly #running = new Set<Attr>();
+
+  constructor(koffi: Koffi, numbers: { bpf: number; pidfd_open: number; pidfd_getfd: number }) {
+    this.#koffi = koffi;
+    this.#numbers = numbers;
+    // Node's own symbols: whichever libc it runs on. A fixed signature, because variadic ones cannot be async.
+    const libc = koffi.load(null);
+    this.#bpf = libc.func('long syscall(long, int, void *, uint32_t)') as unknown as BpfCall;
+    this.#syscall = libc.func('long syscall(long, long, long, long)');
+    this.#mmap = libc.func('void *mmap(uintptr_t, size_t, int, int, int, int64_t)');
+    this.#munmap = libc.func('int munmap(uintptr_t, size_t)');
+    this.#getAffinity = libc.func('int sched_getaffinity(int, size_t, _Out_ void *)');
+    this.#setAffinity = libc.func('int sched_setaffinity(int, size_t, void *)');
+    this.#close = libc.func('int close(int)');
+  }
+
+  get cpus(): number {
+    this.#cpus ??= possibleCpus();
+    return this.#cpus;
+  }
+
+  #result(value: number): Result {
+    return value >= 0 ? value : -this.#koffi.errno();
+  }
+
+  /** Notes a new file descriptor. */
+  #opened(fd: Result, from: string): Result {
+    if (fd >= 0) this.#open.set(fd, from);
+    return fd;
+  }
+
+  bpf(command: Command, attr: Attr): Result {
+    inUse.attr = attr;
+    for (let failures = 1; ; failures++) {
+      const result = this.#result(this.#bpf(this.#numbers.bpf, COMMAND[command], attr.bytes, attr.bytes.length));
+      if (result < 0 && repeatable(command, -result, failures)) continue;
+      return OPENS.has(command) ? this.#opened(result, `BPF_${command}`) : result;
+    }
+  }
+
+  async bpfAsync(command: Command, attr: Attr): Promise<Result> {
+    if (this.#running.has(attr)) throw new Error(`BPF_${command}: its attributes are in use by another call`);
+    this.#running.add(attr);
+    try {
+      for (let failures = 1; ; failures++) {
+        const result = await this.#onPool(command, attr);
+        if (result < 0 && repeatable(command, -result, failures)) continue;
+        return OPENS.has(command) ? this.#opened(result, `BPF_${command}`) : result;
+      }
+    } finally {
+      this.#running.delete(attr);
+    }
+  }
+
+  #onPool(command: Command, attr: Attr): Promise<Result> {
+    return new Promise((resolve, reject) => {
+      this.#bpf.async(this.#numbers.bpf, COMMAND[command], attr.bytes, attr.bytes.length, (error, result) => {
+        // errno is this call's only here, inside the callback: another call's by the time a promise resolves.
+        if (error) reject(error);
+        else resolve(this.#result(result));
+      });
+    });
+  }
+
+  address(bytes: Uint8Array): bigint {
+    return this.#koffi.address(bytes);
+  }
+
+  pidfdOpen(pid: number): Result {
+    return this.#opened(this.#result(this.#syscall(this.#numbers.pidfd_open, pid, 0, 0)), 'pidfd_open');
+  }
+
+  pidfdGetfd(pidfd: number, fd: number): Result {
+    return this.#opened(this.#result(this.#syscall(this.#numbers.pidfd_getfd, pidfd, fd, 0)), 'pidfd_getfd');
+  }
+
+  mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult {
+    const protection = PROT_READ | (writable ? PROT_WRITE : 0);
+    const flags = MAP_SHARED | (populate ? MAP_POPULATE : 0) | (address !== 0n ? MAP_FIXED_NOREPLACE : 0);
+    const result = this.#mmap(address, length, protection, flags, fd, offset);
+    return result === 0xffff_ffff_ffff_ffffn ? -BigInt(this.#koffi.errno()) : result;
+  }
+
+  munmap(address: bigint, length: number): Result {
+    return this.#result(this.#munmap(address, length));
+  }
+
+  view(address: bigint, length: number): Buffer {
+    return Buffer.from(this.#koffi.view(address, length));
+  }
+
+  getAffinity(): readonly number[] | Result {
+    const set = pinned(CPU_SET);
+    const result = this.#result(this.#getAffinity(0, CPU_SET, set));
+    if (result < 0) return result;
+    return [...Array(CPU_SET * 8).keys()].filter((cpu) => ((set[cpu >> 3] as number) & (1 << (cpu & 7))) !== 0);
+  }
+
+  setAffinity(cpus: readonly number[]): Result {
+    const set = pinned(CPU_SET);
+    for (const cpu of cpus) set[cpu >> 3] = (set[cpu >> 3] ?? 0) | (1 << (cpu & 7));
+    return this.#result(this.#setAffinity(0, CPU_SET, set));
+  }
+
+  close(fd: number): Result {
+    this.#open.delete(fd);
+    // Never again after EINTR: Linux has freed the number, and another thread may have it already.
+    return this.#result(this.#close(fd));
+  }
+
+  openFds(): string[] {
+    return [...this.#open].map(([fd, from]) => `fd ${fd} from ${from}`);
+  }
+}
+
+/**
+ * Opens the door to this machine's kernel.
+ * @param machine what it is; tests say otherwise
+ * @param load where koffi comes from
+ * @throws BpfimgError `unsupported` where the machine is not one whose layouts we know
+ */
+export async function openSys(
+  machine: { readonly platform: string; readonly arch: string } = process,
+  load: () => Promise<{ default: unknown }> = () => import('koffi'),
+): Promise<Sys> {
+  const { platform, arch } = machine;
+  if (platform !== 'linux') throw new BpfimgError('unsupported', `live BPF maps need Linux, this is ${platform}`);
+  if (endianness() !== 'LE' || arch === 's390x' || arch === 's390') {
+    throw new BpfimgError('unsupported', `live BPF maps need a little-endian machine, this is ${arch}`);
+  }
+  const numbers = SYSCALL[arch];
+  if (numbers === undefined) {
+    const known = Object.keys(SYSCALL).join(', ');
+    throw new BpfimgError('unsupported', `live BPF maps: expected one of the machines ${known}, this is ${arch}`);
+  }
+  let koffi: Koffi;
+  try {
+    koffi = (await load()).default as Koffi;
+  } catch (error) {
+    const what = error instanceof Error ? error.message.split('\n', 1)[0] : String(error);
+    throw new BpfimgError('unsupported', `live BPF maps need the package koffi, which does not load: ${what}`, {
+      cause: error,
+    });
+  }
+  return new KernelSys(koffi, numbers);
+}
