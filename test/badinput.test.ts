@@ -176,7 +176,7 @@ t.test('what is wrong with an image, and where', async (t) => {
     [
       'a message of 9 MiB',
       image('PSTREE', entry(Buffer.alloc(9 << 20))),
-      'entry 0 at offset 8: message of 9437184 bytes, bpfimg reads at most 8388608',
+      'entry 0 at offset 8: message of 9437184 bytes, bpfimg reads at most 4194304',
     ],
   ];
   for (const [what, bytes, message] of table) t.match(await badImage(bytes), message, what);
@@ -195,7 +195,7 @@ t.test('a pipe that ends too soon says the same as a file', async (t) => {
     }
   }
   const lying = Buffer.concat([words(COMMON, MAGIC.BPFMAP_DATA, 0xffffffff), Buffer.alloc(100)]);
-  t.match(await badImage(piped(lying, [], 'x.img')), 'message of 4294967295 bytes, bpfimg reads at most 8388608');
+  t.match(await badImage(piped(lying, [], 'x.img')), 'message of 4294967295 bytes, bpfimg reads at most 4194304');
 });
 
 // ---------------------------------------------------------------------------------------------------

@@ -1,18 +1,9 @@
 /** The command line: parses, runs one command, turns the outcome into an exit code. */
 import { hideBin } from 'yargs/helpers';
-import { BpfimgError, ClosedPipe, EXIT } from '../errors.js';
+import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../errors.js';
 import { removeUnfinished } from '../io/output.js';
 import { type Command, parse } from './commands.js';
 import { type Io, processIo } from './io.js';
-
-/** Text from files and names made safe for one line on a terminal. */
-function oneLine(text: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
-  return text.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]/g, (char) => {
-    const code = char.charCodeAt(0).toString(16);
-    return `\\x${code.padStart(2, '0')}`;
-  });
-}
 
 /**
  * Runs one command line (without node and script name).
@@ -29,7 +20,7 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
     if (error instanceof ClosedPipe) return EXIT.ok;
     if (debug && error instanceof Error) io.say(error.stack ?? error.message);
     if (error instanceof BpfimgError) {
-      io.say(`bpfimg: ${oneLine(error.message)}`);
+      io.say(`bpfimg: ${error.message}`);
       return error.exitCode;
     }
     const what = error instanceof Error ? error.message : String(error);

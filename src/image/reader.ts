@@ -10,7 +10,7 @@ import type { JsonObject } from './message.js';
 import { decodeMessage, type Text, WireError } from './wire.js';
 
 /** Largest message accepted. CRIU's are some hundred bytes; the limit keeps a lying size from filling memory. */
-export const MAX_MESSAGE = 8 * 1024 * 1024;
+export const MAX_MESSAGE = 4 * 1024 * 1024;
 
 /** One entry, its message decoded. */
 export interface Entry {
