@@ -12,7 +12,7 @@ t.setTimeout(300_000);
 
 const MIB = 1024 * 1024;
 /** Growth of the heap and of buffers that is still called flat. */
-const FLAT = 100 * MIB;
+const FLAT = 150 * MIB;
 
 /** Bytes without end: a random block over and over, of a length that no buffer divides. */
 const PERIOD = 1_000_003;
