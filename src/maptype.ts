@@ -3,6 +3,7 @@
  *
  * Numbers, names and flags are the kernel's (include/uapi/linux/bpf.h), names spelled as bpftool does.
  */
+import { MAP_FLAG } from './kernel/abi.js';
 
 /** What a key of a map type is. */
 export type KeyForm =
@@ -72,28 +73,11 @@ export class MapTypes {
   }
 }
 
-/** Flags of MAP_CREATE by bit. */
-const MAP_FLAGS: readonly (readonly [bit: number, name: string])[] = [
-  [0x1, 'BPF_F_NO_PREALLOC'],
-  [0x2, 'BPF_F_NO_COMMON_LRU'],
-  [0x4, 'BPF_F_NUMA_NODE'],
-  [0x8, 'BPF_F_RDONLY'],
-  [0x10, 'BPF_F_WRONLY'],
-  [0x20, 'BPF_F_STACK_BUILD_ID'],
-  [0x40, 'BPF_F_ZERO_SEED'],
-  [0x80, 'BPF_F_RDONLY_PROG'],
-  [0x100, 'BPF_F_WRONLY_PROG'],
-  [0x200, 'BPF_F_CLONE'],
-  [0x400, 'BPF_F_MMAPABLE'],
-  [0x800, 'BPF_F_PRESERVE_ELEMS'],
-  [0x1000, 'BPF_F_INNER_MAP'],
-  [0x2000, 'BPF_F_LINK'],
-  [0x4000, 'BPF_F_PATH_FD'],
-  [0x8000, 'BPF_F_VTYPE_BTF_OBJ_FD'],
-  [0x10000, 'BPF_F_TOKEN_FD'],
-  [0x20000, 'BPF_F_SEGV_ON_FAULT'],
-  [0x40000, 'BPF_F_NO_USER_CONV'],
-];
+/** Flags of MAP_CREATE by bit, ascending as the kernel's table has them. */
+const MAP_FLAGS: readonly (readonly [bit: number, name: string])[] = Object.entries(MAP_FLAG).map(([name, bit]) => [
+  bit,
+  `BPF_F_${name}`,
+]);
 
 /** map_flags as names in ascending bit, unknown bits as one `0x…` at the end. */
 export function mapFlagNames(flags: number): string[] {

@@ -24,7 +24,10 @@ export interface Column {
 
 /** Lines of a table: a heading, then rows, columns two blanks apart. */
 export function table(columns: readonly Column[], rows: readonly (readonly string[])[], look: Colours): string[] {
-  const widths = columns.map((column, i) => Math.max(column.title.length, ...rows.map((row) => (row[i] ?? '').length)));
+  const widths = columns.map((column) => column.title.length);
+  for (const row of rows) {
+    for (const [i, cell] of row.entries()) widths[i] = Math.max(widths[i] ?? 0, cell.length);
+  }
   const line = (cells: readonly string[]) =>
     columns
       .map(({ right }, i) => {

@@ -11,7 +11,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   io: ['bytes', 'errors'],
   image: ['io', 'bytes', 'errors'],
   kernel: ['bytes', 'errors'],
-  maptype: ['errors', 'bytes'],
+  maptype: ['kernel', 'errors', 'bytes'],
   plugins: ['maptype'],
   json: ['image', 'io', 'bytes', 'errors'],
   dump: ['json', 'maptype', 'image', 'io', 'bytes', 'errors'],

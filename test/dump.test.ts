@@ -324,6 +324,18 @@ t.test('bad input leaves everything as it was', async (t) => {
     t.same(contents(cwd), before);
   });
 
+  t.test('our own dump does not lose maps that the document lacks', async (t) => {
+    const cwd = workFolder();
+    t.teardown(() => fs.rmSync(cwd, { recursive: true }));
+    const one = bpfimg(['decode', 'flowd', '--map', 'cfg'], { cwd }).stdout;
+    bpfimg(['encode', '-D', 'own'], { cwd, input: bpfimg(['decode', 'flowd'], { cwd }).stdout });
+    const before = contents(cwd);
+    const { status, stderr } = bpfimg(['encode', '-D', 'own', '--force'], { cwd, input: one });
+    t.equal(status, 1);
+    t.match(stderr, /^bpfimg: own: the document lacks its maps 377, 379, 380, 381, 382, which would be lost/);
+    t.same(contents(cwd), before);
+  });
+
   t.test('an empty folder is filled, not replaced: it may be the current one', async (t) => {
     const cwd = workFolder();
     t.teardown(() => fs.rmSync(cwd, { recursive: true }));

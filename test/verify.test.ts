@@ -83,6 +83,7 @@ const cases: readonly [name: string, images: Record<string, Uint8Array>, codes: 
     { 'files.img': good['files.img'] as Buffer, 'pstree.img': image('PSTREE') },
     ['no-data', 'unheld-file'],
   ],
+  ['files.img alone', { 'files.img': good['files.img'] as Buffer }, ['no-data']],
   [
     'two data entries that differ',
     { ...good, 'bpfmap-data.img': data(mapData(7, []), mapData(7, [item('01000000', eight)])) },

@@ -41,4 +41,6 @@ export async function start(): Promise<void> {
     });
   }
   process.exitCode = await main(hideBin(process.argv), processIo());
+  // Commands clean up after themselves; this is for what failed before it could be handed to anyone.
+  removeUnfinished();
 }

@@ -50,7 +50,14 @@ export async function openTarget(folder: string, force: boolean, types: MapTypes
     throw new BpfimgError('conflict', `${folder}: not empty and no dump, expected a new or empty folder`);
   }
   if (names.includes(IMAGE.files)) return new ChangedDump(folder, await openDump(folder), types);
-  return new FreshDump(folder, types);
+  return new FreshDump(folder, types, names.includes(IMAGE.data) ? await mapIds(folder) : new Set());
+}
+
+/** Ids of the maps in a dump. */
+async function mapIds(folder: string): Promise<Set<number>> {
+  const dump = await openDump(folder);
+  dump.close();
+  return new Set(dump.maps.map((map) => map.mapId));
 }
 
 /** Encodes a message; what does not fit is news about `pointer` within the map. */
@@ -107,9 +114,11 @@ class FreshDump implements Target {
   readonly #meta: Output;
   readonly #ids = new Set<number>();
 
+  /** @param replaced ids of the maps that stand in the folder now and that the document must have too */
   constructor(
-    folder: string,
+    readonly folder: string,
     readonly types: MapTypes,
+    readonly replaced: Set<number>,
   ) {
     this.#folder = new FolderOutput(folder);
     this.#files = this.#folder.file(IMAGE.bpfmapFile);
@@ -122,6 +131,7 @@ class FreshDump implements Target {
 
   async map(map: DocumentMap): Promise<void> {
     const { header } = map;
+    this.replaced.delete(header.map_id as number);
     const holders: JsonObject[] = [];
     // Data without a file is kept as that; a map that says what it is gets a file to be restored from.
     const files = header.files === undefined && header.type !== undefined ? [{}] : filesOf(map);
@@ -147,8 +157,13 @@ class FreshDump implements Target {
     return id;
   }
 
-  commit(): Promise<void> {
-    return this.#folder.commit();
+  async commit(): Promise<void> {
+    if (this.replaced.size > 0) {
+      const ids = [...this.replaced].slice(0, 20).join(', ');
+      const message = `${this.folder}: the document lacks its maps ${ids}, which would be lost; encode into a new folder`;
+      throw new BpfimgError('conflict', message);
+    }
+    await this.#folder.commit();
   }
 
   abort(): Promise<void> {

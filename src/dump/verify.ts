@@ -125,7 +125,7 @@ export class Verifier {
     for (const map of dump.maps) {
       this.#files(dump, map);
       if (dump.data !== undefined) await this.#data(dump.data, map, whole);
-      else if (map.data.length === 0 && map.files.length > 0 && dump.images.size > 1) this.#noData(map);
+      else if (map.data.length === 0 && map.files.length > 0 && this.single === undefined) this.#noData(map);
     }
   }
 

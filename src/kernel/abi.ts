@@ -57,6 +57,16 @@ export const MAP_FLAG = {
   NO_USER_CONV: 0x40000,
 } as const;
 
+/** The attributes every view of a map has: fdinfo, the iterator, what MAP_CREATE is asked for. */
+export interface MapShape {
+  readonly type: number;
+  readonly keySize: number;
+  readonly valueSize: number;
+  readonly maxEntries: number;
+  /** Flags of {@link MAP_FLAG}. */
+  readonly flags: number;
+}
+
 /** Flags of UPDATE_ELEM (anonymous enum of BPF_ANY); LOCK is for look-ups and batches as well. */
 export const ELEM_FLAG = { ANY: 0, NOEXIST: 1, EXIST: 2, LOCK: 4 } as const;
 

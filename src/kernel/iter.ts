@@ -8,17 +8,12 @@
  * Needs Linux 5.8 (commit 6086d29def80, "bpf: Add bpf_map iterator") with BTF, CAP_BPF and CAP_PERFMON.
  */
 import * as fs from 'node:fs';
-import { ATTR } from './abi.js';
+import { ATTR, type MapShape } from './abi.js';
 import { Attr, pinned, type Sys } from './sys.js';
 
 /** A map as the iterator shows it. */
-export interface KernelMap {
+export interface KernelMap extends MapShape {
   readonly id: number;
-  readonly type: number;
-  readonly keySize: number;
-  readonly valueSize: number;
-  readonly maxEntries: number;
-  readonly flags: number;
   readonly extra: bigint;
   /** One character a byte. */
   readonly name: string;

@@ -7,19 +7,14 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { errnoOf } from '../errors.js';
-import { BPF_FS_MAGIC, MAP_LINK } from './abi.js';
+import { BPF_FS_MAGIC, MAP_LINK, type MapShape } from './abi.js';
 
 /** What a file descriptor of a map is good for: reading and writing, only reading, only writing. */
 export type Access = 'rw' | 'ro' | 'wo';
 
 /** A map as /proc/PID/fdinfo/FD shows it. Undefined is what this kernel does not show. */
-export interface MapFdinfo {
+export interface MapFdinfo extends MapShape {
   readonly id: number;
-  readonly type: number;
-  readonly keySize: number;
-  readonly valueSize: number;
-  readonly maxEntries: number;
-  readonly flags: number;
   /** Since Linux 5.16. */
   readonly extra: bigint | undefined;
   /** Bytes. */

@@ -2,7 +2,7 @@
  * What MAP_CREATE demands, type by type, as data: nothing is checked before the call, but when the kernel
  * says no, these rules say why. Measured on Linux 6.18; a kernel that knows better is never second-guessed.
  */
-import { MAP_FLAG, NAME_SIZE } from './abi.js';
+import { MAP_FLAG, type MapShape, NAME_SIZE } from './abi.js';
 
 /** Smallest and largest value a size may have, and what it must be a multiple of. */
 interface Range {
@@ -187,12 +187,7 @@ export function opensSafely(type: number): boolean {
 }
 
 /** What MAP_CREATE is asked for, as far as {@link breaches} looks at it. */
-export interface Asked {
-  readonly type: number;
-  readonly keySize: number;
-  readonly valueSize: number;
-  readonly maxEntries: number;
-  readonly flags: number;
+export interface Asked extends MapShape {
   readonly extra: bigint;
   readonly name: Uint8Array;
   readonly btf: boolean;
