@@ -1,4 +1,7 @@
+import { readBuckets, readIndexes } from '../src/capture/read.js';
 import type { Plugin } from '../src/maptype.js';
+import { fillHash, fillIndexes } from '../src/replay/fill.js';
+import { indexText } from './array.js';
 
 /** Maps with a value for each possible CPU. */
 export const percpu: Plugin = {
@@ -6,6 +9,9 @@ export const percpu: Plugin = {
   types: [
     { number: 5, name: 'percpu_hash', since: '4.6', key: 'bytes', perCpu: true },
     { number: 6, name: 'percpu_array', since: '4.6', key: 'index', perCpu: true, dense: true },
-    { number: 10, name: 'lru_percpu_hash', since: '4.10', key: 'bytes', perCpu: true },
+    { number: 10, name: 'lru_percpu_hash', since: '4.10', key: 'bytes', perCpu: true, evicts: true },
   ],
+  capture: (map, sink, work) => (work.type.dense ? readIndexes : readBuckets)(map, sink, work),
+  replay: (map, items, work) => (work.type.dense ? fillIndexes : fillHash)(map, items, work),
+  keyText: (key, type) => (type.dense ? indexText(key) : undefined),
 };

@@ -79,3 +79,13 @@ export function sizeText(bytes: number): string {
   }
   return `${value.toFixed(1)} TiB`;
 }
+
+/** Text for a terminal of `columns` that takes the place of the line the cursor is in; empty text clears it. */
+export function onSameLine(text: string, columns = 80): string {
+  return `\r\x1b[K${text.slice(0, Math.max(1, columns - 1))}`;
+}
+
+/** A time for people: `3 s`, `2 min`. */
+export function timeText(seconds: number): string {
+  return seconds < 100 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`;
+}

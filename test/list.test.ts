@@ -16,7 +16,7 @@ import { bpffs, bpftool, fdCount, HolderProcess, skipWithoutMaps, withoutCapabil
 
 const skip = await skipWithoutMaps();
 const sys = await openSys();
-const none: ListArguments = { id: [], name: [], pinned: [], pid: [], json: false };
+const none: ListArguments = { id: [], name: [], pinned: [], pid: [], fd: [], all: false, json: false };
 
 /** What is said where something is not seen; a process that even root may not look at can be anywhere. */
 const ELSEWHERE = /CAP_SYS_ADMIN|only the id/;
@@ -36,6 +36,7 @@ async function list(args: Partial<ListArguments>, kernel?: Sys): Promise<Listed>
     stdin: () => Promise.reject(new Error('list reads no input')),
     stdout: () => out,
     say: (line) => said.push(line),
+    show: () => {},
     terminal: false,
     columns: undefined,
     env: {},

@@ -21,6 +21,23 @@ const map = {
   describe: 'only this map: its id, or in a dump its name',
 } as const;
 
+const selectors = {
+  id: { ...several, describe: 'only the map with this id' },
+  name: { ...several, describe: 'only the map with this name' },
+  pinned: { ...several, describe: 'only the map pinned at this path' },
+  pid: { ...several, describe: 'only the maps this process holds' },
+  fd: { ...several, describe: 'of the process only this file' },
+  all: { ...boolean, describe: 'every map there is' },
+} as const;
+const libdir = {
+  ...string,
+  array: true,
+  alias: 'L',
+  default: [] as string[],
+  defaultDescription: 'none',
+  describe: 'folder with plugins for map types (also BPFIMG_LIBS_DIR)',
+} as const;
+
 /**
  * Parses a command line.
  * @returns the command to run, or an exit code when help was printed and nothing is left to do
@@ -35,7 +52,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
   let help = '';
   const cli = yargs()
     .scriptName('bpfimg')
-    .usage('$0 COMMAND\n\nDecodes, edits and encodes the BPF maps of CRIU dumps.')
+    .usage('$0 COMMAND\n\nDecodes, edits and encodes the BPF maps of CRIU dumps; captures and replays live ones.')
     .command(
       'decode [source]',
       'image or dump folder to JSON',
@@ -113,15 +130,51 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .command(
       'list',
       'live BPF maps of this machine',
-      (y) =>
-        y
-          .option('id', { ...several, describe: 'only the map with this id' })
-          .option('name', { ...several, describe: 'only the map with this name' })
-          .option('pinned', { ...several, describe: 'only the map pinned at this path' })
-          .option('pid', { ...several, describe: 'only the maps this process holds' })
-          .option('json', json),
+      (y) => y.options(selectors).option('json', json),
       (args) => {
         chosen = async (io) => (await import('./commands/list.js')).run(args, io);
+      },
+    )
+    .command(
+      'capture',
+      'live maps into a new dump folder',
+      (y) =>
+        y
+          .options(selectors)
+          .option('dir', { ...string, alias: 'D', demandOption: true, describe: 'folder to write the images into' })
+          .option('force', { ...boolean, describe: 'replace the dump of bpfimg that stands in DIR' })
+          .option('skip-unsupported', { ...boolean, implies: 'all', describe: 'with --all: no error for such maps' })
+          .option('libdir', libdir)
+          .option('json', json),
+      (args) => {
+        chosen = async (io) => (await import('./commands/capture.js')).run(args, io);
+      },
+    )
+    .command(
+      'replay <dir>',
+      'fresh maps from a dump folder',
+      (y) =>
+        y
+          .usage('$0 replay DIR (--pin FOLDER | --hold | -- COMMAND…)')
+          .positional('dir', { type: 'string', demandOption: true, describe: 'dump folder' })
+          .option('map', map)
+          .option('pin', { ...string, describe: 'pin each map in this folder of a BPF file system' })
+          .option('hold', { ...boolean, describe: 'hold the maps until interrupted' })
+          .option('dry-run', { ...boolean, describe: 'say what would be created, create nothing' })
+          .option('verify', { ...boolean, describe: 'read every item back and compare' })
+          .option('max-entries', { type: 'number', requiresArg: true, describe: 'max_entries instead of the recorded' })
+          .option('percpu', {
+            choices: ['first', 'sum', 'spread'] as const,
+            requiresArg: true,
+            describe: 'per-CPU values of a machine with other CPUs',
+          })
+          .option('force', { ...boolean, describe: 'create maps that seem not to fit into memory' })
+          .option('libdir', libdir)
+          .option('json', json),
+      (args) => {
+        const words = (args as { '--'?: unknown })['--'];
+        const command = Array.isArray(words) ? words.map(String) : [];
+        chosen = async (io) => (await import('./commands/replay.js')).run({ ...args, command }, io);
       },
     )
     .completion('completion', 'print a completion script for bash or zsh')
@@ -134,7 +187,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .help()
     .alias('help', 'h')
     .exitProcess(false)
-    .parserConfiguration({ 'strip-dashed': true, 'greedy-arrays': false })
+    .parserConfiguration({ 'strip-dashed': true, 'greedy-arrays': false, 'populate--': true })
     .wrap(argv.includes('--help') || argv.includes('-h') ? Math.min(100, io.columns ?? 100) : 100)
     .fail((message: string | null, error?: Error) => {
       if (error && error.name !== 'YError') throw error;
@@ -142,7 +195,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
       throw new BpfimgError('usage', `${text} (see bpfimg --help)`);
     });
   await cli.parseAsync(
-    argv.map((one) => (one === '-' ? DASH : one)),
+    argv.map((one, i) => (one === '-' && !argv.slice(0, i).includes('--') ? DASH : one)),
     {},
     (_error: unknown, _argv: unknown, output: string) => {
       help = output;

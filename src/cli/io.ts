@@ -1,6 +1,7 @@
 /** What a command may touch of the outside world: its streams and the terminal. */
 import { type Input, standardInput } from '../io/input.js';
 import { type Output, standardOutput } from '../io/output.js';
+import { onSameLine } from '../render.js';
 
 export interface Io {
   stdin(): Promise<Input>;
@@ -8,6 +9,8 @@ export interface Io {
   stdout(): Output;
   /** One line of talk on standard error. */
   say(line: string): void;
+  /** Shows text on standard error in place of what was shown so; does nothing where that is no terminal. */
+  show(text: string): void;
   /** Whether standard output is a terminal, for layout and colour. */
   readonly terminal: boolean;
   /** Columns of the terminal; undefined where there is none. */
@@ -27,6 +30,9 @@ export function processIo(): Io {
     stdout: standardOutput,
     say: (line) => {
       process.stderr.write(`${line}\n`);
+    },
+    show: (text) => {
+      if (process.stderr.isTTY) process.stderr.write(onSameLine(text, process.stderr.columns));
     },
     get terminal() {
       return process.stdout.isTTY === true;

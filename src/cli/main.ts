@@ -1,7 +1,7 @@
 /** The command line: parses, runs one command, turns the outcome into an exit code. */
 import { hideBin } from 'yargs/helpers';
 import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../errors.js';
-import { removeUnfinished } from '../io/output.js';
+import { removeUnfinished } from '../io/unfinished.js';
 import { type Command, parse } from './commands.js';
 import { type Io, processIo } from './io.js';
 

@@ -7,17 +7,9 @@ import * as path from 'node:path';
 import { viewOf } from '../bytes.js';
 import { BpfimgError, ClosedPipe, errnoOf, ioError } from '../errors.js';
 import { pause } from './pause.js';
+import { finished, unfinished } from './unfinished.js';
 
 const BUFFER = 512 * 1024;
-
-/** Temporary files and folders of this process, removed when it is interrupted. */
-const unfinished = new Set<string>();
-
-/** Removes everything half-written. For signal handlers; safe to call at any time. */
-export function removeUnfinished(): void {
-  for (const name of unfinished) fs.rmSync(name, { recursive: true, force: true });
-  unfinished.clear();
-}
 
 /**
  * A buffered sink. Inner loops call {@link room} and then write into `bytes` (or `view`) at `at`
@@ -28,7 +20,8 @@ export abstract class Output {
   /** `bytes` once more, for writes of several bytes at once. */
   view: DataView;
   at = 0;
-  #flushed = 0;
+  /** Bytes of the row that have left the buffer. */
+  protected flushed = 0;
 
   constructor(
     /** How messages name it. */
@@ -53,7 +46,7 @@ export abstract class Output {
 
   /** Bytes written so far. */
   get length(): number {
-    return this.#flushed + this.at;
+    return this.flushed + this.at;
   }
 
   /** Makes sure that `size` bytes can be written into `bytes` at `at`. */
@@ -70,7 +63,7 @@ export abstract class Output {
     const length = this.at;
     if (length === 0) return;
     this.at = 0;
-    this.#flushed += length;
+    this.flushed += length;
     const next = this.drain(this.bytes, length);
     if (next === this.bytes) return;
     this.bytes = next;
@@ -124,10 +117,10 @@ export class MemoryOutput extends Output {
 }
 
 /** Writes all of `bytes`, also to a pipe that another process made non-blocking. */
-function writeAll(fd: number, name: string, bytes: Uint8Array, length: number): void {
+function writeAll(fd: number, name: string, bytes: Uint8Array, length: number, position: number | null = null): void {
   for (let done = 0; done < length; ) {
     try {
-      done += fs.writeSync(fd, bytes, done, length - done);
+      done += fs.writeSync(fd, bytes, done, length - done, position === null ? null : position + done);
     } catch (error) {
       const code = errnoOf(error);
       if (code === 'EPIPE') throw new ClosedPipe();
@@ -176,23 +169,33 @@ class RegularOutput extends Output {
   readonly #durable: boolean;
   #unsynced = 0;
   #syncing = false;
-  readonly #queue: { bytes: Buffer; length: number }[] = [];
+  /** Where the next bytes of the row go; null leaves that to the fd, which somebody else may have moved. */
+  #position: number | null;
+  readonly #queue: { bytes: Buffer; length: number; position: number | null }[] = [];
   readonly #free: Buffer[] = [];
   #writing = false;
   #error: unknown;
   #wake: (() => void) | undefined;
 
-  /** @param durable whether it will be synced in the end */
-  constructor(fd: number, name: string, durable = false) {
+  /** @param own whether the file is ours alone, from its beginning, and will be synced in the end */
+  constructor(fd: number, name: string, own = false) {
     super(name);
     this.fd = fd;
-    this.#durable = durable;
+    this.#durable = own;
+    this.#position = own ? 0 : null;
   }
 
   protected override drain(bytes: Buffer, length: number): Buffer {
-    this.#queue.push({ bytes, length });
+    this.#queue.push({ bytes, length, position: this.#advance(length) });
     this.#next();
     return this.#free.pop() ?? Buffer.from(new ArrayBuffer(BUFFER));
+  }
+
+  /** Where the next `size` bytes of the row go. */
+  #advance(size: number): number | null {
+    const position = this.#position;
+    if (position !== null) this.#position = position + size;
+    return position;
   }
 
   #next(): void {
@@ -201,14 +204,15 @@ class RegularOutput extends Output {
     this.#writing = true;
     let done = 0;
     const more = () => {
-      fs.write(this.fd, part.bytes, done, part.length - done, null, (error, count) => {
+      const position = part.position === null ? null : part.position + done;
+      fs.write(this.fd, part.bytes, done, part.length - done, position, (error, count) => {
         done += count ?? 0;
         if (!error && done < part.length) return more();
         this.#writing = false;
         this.#error ??= error ?? undefined;
         this.#queue.shift();
         this.#free.push(part.bytes);
-        this.#syncAhead(part.length);
+        this.syncAhead(part.length);
         this.#next();
         this.#wake?.();
       });
@@ -216,7 +220,8 @@ class RegularOutput extends Output {
     more();
   }
 
-  #syncAhead(written: number): void {
+  /** Starts a long file on its way to disk, `written` bytes being new. */
+  protected syncAhead(written: number): void {
     this.#unsynced += written;
     if (!this.#durable || this.#syncing || this.#unsynced < SYNC_EVERY) return;
     this.#syncing = true;
@@ -244,13 +249,22 @@ class RegularOutput extends Output {
     if (this.#error !== undefined) throw ioError(this.name, 'write it', this.#error);
   }
 
+  /** Leaves out `size` bytes of the row, which stand there already or will. */
+  protected async pass(size: number): Promise<void> {
+    this.flush();
+    await this.#until(1);
+    this.#advance(size);
+    this.flushed += size;
+  }
+
   /** Writes everything out. */
   protected async settle(): Promise<void> {
     if (this.#queue.length === 0 && this.#error === undefined && this.at > 0) {
       // A small file is written at once: a thread would only cost time.
       const length = this.at;
       this.at = 0;
-      writeAll(this.fd, this.name, this.bytes, length);
+      this.flushed += length;
+      writeAll(this.fd, this.name, this.bytes, length, this.#advance(length));
       return;
     }
     this.flush();
@@ -275,6 +289,9 @@ class RegularOutput extends Output {
   }
 }
 
+/** Bytes that {@link FileOutput.move} holds. */
+const MOVED_AT_ONCE = 4 * 1024 * 1024;
+
 /** A name beside `target` that nobody else uses and that says whose it is when a crash leaves it. */
 function temporaryName(target: string): string {
   const unique = `${process.pid}-${Math.floor(Math.random() * 0x100000000).toString(36)}`;
@@ -297,6 +314,10 @@ function syncFolder(folder: string): void {
 export class FileOutput extends RegularOutput {
   readonly #temporary: string;
   #open = true;
+  /** Where the bytes end that {@link writeAt} wrote. */
+  #end = 0;
+  /** Calls of {@link writeAt} and {@link move} that use the fd. */
+  #running = 0;
 
   constructor(
     /** Where it will stand. */
@@ -305,18 +326,74 @@ export class FileOutput extends RegularOutput {
   ) {
     const temporary = temporaryName(path);
     try {
-      super(fs.openSync(temporary, 'wx', 0o600), name, true);
+      super(fs.openSync(temporary, 'wx+', 0o600), name, true);
     } catch (error) {
       throw ioError(name, 'create it', error);
     }
     this.#temporary = temporary;
-    unfinished.add(temporary);
+    unfinished(temporary);
+  }
+
+  /**
+   * Writes at a place of its own, behind all that was written in a row; {@link skip} takes it into the row.
+   * Several may be under way. `bytes` are in use until it resolves.
+   */
+  async writeAt(bytes: Uint8Array, position: number): Promise<void> {
+    this.#end = Math.max(this.#end, position + bytes.length);
+    for (let done = 0; done < bytes.length; ) {
+      done += await this.#io<number>((end) =>
+        fs.write(this.fd, bytes, done, bytes.length - done, position + done, end),
+      );
+    }
+    this.syncAhead(bytes.length);
+  }
+
+  /** Moves what {@link writeAt} wrote, towards the file's beginning or its end. */
+  async move(from: number, to: number, size: number): Promise<void> {
+    if (from === to) return;
+    const buffer = Buffer.from(new ArrayBuffer(Math.min(size, MOVED_AT_ONCE)));
+    for (let done = 0; done < size; ) {
+      const part = buffer.subarray(0, Math.min(size - done, buffer.length));
+      // Parts overlap: the way there decides which end goes first.
+      const at = to < from ? done : size - done - part.length;
+      for (let got = 0; got < part.length; ) {
+        const count = await this.#io<number>((end) =>
+          fs.read(this.fd, part, got, part.length - got, from + at + got, end),
+        );
+        if (count === 0) throw new Error(`${this.name}: shorter than what was written`);
+        got += count;
+      }
+      await this.writeAt(part, to + at);
+      done += part.length;
+    }
+  }
+
+  /** Goes on behind the next `size` bytes, which {@link writeAt} has written. */
+  skip(size: number): Promise<void> {
+    return this.pass(size);
+  }
+
+  #io<T>(call: (end: (error: Error | null, result: T) => void) => void): Promise<T> {
+    this.#running++;
+    return new Promise((resolve, reject) => {
+      call((error, result) => {
+        this.#running--;
+        if (error) reject(ioError(this.name, 'write it', error));
+        else resolve(result);
+      });
+    });
+  }
+
+  protected override async quiet(): Promise<void> {
+    await super.quiet();
+    while (this.#running > 0) await new Promise((resolve) => setImmediate(resolve));
   }
 
   /** Brings everything to disk and closes the file, which keeps its temporary name. */
   async finish(): Promise<void> {
     if (!this.#open) return;
     await this.settle();
+    if (this.#end > this.length) fs.ftruncateSync(this.fd, this.length);
     try {
       await new Promise<void>((resolve, reject) => {
         fs.fsync(this.fd, (error) => (error ? reject(error) : resolve()));
@@ -339,7 +416,7 @@ export class FileOutput extends RegularOutput {
     } catch (error) {
       throw ioError(this.name, 'put it in place', error);
     }
-    unfinished.delete(this.#temporary);
+    finished(this.#temporary);
   }
 
   override async commit(): Promise<void> {
@@ -356,7 +433,7 @@ export class FileOutput extends RegularOutput {
   override async abort(): Promise<void> {
     await this.quiet();
     if (this.#open) this.#close();
-    if (!unfinished.delete(this.#temporary)) return;
+    if (!finished(this.#temporary)) return;
     fs.rmSync(this.#temporary, { force: true });
   }
 }
@@ -412,12 +489,12 @@ export class FolderOutput {
     } catch (error) {
       throw ioError(folder, 'create it', error);
     }
-    unfinished.add(staging);
+    unfinished(staging);
     this.#staging = staging;
   }
 
   /** A new file of the set, written through its own output. Do not commit that one: commit the folder. */
-  file(name: string): Output {
+  file(name: string): FileOutput {
     const output = new FileOutput(path.join(this.#staging ?? this.#folder, name), path.join(this.#folder, name));
     this.#files.push(output);
     return output;
@@ -442,7 +519,7 @@ export class FolderOutput {
     } catch (error) {
       throw ioError(this.#folder, 'put it in place', error);
     }
-    unfinished.delete(staging);
+    finished(staging);
     syncFolder(path.dirname(this.#folder));
   }
 
@@ -453,7 +530,7 @@ export class FolderOutput {
         const backup = fs.existsSync(file.path) ? temporaryName(file.path) : undefined;
         if (backup !== undefined) {
           fs.linkSync(file.path, backup);
-          unfinished.add(backup);
+          unfinished(backup);
         }
         done.push({ path: file.path, backup });
         file.rename();
@@ -469,7 +546,7 @@ export class FolderOutput {
       for (const { backup } of done) {
         if (backup === undefined) continue;
         fs.rmSync(backup, { force: true });
-        unfinished.delete(backup);
+        finished(backup);
       }
     }
   }
@@ -478,7 +555,7 @@ export class FolderOutput {
     for (const file of this.#files) await file.abort();
     if (this.#staging !== undefined) {
       fs.rmSync(this.#staging, { recursive: true, force: true });
-      unfinished.delete(this.#staging);
+      finished(this.#staging);
     }
   }
 }

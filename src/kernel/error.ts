@@ -30,16 +30,21 @@ const KINDS = new Map<number, ErrorKind>([
 export class KernelError extends BpfimgError {
   constructor(
     /** What it was done to: `map 57 (flows)`. */
-    subject: string,
+    readonly subject: string,
     /** The call, as its manual spells it: `BPF_MAP_FREEZE`, `pidfd_getfd`. */
     readonly call: string,
     /** A positive number. */
     readonly errno: number,
     /** The likely reason; {@link causeOf} where the caller knows no better. */
-    cause: string = causeOf(call, errno),
+    readonly reason: string = causeOf(call, errno),
   ) {
     const name = errnoName(errno);
-    super(KINDS.get(errno) ?? 'io', `${subject}: ${call}: ${name} (${cause})`, { code: name });
+    super(KINDS.get(errno) ?? 'io', `${subject}: ${call}: ${name} (${reason})`, { code: name });
+  }
+
+  /** The same failure, of a part of its subject: `item 0a000001`. */
+  of(part: string): KernelError {
+    return new KernelError(`${this.subject}, ${part}`, this.call, this.errno, this.reason);
   }
 }
 

@@ -56,6 +56,8 @@ export interface Selectors {
   readonly names: readonly string[];
   readonly pins: readonly string[];
   readonly pids: readonly number[];
+  /** Of those processes only these file descriptors; all when there are none. */
+  readonly fds?: readonly number[];
 }
 
 /** What could not be seen. */
@@ -155,7 +157,7 @@ export class LiveMaps {
    * @throws BpfimgError `notFound`, or `usage` for a name that several maps have; KernelError
    */
   select(selectors: Selectors): LiveMap[] {
-    const { ids, names, pins, pids } = selectors;
+    const { ids, names, pins, pids, fds = [] } = selectors;
     if (ids.length + names.length + pins.length + pids.length === 0) return [...this.maps];
     const chosen = new Set<number>(ids);
     for (const id of ids) if (!this.maps.some((map) => map.id === id)) throw this.#missing(`map ${id}`, 'no such map');
@@ -174,7 +176,11 @@ export class LiveMaps {
           `process ${pid}: its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE, and no fewer capabilities than it has)`,
         );
       }
-      for (const one of open) chosen.add(one.map.id);
+      for (const fd of fds) {
+        if (open.some(({ holder }) => holder.fd === fd)) continue;
+        throw new BpfimgError('notFound', `process ${pid}: its fd ${fd} is no BPF map`);
+      }
+      for (const { map, holder } of open) if (fds.length === 0 || fds.includes(holder.fd)) chosen.add(map.id);
     }
     return this.maps.filter((map) => chosen.has(map.id));
   }

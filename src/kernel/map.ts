@@ -290,7 +290,8 @@ export class BpfMap implements Disposable {
   /** Bytes of a value as bpf(2) reads and writes it: of per-CPU maps those of all possible CPUs. */
   readonly valueStride: number;
 
-  readonly #sys: Sys;
+  /** The kernel it lives in. */
+  readonly sys: Sys;
   readonly #fd: number;
   /** Calls that run on other threads. */
   #running = 0;
@@ -300,7 +301,7 @@ export class BpfMap implements Disposable {
   #one: OneItem | undefined;
 
   private constructor(sys: Sys, fd: number, info: MapInfo) {
-    this.#sys = sys;
+    this.sys = sys;
     this.#fd = fd;
     this.id = info.id;
     this.name = info.name;
@@ -423,25 +424,25 @@ export class BpfMap implements Disposable {
 
   /** Asks the kernel once more for what never changes. */
   info(): MapInfo {
-    return new InfoReader(this.#sys).read(this.fd, this.subject);
+    return new InfoReader(this.sys).read(this.fd, this.subject);
   }
 
   /** What only fdinfo tells, as it is now. */
   state(): MapState {
-    return stateOf(mapFdinfo('self', this.fd, this.#sys.proc));
+    return stateOf(mapFdinfo('self', this.fd, this.sys.proc));
   }
 
   // -------------------------------------------------------------------------------------------------
   // One item
 
   #item(): OneItem {
-    this.#one ??= new OneItem(this, this.#sys);
+    this.#one ??= new OneItem(this, this.sys);
     return this.#one;
   }
 
   #call(command: Command, attr: Attr): number {
     if (this.#closing) throw new Error(`${this.subject} is closed`);
-    return this.#sys.bpf(command, attr);
+    return this.sys.bpf(command, attr);
   }
 
   /** The error of a call on this map, with what its state adds to the usual cause. */
@@ -536,7 +537,7 @@ export class BpfMap implements Disposable {
   /** Room for `room` items; when not said, for some thousands, fewer of them when they are long. */
   batch(room?: number): Batch {
     const usual = Math.floor(BATCH_BYTES / Math.max(1, this.keySize + this.valueStride));
-    return new Batch(this, Math.max(1, room ?? Math.min(BATCH_ROOM, usual, this.maxEntries)), this.#sys);
+    return new Batch(this, Math.max(1, room ?? Math.min(BATCH_ROOM, usual, this.maxEntries)), this.sys);
   }
 
   /**
@@ -555,7 +556,7 @@ export class BpfMap implements Disposable {
    */
   lookupBatch(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): BatchResult {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
-    const walk = new BatchWalk(this, cursor, batch, count, flags, this.#sys.cpus);
+    const walk = new BatchWalk(this, cursor, batch, count, flags, this.sys.cpus);
     for (;;) {
       const result = this.#call('MAP_LOOKUP_BATCH', walk.attr(this.fd));
       const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
@@ -566,7 +567,7 @@ export class BpfMap implements Disposable {
   /** {@link lookupBatch} on another thread. Batch and cursor are in use until it resolves. */
   async lookupBatchAsync(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): Promise<BatchResult> {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
-    const walk = new BatchWalk(this, cursor, batch, count, flags, this.#sys.cpus);
+    const walk = new BatchWalk(this, cursor, batch, count, flags, this.sys.cpus);
     for (;;) {
       const result = await this.#onPool([batch, cursor], 'MAP_LOOKUP_BATCH', walk.attr(this.fd));
       const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
@@ -631,7 +632,7 @@ export class BpfMap implements Disposable {
     for (const one of used) one.busy = true;
     this.#running++;
     try {
-      return await this.#sys.bpfAsync(command, attr);
+      return await this.sys.bpfAsync(command, attr);
     } finally {
       for (const one of used) one.busy = false;
       this.#running--;
@@ -657,12 +658,12 @@ export class BpfMap implements Disposable {
   }): Mapping {
     const { writable = false, offset = 0, populate = false, address = 0n } = options;
     const length = options.length ?? this.maxEntries * roundUp8(this.valueSize) - offset;
-    const at = this.#sys.mmap(this.fd, offset, length, writable, populate, address);
+    const at = this.sys.mmap(this.fd, offset, length, writable, populate, address);
     if (at < 0n) throw new KernelError(this.subject, 'mmap', Number(-at));
     try {
-      return new Mapping(this.#sys, at, length);
+      return new Mapping(this.sys, at, length);
     } catch (error) {
-      this.#sys.munmap(at, length);
+      this.sys.munmap(at, length);
       throw error;
     }
   }
@@ -672,16 +673,16 @@ export class BpfMap implements Disposable {
    * writing is there. Since Linux 5.2.
    */
   freeze(): void {
-    const result = this.#call('MAP_FREEZE', new Attr(ATTR.freeze, this.#sys).set('map_fd', this.fd));
+    const result = this.#call('MAP_FREEZE', new Attr(ATTR.freeze, this.sys).set('map_fd', this.fd));
     if (result < 0) throw this.#failed('MAP_FREEZE', -result);
   }
 
   /** Pins the map at `path`, which must not exist, on a BPF file system. The pin holds the map until it is removed. */
   pin(path: string): void {
-    const attr = new Attr(ATTR.obj, this.#sys).point('pathname', Buffer.from(`${path}\0`)).set('bpf_fd', this.fd);
+    const attr = new Attr(ATTR.obj, this.sys).point('pathname', Buffer.from(`${path}\0`)).set('bpf_fd', this.fd);
     const result = this.#call('OBJ_PIN', attr);
     if (result >= 0) return;
-    throw new KernelError(`${this.subject}, pin ${path}`, 'BPF_OBJ_PIN', -result, pinCause(path, -result, this.#sys));
+    throw new KernelError(`${this.subject}, pin ${path}`, 'BPF_OBJ_PIN', -result, pinCause(path, -result, this.sys));
   }
 
   /** Closes the file descriptor, once calls on other threads have ended. Safe to call again. */
@@ -694,7 +695,7 @@ export class BpfMap implements Disposable {
     // Only here: a number closed under a running call may be another file's by the time it is used.
     if (this.#closed) return;
     this.#closed = true;
-    this.#sys.close(this.#fd);
+    this.sys.close(this.#fd);
   }
 
   [Symbol.dispose](): void {

@@ -23,6 +23,8 @@ export interface MapFdinfo extends MapShape {
   readonly frozen: boolean | undefined;
   /** What this file descriptor is good for. */
   readonly access: Access;
+  /** Closed when its process starts another program. */
+  readonly cloexec: boolean;
 }
 
 /** One open file that is a map. */
@@ -32,6 +34,7 @@ export interface Holder {
   readonly command: string;
   readonly fd: number;
   readonly access: Access;
+  readonly cloexec: boolean;
 }
 
 /** The lines of an fdinfo file by name: kernels add lines and change their order. */
@@ -55,7 +58,8 @@ export function parseMapFdinfo(text: string): MapFdinfo | undefined {
   if (id === undefined || type === undefined) return undefined;
   const extra = fields.get('map_extra');
   const frozen = number('frozen');
-  const mode = Number.parseInt(fields.get('flags') ?? '02', 8) & 3; // O_ACCMODE
+  const open = Number.parseInt(fields.get('flags') ?? '02', 8);
+  const mode = open & 3; // O_ACCMODE
   return {
     id,
     type,
@@ -67,6 +71,7 @@ export function parseMapFdinfo(text: string): MapFdinfo | undefined {
     memlock: number('memlock'),
     frozen: frozen === undefined ? undefined : frozen !== 0,
     access: mode === 0 ? 'ro' : mode === 1 ? 'wo' : 'rw',
+    cloexec: (open & 0o2000000) !== 0,
   };
 }
 
@@ -158,7 +163,7 @@ export function mapsOfProcess(pid: number, proc = '/proc'): OpenMap[] | 'gone' |
     const map = mapFdinfo(pid, fd, proc);
     if (map === undefined) continue;
     command ??= commandOf(pid, proc);
-    open.push({ holder: { pid, command, fd, access: map.access }, map });
+    open.push({ holder: { pid, command, fd, access: map.access, cloexec: map.cloexec }, map });
   }
   return open.sort((a, b) => a.holder.fd - b.holder.fd);
 }

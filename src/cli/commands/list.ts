@@ -1,17 +1,13 @@
 import { plugins } from '../../../plugins/index.js';
-import { BpfimgError } from '../../errors.js';
-import { type LiveMap, LiveMaps, type Unseen } from '../../kernel/live.js';
+import { type LiveMap, LiveMaps } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { MapTypes, mapFlagNames } from '../../maptype.js';
-import { colours, nameText, plural, table } from '../../render.js';
+import { colours, nameText, table } from '../../render.js';
 import { coloured, type Io } from '../io.js';
+import { type SelectorArguments, selectorsOf, unseenText } from '../selectors.js';
 import { written } from '../written.js';
 
-export interface ListArguments {
-  readonly id: readonly string[];
-  readonly name: readonly string[];
-  readonly pinned: readonly string[];
-  readonly pid: readonly string[];
+export interface ListArguments extends SelectorArguments {
   readonly json: boolean;
   readonly color?: boolean | undefined;
 }
@@ -21,12 +17,7 @@ const UNKNOWN = '?';
 
 /** @param sys the kernel; tests have their own */
 export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<void> {
-  const selectors = {
-    ids: args.id.map((text) => number('--id', text)),
-    names: args.name,
-    pins: args.pinned,
-    pids: args.pid.map((text) => number('--pid', text)),
-  };
+  const selectors = selectorsOf(args);
   const live = LiveMaps.look(sys ?? (await openSys()));
   const maps = live.select(selectors);
   const unseen = unseenText(live.unseen);
@@ -49,28 +40,6 @@ export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<void>
           );
     for (const line of lines) out.text(`${line}\n`);
   });
-}
-
-function number(option: string, text: string): number {
-  const value = /^\d{1,10}$/.test(text) ? Number(text) : 0;
-  if (value > 0 && value <= 0xffff_ffff) return value;
-  throw new BpfimgError('usage', `${option} ${text}: expected a number`);
-}
-
-/** One line about what is not shown; empty when everything is. */
-function unseenText({ ids, processes, types }: Unseen): string {
-  const parts: string[] = [];
-  if (ids) parts.push('without CAP_SYS_ADMIN, maps that no visible process or pin holds are not shown');
-  if (processes > 0) {
-    const which = processes === 1 ? '1 process' : `${processes} processes`;
-    parts.push(`${which} may not be looked at (no right to trace), so maps and holders may be missing`);
-  }
-  if (types > 0) {
-    parts.push(
-      `of ${plural(types, 'map')} only the id is shown: opening could harm, and a look without needs Linux 5.8`,
-    );
-  }
-  return parts.join('; ');
 }
 
 /** A map as a member of the JSON, null for what could not be seen. */

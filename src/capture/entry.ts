@@ -1,0 +1,118 @@
+/** Writes one entry of bpfmap-data.img while its items are still being read. */
+import { BPFMAP_DATA } from '../image/kinds.js';
+import { encodeMessage } from '../image/wire.js';
+import type { FileOutput } from '../io/output.js';
+import type { ItemSink } from '../maptype.js';
+
+/** The entry's totals are u32. */
+const MOST = 2 ** 32;
+
+/** A map has more than an entry can say of it. */
+export class EntryLimit extends Error {
+  override readonly name = 'EntryLimit';
+  constructor() {
+    super('an entry of an image holds less than 4 GiB of keys and less than 4 GiB of values');
+  }
+}
+
+/**
+ * A sink that writes keys and values to their places in the image at once.
+ *
+ * How many items there are is known only at the end, but the message before them says so, and all keys stand
+ * before the values. So room is left for as many keys as are expected; what was expected wrongly is moved in
+ * the end. A full map, and an array, is written straight to its place.
+ */
+export class EntryWriter implements ItemSink {
+  count = 0;
+  readonly #start: number;
+  #room: number;
+  #keysAt: number;
+  #valuesAt: number;
+  /** Writes that are under way. */
+  readonly #writes = new Set<Promise<void>>();
+  /** The move that makes more room, while there is one. */
+  #growing: Promise<void> = Promise.resolve();
+
+  /**
+   * @param valueSize bytes of all of an item's value
+   * @param expected items, when the map is full
+   */
+  constructor(
+    readonly out: FileOutput,
+    readonly mapId: number,
+    readonly keySize: number,
+    readonly valueSize: number,
+    expected: number,
+  ) {
+    this.#start = out.length;
+    this.#room = Math.max(1, Math.min(expected, this.#most()));
+    this.#keysAt = this.#start + this.#head(this.#room).length;
+    this.#valuesAt = this.#keysAt + this.#room * keySize;
+  }
+
+  /** Items that an entry can hold. */
+  #most(): number {
+    return Math.ceil(MOST / Math.max(this.keySize, this.valueSize, 1)) - 1;
+  }
+
+  /** The size word and the message of an entry with `count` items. */
+  #head(count: number): Buffer {
+    const totals = { keys_bytes: count * this.keySize, values_bytes: count * this.valueSize, count };
+    const message = encodeMessage(BPFMAP_DATA.message, { map_id: this.mapId, ...totals });
+    const head = Buffer.alloc(4 + message.length);
+    head.writeUInt32LE(message.length);
+    head.set(message, 4);
+    return head;
+  }
+
+  async put(keys: Uint8Array, values: Uint8Array, count: number): Promise<void> {
+    const at = this.count;
+    const end = at + count;
+    if (end > this.#most()) {
+      throw new EntryLimit();
+    }
+    this.count = end;
+    if (end > this.#room) {
+      const room = Math.max(end, Math.min(2 * this.#room, this.#most()));
+      this.#room = room;
+      this.#growing = this.#growing.then(() => this.#place(room, at));
+    }
+    // Asked for before anything is awaited: the order of calls is the order of items.
+    const growing = this.#growing;
+    const write = growing.then(async () => {
+      const written = Promise.all([
+        this.out.writeAt(keys.subarray(0, count * this.keySize), this.#keysAt + at * this.keySize),
+        this.out.writeAt(values.subarray(0, count * this.valueSize), this.#valuesAt + at * this.valueSize),
+      ]).then(() => {});
+      this.#writes.add(written);
+      try {
+        await written;
+      } finally {
+        this.#writes.delete(written);
+      }
+    });
+    await write;
+  }
+
+  /** Moves the keys and values of the `held` items that were written to where they stand among `count`. */
+  async #place(count: number, held: number): Promise<void> {
+    await Promise.allSettled(this.#writes);
+    const keysAt = this.#start + this.#head(count).length;
+    const valuesAt = keysAt + count * this.keySize;
+    const keys = () => this.out.move(this.#keysAt, keysAt, held * this.keySize);
+    const values = () => this.out.move(this.#valuesAt, valuesAt, held * this.valueSize);
+    // What moves away from the other goes first.
+    for (const move of valuesAt > this.#valuesAt ? [values, keys] : [keys, values]) await move();
+    this.#keysAt = keysAt;
+    this.#valuesAt = valuesAt;
+  }
+
+  /** Ends the entry; the output goes on behind it. Without this, nothing of it stays. */
+  async finish(): Promise<void> {
+    await this.#growing;
+    await this.#place(this.count, this.count);
+    const head = this.#head(this.count);
+    await this.out.writeAt(head, this.#start);
+    await this.out.skip(head.length + this.count * (this.keySize + this.valueSize));
+  }
+}

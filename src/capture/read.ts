@@ -1,0 +1,497 @@
+/**
+ * Ways to read all items of a live map, fastest first. Plugins choose among them.
+ *
+ * What is promised while others write: every key that stays put is read exactly once, with a value it had.
+ * Nothing here is a snapshot of one moment; no kernel offers that.
+ */
+import { availableParallelism } from 'node:os';
+import { roundUp8 } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
+import { MAP_FLAG } from '../kernel/abi.js';
+import { KernelError } from '../kernel/error.js';
+import type { Batch, BatchCursor, BatchResult, BpfMap, Mapping } from '../kernel/map.js';
+import { ERRNO } from '../kernel/sys.js';
+import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
+
+/** Threads that read one map side by side; more than four would wait for Node's pool. */
+const READERS = Math.min(4, availableParallelism());
+/** Bytes of items that one call of a reader brings. */
+const READ_BYTES = 2 * 1024 * 1024;
+const READ_ITEMS = 32_768;
+/** Batches that are read or being written at a time, per reader. */
+const AHEAD = 3;
+
+/** Whether a map (or this kernel) has no batches: then nothing was read, and another way must be taken. */
+function hasNoBatches({ error, count }: BatchResult): boolean {
+  if (error === undefined || count > 0) return false;
+  return error.errno === ERRNO.ENOTSUPP || error.errno === ERRNO.EINVAL || error.errno === ERRNO.EOPNOTSUPP;
+}
+
+/** Batches that are used again and again: their memory is what a capture costs. */
+class Batches {
+  readonly #free = new Map<number, Batch[]>();
+
+  constructor(readonly map: BpfMap) {}
+
+  take(room: number): Batch {
+    return this.#free.get(room)?.pop() ?? this.map.batch(room);
+  }
+
+  give(batch: Batch): void {
+    const free = this.#free.get(batch.room);
+    if (free === undefined) this.#free.set(batch.room, [batch]);
+    else free.push(batch);
+  }
+}
+
+/** Hands batches to the sink in order, a few of them on their way at a time. */
+class Emitter {
+  readonly #under: Promise<void>[] = [];
+  #error: unknown;
+
+  constructor(
+    readonly sink: ItemSink,
+    readonly work: Work,
+    readonly batches: Batches,
+  ) {}
+
+  /** Puts the first `count` items of `batch`, which comes back to {@link batches}. */
+  async put(batch: Batch, count: number): Promise<void> {
+    const done = this.sink
+      .put(batch.keys, batch.values, count)
+      .catch((error) => {
+        this.#error ??= error;
+      })
+      .then(() => this.batches.give(batch));
+    this.#under.push(done);
+    this.work.progress(this.sink.count);
+    if (this.#under.length >= READERS * AHEAD) await this.#under.shift();
+    if (this.#error !== undefined) throw this.#error;
+  }
+
+  async end(): Promise<void> {
+    await Promise.all(this.#under);
+    if (this.#error !== undefined) throw this.#error;
+  }
+}
+
+/** Items of this map that one call reads. */
+function room(map: BpfMap): number {
+  const fit = Math.floor(READ_BYTES / (map.keySize + map.valueStride));
+  return Math.max(16, Math.min(READ_ITEMS, fit));
+}
+
+// ---------------------------------------------------------------------------------------------------
+// The hash family: the cursor is a bucket, a batch is whole buckets
+
+/** Items of a range's first call: what the range before is compared with where it ran over. */
+const HEAD = 512;
+
+/** What one call brought. */
+interface Run {
+  readonly batch: Batch;
+  readonly count: number;
+  /** The bucket behind it; Infinity at the map's end. */
+  readonly reached: number;
+}
+
+/** Buckets that one reader reads. */
+interface Range {
+  readonly from: number;
+  /** Where it should end; the last call may run over. */
+  to: number;
+  readonly runs: Run[];
+  readonly done: Promise<void>;
+}
+
+/** Reads hash tables, with several readers where the map is large. */
+export async function readBuckets(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  const batches = new Batches(map);
+  const emitter = new Emitter(sink, work, batches);
+  const cursor = map.cursor();
+  const batch = map.batch();
+  const first = map.lookupBatch(cursor, batch);
+  if (hasNoBatches(first)) return readKeys(map, sink, work);
+  if (first.error) throw first.error;
+  await emitter.put(batch, first.count);
+  if (!first.end) {
+    const position = cursor.position as number;
+    await new Buckets(map, batches, emitter, position, first.count / position).read();
+  }
+  await emitter.end();
+  return FULL;
+}
+
+/**
+ * Reads what follows the first batch of a hash table in ranges of buckets, several at a time.
+ *
+ * Where a batch ends cannot be told beforehand, so a range runs over its border by some items. Those are
+ * found again among the next range's, and cut: by key, not by place, because the order within a bucket
+ * changes when an item is updated.
+ */
+class Buckets {
+  readonly #room: number;
+  /** Buckets as far as we know; the map's end is where the kernel says. */
+  readonly #buckets: number;
+  /** Ranges that were begun and are not yet put, in order. */
+  readonly #ranges: Range[] = [];
+  #next: number;
+  #running = 0;
+
+  constructor(
+    readonly map: BpfMap,
+    readonly batches: Batches,
+    readonly emitter: Emitter,
+    from: number,
+    /** Items a bucket, so far. */
+    private density: number,
+  ) {
+    this.#room = room(map);
+    this.#buckets = 2 ** Math.ceil(Math.log2(map.maxEntries));
+    this.#next = from;
+  }
+
+  async read(): Promise<void> {
+    this.#begin();
+    for (;;) {
+      const [range] = this.#ranges;
+      if (range === undefined) return;
+      await range.done;
+      this.#begin();
+      await this.#put(range);
+      this.#ranges.shift();
+      this.#begin();
+    }
+  }
+
+  /** Begins ranges until every reader has one. */
+  #begin(): void {
+    while (this.#running < READERS && this.#ranges.length < READERS + AHEAD && this.#next < Infinity) {
+      const from = this.#next;
+      const size = Math.max(1, Math.floor((0.9 * this.#room) / Math.max(this.density, 1e-9)));
+      // The last range has no border: wherever we think the map ends, the kernel knows.
+      const to = from + size >= this.#buckets ? Infinity : from + size;
+      this.#next = to;
+      this.#running++;
+      const runs: Run[] = [];
+      const done = this.#readRange(from, to, runs).finally(() => {
+        this.#running--;
+      });
+      // Awaited in its turn: until then a failure is nobody's.
+      done.catch(() => {});
+      this.#ranges.push({ from, to, runs, done });
+    }
+  }
+
+  async #readRange(from: number, to: number, runs: Run[]): Promise<void> {
+    const cursor = this.map.cursor(from);
+    for (let at = from; at < to; ) {
+      const batch = this.batches.take(runs.length === 0 ? HEAD : this.#room);
+      const result = await this.map.lookupBatchAsync(cursor, batch, this.#want(to - at, runs.length, batch.room));
+      if (result.error) throw result.error;
+      at = result.end ? Infinity : (cursor.position as number);
+      runs.push({ batch, count: result.count, reached: at });
+    }
+    const items = runs.reduce((sum, { count }) => sum + count, 0);
+    if (to !== Infinity && items > 0) this.density = items / (to - from);
+  }
+
+  /** Items to ask for where `left` buckets are left: few of a range's last call lie beyond its border. */
+  #want(left: number, calls: number, most: number): number {
+    const expected = left * this.density;
+    const spread = 2.5 * Math.sqrt(expected);
+    const want = calls <= 1 && expected > 8 * spread ? Math.floor(expected - spread) : Math.ceil(expected) + 16;
+    return Math.max(1, Math.min(most, want));
+  }
+
+  async #put(range: Range): Promise<void> {
+    const last = range.runs.at(-1);
+    if (last === undefined) return;
+    const keep = last.reached > range.to ? await this.#cut(range, last) : last.count;
+    for (const run of range.runs) await this.emitter.put(run.batch, run === last ? keep : run.count);
+  }
+
+  /** The items of a range's last call that the next range has not. */
+  async #cut(range: Range, last: Run): Promise<number> {
+    for (;;) {
+      const next = this.#ranges[1];
+      if (next === undefined) {
+        // Nothing was begun behind it yet: let it begin where this one ended.
+        this.#next = Math.max(this.#next, last.reached);
+        return last.count;
+      }
+      await next.done;
+      if (next.to > last.reached) return this.#known(next, last);
+      // All of it was read by this range already.
+      for (const { batch } of next.runs) this.batches.give(batch);
+      this.#ranges.splice(1, 1);
+      range.to = next.to;
+      if (range.to >= last.reached) return last.count;
+      this.#begin();
+    }
+  }
+
+  /** How many items of `last` stand before the first that `next` has as well. */
+  #known(next: Range, last: Run): number {
+    const size = this.map.keySize;
+    const keys = new Set<string>();
+    for (const { batch, count, reached } of next.runs) {
+      for (let i = 0; i < count; i++) keys.add(batch.keys.toString('latin1', i * size, (i + 1) * size));
+      if (reached >= last.reached) break;
+    }
+    for (let i = 0; i < last.count; i++) {
+      if (keys.has(last.batch.keys.toString('latin1', i * size, (i + 1) * size))) return i;
+    }
+    return last.count;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Arrays: the cursor is the last index read, and every index has a value
+
+/** Reads arrays, with several readers where the map is large; through its memory where it can be mapped. */
+export async function readIndexes(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  const batches = new Batches(map);
+  const emitter = new Emitter(sink, work, batches);
+  const cursor = map.cursor();
+  const batch = map.batch();
+  const first = map.lookupBatch(cursor, batch);
+  if (hasNoBatches(first)) return readEachIndex(map, sink, work);
+  if (first.error) throw first.error;
+  await emitter.put(batch, first.count);
+  const step = room(map);
+  const reading: Promise<{ batch: Batch; count: number }>[] = [];
+  let from = first.count;
+  while (from < map.maxEntries || reading.length > 0) {
+    while (from < map.maxEntries && reading.length < READERS) {
+      const to = Math.min(map.maxEntries, from + step);
+      const part = readSlice(map, batches.take(step), from, to);
+      part.catch(() => {});
+      reading.push(part);
+      from = to;
+    }
+    const { batch, count } = (await reading.shift()) as { batch: Batch; count: number };
+    await emitter.put(batch, count);
+  }
+  await emitter.end();
+  return FULL;
+}
+
+/** Reads indexes `from` to `to - 1`. */
+async function readSlice(map: BpfMap, batch: Batch, from: number, to: number) {
+  // Never behind an index that is not there: that would be the map's beginning.
+  const result = await map.lookupBatchAsync(map.cursor(from - 1), batch, to - from);
+  if (result.error) throw result.error;
+  if (result.count !== to - from) {
+    throw new Error(`${map.subject}: ${result.count} of the indexes ${from} to ${to - 1}`);
+  }
+  return { batch, count: result.count };
+}
+
+async function readEachIndex(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  const items = new Collector(map, sink, work);
+  const key = Buffer.alloc(4);
+  for (let index = 0; index < map.maxEntries; index++) {
+    key.writeUInt32LE(index);
+    const value = map.lookup(key);
+    if (value !== undefined) await items.add(key, value);
+  }
+  await items.end();
+  return FULL;
+}
+
+/** Bytes of a map's memory that are mapped at a time. */
+const WINDOW = 64 * 1024 * 1024;
+/** The largest page of a machine bpfimg knows (arm64, ppc64). */
+const PAGE = 65_536;
+
+/** Reads an array with BPF_F_MMAPABLE through its memory, where values stand round_up(value_size, 8) apart. */
+export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  // Fields that only the kernel may see (locks, timers, lists) stand in the memory as they are; a batch hides them.
+  if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info().btfId !== 0) return readIndexes(map, sink, work);
+  const stride = roundUp8(map.valueSize);
+  // Windows begin where a value and a page do: a stride is a multiple of 8.
+  let unit = 1;
+  while ((unit * stride) % PAGE !== 0) unit *= 2;
+  const step = Math.max(1, Math.floor(WINDOW / (stride * unit))) * unit;
+  for (let from = 0; from < map.maxEntries; from += step) {
+    const count = Math.min(step, map.maxEntries - from);
+    let memory: Mapping;
+    try {
+      memory = map.mmap({ offset: from * stride, length: count * stride, populate: true });
+    } catch (error) {
+      // A shared mapping of a read-only fd is a private one to the kernel, which maps do not take.
+      if (error instanceof KernelError && from === 0) return readIndexes(map, sink, work);
+      throw error;
+    }
+    try {
+      await putMemory(map, sink, memory.bytes, from, count);
+    } finally {
+      memory.close();
+    }
+    work.progress(sink.count);
+  }
+  return FULL;
+}
+
+/** Puts `count` values of a mapping whose first is that of index `from`. */
+async function putMemory(map: BpfMap, sink: ItemSink, memory: Buffer, from: number, count: number): Promise<void> {
+  const stride = roundUp8(map.valueSize);
+  const part = room(map);
+  for (let done = 0; done < count; done += part) {
+    const items = Math.min(part, count - done);
+    const keys = new Uint32Array(items);
+    for (let i = 0; i < items; i++) keys[i] = from + done + i;
+    let values = memory.subarray(done * stride, (done + items) * stride);
+    if (stride !== map.valueSize) {
+      const packed = Buffer.allocUnsafe(items * map.valueSize);
+      for (let i = 0; i < items; i++) values.copy(packed, i * map.valueSize, i * stride, i * stride + map.valueSize);
+      values = packed;
+    }
+    await sink.put(Buffer.from(keys.buffer), values, items);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Tries: the cursor is the last key read, and when it is deleted the kernel begins anew
+
+/** Times a reading may be thrown back to the beginning by deletions. */
+const RESTARTS = 1000;
+
+/**
+ * Compares two keys of a trie in the order the kernel walks them: a longer prefix before the shorter one that
+ * contains it, else by the first bit that differs. Bits behind the prefix do not count.
+ * (trie_get_next_key: postorder, left before right.)
+ */
+export function comparePrefixes(keys: Uint8Array, a: number, others: Uint8Array, b: number): number {
+  const [one, two] = [prefixLength(keys, a), prefixLength(others, b)];
+  const common = Math.min(one, two);
+  for (let bit = 0, at = 4; bit < common; bit += 8, at++) {
+    const mask = common - bit >= 8 ? 0xff : (0xff00 >> (common - bit)) & 0xff;
+    const differ = ((keys[a + at] as number) & mask) - ((others[b + at] as number) & mask);
+    if (differ !== 0) return differ;
+  }
+  return two - one;
+}
+
+/** The u32 a trie's key begins with: bits that count. */
+function prefixLength(keys: Uint8Array, at: number): number {
+  const byte = (i: number) => keys[at + i] as number;
+  return (byte(0) | (byte(1) << 8) | (byte(2) << 16) | (byte(3) << 24)) >>> 0;
+}
+
+/** Reads tries. The order of keys is known, so whatever stands not behind the last key was read before. */
+export async function readPrefixes(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  const { keySize, valueStride } = map;
+  const batches = new Batches(map);
+  const emitter = new Emitter(sink, work, batches);
+  const cursor: BatchCursor = map.cursor();
+  let last: Buffer | undefined;
+  for (let restarts = 0, end = false; !end; ) {
+    const batch = batches.take(Math.min(room(map), 4096));
+    const result = map.lookupBatch(cursor, batch);
+    if (last === undefined && hasNoBatches(result)) return readKeys(map, sink, work);
+    if (result.error) throw result.error;
+    end = result.end;
+    const { keys, values } = batch;
+    let kept = 0;
+    let before: Buffer = last ?? keys;
+    let at = last === undefined ? -1 : 0;
+    let back = false;
+    for (let i = 0; i < result.count; i++) {
+      if (at >= 0 && comparePrefixes(keys, i * keySize, before, at) <= 0) {
+        back = true;
+        continue;
+      }
+      if (kept !== i) {
+        keys.copy(keys, kept * keySize, i * keySize, (i + 1) * keySize);
+        values.copy(values, kept * valueStride, i * valueStride, (i + 1) * valueStride);
+      }
+      before = keys;
+      at = kept * keySize;
+      kept++;
+    }
+    if (kept > 0) last = Buffer.from(keys.subarray((kept - 1) * keySize, kept * keySize));
+    if (back && ++restarts > RESTARTS) throw changesTooFast(map);
+    await emitter.put(batch, kept);
+  }
+  await emitter.end();
+  return FULL;
+}
+
+function changesTooFast(map: BpfMap): BpfimgError {
+  return new BpfimgError('conflict', `${map.subject}: it changes faster than it can be read`);
+}
+
+// ---------------------------------------------------------------------------------------------------
+// One by one: kernels before 5.6, and types without batches
+
+/** Collects single items into batches for the sink. */
+class Collector {
+  readonly #keys: Buffer;
+  readonly #values: Buffer;
+  readonly #room: number;
+  #held = 0;
+
+  constructor(
+    readonly map: BpfMap,
+    readonly sink: ItemSink,
+    readonly work: Work,
+  ) {
+    this.#room = Math.min(room(map), 4096);
+    this.#keys = Buffer.allocUnsafe(this.#room * map.keySize);
+    this.#values = Buffer.allocUnsafe(this.#room * map.valueStride);
+  }
+
+  async add(key: Uint8Array, value: Uint8Array): Promise<void> {
+    this.#keys.set(key, this.#held * this.map.keySize);
+    this.#values.set(value, this.#held * this.map.valueStride);
+    if (++this.#held === this.#room) await this.end();
+  }
+
+  async end(): Promise<void> {
+    await this.sink.put(this.#keys, this.#values, this.#held);
+    this.#held = 0;
+    this.work.progress(this.sink.count);
+  }
+}
+
+/** Times the keys are walked until nothing new turns up. */
+const PASSES = 5;
+
+/**
+ * Reads with GET_NEXT_KEY and LOOKUP_ELEM. While the map changes, that walk starts again when its key was
+ * deleted, gives keys twice, and misses some that stay put; so keys are remembered (the one way whose memory
+ * grows with the map), and walked again until a walk brings nothing new.
+ */
+export async function readKeys(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  const items = new Collector(map, sink, work);
+  const seen = new Set<string>();
+  for (let pass = 1; pass <= PASSES; pass++) {
+    const known = seen.size;
+    const whole = await walkKeys(map, seen, items);
+    await items.end();
+    if (whole && (pass > 1 || seen.size === 0) && seen.size === known) return FULL;
+  }
+  return { kind: 'partial', why: 'it changed while it was read key by key, so items may be missing' };
+}
+
+/** One walk over the keys; false when it was given up because it made no progress. */
+async function walkKeys(map: BpfMap, seen: Set<string>, items: Collector): Promise<boolean> {
+  const key = Buffer.alloc(map.keySize);
+  // Repeats beyond all there is: it was thrown back again and again.
+  let patience = seen.size + 1000;
+  for (let more = map.nextKey(undefined, key); more !== undefined; more = map.nextKey(key, key)) {
+    const name = key.toString('latin1');
+    if (seen.has(name)) {
+      if (--patience < 0) return false;
+      continue;
+    }
+    const value = map.lookup(key);
+    if (value === undefined) continue;
+    seen.add(name);
+    patience++;
+    await items.add(key, value);
+  }
+  return true;
+}

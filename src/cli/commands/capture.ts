@@ -1,0 +1,88 @@
+import { type CapturedMap, capture } from '../../capture/capture.js';
+import { BpfimgError, EXIT } from '../../errors.js';
+import { LiveMaps } from '../../kernel/live.js';
+import { openSys, type Sys } from '../../kernel/sys.js';
+import { type MapTypes, reportText } from '../../maptype.js';
+import { colours, nameText, sizeText, table } from '../../render.js';
+import { coloured, type Io } from '../io.js';
+import { mapTypes } from '../plugins.js';
+import { Progress } from '../progress.js';
+import { type SelectorArguments, selected, selectorsOf, unseenText } from '../selectors.js';
+import { written } from '../written.js';
+
+export interface CaptureArguments extends SelectorArguments {
+  readonly dir: string;
+  readonly force: boolean;
+  readonly skipUnsupported: boolean;
+  readonly libdir: readonly string[];
+  readonly json: boolean;
+  readonly color?: boolean | undefined;
+}
+
+/** @param sys the kernel; tests have their own */
+export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<number> {
+  const selectors = selectorsOf(args);
+  if (!args.all && !selected(selectors)) {
+    throw new BpfimgError('usage', 'which maps? --id, --name, --pinned, --pid, or --all');
+  }
+  const types = await mapTypes(args.libdir, io);
+  const kernel = sys ?? (await openSys());
+  const live = LiveMaps.look(kernel);
+  const maps = live.select(selectors);
+  const unseen = unseenText(live.unseen);
+  if (args.all && unseen !== '') io.say(`bpfimg: ${unseen}`);
+  const { pids, fds = [] } = selectors;
+  const progress = new Progress(io);
+  let rows: CapturedMap[];
+  try {
+    rows = await capture(kernel, maps, args.dir, types, {
+      force: args.force,
+      lenient: args.all,
+      holders: ({ pid, fd }) => pids.length === 0 || (pids.includes(pid) && (fds.length === 0 || fds.includes(fd))),
+      progress: (doing) => progress.update(doing),
+    });
+  } finally {
+    progress.end();
+  }
+  await written(undefined, io, async (out) => {
+    if (args.json) {
+      const list = rows.map((row) => `\n  ${JSON.stringify(members(row, types))}`);
+      out.text(`{"maps":[${list.join(',')}]}\n`);
+      return;
+    }
+    const look = colours(coloured(io, args.color));
+    const lines = table(
+      COLUMNS,
+      rows.map((row) => cells(row, types)),
+      look,
+    );
+    for (const line of rows.length === 0 ? ['no BPF maps'] : lines) out.text(`${line}\n`);
+  });
+  const failed = rows.filter(({ report }) => report.kind === 'not supported');
+  return failed.length > 0 && !args.skipUnsupported ? EXIT.failed : EXIT.ok;
+}
+
+function members(row: CapturedMap, types: MapTypes): Record<string, unknown> {
+  const { id, name, type, items, bytes, report } = row;
+  return { map_id: id, name, type: types.get(type).name, items, bytes, report: reportText(report) };
+}
+
+const COLUMNS = [
+  { title: 'ID', right: true },
+  { title: 'NAME' },
+  { title: 'TYPE' },
+  { title: 'ITEMS', right: true },
+  { title: 'SIZE', right: true },
+  { title: 'REPORT' },
+];
+
+function cells({ id, name, type, items, bytes, report }: CapturedMap, types: MapTypes): string[] {
+  return [
+    String(id),
+    nameText(name),
+    types.get(type).name,
+    String(items),
+    sizeText(bytes),
+    nameText(reportText(report)),
+  ];
+}

@@ -1,0 +1,323 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import * as fs from 'node:fs';
+import { constants } from 'node:os';
+import { type Dump, openDump } from '../../dump/model.js';
+import { selectMaps } from '../../dump/select.js';
+import { BpfimgError, EXIT, ioError } from '../../errors.js';
+import { BpfMap } from '../../kernel/map.js';
+import { MAP_RULES } from '../../kernel/rules.js';
+import { openSys, type Sys } from '../../kernel/sys.js';
+import { type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
+import { colours, nameText, sizeText, table } from '../../render.js';
+import type { CpuFold } from '../../replay/items.js';
+import { PinFolder, pinName } from '../../replay/pins.js';
+import { type PlannedMap, planBreaches, planMap } from '../../replay/plan.js';
+import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
+import { coloured, type Io } from '../io.js';
+import { mapTypes } from '../plugins.js';
+import { Progress } from '../progress.js';
+import { isFolder } from '../source.js';
+import { written } from '../written.js';
+
+export interface ReplayArguments {
+  readonly dir: string;
+  readonly map: readonly string[];
+  readonly pin?: string | undefined;
+  readonly hold: boolean;
+  /** What follows `--`. */
+  readonly command: readonly string[];
+  readonly dryRun: boolean;
+  readonly verify: boolean;
+  readonly force: boolean;
+  readonly maxEntries?: number | undefined;
+  readonly percpu?: CpuFold | undefined;
+  readonly libdir: readonly string[];
+  readonly json: boolean;
+  readonly color?: boolean | undefined;
+}
+
+/** @param sys the kernel; tests have their own */
+export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<number> {
+  const keepers = [args.pin !== undefined, args.hold, args.command.length > 0].filter(Boolean).length;
+  if (keepers > 1) throw new BpfimgError('usage', '--pin, --hold and a command exclude each other');
+  if (keepers === 0 && !args.dryRun) {
+    throw new BpfimgError('usage', 'what shall keep the maps? --pin DIR, --hold, or -- COMMAND');
+  }
+  const { maxEntries } = args;
+  if (maxEntries !== undefined && (!Number.isInteger(maxEntries) || maxEntries < 1 || maxEntries > 0xffff_ffff)) {
+    throw new BpfimgError('usage', '--max-entries takes a whole number from 1 to 4294967295');
+  }
+  if (!isFolder(args.dir)) throw new BpfimgError('notFound', `${args.dir}: no such folder, expected a dump`);
+  const types = await mapTypes(args.libdir, io);
+  const kernel = sys ?? (await openSys());
+  const dump = await openDump(args.dir);
+  try {
+    const plans = plansOf(dump, args, types, kernel);
+    if (args.dryRun) return await dryRun(plans, args, io);
+    const fresh = await create(kernel, plans, args, io);
+    try {
+      return await keep(kernel, fresh, args, io);
+    } finally {
+      for (const { map } of fresh) map.close();
+    }
+  } finally {
+    dump.close();
+  }
+}
+
+function plansOf(dump: Dump, args: ReplayArguments, types: MapTypes, sys: Sys): PlannedMap[] {
+  const { maxEntries, percpu: perCpu } = args;
+  return selectMaps(dump, args.map).map((map) => planMap(dump, map, types, { maxEntries, perCpu, cpus: sys.cpus }));
+}
+
+async function create(sys: Sys, plans: readonly PlannedMap[], args: ReplayArguments, io: Io): Promise<FreshMap[]> {
+  const progress = new Progress(io);
+  try {
+    return await replay(sys, plans, {
+      force: args.force,
+      verify: args.verify,
+      pin: args.pin,
+      progress: (doing) => progress.update(doing),
+    });
+  } finally {
+    progress.end();
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// What keeps the maps
+
+/** First file descriptor a command gets, as sd_listen_fds(3) has it. */
+const LISTEN_FDS_START = 3;
+
+/** An fd for whoever gets the map, good for what the original was. */
+interface Handed {
+  readonly fd: number;
+  readonly note?: string;
+  close(): void;
+}
+
+/** The map's own fd, or another one where the original was only for reading or only for writing. */
+function hand(sys: Sys, { map, plan }: FreshMap): Handed {
+  const own = { fd: map.fd, close: () => {} };
+  if (plan.access === 'rw') return own;
+  const mode = plan.access === 'ro' ? 'read-only' : 'write-only';
+  try {
+    const reopened = BpfMap.openById(sys, map.id, plan.access);
+    return { fd: reopened.fd, close: () => reopened.close() };
+  } catch (error) {
+    const why = error instanceof BpfimgError ? error.message : String(error);
+    return { ...own, note: `its fd was ${mode} and is for both now: ${why}` };
+  }
+}
+
+async function keep(sys: Sys, fresh: readonly FreshMap[], args: ReplayArguments, io: Io): Promise<number> {
+  if (args.pin !== undefined) {
+    await tell(fresh, undefined, args, io);
+    return EXIT.ok;
+  }
+  const handed = fresh.map((one) => hand(sys, one));
+  try {
+    if (args.hold) {
+      await tell(fresh, handed, args, io);
+      // Until a signal ends the process, and with it the maps.
+      await new Promise((resolve) => setInterval(resolve, 1 << 30));
+      return EXIT.ok;
+    }
+    const numbers = handed.map((one, i) => ({ ...one, fd: LISTEN_FDS_START + i }));
+    await tell(fresh, numbers, args, io);
+    return await command(fresh, handed, args.command);
+  } finally {
+    for (const one of handed) one.close();
+  }
+}
+
+/** Runs a command that inherits the maps, and ends as it does. */
+async function command(
+  fresh: readonly FreshMap[],
+  handed: readonly Handed[],
+  words: readonly string[],
+): Promise<number> {
+  const names = fresh.map(({ plan }) => pinName(plan.spec.name, plan.mapId));
+  const env = { ...process.env, LISTEN_FDS: String(handed.length), LISTEN_FDNAMES: names.join(':') };
+  // LISTEN_PID is the command's own: a shell knows it, and becomes the command.
+  const shell = ['-c', 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"', 'sh', ...words];
+  const child = spawn('/bin/sh', shell, {
+    env,
+    stdio: ['inherit', 'inherit', 'inherit', ...handed.map(({ fd }) => fd)],
+  });
+  return await outcome(child);
+}
+
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+
+/** The exit code of a child; signals that are meant for it are passed on. */
+function outcome(child: ChildProcess): Promise<number> {
+  const before = SIGNALS.map((signal) => [signal, process.listeners(signal)] as const);
+  for (const signal of SIGNALS) {
+    process.removeAllListeners(signal);
+    // A terminal sends SIGINT to both; a second one does no harm to a command that is ending.
+    process.on(signal, () => child.kill(signal));
+  }
+  return new Promise<number>((resolve, reject) => {
+    child.once('error', (error) => reject(ioError('/bin/sh', 'run it', error)));
+    child.once('exit', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal])));
+  }).finally(() => {
+    for (const [signal, listeners] of before) {
+      process.removeAllListeners(signal);
+      for (const listener of listeners) process.on(signal, listener as () => void);
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------
+// What is told
+
+const COLUMNS = [
+  { title: 'OLD ID', right: true },
+  { title: 'ID', right: true },
+  { title: 'FD', right: true },
+  { title: 'NAME' },
+  { title: 'TYPE' },
+  { title: 'ITEMS', right: true },
+  { title: 'PIN' },
+  { title: 'REPORT' },
+];
+
+async function tell(
+  fresh: readonly FreshMap[],
+  handed: readonly Handed[] | undefined,
+  args: ReplayArguments,
+  io: Io,
+): Promise<void> {
+  const rows = fresh.map(({ plan, map, pin, report }, i) => {
+    const note = handed?.[i]?.note;
+    const text =
+      note === undefined ? reportText(report) : reportText(report).replace(/^full$/, 'partial') + `: ${note}`;
+    return {
+      map_id: plan.mapId,
+      new_id: map.id,
+      fd: handed?.[i]?.fd ?? null,
+      name: plan.spec.name,
+      type: plan.type.name,
+      items: plan.items.count,
+      pin: pin ?? null,
+      report: text,
+    };
+  });
+  const cells = rows.map((row) => [
+    String(row.map_id),
+    String(row.new_id),
+    String(row.fd ?? ''),
+    nameText(row.name),
+    row.type,
+    String(row.items),
+    nameText(row.pin ?? ''),
+    nameText(row.report),
+  ]);
+  await show(rows, COLUMNS, cells, args, io);
+}
+
+const PLAN_COLUMNS = [
+  { title: 'OLD ID', right: true },
+  { title: 'NAME' },
+  { title: 'TYPE' },
+  { title: 'KEY', right: true },
+  { title: 'VALUE', right: true },
+  { title: 'MAX', right: true },
+  { title: 'FLAGS' },
+  { title: 'FROZEN' },
+  { title: 'ITEMS', right: true },
+  { title: 'MEMORY', right: true },
+  { title: 'REPORT' },
+];
+
+/** Says what would be created, and why it would not. */
+async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: Io): Promise<number> {
+  const problems: string[] = [];
+  const rows = plans.map((plan) => {
+    const { spec, items, plugin, type, frozen, lacks } = plan;
+    const why = planBreaches(plan);
+    if (plugin.replay === undefined) why.push(`bpfimg cannot replay ${type.name} maps yet`);
+    for (const one of why) problems.push(`${plan.subject}: ${one}`);
+    return {
+      map_id: plan.mapId,
+      name: spec.name,
+      type: type.name,
+      key_size: spec.keySize,
+      value_size: spec.valueSize,
+      max_entries: spec.maxEntries,
+      map_flags: mapFlagNames(spec.flags),
+      frozen,
+      items: items.count,
+      memory: plan.memory,
+      report:
+        why.length > 0
+          ? `not supported: ${why.join('; ')}`
+          : lacks.length > 0
+            ? `partial: ${lacks.join('; ')}`
+            : 'full',
+    };
+  });
+  const short = args.force ? undefined : memoryShort(plans);
+  if (short !== undefined) problems.push(short);
+  const lacking = missingCapabilities(plans);
+  if (lacking !== undefined) problems.push(lacking);
+  const place = args.pin === undefined ? undefined : PinFolder.check(args.pin);
+  if (place !== undefined) problems.push(place);
+  const cells = rows.map((row) => [
+    String(row.map_id),
+    nameText(row.name),
+    row.type,
+    String(row.key_size),
+    String(row.value_size),
+    String(row.max_entries),
+    row.map_flags.map((name) => name.replace('BPF_F_', '').toLowerCase()).join(' '),
+    row.frozen ? 'yes' : 'no',
+    String(row.items),
+    sizeText(row.memory),
+    nameText(row.report),
+  ]);
+  await show(rows, PLAN_COLUMNS, cells, args, io);
+  for (const problem of problems) io.say(`bpfimg: ${problem}`);
+  return problems.length > 0 ? EXIT.failed : EXIT.ok;
+}
+
+/** Bits of CapEff (capability.h). */
+const CAPABILITY = { CAP_NET_ADMIN: 12, CAP_SYS_ADMIN: 21, CAP_BPF: 39 } as const;
+
+/** The capabilities that this process lacks to create the maps. */
+function missingCapabilities(plans: readonly PlannedMap[]): string | undefined {
+  const status = fs.readFileSync('/proc/self/status', 'latin1');
+  const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
+  const has = (name: keyof typeof CAPABILITY) => (effective & (1n << BigInt(CAPABILITY[name]))) !== 0n;
+  if (has('CAP_SYS_ADMIN')) return undefined;
+  const lacking: string[] = [];
+  if (plans.length > 0 && !has('CAP_BPF')) lacking.push('CAP_BPF');
+  if (plans.some(({ spec }) => MAP_RULES[spec.type]?.network === true) && !has('CAP_NET_ADMIN')) {
+    lacking.push('CAP_NET_ADMIN');
+  }
+  return lacking.length === 0 ? undefined : `creating these maps needs ${lacking.join(' and ')}`;
+}
+
+/** Rows as a table or as JSON: on standard output, which with a command is the command's. */
+async function show(
+  rows: readonly object[],
+  columns: Parameters<typeof table>[0],
+  cells: readonly string[][],
+  args: ReplayArguments,
+  io: Io,
+): Promise<void> {
+  const lines = args.json
+    ? [`{"maps":[${rows.map((row) => `\n  ${JSON.stringify(row)}`).join(',')}]}`]
+    : rows.length === 0
+      ? ['no BPF maps']
+      : table(columns, cells, colours(args.command.length === 0 && coloured(io, args.color)));
+  if (args.command.length > 0 && !args.dryRun) {
+    for (const line of lines) io.say(line);
+    return;
+  }
+  await written(undefined, io, async (out) => {
+    for (const line of lines) out.text(`${line}\n`);
+  });
+}

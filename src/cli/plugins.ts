@@ -1,0 +1,77 @@
+/** The map types a command knows: those of bpfimg's own plugins, and of those in `--libdir`. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { plugins } from '../../plugins/index.js';
+import * as readers from '../capture/read.js';
+import { BpfimgError, ioError } from '../errors.js';
+import { FULL, MapTypes, type Plugin } from '../maptype.js';
+import * as fillers from '../replay/fill.js';
+import type { Io } from './io.js';
+
+/** What a plugin of a user is given: bpfimg's own ways to read and to fill maps. */
+export const toolkit = { ...readers, ...fillers, FULL };
+export type Toolkit = typeof toolkit;
+
+/**
+ * The map types of bpfimg and of the plugins in `folders` and in BPFIMG_LIBS_DIR.
+ *
+ * A plugin is a module (.js, .mjs, .cjs) whose default export is a {@link Plugin}, or a function that makes
+ * one of the {@link Toolkit}. Of two that serve one type the later does; bpfimg's own come first.
+ * @throws BpfimgError for a folder or module that cannot be loaded, or is no plugin
+ */
+export async function mapTypes(folders: readonly string[], io: Pick<Io, 'env'>): Promise<MapTypes> {
+  const more = (io.env.BPFIMG_LIBS_DIR ?? '').split(':').filter((folder) => folder !== '');
+  const found: Plugin[] = [...plugins];
+  for (const folder of [...more, ...folders]) {
+    let names: string[];
+    try {
+      names = fs.readdirSync(folder);
+    } catch (error) {
+      throw ioError(folder, 'read it', error);
+    }
+    for (const name of names.filter((one) => /\.[cm]?js$/.test(one)).sort()) {
+      found.push(await load(path.resolve(folder, name)));
+    }
+  }
+  return new MapTypes(found);
+}
+
+async function load(file: string): Promise<Plugin> {
+  let exported: unknown;
+  try {
+    exported = ((await import(pathToFileURL(file).href)) as { default?: unknown }).default;
+    if (typeof exported === 'function') exported = await exported(toolkit);
+  } catch (error) {
+    const what = error instanceof Error ? error.message : String(error);
+    throw new BpfimgError('unsupported', `${file}: it cannot be loaded: ${what}`, { cause: error });
+  }
+  const problem = problemOf(exported);
+  if (problem !== undefined) throw new BpfimgError('unsupported', `${file}: no plugin: ${problem}`);
+  return exported as Plugin;
+}
+
+const HOOKS = ['attributes', 'capture', 'replay', 'keyText'];
+const KEYS = ['bytes', 'index', 'prefix', 'fd', 'none'];
+
+/** What keeps `value` from being a plugin. */
+function problemOf(value: unknown): string | undefined {
+  if (typeof value !== 'object' || value === null) return 'expected an object as its default export';
+  const { name, types, ...rest } = value as Record<string, unknown>;
+  if (typeof name !== 'string' || name === '') return 'expected a name';
+  if (!Array.isArray(types) || types.length === 0) return 'expected a list of map types';
+  for (const type of types as unknown[]) {
+    const row = (typeof type === 'object' ? type : undefined) as Record<string, unknown> | null | undefined;
+    const { number, name: typeName, since, key } = row ?? {};
+    if (!Number.isInteger(number) || (number as number) < 0 || (number as number) > 0xffff_ffff) {
+      return 'a type without a number';
+    }
+    if (typeof typeName !== 'string' || typeof since !== 'string') return `type ${number}: expected name and since`;
+    if (!KEYS.includes(key as string)) return `type ${number}: key must be one of ${KEYS.join(', ')}`;
+  }
+  for (const hook of HOOKS) {
+    if (rest[hook] !== undefined && typeof rest[hook] !== 'function') return `${hook} must be a function`;
+  }
+  const odd = Object.keys(rest).find((member) => !HOOKS.includes(member));
+  return odd === undefined ? undefined : `unknown member ${odd}`;
+}

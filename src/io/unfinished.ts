@@ -1,0 +1,28 @@
+/** What a command has made and must not leave behind when it is interrupted. */
+import * as fs from 'node:fs';
+
+/** Each with whether it is a folder that others may put something into. */
+const names = new Map<string, boolean>();
+
+/**
+ * From now on `name` (a file, a folder, a pin) goes away when the command is interrupted.
+ * @param shared a folder that is removed only when nothing is in it any more
+ */
+export function unfinished(name: string, shared = false): void {
+  names.set(name, shared);
+}
+
+/** `name` is meant to stay, or is gone; returns whether it was noted. */
+export function finished(name: string): boolean {
+  return names.delete(name);
+}
+
+/** Removes everything half-made. For signal handlers; safe to call at any time. */
+export function removeUnfinished(): void {
+  // The last first: pins before the folder they are in.
+  for (const [name, shared] of [...names].reverse()) {
+    if (!shared) fs.rmSync(name, { recursive: true, force: true });
+    else if (fs.existsSync(name) && fs.readdirSync(name).length === 0) fs.rmdirSync(name);
+  }
+  names.clear();
+}

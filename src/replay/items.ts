@@ -1,0 +1,98 @@
+/** The items of a dump as a replay takes them. */
+import { roundUp8 } from '../bytes.js';
+import type { MapData } from '../dump/model.js';
+import { BpfimgError } from '../errors.js';
+import type { Input } from '../io/input.js';
+import type { ItemSource } from '../maptype.js';
+
+/** No items, of a map without data. */
+export function noItems(keySize: number, valueSize: number): ItemSource {
+  return { count: 0, keySize, valueSize, read: async () => {} };
+}
+
+/** The items of one data entry, whose keys and values are `keySize` and `valueSize` bytes. */
+export function imageItems(input: Input, data: MapData, keySize: number, valueSize: number): ItemSource {
+  const keysAt = data.entry.extraAt;
+  const valuesAt = keysAt + data.keysBytes;
+  return {
+    count: data.count,
+    keySize,
+    valueSize,
+    async read(from, count, keys, values) {
+      await readFully(input, keys.subarray(0, count * keySize), keysAt + from * keySize);
+      await readFully(input, values.subarray(0, count * valueSize), valuesAt + from * valueSize);
+    },
+  };
+}
+
+async function readFully(input: Input, into: Uint8Array, position: number): Promise<void> {
+  for (let got = 0; got < into.length; ) {
+    const count = await input.read(got === 0 ? into : into.subarray(got), position + got);
+    if (count === 0) throw new BpfimgError('badImage', `${input.name}: it has become shorter while it was read`);
+    got += count;
+  }
+}
+
+/** What becomes of per-CPU values on a machine with another number of possible CPUs. */
+export type CpuFold = 'first' | 'sum' | 'spread';
+
+/**
+ * Per-CPU items of `from` CPUs, re-cut for `to` CPUs.
+ *
+ * - `first`: CPU n keeps its value where both machines have one; further CPUs start with zero.
+ * - `sum`: CPU 0 gets the sum over all CPUs, the others zero.
+ * - `spread`: CPU n's value is added to that of CPU n modulo `to`.
+ *
+ * Sums are those of little-endian words of 8 bytes (4 where value_size is no multiple of 8), and wrap.
+ * @param valueSize bytes of one CPU's value
+ * @throws BpfimgError `unsupported` for sums of values that are no words
+ */
+export function foldCpus(items: ItemSource, valueSize: number, from: number, to: number, how: CpuFold): ItemSource {
+  const stride = roundUp8(valueSize);
+  const word = valueSize % 8 === 0 ? 8 : 4;
+  if (how !== 'first' && valueSize % word !== 0) {
+    throw new BpfimgError(
+      'unsupported',
+      `--percpu ${how}: values of ${valueSize} bytes are no numbers of 4 or 8 bytes; --percpu first keeps them`,
+    );
+  }
+  const own = stride * from;
+  let spare = Buffer.alloc(0);
+  return {
+    count: items.count,
+    keySize: items.keySize,
+    valueSize: stride * to,
+    async read(first, count, keys, values) {
+      if (spare.length < count * own) spare = Buffer.alloc(count * own);
+      const source = spare;
+      // Another reading may begin while this one waits.
+      spare = Buffer.alloc(0);
+      await items.read(first, count, keys, source);
+      values.fill(0, 0, count * stride * to);
+      const [a, b] = [viewOf(source), viewOf(values)];
+      for (let item = 0; item < count; item++) {
+        for (let cpu = 0; cpu < from; cpu++) {
+          const at = (item * from + cpu) * stride;
+          if (how === 'first') {
+            if (cpu < to) values.set(source.subarray(at, at + stride), (item * to + cpu) * stride);
+            continue;
+          }
+          addWords(a, at, b, (item * to + (how === 'sum' ? 0 : cpu % to)) * stride, valueSize, word);
+        }
+      }
+      spare = source;
+    },
+  };
+}
+
+function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** Adds the words of `size` bytes at `at` to those at `to`. */
+function addWords(from: DataView, at: number, into: DataView, to: number, size: number, word: number): void {
+  for (let i = 0; i < size; i += word) {
+    if (word === 8) into.setBigUint64(to + i, into.getBigUint64(to + i, true) + from.getBigUint64(at + i, true), true);
+    else into.setUint32(to + i, into.getUint32(to + i, true) + from.getUint32(at + i, true), true);
+  }
+}

@@ -1,0 +1,73 @@
+/**
+ * What a map will cost, and what the machine has. A create that does not fit does not fail: the kernel takes
+ * the memory, and then ends other processes to get some.
+ */
+import * as fs from 'node:fs';
+import { roundUp8 } from '../bytes.js';
+import { MAP_FLAG, type MapShape } from '../kernel/abi.js';
+import type { MapType } from '../maptype.js';
+
+/** Bytes of an element of a hash table beside its key and value (struct htab_elem, its place in lists). */
+const ELEMENT = 48;
+const BUCKET = 16;
+/** Bytes of a node of a trie, beside its key and value; and one between two of them. */
+const NODE = 2 * 40;
+
+/**
+ * Bytes of kernel memory that a fresh map needs, roughly.
+ * @param count items that will be put in: what maps that do not allocate beforehand pay for
+ * @param cpus possible CPUs
+ */
+export function memoryNeed(shape: MapShape, type: MapType, count: number, cpus: number): number {
+  const { keySize, valueSize, maxEntries, flags } = shape;
+  const value = roundUp8(valueSize);
+  if (type.dense === true) return maxEntries * (type.perCpu === true ? 8 + value * cpus : value);
+  if (type.key === 'index') return maxEntries * 8;
+  if (type.key === 'none') return maxEntries * Math.max(1, valueSize);
+  if (type.key === 'fd') return 0;
+  if (type.key === 'prefix') return count * (NODE + roundUp8(keySize) + value);
+  const element = ELEMENT + roundUp8(keySize) + (type.perCpu === true ? 8 + value * cpus : value);
+  const buckets = BUCKET * 2 ** Math.ceil(Math.log2(Math.max(1, maxEntries)));
+  const held = (flags & MAP_FLAG.NO_PREALLOC) !== 0 ? count : maxEntries + cpus;
+  return held * element + buckets;
+}
+
+/** Where memory may be limited, and how it is called. */
+export interface Available {
+  readonly bytes: number;
+  readonly limit: string;
+}
+
+function numberIn(file: string): number | undefined {
+  try {
+    const text = fs.readFileSync(file, 'latin1').trim();
+    return /^\d+$/.test(text) ? Number(text) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** The least of what the machine and the memory cgroups of this process have left. */
+export function memoryAvailable(proc = '/proc', cgroups = '/sys/fs/cgroup'): Available {
+  let least: Available = { bytes: Infinity, limit: 'unknown' };
+  const offer = (bytes: number, limit: string) => {
+    if (bytes < least.bytes) least = { bytes, limit };
+  };
+  try {
+    const text = fs.readFileSync(`${proc}/meminfo`, 'latin1');
+    const match = /^MemAvailable:\s*(\d+) kB/m.exec(text);
+    if (match) offer(Number(match[1]) * 1024, 'memory that is available');
+  } catch {
+    // Without procfs nothing is known, and nothing is refused.
+  }
+  let path = '/';
+  try {
+    path = /^0::(.*)$/m.exec(fs.readFileSync(`${proc}/self/cgroup`, 'latin1'))?.[1] ?? '/';
+  } catch {}
+  for (; path !== '/' && path !== ''; path = path.slice(0, path.lastIndexOf('/'))) {
+    const max = numberIn(`${cgroups}${path}/memory.max`);
+    const used = numberIn(`${cgroups}${path}/memory.current`);
+    if (max !== undefined && used !== undefined) offer(Math.max(0, max - used), `memory that cgroup ${path} has left`);
+  }
+  return least;
+}
