@@ -1,11 +1,12 @@
 /**
- * bpfimg as a library: images, their JSON, and dumps as maps.
+ * bpfimg as a library: images, their JSON, dumps as maps, and live maps.
  *
  * @example
  * const reader = await ImageReader.open(await openInput('bpfmap-data.img'));
  * for await (const entry of reader.entries()) console.log(entry.message.map_id);
  */
 export { plugins } from '../plugins/index.js';
+export { type CapturedMap, type CaptureOptions, capture } from './capture/capture.js';
 export { writeDocument } from './dump/document.js';
 export { encodeDocument } from './dump/encode.js';
 export { type Dump, type DumpMap, openDump, openDumpImage } from './dump/model.js';
@@ -24,4 +25,17 @@ export { KernelError } from './kernel/error.js';
 export { LiveMaps, openLive } from './kernel/live.js';
 export { BpfMap } from './kernel/map.js';
 export { openSys, type Sys } from './kernel/sys.js';
-export { type MapType, MapTypes, type Plugin } from './maptype.js';
+export {
+  FULL,
+  type ItemSink,
+  type ItemSource,
+  type MapType,
+  MapTypes,
+  type Plugin,
+  type Report,
+  reportText,
+  type Work,
+} from './maptype.js';
+export { type PlannedMap, type PlanOptions, planMap } from './replay/plan.js';
+export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
+export { type Toolkit, toolkit } from './toolkit.js';

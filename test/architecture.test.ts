@@ -17,9 +17,11 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   dump: ['json', 'maptype', 'image', 'io', 'bytes', 'errors'],
   capture: ['dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   replay: ['dump', 'maptype', 'kernel', 'io', 'bytes', 'errors'],
+  toolkit: ['capture', 'replay', 'maptype'],
   render: ['bytes'],
   cli: [
     'render',
+    'toolkit',
     'plugins',
     'capture',
     'replay',
@@ -32,7 +34,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
     'bytes',
     'errors',
   ],
-  index: ['plugins', 'capture', 'replay', 'kernel', 'dump', 'json', 'maptype', 'image', 'io', 'bytes', 'errors'],
+  index: ['toolkit', 'plugins', 'capture', 'replay', 'kernel', 'dump', 'json', 'maptype', 'image', 'io', 'bytes', 'errors'],
 };
 
 const sources = ['src', 'plugins'].flatMap((folder) =>

@@ -5,6 +5,7 @@ import t from 'tap';
 import { FINDINGS } from '../src/dump/verify.js';
 import { KINDS } from '../src/image/kinds.js';
 import { shell, TOP, workFolder } from './helpers/command.js';
+import { skipWithoutMaps } from './helpers/kernel-live.js';
 
 interface Example {
   readonly line: number;
@@ -12,16 +13,21 @@ interface Example {
   readonly output: string;
 }
 
-/** The examples of a page: `$ command` lines in console blocks, each with what it prints. */
-function examples(page: string): Example[] {
+/** The examples of a page: `$ command` lines in blocks of this kind, each with what it prints. */
+function examples(page: string, kind: string): Example[] {
   const found: { line: number; command: string; output: string[] }[] = [];
   let inBlock = false;
   for (const [i, text] of page.split('\n').entries()) {
-    if (text.startsWith('```')) inBlock = text === '```console';
+    if (text.startsWith('```')) inBlock = text === `\`\`\`${kind}`;
     else if (inBlock && text.startsWith('$ ')) found.push({ line: i + 1, command: text.slice(2), output: [] });
     else if (inBlock) found.at(-1)?.output.push(text);
   }
   return found.map(({ output, ...rest }) => ({ ...rest, output: output.map((text) => `${text}\n`).join('') }));
+}
+
+/** Text in which ids, which are new each time, and the blanks that line them up are the same. */
+function withoutIds(text: string): string {
+  return text.replace(/\b\d{4,}\b/g, 'N').replace(/^ +| (?= )/gm, '');
 }
 
 const pages = ['README.md', ...fs.readdirSync(path.join(TOP, 'docs')).map((name) => `docs/${name}`)].filter((name) =>
@@ -30,7 +36,7 @@ const pages = ['README.md', ...fs.readdirSync(path.join(TOP, 'docs')).map((name)
 
 for (const name of pages) {
   const page = fs.readFileSync(path.join(TOP, name), 'utf8');
-  const shown = examples(page);
+  const shown = examples(page, 'console');
   if (shown.length > 0) {
     t.test(`${name}: ${shown.length} examples print what the page shows`, async (t) => {
       const cwd = workFolder();
@@ -39,6 +45,19 @@ for (const name of pages) {
         const { stdout, stderr } = shell(`exec 2>&1; ${command}`, { cwd });
         t.equal(stderr, '');
         t.equal(stdout, output, `${name}:${line}: ${command}`);
+      }
+    });
+  }
+  const live = examples(page, 'console live');
+  if (live.length > 0) {
+    const skip = await skipWithoutMaps();
+    t.test(`${name}: ${live.length} examples with live maps print what the page shows`, { skip }, async (t) => {
+      const cwd = workFolder();
+      t.teardown(() => fs.rmSync(cwd, { recursive: true }));
+      t.teardown(() => fs.rmSync('/sys/fs/bpf/bpfimg-docs', { recursive: true, force: true }));
+      for (const { line, command, output } of live) {
+        const { stdout } = shell(`exec 2>&1; ${command}`, { cwd, env: { BPFIMG_TOP: TOP } });
+        t.equal(withoutIds(stdout), withoutIds(output), `${name}:${line}: ${command}`);
       }
     });
   }

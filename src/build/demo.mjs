@@ -1,4 +1,5 @@
-// `npm run demo`: the main job on the real dump in fixtures/, in a temporary folder and without privilege.
+// `npm run demo`: the main job on the real dump in fixtures/, in a temporary folder and without privilege; then,
+// for root with a BPF file system, the same with live maps.
 // Prints each command as one would type it, and what it says; fails when any of them does not do its part.
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -8,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 
 const top = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '../..');
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-demo-'));
+const pins = `/sys/fs/bpf/bpfimg-demo-${process.pid}`;
 const env = { ...process.env, PATH: `${path.join(top, 'dist')}:${process.env.PATH}` };
 const [bold, faint, plain] =
   process.stdout.isTTY && !process.env.NO_COLOR ? ['\x1b[1m', '\x1b[2m', '\x1b[0m'] : ['', '', ''];
@@ -40,6 +42,26 @@ try {
   const found = run('', 'diff before.txt after.txt', 1);
   if (found.match(/^[<>]/gm)?.length !== 2 || !found.includes('deny'))
     throw new Error('diff: expected one changed item');
+  if (process.getuid() === 0 && isBpffs('/sys/fs/bpf')) live();
+  else process.stdout.write('\nThe part with live maps needs root, and a BPF file system at /sys/fs/bpf.\n');
 } finally {
   fs.rmSync(folder, { recursive: true, force: true });
+  fs.rmSync(pins, { recursive: true, force: true });
+}
+
+function isBpffs(place) {
+  return fs.existsSync(place) && fs.statfsSync(place).type === 0xcafe4a11;
+}
+
+/** Captures, edits and replays a map of this kernel. */
+function live() {
+  run('Now with live maps: one of this dump, made anew in the kernel.', `bpfimg replay dump --map cfg --pin ${pins}`);
+  run('Capture it, as one would any map that is in use.', `bpfimg capture --pinned ${pins}/cfg -D before`);
+  run('Let rule 2 deny, and give it room for more.', 'bpfimg decode before -o maps.json');
+  run('', `sed -i -e '/"key":"02000000"/ s/616c6c6f77/64656e7920/' -e 's/"max_entries":4/"max_entries":8/' maps.json`);
+  run('', 'bpfimg encode maps.json -D after');
+  run('Back into the kernel, read back and compared.', `bpfimg replay after --pin ${pins}/new --verify`);
+  run('What is different now?', `bpfimg capture --pinned ${pins}/new/cfg -D fresh`);
+  run('', 'bpfimg show before --limit 4 >before.txt; bpfimg show fresh --limit 4 >after.txt');
+  if (!run('', 'diff before.txt after.txt', 1).includes('deny')) throw new Error('diff: expected a changed item');
 }

@@ -14,8 +14,7 @@ const Module = require('node:module');
 const vm = require('node:vm');
 
 const BUILD = '@BUILD@'; // V8 tells sources apart by length only
-const importModuleDynamically = vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER;
-const command = /^(decode|encode|info|show|verify|diff)$/.test(process.argv[2]) ? process.argv[2] : 'other';
+const command = /^(decode|encode|info|show|verify|list|capture|replay)$/.test(process.argv[2]) ? process.argv[2] : 'other';
 
 /** Runs a file of this folder as `require` would. */
 function run(name) {
@@ -26,12 +25,14 @@ function run(name) {
     cachedData = fs.readFileSync(cache);
   } catch {}
   const source = Module.wrap(fs.readFileSync(file, 'utf8'));
-  const script = new vm.Script(source, { filename: file, cachedData, importModuleDynamically });
+  const script = new vm.Script(source, { filename: file, cachedData });
   if (cachedData === undefined || script.cachedDataRejected) {
     process.once('exit', (code) => code === 0 && keep(script, cache));
   }
   const module = { exports: {} };
   const load = (id) => (id.startsWith('./') ? run(id.slice(2)) : require(id));
+  // Code from the cache cannot do it itself.
+  load.importModule = (url) => import(url);
   script.runInThisContext()(module.exports, load, module, file, __dirname);
   return module.exports;
 }
@@ -53,8 +54,8 @@ function keep(script, cache) {
   }
 }
 
-if (importModuleDynamically === undefined || process.argv.includes('--debug')) {
-  // Node before 20.12; or traces are wanted, which shall name the sources.
+if (process.argv.includes('--debug')) {
+  // Traces are wanted, which shall name the sources.
   process.setSourceMapsEnabled(true);
   require('./bpfimg.cjs');
 } else {

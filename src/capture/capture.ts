@@ -7,7 +7,7 @@
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import { IMAGE } from '../dump/model.js';
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, ioError } from '../errors.js';
 import { BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { encodeMessage } from '../image/wire.js';
@@ -83,7 +83,12 @@ export async function capture(
 const OURS: readonly string[] = [IMAGE.bpfmapFile, IMAGE.data, IMAGE.meta, IMAGE.btf];
 
 function checkFolder(folder: string, force: boolean): void {
-  const names = fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory() ? fs.readdirSync(folder) : [];
+  let names: string[] = [];
+  try {
+    if (fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) names = fs.readdirSync(folder);
+  } catch (error) {
+    throw ioError(folder, 'look into it', error);
+  }
   const images = names.filter((name) => name.endsWith('.img'));
   if (images.length === 0) return;
   const foreign = images.find((name) => !OURS.includes(name));
@@ -163,9 +168,11 @@ class DumpWriter {
     try {
       const report = (await this.types.plugin(map.type).capture?.(map, entry, work)) as Report;
       if (report.kind === 'full' || report.kind === 'partial') await entry.finish();
+      else await entry.drop();
       return report;
     } catch (error) {
       if (!(error instanceof EntryLimit)) throw error;
+      await entry.drop();
       return { kind: 'not supported', why: error.message };
     }
   }

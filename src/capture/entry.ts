@@ -30,6 +30,8 @@ export class EntryWriter implements ItemSink {
   #valuesAt: number;
   /** Writes that are under way. */
   readonly #writes = new Set<Promise<void>>();
+  /** Calls of {@link put} that have not ended. */
+  readonly #puts = new Set<Promise<void>>();
   /** The move that makes more room, while there is one. */
   #growing: Promise<void> = Promise.resolve();
 
@@ -91,7 +93,12 @@ export class EntryWriter implements ItemSink {
         this.#writes.delete(written);
       }
     });
-    await write;
+    this.#puts.add(write);
+    try {
+      await write;
+    } finally {
+      this.#puts.delete(write);
+    }
   }
 
   /** Moves the keys and values of the `held` items that were written to where they stand among `count`. */
@@ -107,7 +114,12 @@ export class EntryWriter implements ItemSink {
     this.#valuesAt = valuesAt;
   }
 
-  /** Ends the entry; the output goes on behind it. Without this, nothing of it stays. */
+  /** Gives the entry up: nothing of it stays, and its place is free for the next. */
+  async drop(): Promise<void> {
+    await Promise.allSettled(this.#puts);
+  }
+
+  /** Ends the entry; the output goes on behind it. */
   async finish(): Promise<void> {
     await this.#growing;
     await this.#place(this.count, this.count);

@@ -15,11 +15,22 @@ import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
 
 /** Threads that read one map side by side; more than four would wait for Node's pool. */
 const READERS = Math.min(4, availableParallelism());
-/** Bytes of items that one call of a reader brings. */
-const READ_BYTES = 2 * 1024 * 1024;
-const READ_ITEMS = 32_768;
 /** Batches that are read or being written at a time, per reader. */
 const AHEAD = 3;
+
+/** How much one call reads. Tests make it small, to have many calls. */
+export interface Limits {
+  /** Items of a map's first call, which is made alone; when not said, those of a usual batch. */
+  readonly first?: number;
+  /** Bytes of items that one call brings, */
+  readonly bytes: number;
+  /** and items. */
+  readonly items: number;
+  /** Items of the first call for a range of buckets: what the range before is compared with where it ran over. */
+  readonly head: number;
+}
+
+const LIMITS: Limits = { bytes: 2 * 1024 * 1024, items: 32_768, head: 512 };
 
 /** Whether a map (or this kernel) has no batches: then nothing was read, and another way must be taken. */
 function hasNoBatches({ error, count }: BatchResult): boolean {
@@ -34,13 +45,14 @@ class Batches {
   constructor(readonly map: BpfMap) {}
 
   take(room: number): Batch {
-    return this.#free.get(room)?.pop() ?? this.map.batch(room);
+    const free = this.#free.get(room);
+    if (free === undefined) this.#free.set(room, []);
+    return free?.pop() ?? this.map.batch(room);
   }
 
   give(batch: Batch): void {
-    const free = this.#free.get(batch.room);
-    if (free === undefined) this.#free.set(batch.room, [batch]);
-    else free.push(batch);
+    // One that has grown is of a size that nobody asks for.
+    this.#free.get(batch.room)?.push(batch);
   }
 }
 
@@ -75,17 +87,14 @@ class Emitter {
   }
 }
 
-/** Items of this map that one call reads. */
-function room(map: BpfMap): number {
-  const fit = Math.floor(READ_BYTES / (map.keySize + map.valueStride));
-  return Math.max(16, Math.min(READ_ITEMS, fit));
+/** Items of this map that one call reads: one where they are long, for a bucket that holds more makes it grow. */
+function room(map: BpfMap, limits: Limits = LIMITS): number {
+  const fit = Math.floor(limits.bytes / (map.keySize + map.valueStride));
+  return Math.max(1, Math.min(limits.items, fit));
 }
 
 // ---------------------------------------------------------------------------------------------------
 // The hash family: the cursor is a bucket, a batch is whole buckets
-
-/** Items of a range's first call: what the range before is compared with where it ran over. */
-const HEAD = 512;
 
 /** What one call brought. */
 interface Run {
@@ -105,18 +114,18 @@ interface Range {
 }
 
 /** Reads hash tables, with several readers where the map is large. */
-export async function readBuckets(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+export async function readBuckets(map: BpfMap, sink: ItemSink, work: Work, limits: Limits = LIMITS): Promise<Report> {
   const batches = new Batches(map);
   const emitter = new Emitter(sink, work, batches);
   const cursor = map.cursor();
-  const batch = map.batch();
+  const batch = map.batch(limits.first);
   const first = map.lookupBatch(cursor, batch);
   if (hasNoBatches(first)) return readKeys(map, sink, work);
   if (first.error) throw first.error;
   await emitter.put(batch, first.count);
   if (!first.end) {
     const position = cursor.position as number;
-    await new Buckets(map, batches, emitter, position, first.count / position).read();
+    await new Buckets(map, batches, emitter, limits, position, first.count / position).read();
   }
   await emitter.end();
   return FULL;
@@ -131,6 +140,7 @@ export async function readBuckets(map: BpfMap, sink: ItemSink, work: Work): Prom
  */
 class Buckets {
   readonly #room: number;
+  readonly #head: number;
   /** Buckets as far as we know; the map's end is where the kernel says. */
   readonly #buckets: number;
   /** Ranges that were begun and are not yet put, in order. */
@@ -142,11 +152,13 @@ class Buckets {
     readonly map: BpfMap,
     readonly batches: Batches,
     readonly emitter: Emitter,
+    limits: Limits,
     from: number,
     /** Items a bucket, so far. */
     private density: number,
   ) {
-    this.#room = room(map);
+    this.#room = room(map, limits);
+    this.#head = Math.min(limits.head, this.#room);
     this.#buckets = 2 ** Math.ceil(Math.log2(map.maxEntries));
     this.#next = from;
   }
@@ -186,7 +198,7 @@ class Buckets {
   async #readRange(from: number, to: number, runs: Run[]): Promise<void> {
     const cursor = this.map.cursor(from);
     for (let at = from; at < to; ) {
-      const batch = this.batches.take(runs.length === 0 ? HEAD : this.#room);
+      const batch = this.batches.take(runs.length === 0 ? this.#head : this.#room);
       const result = await this.map.lookupBatchAsync(cursor, batch, this.#want(to - at, runs.length, batch.room));
       if (result.error) throw result.error;
       at = result.end ? Infinity : (cursor.position as number);
@@ -481,6 +493,8 @@ async function walkKeys(map: BpfMap, seen: Set<string>, items: Collector): Promi
   const key = Buffer.alloc(map.keySize);
   // Repeats beyond all there is: it was thrown back again and again.
   let patience = seen.size + 1000;
+  // Keys without a value: as many as there are slots, or what is deleted under our hands without end.
+  let absent = map.maxEntries + 1000;
   for (let more = map.nextKey(undefined, key); more !== undefined; more = map.nextKey(key, key)) {
     const name = key.toString('latin1');
     if (seen.has(name)) {
@@ -488,7 +502,10 @@ async function walkKeys(map: BpfMap, seen: Set<string>, items: Collector): Promi
       continue;
     }
     const value = map.lookup(key);
-    if (value === undefined) continue;
+    if (value === undefined) {
+      if (--absent < 0) return false;
+      continue;
+    }
     seen.add(name);
     patience++;
     await items.add(key, value);

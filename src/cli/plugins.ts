@@ -3,21 +3,17 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { plugins } from '../../plugins/index.js';
-import * as readers from '../capture/read.js';
 import { BpfimgError, ioError } from '../errors.js';
-import { FULL, MapTypes, type Plugin } from '../maptype.js';
-import * as fillers from '../replay/fill.js';
+import { MapTypes, type Plugin } from '../maptype.js';
+import { toolkit } from '../toolkit.js';
+import { importModule } from './import.js';
 import type { Io } from './io.js';
-
-/** What a plugin of a user is given: bpfimg's own ways to read and to fill maps. */
-export const toolkit = { ...readers, ...fillers, FULL };
-export type Toolkit = typeof toolkit;
 
 /**
  * The map types of bpfimg and of the plugins in `folders` and in BPFIMG_LIBS_DIR.
  *
  * A plugin is a module (.js, .mjs, .cjs) whose default export is a {@link Plugin}, or a function that makes
- * one of the {@link Toolkit}. Of two that serve one type the later does; bpfimg's own come first.
+ * one of the {@link toolkit}. Of two that serve one type the later does; bpfimg's own come first.
  * @throws BpfimgError for a folder or module that cannot be loaded, or is no plugin
  */
 export async function mapTypes(folders: readonly string[], io: Pick<Io, 'env'>): Promise<MapTypes> {
@@ -40,7 +36,7 @@ export async function mapTypes(folders: readonly string[], io: Pick<Io, 'env'>):
 async function load(file: string): Promise<Plugin> {
   let exported: unknown;
   try {
-    exported = ((await import(pathToFileURL(file).href)) as { default?: unknown }).default;
+    exported = ((await importModule(pathToFileURL(file).href)) as { default?: unknown }).default;
     if (typeof exported === 'function') exported = await exported(toolkit);
   } catch (error) {
     const what = error instanceof Error ? error.message : String(error);

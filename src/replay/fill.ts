@@ -8,6 +8,7 @@ import { KernelError } from '../kernel/error.js';
 import type { Batch, BpfMap, Mapping } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
 import { FULL, type ItemSource, type Report, type Work } from '../maptype.js';
+import { type Seen, seenIndexes, seenKeys } from './seen.js';
 
 /** Threads that fill one map side by side; more than four would wait for Node's pool. */
 const WRITERS = Math.min(4, availableParallelism());
@@ -16,9 +17,9 @@ const WRITE_BYTES = 1024 * 1024;
 const WRITE_ITEMS = 16_384;
 
 /** Items of this map that one call writes. */
-function room(map: BpfMap): number {
-  const fit = Math.floor(WRITE_BYTES / (map.keySize + map.valueStride));
-  return Math.max(16, Math.min(WRITE_ITEMS, fit));
+export function itemsInCall(map: BpfMap): number {
+  const fit = Math.floor(WRITE_BYTES / Math.max(1, map.keySize + map.valueStride));
+  return Math.max(1, Math.min(WRITE_ITEMS, fit));
 }
 
 function keyOf(map: BpfMap, batch: Batch, index: number): Buffer {
@@ -34,88 +35,168 @@ function refused(error: unknown, key: Uint8Array): unknown {
   return error instanceof KernelError ? error.of(`item ${hex(key)}`) : error;
 }
 
-/** Writes `count` items of a batch one by one. */
-function updateEach(map: BpfMap, batch: Batch, count: number, flags = 0): void {
-  for (let i = 0; i < count; i++) {
+/** Writes items `from` to `to - 1` of a batch one by one. */
+function updateEach(map: BpfMap, batch: Batch, from: number, to: number): void {
+  for (let i = from; i < to; i++) {
     const key = keyOf(map, batch, i);
     try {
-      map.update(key, valueAt(map, batch, i), flags);
+      map.update(key, valueAt(map, batch, i));
     } catch (error) {
       throw refused(error, key);
     }
   }
 }
 
-/** Writes `count` items of a batch, on another thread when `aside`; one by one where there are no batches. */
-async function update(map: BpfMap, batch: Batch, count: number, aside: boolean): Promise<void> {
+/** Writes items `from` to `from + count - 1` of a batch; one by one where there are no batches. */
+async function update(map: BpfMap, batch: Batch, count: number, from = 0): Promise<void> {
   if (count === 0) return;
-  const result = aside ? await map.updateBatchAsync(batch, count) : map.updateBatch(batch, count);
+  // A thread costs more than a short call.
+  const aside = count * (map.keySize + map.valueStride) > 65_536;
+  const result = aside ? await map.updateBatchAsync(batch, count, from) : map.updateBatch(batch, count, from);
   const { error, count: done } = result;
   if (error === undefined) return;
   const { errno } = error;
   if (done === 0 && (errno === ERRNO.ENOTSUPP || errno === ERRNO.EINVAL || errno === ERRNO.EOPNOTSUPP)) {
-    updateEach(map, batch, count);
+    updateEach(map, batch, from, from + count);
     return;
   }
-  throw refused(error, keyOf(map, batch, done));
+  throw refused(error, keyOf(map, batch, from + done));
 }
 
-/** Leaves out what an array has anyway; returns how many items stay. */
-type Sieve = (map: BpfMap, batch: Batch, count: number) => number;
+/** Inserts an item of a batch; false when its key is there already. */
+function insert(map: BpfMap, batch: Batch, index: number): boolean {
+  const key = keyOf(map, batch, index);
+  try {
+    map.update(key, valueAt(map, batch, index), ELEM_FLAG.NOEXIST);
+    return true;
+  } catch (error) {
+    if (error instanceof KernelError && error.errno === ERRNO.EEXIST) return false;
+    throw refused(error, key);
+  }
+}
 
-/** Fills a map from its image in parts, `writers` of them at a time. */
-async function fill(map: BpfMap, items: ItemSource, work: Work, writers: number, sieve?: Sieve): Promise<Report> {
-  const step = Math.min(room(map), Math.max(1, items.count));
+/** The report of a map that took `repeats` of `count` items away again, for the sake of later ones. */
+function filled(repeats: number, count: number): Report & { readonly repeats?: number } {
+  if (repeats === 0) return FULL;
+  const why = `${repeats} of its ${count} items have the key of a later one, which counts`;
+  return { kind: 'partial', why, repeats };
+}
+
+interface FillOptions {
+  readonly writers: number;
+  /** Keys that were there before. */
+  readonly seen: Seen;
+  /** Every key of the map is there from the beginning, with a value of zero. */
+  readonly dense: boolean;
+}
+
+/**
+ * Fills a map from its image, some parts of it at a time. An item whose key has perhaps been there before is
+ * held back until the others are written, so that the last of several counts, as in a restore by CRIU.
+ */
+async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOptions): Promise<Report> {
+  const { seen, dense } = options;
+  const step = Math.min(itemsInCall(map), Math.max(1, items.count));
+  const held = map.batch(step);
+  let holding = 0;
+  let repeats = 0;
   let next = 0;
   let done = 0;
+  let failed = false;
+  const writing = new Set<Promise<void>>();
+
+  /** Puts in what was held back, in order. */
+  const release = async () => {
+    await Promise.allSettled(writing);
+    for (let i = 0; i < holding && !failed; i++) {
+      if (!dense && insert(map, held, i)) continue;
+      repeats++;
+      updateEach(map, held, i, i + 1);
+      await pause();
+    }
+    holding = 0;
+  };
+
+  /** Moves the items to be written now to the batch's beginning; returns how many they are. */
+  const sift = (batch: Batch, count: number): number => {
+    let kept = 0;
+    for (let i = 0; i < count; i++) {
+      if (seen(batch.keys, i)) {
+        copyItem(map, batch, i, held, holding++);
+        continue;
+      }
+      if (dense && isZeroAt(map, batch, i)) continue;
+      if (kept !== i) copyItem(map, batch, i, batch, kept);
+      kept++;
+    }
+    return kept;
+  };
+
+  /** Reads the next part and begins to write it. */
+  const part = async (batch: Batch) => {
+    if (failed || next >= items.count) return undefined;
+    const from = next;
+    const count = Math.min(step, items.count - from);
+    next += count;
+    await items.read(from, count, batch.keys, batch.values);
+    if (holding + count > step) await release();
+    const written = update(map, batch, sift(batch, count));
+    writing.add(written);
+    const over = () => writing.delete(written);
+    written.then(over, over);
+    return { count, written };
+  };
+
+  // One part after the other is read and sifted: which item is the later one must be known.
+  let turn: Promise<unknown> = Promise.resolve();
   const writer = async () => {
     const batch = map.batch(step);
-    while (next < items.count) {
-      const from = next;
-      const count = Math.min(step, items.count - from);
-      next += count;
-      await items.read(from, count, batch.keys, batch.values);
-      const kept = sieve === undefined ? count : sieve(map, batch, count);
-      // A thread costs more than a short call.
-      await update(map, batch, kept, kept * (map.keySize + map.valueStride) > 65_536);
-      done += count;
+    for (;;) {
+      const mine = turn.then(() => part(batch));
+      turn = mine.catch(() => {});
+      const begun = await mine;
+      if (begun === undefined) return;
+      await begun.written;
+      done += begun.count;
       work.progress(done);
       await pause();
     }
   };
-  const all = Array.from({ length: Math.min(writers, Math.ceil(items.count / step)) }, writer);
+  const all = Array.from({ length: Math.min(options.writers, Math.ceil(items.count / step)) }, () =>
+    writer().catch((error: unknown) => {
+      failed = true;
+      throw error;
+    }),
+  );
   // All of them, before an error is told: none may go on with a map that is closed.
   for (const end of await Promise.allSettled(all)) if (end.status === 'rejected') throw end.reason;
-  return FULL;
+  await release();
+  return filled(repeats, items.count);
 }
 
 /** Fills in the image's order: for maps whose writers would only wait for each other. */
 export function fillInOrder(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
-  return fill(map, items, work, 1);
+  return fill(map, items, work, { writers: 1, seen: seenKeys(items, work.type), dense: false });
 }
 
 // ---------------------------------------------------------------------------------------------------
 // Arrays
 
-/** Moves items whose value is not all zero to the batch's beginning: a fresh array is zero. */
-function withoutZeros(map: BpfMap, batch: Batch, count: number): number {
-  const { keys, values } = batch;
+function isZeroAt(map: BpfMap, batch: Batch, index: number): boolean {
   const stride = map.valueStride;
-  let kept = 0;
-  for (let i = 0; i < count; i++) {
-    if (values[i * stride] === 0 && isZero(values, i * stride, (i + 1) * stride)) continue;
-    if (kept !== i) {
-      keys.copy(keys, kept * 4, i * 4, i * 4 + 4);
-      values.copy(values, kept * stride, i * stride, (i + 1) * stride);
-    }
-    kept++;
-  }
-  return kept;
+  return batch.values[index * stride] === 0 && isZero(batch.values, index * stride, (index + 1) * stride);
 }
 
-/** Fills a fresh array, with several writers. */
+/** Copies item `i` of a batch to item `j` of another, or of the same. */
+function copyItem(map: BpfMap, from: Batch, i: number, to: Batch, j: number): void {
+  const { keySize, valueStride } = map;
+  from.keys.copy(to.keys, j * keySize, i * keySize, (i + 1) * keySize);
+  from.values.copy(to.values, j * valueStride, i * valueStride, (i + 1) * valueStride);
+}
+
+/** Fills a fresh array, with several writers. What is zero is left out: a fresh array is. */
 export function fillIndexes(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
-  return fill(map, items, work, WRITERS, withoutZeros);
+  return fill(map, items, work, { writers: WRITERS, seen: seenIndexes(map), dense: true });
 }
 
 /** Bytes of a map's memory that are mapped at a time. */
@@ -134,12 +215,20 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
     if (error instanceof KernelError) return fillIndexes(map, items, work);
     throw error;
   }
+  const seen = seenIndexes(map);
+  let repeats = 0;
   try {
-    const batch = map.batch(room(map));
+    const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
     for (let done = 0; done < items.count; done += batch.room) {
       const count = Math.min(batch.room, items.count - done);
       await items.read(done, count, batch.keys, batch.values);
-      for (let i = 0; i < count; i++) window.put(batch.keys.readUInt32LE(4 * i), valueAt(map, batch, i));
+      for (let i = 0; i < count; i++) {
+        const repeated = seen(batch.keys, i);
+        if (repeated) repeats++;
+        // Zero is there already, and below a smaller max_entries it has no place.
+        else if (isZeroAt(map, batch, i)) continue;
+        window.put(batch.keys.readUInt32LE(4 * i), valueAt(map, batch, i));
+      }
       work.progress(done + count);
       await pause();
     }
@@ -147,7 +236,7 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
     // Before it is frozen: that fails while it is mapped for writing.
     window.close();
   }
-  return FULL;
+  return filled(repeats, items.count);
 }
 
 /** The part of an array's memory that is mapped just now. */
@@ -204,13 +293,39 @@ class Window {
 /** Fills a hash table of any kind. */
 export function fillHash(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   if (work.type.evicts === true) return fillEvicting(map, items, work);
-  // With a fixed seed, the order of items is that of insertion, newest first: so it becomes the image's.
-  if ((map.flags & MAP_FLAG.ZERO_SEED) !== 0) return fill(map, backwards(items), work, 1);
-  return fill(map, items, work, WRITERS);
+  if ((map.flags & MAP_FLAG.ZERO_SEED) !== 0) return fillBackwards(map, items, work);
+  return fill(map, items, work, { writers: WRITERS, seen: seenKeys(items, work.type), dense: false });
+}
+
+/**
+ * Fills a hash table with a fixed seed. There the order of items is that of insertion, newest first: so it
+ * becomes the image's.
+ */
+async function fillBackwards(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
+  const seen = seenKeys(items, work.type);
+  const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
+  const last = backwards(items);
+  let repeats = 0;
+  for (let done = 0; done < items.count; done += batch.room) {
+    const count = Math.min(batch.room, items.count - done);
+    await last.read(done, count, batch.keys, batch.values);
+    let from = 0;
+    for (let i = 0; i < count; i++) {
+      if (!seen(batch.keys, i)) continue;
+      await update(map, batch, i - from, from);
+      // Of several items with one key the last is there already.
+      if (!insert(map, batch, i)) repeats++;
+      from = i + 1;
+    }
+    await update(map, batch, count - from, from);
+    work.progress(done + count);
+    await pause();
+  }
+  return filled(repeats, items.count);
 }
 
 /** The same items, last one first. */
-function backwards(items: ItemSource): ItemSource {
+export function backwards(items: ItemSource): ItemSource {
   const { count, keySize, valueSize } = items;
   return {
     count,
@@ -232,6 +347,16 @@ function backwards(items: ItemSource): ItemSource {
 /** Times the items that the kernel dropped are put in again. Two were enough for every size that was measured. */
 const REFILLS = 5;
 
+/** CPUs that items are written from, each its share; empty when the thread cannot be bound to any. */
+function evictingCpus(map: BpfMap, before: readonly number[] | number): readonly number[] {
+  const { sys } = map;
+  // All there are, and not only those this process was told to keep to: each holds its share of the map.
+  if ((map.flags & MAP_FLAG.NO_COMMON_LRU) !== 0) {
+    return [...Array(sys.cpus).keys()].filter((cpu) => sys.setAffinity([cpu]) >= 0);
+  }
+  return typeof before === 'number' ? [] : before.slice(0, 1);
+}
+
 /**
  * Fills a map that evicts. Every update succeeds, and yet items are lost: the kernel takes free elements in
  * chunks for each CPU, and makes some by eviction when the last chunk is short. So all are written from one
@@ -241,51 +366,54 @@ const REFILLS = 5;
 async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   const { sys } = map;
   const before = sys.getAffinity();
-  const cpus = typeof before === 'number' || before.length === 0 ? [-1] : before;
-  const shares = (map.flags & MAP_FLAG.NO_COMMON_LRU) !== 0 ? cpus.length : 1;
-  const batch = map.batch(Math.min(room(map), Math.max(1, items.count)));
-  /** Goes over all items on the CPUs they belong to. */
-  const each = async (part: (count: number) => void) => {
-    for (let share = 0; share < shares; share++) {
-      const end = Math.floor((items.count * (share + 1)) / shares);
-      for (let from = Math.floor((items.count * share) / shares); from < end; from += batch.room) {
-        const count = Math.min(batch.room, end - from);
-        await items.read(from, count, batch.keys, batch.values);
-        const cpu = cpus[share] as number;
-        if (cpu >= 0) sys.setAffinity([cpu]);
-        part(count);
-        work.progress(from + count);
-        await pause();
-      }
-    }
-  };
   try {
+    const cpus = evictingCpus(map, before);
+    const shares = Math.max(1, cpus.length);
+    const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
+    /** Goes over all items on the CPUs they belong to. */
+    const each = async (part: (count: number) => void) => {
+      for (let share = 0; share < shares; share++) {
+        const end = Math.floor((items.count * (share + 1)) / shares);
+        for (let from = Math.floor((items.count * share) / shares); from < end; from += batch.room) {
+          const count = Math.min(batch.room, end - from);
+          await items.read(from, count, batch.keys, batch.values);
+          const cpu = cpus[share];
+          if (cpu !== undefined) sys.setAffinity([cpu]);
+          part(count);
+          work.progress(from + count);
+          await pause();
+        }
+      }
+    };
     await each((count) => {
       const { error, count: done } = map.updateBatch(batch, count);
       if (error === undefined) return;
       if (done > 0) throw refused(error, keyOf(map, batch, done));
-      updateEach(map, batch, count);
+      updateEach(map, batch, 0, count);
     });
-    const value = new Uint8Array(map.valueStride);
-    for (let again = 0; again < REFILLS && (await countItems(map)) < items.count; again++) {
+    const value = Buffer.alloc(map.valueStride);
+    for (let again = 0; ; again++) {
+      const held = await countItems(map);
+      if (held >= items.count) return FULL;
+      if (again === REFILLS) {
+        const why = `it holds ${held} of ${items.count} items: the kernel drops the others for new ones`;
+        return { kind: 'partial', why };
+      }
       let missing = 0;
       await each((count) => {
         for (let i = 0; i < count; i++) {
-          const key = keyOf(map, batch, i);
-          if (map.lookup(key, 0, value) !== undefined) continue;
-          missing++;
-          map.update(key, valueAt(map, batch, i), ELEM_FLAG.NOEXIST);
+          const there = map.lookup(keyOf(map, batch, i), 0, value) !== undefined;
+          if (!there) missing++;
+          // Of several items with one key the last counts: that one must come after the others once more.
+          if (!there || !value.equals(valueAt(map, batch, i))) updateEach(map, batch, i, i + 1);
         }
       });
       // Fewer items than the image has, but none missing: some stand twice in it.
-      if (missing === 0) return FULL;
+      if (missing === 0) return filled(items.count - held, items.count);
     }
   } finally {
     if (typeof before !== 'number') sys.setAffinity(before);
   }
-  const held = await countItems(map);
-  if (held >= items.count) return FULL;
-  return { kind: 'partial', why: `it holds ${held} of ${items.count} items: the kernel drops the others for new ones` };
 }
 
 /** Items that a map holds now. */

@@ -1,7 +1,9 @@
 /**
- * `npm run bench`: the codec's budgets, as Markdown on standard output.
+ * `npm run bench`: the budgets, as Markdown on standard output.
  *
- *     npm run --silent bench -- [--quick] [--size MIB]
+ *     npm run --silent bench -- [--quick] [--live] [--size MIB]
+ *
+ * `--live` leaves the codec out.
  */
 import { spawnSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
@@ -14,9 +16,12 @@ import { encodeMessage } from '../../src/image/wire.js';
 import { writeHead, writeMessage } from '../../src/image/writer.js';
 import { openOutput } from '../../src/io/output.js';
 import { BPFIMG, TOP } from '../helpers/command.js';
+import { measureLive, unable } from './live.js';
 import { inTurn, type Measured, median, run, sameFiles } from './measure.js';
 
-const { values: options } = parseArgs({ options: { quick: { type: 'boolean' }, size: { type: 'string' } } });
+const { values: options } = parseArgs({
+  options: { quick: { type: 'boolean' }, live: { type: 'boolean' }, size: { type: 'string' } },
+});
 const quick = options.quick === true;
 const size = Number(options.size ?? (quick ? 64 : 1024));
 if (!Number.isInteger(size) || size < 1) throw new Error('--size: a whole number of MiB');
@@ -72,15 +77,16 @@ async function repeat(runs: number, what: () => Promise<Measured>): Promise<Meas
   return { ms: median(all.map(({ ms }) => ms)), peak: Math.max(...all.map(({ peak }) => peak)) };
 }
 
+const words = process.argv.slice(2).join(' ');
 const [cpu] = os.cpus();
 const family = (cpu?.model ?? 'unknown CPU').replace(/\s*((\d+-Core|Processor|CPU)\b|[@(]).*$/i, '');
 process.stdout.write(
   `${family}, ${os.cpus().length} cores; Linux ${os.release().split('.', 2).join('.')}; Node ${process.version}; ` +
-    `\`npm run bench${quick ? ' -- --quick' : options.size ? ` -- --size ${size}` : ''}\`\n`,
+    `\`npm run bench${words === '' ? '' : ` -- ${words}`}\`\n`,
 );
 
 // ---------------------------------------------------------------------------------------------------
-{
+if (!options.live) {
   const runs = quick ? 15 : 41;
   const flowd = path.join(TOP, 'fixtures/flowd');
   table('Start-up', 'command', 'ms', '`node -e 0`, ms', 'ratio', 'budget');
@@ -99,7 +105,7 @@ process.stdout.write(
 }
 
 // ---------------------------------------------------------------------------------------------------
-{
+if (!options.live) {
   const runs = quick ? 1 : 3;
   const maps = 4;
   const image = await dataImage('data.img', maps, Math.ceil((size * MIB) / maps / 80), 16, 64);
@@ -131,7 +137,7 @@ process.stdout.write(
 }
 
 // ---------------------------------------------------------------------------------------------------
-{
+if (!options.live) {
   const runs = quick ? 1 : 5;
   const count = quick ? 100_000 : 1_000_000;
   const image = await dataImage('items.img', 1, count, 16, 64);
@@ -145,4 +151,25 @@ process.stdout.write(
     line(`encode from ${dialect}`, seconds(encode.ms), mib(encode.peak), '');
   }
   process.stdout.write(`\nMedian of ${runs === 1 ? 'one run' : `${runs} runs`}, largest peak.\n`);
+}
+
+// ---------------------------------------------------------------------------------------------------
+{
+  const why = unable();
+  const sizes = quick ? [100_000] : [1_000_000, 8_000_000];
+  for (const count of why === undefined ? sizes : []) {
+    const budget = count === 1_000_000 ? '≤ 1.0, ≤ 200 MiB' : '≤ 200 MiB';
+    table(`${count.toLocaleString('en')} items of live maps`, 'work', 's', 'C, s', 'ratio', 'peak MiB', 'budget');
+    for (const { work, ms, reference, ratio, peak } of await measureLive(folder, count, count > 1_000_000 ? 3 : 11)) {
+      const compared =
+        ratio === undefined || reference === undefined ? ['', ''] : [seconds(reference), ratio.toFixed(2)];
+      line(work, seconds(ms), ...compared, mib(peak), ratio === undefined ? '' : budget);
+    }
+  }
+  process.stdout.write(
+    why === undefined
+      ? '\nC is `test/bench/reference.c`: one thread, LOOKUP_BATCH or UPDATE_BATCH, 4096 items a call, nothing synced. ' +
+          'Medians of runs in turn; the ratio is the median of the ratios pair by pair; largest peak.\n'
+      : `\nLive maps were not measured: ${why}.\n`,
+  );
 }

@@ -1,7 +1,7 @@
 import { plugins } from '../../../plugins/index.js';
 import { roundUp8 } from '../../bytes.js';
 import { writeDocument } from '../../dump/document.js';
-import { type Dump, type DumpMap, dataShape, type MapData, openDump } from '../../dump/model.js';
+import { type Dump, type DumpMap, dataShape, type FileMessage, type MapData, openDump } from '../../dump/model.js';
 import { mapName, selectMaps } from '../../dump/select.js';
 import { openImageSource } from '../../dump/source.js';
 import { BpfimgError } from '../../errors.js';
@@ -33,6 +33,9 @@ export interface ShowArguments {
   readonly json: boolean;
   readonly color?: boolean | undefined;
 }
+
+/** Digits of the largest index. */
+const WIDEST_INDEX = String(0xffff_ffff).length;
 
 /** Bytes of one key or value that are shown; `decode` has all. */
 const SHOWN_BYTES = 64;
@@ -168,7 +171,8 @@ class Show {
     const cpus = shape.perCpu === undefined ? 1 : shape.valueSize / cpuSize;
     const valueSize = shape.perCpu ?? shape.valueSize;
     const keyWidth = width(shape.keySize);
-    const keyText = Math.min(shape.keySize, DUMP_WIDTH);
+    const text = this.#keyText(file);
+    const keyText = text === undefined ? Math.min(shape.keySize, DUMP_WIDTH) : WIDEST_INDEX;
     const valueWidth = width(valueSize);
     for (let item = 0; item < shown; item++) {
       const key = await this.#bytes(data, item * shape.keySize, shape.keySize);
@@ -181,7 +185,7 @@ class Show {
           const part = (bytes: Uint8Array) => bytes.subarray(line * DUMP_WIDTH, (line + 1) * DUMP_WIDTH);
           const cells = [
             `  ${hexGroups(part(keyPart)).padEnd(keyWidth)}`,
-            look.dim(asciiText(part(keyPart)).padEnd(keyText)),
+            look.dim((text?.(part(keyPart)) ?? asciiText(part(keyPart))).padEnd(keyText)),
             ...(shape.perCpu === undefined ? [] : [line === 0 ? `cpu${cpu}`.padEnd(6) : ''.padEnd(6)]),
             hexGroups(part(value)).padEnd(valueWidth),
             look.dim(asciiText(part(value))),
@@ -193,6 +197,14 @@ class Show {
       await this.out.turn();
     }
     if (shown < data.count) this.#line(look.dim(`  … ${data.count - shown} more (--limit N shows N, 0 all)`));
+  }
+
+  /** How keys of a map look to people who know its type; undefined where hex and ASCII are the best there is. */
+  #keyText(file: FileMessage | undefined): ((key: Uint8Array) => string | undefined) | undefined {
+    if (file === undefined) return undefined;
+    const type = this.types.get(file.map_type);
+    const plugin = this.types.plugin(file.map_type);
+    return plugin.keyText === undefined || type.key !== 'index' ? undefined : (key) => plugin.keyText?.(key, type);
   }
 
   /** The first bytes of a key or value at `at` within the entry's extra. */

@@ -1,0 +1,86 @@
+/** Remembers which keys were there before, in memory that does not grow with the image. */
+import type { BpfMap } from '../kernel/map.js';
+import type { ItemSource, MapType } from '../maptype.js';
+
+/** Whether key number `index` of `keys` was there before, and from now on it was. May err on the side of yes. */
+export type Seen = (keys: Buffer, index: number) => boolean;
+
+/** Bits for each key: two of them are set, and one key in some hundred is taken for another. */
+const BITS_A_KEY = 32;
+/** Bits at most: 64 MiB. */
+const MOST_BITS = 29;
+
+/** For keys of any kind (a Bloom filter). */
+export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pick<MapType, 'key'>): Seen {
+  const { count, keySize } = items;
+  const bits = Math.min(MOST_BITS, Math.max(10, Math.ceil(Math.log2(BITS_A_KEY * Math.max(1, count)))));
+  const filter = new Int32Array(1 << (bits - 5));
+  const mask = 2 ** bits - 1;
+  const hashOf = type.key === 'prefix' ? prefixHash : keySize % 4 === 0 ? wordHash : byteHash;
+  return (keys, index) => {
+    const hash = hashOf(keys, index * keySize, keySize);
+    const [one, two] = [hash & mask, Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d) & mask];
+    const [a, b] = [1 << (one & 31), 1 << (two & 31)];
+    const before = ((filter[one >>> 5] as number) & a) !== 0 && ((filter[two >>> 5] as number) & b) !== 0;
+    filter[one >>> 5] = (filter[one >>> 5] as number) | a;
+    filter[two >>> 5] = (filter[two >>> 5] as number) | b;
+    return before;
+  };
+}
+
+/** For indexes of an array, exact; of one with too many, none is remembered. */
+export function seenIndexes(map: Pick<BpfMap, 'maxEntries'>): Seen {
+  const { maxEntries } = map;
+  if (maxEntries > 2 ** MOST_BITS) return () => false;
+  const bits = new Int32Array((maxEntries + 31) >>> 5);
+  return (keys, item) => {
+    const index = keys.readUInt32LE(item * 4);
+    if (index >= maxEntries) return false;
+    const word = bits[index >>> 5] as number;
+    bits[index >>> 5] = word | (1 << (index & 31));
+    return (word & (1 << (index & 31))) !== 0;
+  };
+}
+
+function mixed(hash: number, word: number): number {
+  const next = Math.imul(hash ^ word, 0x85ebca6b);
+  return next ^ (next >>> 13);
+}
+
+const START = 0x3c6ef372;
+
+function finished(hash: number): number {
+  const next = Math.imul(hash, 0xc2b2ae35);
+  return (next ^ (next >>> 16)) >>> 0;
+}
+
+/** Of keys that are words of 4 bytes. */
+function wordHash(keys: Buffer, at: number, size: number): number {
+  let hash = START;
+  for (let i = at; i < at + size; i += 4) {
+    const word =
+      (keys[i] as number) |
+      ((keys[i + 1] as number) << 8) |
+      ((keys[i + 2] as number) << 16) |
+      ((keys[i + 3] as number) << 24);
+    hash = mixed(hash, word);
+  }
+  return finished(hash);
+}
+
+function byteHash(keys: Buffer, at: number, size: number): number {
+  let hash = START;
+  for (let i = at; i < at + size; i++) hash = mixed(hash, keys[i] as number);
+  return finished(hash);
+}
+
+/** Of keys of a trie, where the bits behind the prefix make no difference. */
+function prefixHash(keys: Buffer, at: number, size: number): number {
+  let left = keys.readUInt32LE(at);
+  let hash = mixed(START, left);
+  for (let i = at + 4; i < at + size && left > 0; i++, left -= 8) {
+    const byte = keys[i] as number;
+    hash = mixed(hash, left >= 8 ? byte : byte & (0xff << (8 - left)));
+  }
+  return finished(hash);
+}

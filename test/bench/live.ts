@@ -1,0 +1,146 @@
+/** Capture and replay of live maps, against one thread of C that makes the same system calls. */
+import { spawnSync } from 'node:child_process';
+import { randomFillSync } from 'node:crypto';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { BpfMap } from '../../src/kernel/map.js';
+import { openSys, type Sys } from '../../src/kernel/sys.js';
+import { BPFIMG, TOP } from '../helpers/command.js';
+import { bpffs } from '../helpers/kernel-live.js';
+import { type Measured, median, run } from './measure.js';
+
+/** One row of the table. */
+export interface LiveRow {
+  readonly work: string;
+  readonly ms: number;
+  readonly reference: number | undefined;
+  /** Median of the ratios pair by pair. */
+  readonly ratio: number | undefined;
+  /** Peak memory in MiB. */
+  readonly peak: number;
+}
+
+interface Size {
+  readonly name: string;
+  readonly type: 'hash' | 'array';
+  readonly keySize: number;
+  readonly valueSize: number;
+  readonly count: number;
+}
+
+/** Why live maps cannot be measured here; undefined when they can. */
+export function unable(): string | undefined {
+  if (process.getuid?.() !== 0) return 'needs root';
+  if (spawnSync('cc', ['--version']).status !== 0) return 'needs a C compiler';
+  return undefined;
+}
+
+function makeMap(sys: Sys, { type, keySize, valueSize, count }: Size): BpfMap {
+  const map = BpfMap.create(sys, {
+    type: type === 'hash' ? 1 : 2,
+    keySize,
+    valueSize,
+    maxEntries: count,
+    name: 'bench',
+  });
+  const batch = map.batch(10_000);
+  for (let done = 0; done < count; done += batch.room) {
+    randomFillSync(batch.keys);
+    randomFillSync(batch.values);
+    // Keys that are all different, and the indexes of an array.
+    for (let i = 0; i < batch.room; i++) batch.keys.writeUInt32LE(done + i, i * keySize);
+    const { error } = map.updateBatch(batch, Math.min(batch.room, count - done));
+    if (error) throw error;
+  }
+  return map;
+}
+
+/** Measures capture and replay of `count` items, `runs` times each. */
+export async function measureLive(folder: string, count: number, runs: number): Promise<LiveRow[]> {
+  const reference = path.join(folder, 'reference');
+  const compiled = spawnSync('cc', ['-O2', '-o', reference, path.join(TOP, 'test/bench/reference.c')]);
+  if (compiled.status !== 0) throw new Error(`reference.c: ${compiled.stderr}`);
+  const sys = await openSys();
+  const pins = bpffs();
+  try {
+    const rows: LiveRow[] = [];
+    const sizes: Size[] = [{ name: 'hash 16+64', type: 'hash', keySize: 16, valueSize: 64, count }];
+    // Arrays stay small: the kernel allocates all of one at once.
+    if (count <= 1_000_000) sizes.push({ name: 'array 4+64', type: 'array', keySize: 4, valueSize: 64, count });
+    for (const size of sizes) rows.push(...(await measureSize(sys, size, folder, pins.folder, reference, runs)));
+    return rows;
+  } finally {
+    pins.remove();
+  }
+}
+
+async function measureSize(
+  sys: Sys,
+  size: Size,
+  folder: string,
+  pins: string,
+  reference: string,
+  runs: number,
+): Promise<LiveRow[]> {
+  const map = makeMap(sys, size);
+  const pin = path.join(pins, 'source');
+  map.pin(pin);
+  const [dump, raw, null_] = [path.join(folder, 'live'), path.join(folder, 'live.raw'), '/dev/null'];
+  const { name, type, keySize, valueSize, count } = size;
+  try {
+    const captured = await inPairs(
+      runs,
+      () => fs.rmSync(dump, { recursive: true, force: true }),
+      () => run([BPFIMG, 'capture', '--id', String(map.id), '-D', dump], undefined, null_),
+      () => run([reference, 'capture', String(map.id), raw], undefined, null_),
+    );
+    const tool = await run(
+      ['bpftool', '-j', 'map', 'dump', 'id', String(map.id)],
+      undefined,
+      path.join(folder, 'tool'),
+    );
+    fs.rmSync(path.join(folder, 'tool'));
+    map.close();
+    fs.rmSync(pin);
+    const fresh = path.join(pins, 'fresh');
+    const numbers = [type === 'hash' ? 1 : 2, keySize, valueSize, count, count].map(String);
+    const replayed = await inPairs(
+      runs,
+      () => fs.rmSync(fresh, { recursive: true, force: true }),
+      () => run([BPFIMG, 'replay', dump, '--pin', fresh], undefined, null_),
+      () => run([reference, 'replay', raw, ...numbers], undefined, null_),
+    );
+    return [
+      { work: `capture ${name}`, ...captured },
+      { work: `\`bpftool -j map dump\` ${name}`, ms: tool.ms, reference: undefined, ratio: undefined, peak: tool.peak },
+      { work: `replay ${name}`, ...replayed },
+    ];
+  } finally {
+    map.close();
+    fs.rmSync(dump, { recursive: true, force: true });
+    fs.rmSync(raw, { force: true });
+  }
+}
+
+/** Runs ours and the reference in turn, `clear` before each of ours and at the end. */
+async function inPairs(
+  runs: number,
+  clear: () => void,
+  ours: () => Promise<Measured>,
+  theirs: () => Promise<Measured>,
+): Promise<Omit<LiveRow, 'work'>> {
+  const pairs: { own: Measured; other: Measured }[] = [];
+  // The first pair fills caches, and is not counted.
+  for (let i = 0; i <= runs; i++) {
+    clear();
+    const other = await theirs();
+    const own = await ours();
+    if (i > 0) pairs.push({ own, other });
+  }
+  return {
+    ms: median(pairs.map(({ own }) => own.ms)),
+    reference: median(pairs.map(({ other }) => other.ms)),
+    ratio: median(pairs.map(({ own, other }) => own.ms / other.ms)),
+    peak: Math.max(...pairs.map(({ own }) => own.peak)),
+  };
+}
