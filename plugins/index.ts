@@ -11,3 +11,5 @@ import { storage } from './storage.js';
 import { trie } from './trie.js';
 
 export const plugins: readonly Plugin[] = [hash, array, percpu, trie, mapInMap, references, queue, storage, memory];
+
+export { strangers } from './strangers.js';

@@ -1,11 +1,16 @@
+import { drain } from '../src/capture/drain.js';
 import type { Plugin } from '../src/maptype.js';
+import { backwards, fillInOrder } from '../src/replay/fill.js';
 
-/** Maps without keys: values are pushed, and popped or only tested for. */
+const STACK = 23;
+
+/** Maps without keys: values are pushed, and reading one takes it out. An image has them in the order of pops. */
 export const queue: Plugin = {
   name: 'queue',
   types: [
-    { number: 22, name: 'queue', since: '4.20', key: 'none' },
-    { number: 23, name: 'stack', since: '4.20', key: 'none' },
-    { number: 30, name: 'bloom_filter', since: '5.16', key: 'none' },
+    { number: 22, name: 'queue', since: '4.20', key: 'none', drains: true },
+    { number: 23, name: 'stack', since: '4.20', key: 'none', drains: true },
   ],
+  capture: (map, sink, work) => drain(map, sink, work, work.type.number === STACK),
+  replay: (map, items, work) => fillInOrder(map, work.type.number === STACK ? backwards(items) : items, work),
 };

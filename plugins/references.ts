@@ -1,18 +1,514 @@
-import type { Plugin } from '../src/maptype.js';
+import { hex, viewOf } from '../src/bytes.js';
+import { metadataOnly, readKeys } from '../src/capture/read.js';
+import { BpfimgError } from '../src/errors.js';
+import { KernelError } from '../src/kernel/error.js';
+import type { BpfMap } from '../src/kernel/map.js';
+import { type Candidate, Interfaces, Programs, programText } from '../src/kernel/objects.js';
+import {
+  type CaptureWork,
+  type Carries,
+  FULL,
+  type ItemSink,
+  type ItemSource,
+  type MapFacts,
+  type Plugin,
+  type ProgramFacts,
+  type Reference,
+  type ReplayWork,
+  type Report,
+} from '../src/maptype.js';
+import { leaveEmpty } from '../src/replay/fill.js';
+import { indexText } from './array.js';
+
+/** What the numbers in a type's values refer to: bytes from the value's start. Values of 4 bytes end before the second. */
+interface Layout {
+  /** Read as an id, written as a file descriptor. */
+  readonly program?: number;
+  readonly ifindex?: number;
+  readonly cookie?: number;
+  /** Keys are CPUs. */
+  readonly cpus?: true;
+  /** Flags of the map that the kernel reports, and does not take back. */
+  readonly ownFlags?: number;
+  /** Slots that bpfimg creates at most. */
+  readonly most?: number;
+}
+
+/** BPF_F_RDONLY_PROG: the kernel sets it on every map of devices, and takes it on none. */
+const RDONLY_PROG = 0x80;
+
+/**
+ * Slots of a PROG_ARRAY. The kernel clears them one by one when the last file descriptor or pin goes, and
+ * whoever opens and closes the map by its id meanwhile makes it leak for ever. 2^20 of them take 0.1 s.
+ */
+const MOST_SLOTS = 2 ** 20;
+
+/** A type without a layout shows nothing of what it holds. */
+const LAYOUTS: Readonly<Record<number, Layout>> = {
+  3: { program: 0, most: MOST_SLOTS },
+  14: { ifindex: 0, program: 4, ownFlags: RDONLY_PROG },
+  15: { cookie: 0 },
+  16: { program: 4, cpus: true },
+  18: { cookie: 0 },
+  20: { cookie: 0 },
+  25: { ifindex: 0, program: 4, ownFlags: RDONLY_PROG },
+};
+
+const found = (what: string): Carries => ({
+  captured: 'items',
+  replayed: 'some items',
+  lost: `items whose ${what} the host does not have`,
+});
+const unreadable = (what: string): Carries => ({
+  captured: 'metadata only',
+  replayed: 'empty',
+  lost: `${what}: the kernel does not tell which it holds`,
+});
+const PROGRAMS = 'program (by pin and tag, else by tag, name and type)';
+const DEVICES = found(`interface (by name) or ${PROGRAMS}`);
+const SOCKETS: Carries = {
+  captured: 'some items',
+  replayed: 'empty',
+  lost: 'sockets: only a process that has one open can put it in; with value_size 4 not even their cookies can be read',
+};
+
+/** What such a kernel says of a look-up. */
+const UNREADABLE: ReadonlySet<string> = new Set(['EOPNOTSUPP', 'ENOTSUPP']);
 
 /** Maps whose values are kernel objects: programs, events, devices, sockets, CPUs, cgroups. */
 export const references: Plugin = {
   name: 'references',
   types: [
-    { number: 3, name: 'prog_array', since: '4.2', key: 'index' },
-    { number: 4, name: 'perf_event_array', since: '4.3', key: 'index' },
-    { number: 8, name: 'cgroup_array', since: '4.8', key: 'index' },
-    { number: 14, name: 'devmap', since: '4.14', key: 'index' },
-    { number: 15, name: 'sockmap', since: '4.14', key: 'index' },
-    { number: 16, name: 'cpumap', since: '4.15', key: 'index' },
-    { number: 17, name: 'xskmap', since: '4.18', key: 'index' },
-    { number: 18, name: 'sockhash', since: '4.18', key: 'bytes' },
-    { number: 20, name: 'reuseport_sockarray', since: '4.19', key: 'index' },
-    { number: 25, name: 'devmap_hash', since: '5.4', key: 'bytes' },
+    { number: 3, name: 'prog_array', since: '4.2', key: 'index', refers: true, carries: found(PROGRAMS) },
+    {
+      number: 4,
+      name: 'perf_event_array',
+      since: '4.3',
+      key: 'index',
+      refers: true,
+      carries: unreadable('perf events'),
+    },
+    { number: 8, name: 'cgroup_array', since: '4.8', key: 'index', refers: true, carries: unreadable('cgroups') },
+    { number: 14, name: 'devmap', since: '4.14', key: 'index', refers: true, carries: DEVICES },
+    { number: 15, name: 'sockmap', since: '4.14', key: 'index', refers: true, carries: SOCKETS },
+    { number: 16, name: 'cpumap', since: '4.15', key: 'index', refers: true, carries: found(`CPU or ${PROGRAMS}`) },
+    { number: 17, name: 'xskmap', since: '4.18', key: 'index', refers: true, carries: unreadable('AF_XDP sockets') },
+    { number: 18, name: 'sockhash', since: '4.18', key: 'bytes', refers: true, carries: SOCKETS },
+    { number: 20, name: 'reuseport_sockarray', since: '4.19', key: 'index', refers: true, carries: SOCKETS },
+    { number: 25, name: 'devmap_hash', since: '5.4', key: 'bytes', refers: true, carries: DEVICES },
   ],
+
+  attributes(spec, type) {
+    const { ownFlags = 0, most = Infinity } = LAYOUTS[type.number] ?? {};
+    if (spec.maxEntries > most) {
+      const what = `${type.name} map${spec.name ? ` (${spec.name})` : ''}`;
+      const why = 'the kernel takes long to clear them, and leaks a map that is looked at meanwhile';
+      throw new BpfimgError('unsupported', `${what}: ${spec.maxEntries} slots, expected at most ${most}: ${why}`);
+    }
+    return { ...spec, flags: ((spec.flags ?? 0) & ~ownFlags) >>> 0 };
+  },
+
+  async capture(map, sink, work) {
+    const layout = LAYOUTS[work.type.number];
+    if (layout === undefined) return metadataOnly(map, sink, work);
+    if (layout.cookie !== undefined && map.valueSize < 8) return captureKeys(map, sink, work);
+    const noted = new Noted(map, sink, layout);
+    let report: Report;
+    try {
+      report = await readKeys(map, noted, work);
+    } catch (error) {
+      // Kernels of the first years of these types let user space write them, and not read.
+      if (!(error instanceof KernelError) || !UNREADABLE.has(error.code ?? '') || sink.count > 0) throw error;
+      return { kind: 'metadata only', why: `lost: its items: this kernel does not tell what it holds (${error.code})` };
+    }
+    const doubts = new Doubts();
+    const sight = new Sight(map, work, doubts);
+    const references = noted.items.map((item) => sight.referenceOf(item));
+    const kept = fitting(references);
+    if (kept.length < references.length && layout.cookie === undefined) {
+      doubts.add('too many items: bpfimg keeps what each number means, not what each item does');
+    }
+    work.keep({ references: kept });
+    return doubts.report(report);
+  },
+
+  /**
+   * Whoever replays a PROG_ARRAY must go on holding it, by a file descriptor or pin: programs that use it do
+   * not, and the kernel clears its slots when nobody does.
+   */
+  async replay(map, items, work) {
+    const layout = LAYOUTS[work.type.number];
+    if (layout === undefined || (layout.cookie !== undefined && map.valueSize < 8)) return leaveEmpty(map, items, work);
+    return new Refill(map, layout, work).fill(items);
+  },
+
+  keyText: (key, type) => (type.key === 'index' ? indexText(key) : undefined),
 };
+
+/** Objects named in one line of a report. */
+const NAMED = 3;
+
+/** What a report has to say beside `full`: the first few things, and how many more. */
+class Doubts {
+  readonly #lines = new Set<string>();
+
+  add(line: string): void {
+    this.#lines.add(line);
+  }
+
+  /** The first few lines as one. */
+  toString(): string {
+    const more = this.#lines.size - NAMED;
+    return [...[...this.#lines].slice(0, NAMED), ...(more > 0 ? [`${more} more like these`] : [])].join('; ');
+  }
+
+  /** `report` with these doubts. */
+  report(report: Report): Report {
+    if (this.#lines.size === 0) return report;
+    return { kind: 'partial', why: report.kind === 'full' ? `${this}` : `${report.why}; ${this}` };
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Capture
+
+/** Sockets that there is room for in the meta image. */
+const MOST_COOKIES = 32_768;
+
+/** An item's key, and the numbers in its value. */
+interface NotedItem {
+  readonly key: Uint8Array;
+  readonly program?: number | undefined;
+  readonly ifindex?: number | undefined;
+  readonly cookie?: bigint | undefined;
+}
+
+/** The numbers in the value at `at`. */
+function numbersIn(view: DataView, at: number, size: number, { program, ifindex, cookie }: Layout) {
+  const u32 = (offset: number | undefined) =>
+    offset === undefined || offset + 4 > size ? undefined : view.getUint32(at + offset, true);
+  return {
+    // 0 is none, where there may be none.
+    program: u32(program) || undefined,
+    ifindex: u32(ifindex),
+    cookie: cookie === undefined ? undefined : view.getBigUint64(at + cookie, true),
+  };
+}
+
+/** Passes items on, and remembers those that refer to something. */
+class Noted implements ItemSink {
+  readonly items: NotedItem[] = [];
+
+  constructor(
+    readonly map: BpfMap,
+    readonly sink: ItemSink,
+    readonly layout: Layout,
+  ) {}
+
+  get count(): number {
+    return this.sink.count;
+  }
+
+  put(keys: Uint8Array, values: Uint8Array, count: number): Promise<void> {
+    const { keySize, valueSize } = this.map;
+    const view = viewOf(values);
+    for (let i = 0; i < count; i++) {
+      const numbers = numbersIn(view, i * valueSize, valueSize, this.layout);
+      if (Object.values(numbers).every((number) => number === undefined)) continue;
+      // A cookie says no more than the value: what there is no room for need not be remembered.
+      if (numbers.cookie !== undefined && this.items.length >= MOST_COOKIES) continue;
+      this.items.push({ key: Uint8Array.from(keys.subarray(i * keySize, (i + 1) * keySize)), ...numbers });
+    }
+    return this.sink.put(keys, values, count);
+  }
+}
+
+/** The programs that one capture has seen, for all of its maps: the walk over pins is the same for each. */
+const captures = new WeakMap<CaptureWork['follow'], Programs>();
+
+/** What can be seen of the things that one map's items refer to. */
+class Sight {
+  readonly #programs: Programs;
+  #interfaces: Interfaces | undefined;
+
+  constructor(
+    readonly map: BpfMap,
+    work: CaptureWork,
+    readonly doubts: Doubts,
+  ) {
+    // `follow` is what all maps of a capture share, and no two captures.
+    this.#programs = captures.get(work.follow) ?? new Programs(map.sys);
+    captures.set(work.follow, this.#programs);
+  }
+
+  referenceOf({ key, program, ifindex, cookie }: NotedItem): Reference {
+    return {
+      key,
+      program: program === undefined ? undefined : this.#program(program),
+      ifindex,
+      ifname: ifindex === undefined ? undefined : this.#ifname(ifindex),
+      cookie,
+    };
+  }
+
+  #program(id: number): ProgramFacts {
+    const facts = { id, ...this.#programs.get(id), pins: this.#programs.pins(id) };
+    if (!('tag' in facts)) {
+      this.doubts.add(`of program ${id} only the id is kept: it is gone, or may not be opened (needs CAP_SYS_ADMIN)`);
+    }
+    return facts;
+  }
+
+  #ifname(index: number): string | undefined {
+    this.#interfaces ??= Interfaces.ofMap(this.map.sys, this.map.id);
+    const name = this.#interfaces.nameOf(index);
+    if (name === undefined) this.doubts.add(`interface ${index} has no name in ${this.#interfaces.where}`);
+    return name;
+  }
+}
+
+/** Bytes of references that a meta entry may have: bpfimg reads entries of 4 MiB. */
+const REFERENCE_BYTES = 3 * 1024 * 1024;
+
+/** Bytes of a reference in the image, at most. */
+function sizeOf({ key, program, ifname = '' }: Reference): number {
+  const pins = program?.pins?.reduce((sum, pin) => sum + 3 * pin.length + 8, 0) ?? 0;
+  return key.length + pins + 2 * (ifname.length + (program?.name?.length ?? 0)) + 80;
+}
+
+/** References as far as there is room: all of them, or one for each thing referred to. */
+function fitting(references: readonly Reference[]): readonly Reference[] {
+  const cut = (list: readonly Reference[]) => {
+    let size = 0;
+    const end = list.findIndex((one) => {
+      size += sizeOf(one);
+      return size > REFERENCE_BYTES;
+    });
+    return end < 0 ? list : list.slice(0, end);
+  };
+  if (cut(references).length === references.length) return references;
+  const things = new Map(references.map((one) => [`${one.program?.id} ${one.ifindex} ${one.cookie}`, one]));
+  return cut([...things.values()]);
+}
+
+/** Sockets of which the kernel tells nothing: their keys, where the map has only keys that are in it. */
+async function captureKeys(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report> {
+  const report = await metadataOnly(map, sink, work);
+  if (work.type.key === 'index' || report.kind === 'full') return report;
+  const keys = new Map<string, Reference>();
+  const key = Buffer.alloc(map.keySize);
+  // A walk over a map that changes may begin again and again.
+  let patience = 2 * map.maxEntries + 1000;
+  for (let more = map.nextKey(undefined, key); more !== undefined && patience-- > 0; more = map.nextKey(key, key)) {
+    keys.set(hex(key), { key: Uint8Array.from(key) });
+  }
+  const references = [...keys.values()];
+  const kept = fitting(references);
+  work.keep({ references: kept });
+  const some = kept.length === references.length ? '' : `the first ${kept.length} of `;
+  return { ...report, why: `${report.why}; kept are ${some}its ${references.length} keys` };
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Replay
+
+/** The meaning of the numbers in items: what was kept for an item, or for another one with the same number. */
+class Meanings {
+  readonly #byKey = new Map<string, Reference>();
+  readonly #programs = new Map<number, ProgramFacts>();
+  readonly #names = new Map<number, string>();
+
+  constructor({ references = [] }: MapFacts) {
+    for (const reference of references) {
+      const { key, program, ifindex, ifname } = reference;
+      this.#byKey.set(hex(key), reference);
+      if (program?.id !== undefined) this.#programs.set(program.id, program);
+      if (ifindex !== undefined && ifname !== undefined) this.#names.set(ifindex, ifname);
+    }
+  }
+
+  /** The program that an item means by `id`. An edited number means another thing than the item's did. */
+  program(key: string, id: number): ProgramFacts {
+    const own = this.#byKey.get(key)?.program;
+    return own !== undefined && (own.id ?? id) === id ? own : (this.#programs.get(id) ?? { id });
+  }
+
+  /** The name of the interface that an item means by `index`. */
+  ifname(key: string, index: number): string | undefined {
+    const own = this.#byKey.get(key);
+    return own?.ifname !== undefined && (own.ifindex ?? index) === index ? own.ifname : this.#names.get(index);
+  }
+}
+
+/** What an item refers to is not here; the message says what. */
+class Unresolved extends Error {}
+
+/** Items read in one go. */
+const STEP = 1024;
+
+/** Fills one fresh map with what its items refer to on this host. Numbers that were read are never written back. */
+class Refill {
+  readonly #meanings: Meanings;
+  readonly #programs: Programs;
+  readonly #value: Buffer;
+  #interfaces: Interfaces | undefined;
+  readonly #missing = new Doubts();
+  readonly #doubts = new Doubts();
+  /** By the recorded id and what is known of it. */
+  readonly #found = new Map<ProgramFacts, Candidate[]>();
+
+  constructor(
+    readonly map: BpfMap,
+    readonly layout: Layout,
+    readonly work: ReplayWork,
+  ) {
+    this.#meanings = new Meanings(work.facts);
+    this.#programs = new Programs(map.sys);
+    this.#value = Buffer.alloc(map.valueSize);
+  }
+
+  async fill(items: ItemSource): Promise<Report> {
+    const { keySize, valueSize } = this.map;
+    const step = Math.max(1, Math.min(STEP, items.count));
+    const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
+    const seen = new Set<string>();
+    let missing = 0;
+    for (let done = 0; done < items.count; done += step) {
+      const count = Math.min(step, items.count - done);
+      await items.read(done, count, keys, values);
+      for (let i = 0; i < count; i++) {
+        const key = keys.subarray(i * keySize, (i + 1) * keySize);
+        seen.add(hex(key));
+        try {
+          this.#item(key, values.subarray(i * valueSize, (i + 1) * valueSize));
+        } catch (error) {
+          if (!(error instanceof Unresolved)) throw error;
+          if (this.work.unresolved === 'fail') throw this.#refused(key, error);
+          missing++;
+          this.#missing.add(`${hex(key)} to ${error.message}`);
+        }
+      }
+      this.work.progress(done + count);
+    }
+    const left: string[] = [];
+    if (missing > 0) {
+      const some = missing === 1 ? '1 item refers' : `${missing} items refer`;
+      left.push(`${some} to what is not to be had here: ${this.#missing}`);
+    }
+    const repeats = items.count - seen.size;
+    if (repeats > 0) left.push(`${repeats} of its ${items.count} items have the key of a later one, which counts`);
+    return this.#doubts.report(left.length === 0 ? FULL : { kind: 'partial', why: left.join('; ') });
+  }
+
+  #refused(key: Uint8Array, { message }: Unresolved): BpfimgError {
+    const what = `${this.work.subject}, item ${hex(key)}: it refers to ${message}`;
+    return new BpfimgError('notFound', `${what}; --unresolved skip leaves such items out`);
+  }
+
+  #item(key: Buffer, value: Buffer): void {
+    const { program: id, ifindex, cookie } = numbersIn(viewOf(value), 0, value.length, this.layout);
+    const name = hex(key);
+    if (cookie !== undefined) {
+      throw new Unresolved(`socket with cookie ${cookie}: only a process that has it open can put it in`);
+    }
+    value.copy(this.#value);
+    const parts: string[] = [];
+    if (ifindex !== undefined) parts.push(this.#interface(name, ifindex));
+    if (id === undefined) {
+      // A number that was edited: every slot of this map is a program, or empty and no item.
+      if (this.layout.program === 0) throw new Unresolved('program 0, which is none');
+      this.#update(key, parts);
+      return;
+    }
+    this.#withProgram(key, this.#meanings.program(name, id), parts);
+  }
+
+  /** Puts the interface's index into the value. */
+  #interface(key: string, recorded: number): string {
+    this.#interfaces ??= Interfaces.own(this.map.sys);
+    const { where } = this.#interfaces;
+    const ifname = this.#meanings.ifname(key, recorded);
+    if (ifname === undefined) {
+      if (this.#interfaces.nameOf(recorded) === undefined) {
+        throw new Unresolved(`interface ${recorded}, which ${where} does not have`);
+      }
+      this.#doubts.add(`item ${key}: interface ${recorded} goes by its index, for its name is not known`);
+      return `interface ${recorded}`;
+    }
+    const index = this.#interfaces.indexOf(ifname);
+    if (index === undefined) throw new Unresolved(`interface ${ifname}, which ${where} does not have`);
+    this.#value.writeUInt32LE(index, this.layout.ifindex as number);
+    return `interface ${ifname}`;
+  }
+
+  /** Writes an item with the likeliest program that the map takes: another use of the same instructions it does not. */
+  #withProgram(key: Buffer, wanted: ProgramFacts, parts: readonly string[]): void {
+    const candidates = this.#candidates(wanted);
+    let failure: unknown;
+    for (const [i, { program, open }] of candidates.entries()) {
+      const fd = open();
+      if (fd < 0) continue;
+      const text = programText(program);
+      try {
+        this.#value.writeUInt32LE(fd, this.layout.program as number);
+        this.#update(key, [...parts, text]);
+      } catch (error) {
+        if (!(error instanceof KernelError) || error.code !== 'EINVAL') throw error;
+        failure ??= error;
+        continue;
+      } finally {
+        this.map.sys.close(fd);
+      }
+      this.#check(key, program.id);
+      if (i === 0 && candidates.length > 1 && program.id !== wanted.id && !this.#isPinned(wanted, program.id)) {
+        const many = `${candidates.length} programs are ${programText({ ...wanted, id: undefined })}`;
+        this.#doubts.add(`item ${hex(key)}: ${many}; it has the newest, ${text}`);
+      }
+      return;
+    }
+    if (failure !== undefined) throw failure;
+    throw new Unresolved(this.#notFound(wanted));
+  }
+
+  #candidates(wanted: ProgramFacts): Candidate[] {
+    const found = this.#found.get(wanted) ?? this.#programs.find(wanted);
+    this.#found.set(wanted, found);
+    return found;
+  }
+
+  #isPinned({ pins = [] }: ProgramFacts, id: number): boolean {
+    return this.#programs.pins(id).some((path) => pins.includes(path));
+  }
+
+  #notFound(wanted: ProgramFacts): string {
+    const { tag, pins = [] } = wanted;
+    const text = programText(wanted);
+    if (tag === undefined) return `${text}, of which only the id is known: it means nothing on another day`;
+    const pin = pins.length === 0 ? '' : `, and not pinned at ${pins.join(' or ')}`;
+    if (this.#programs.all() === undefined)
+      return `${text}${pin}; loaded programs cannot be seen without CAP_SYS_ADMIN`;
+    return `${text}, which is not loaded${pin}`;
+  }
+
+  /** @param parts what the value refers to, for messages */
+  #update(key: Buffer, parts: readonly string[]): void {
+    try {
+      this.map.update(key, this.#value);
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+      if (this.layout.cpus === true && error.code === 'ENODEV') {
+        throw new Unresolved(`CPU ${indexText(key)}, which this machine does not have`);
+      }
+      throw error.of([`item ${hex(key)}`, ...parts].join(', '));
+    }
+  }
+
+  /** The slot holds what it should: what was written is a number of ours, what is read is the kernel's. */
+  #check(key: Buffer, id: number): void {
+    const value = this.map.lookup(key);
+    const got = value && numbersIn(viewOf(value), 0, value.length, this.layout).program;
+    if (got === id) return;
+    const what = got === undefined ? 'no program' : `program ${got}`;
+    throw new BpfimgError('io', `${this.work.subject}, item ${hex(key)}: read back, it has ${what}, expected ${id}`);
+  }
+}

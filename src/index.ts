@@ -6,6 +6,11 @@
  * for await (const entry of reader.entries()) console.log(entry.message.map_id);
  */
 export { plugins } from '../plugins/index.js';
+export { Btf, type BtfOptions, type BtfType, type Kind as BtfKind } from './btf/btf.js';
+export { typeDefinition, typeDefinitions, typeName, typeNamed } from './btf/c.js';
+export { type BtfFile, type MapDefinition, readBtfFile } from './btf/elf.js';
+export { SPECIAL, type SpecialField, type SpecialKind, specialFields } from './btf/special.js';
+export { type Sink, TypedValueError, type ValueCodec, valueCodec } from './btf/values.js';
 export { type CapturedMap, type CaptureOptions, capture } from './capture/capture.js';
 export { writeDocument } from './dump/document.js';
 export { encodeDocument } from './dump/encode.js';

@@ -6,6 +6,7 @@
  */
 import { MAP_FLAG } from './kernel/abi.js';
 import type { BpfMap, MapSpec } from './kernel/map.js';
+import type { Sys } from './kernel/sys.js';
 
 /** What a key of a map type is. */
 export type KeyForm =
@@ -33,8 +34,22 @@ export interface MapType {
   readonly dense?: true;
   /** When it is full, the kernel drops items that were not used for long to make room for new ones. */
   readonly evicts?: true;
+  /** Reading an item takes it out of the map. */
+  readonly drains?: true;
+  /** What user space reads is not what it writes: ids are read, file descriptors are written. */
+  readonly refers?: true;
   /** CRIU 4.2 built with libbpf dumps it. */
   readonly criu?: true;
+  /** What bpfimg carries of it; everything when not said. */
+  readonly carries?: Carries;
+}
+
+/** What is carried of a map type that is not carried whole. */
+export interface Carries {
+  readonly captured: 'items' | 'some items' | 'metadata only';
+  readonly replayed: 'items' | 'some items' | 'empty';
+  /** What is lost, as a clause. */
+  readonly lost: string;
 }
 
 /** What was carried over of one map. */
@@ -51,6 +66,12 @@ export const FULL: Report = { kind: 'full' };
 /** A report as the line that people see and images keep. */
 export function reportText(report: Report): string {
   return report.kind === 'full' ? report.kind : `${report.kind}: ${report.why}`;
+}
+
+/** Bytes of a value, from its start. */
+export interface Span {
+  readonly offset: number;
+  readonly size: number;
 }
 
 /** Takes the items that a capture reads. */
@@ -78,8 +99,91 @@ export interface ItemSource {
 /** What a hook is told beside its map. */
 export interface Work {
   readonly type: MapType;
+  /** How messages name the map. */
+  readonly subject: string;
   /** Called now and then with the number of items done so far. */
   progress(items: number): void;
+}
+
+/** What a map of maps holds its inner maps to. */
+export interface Template {
+  readonly type: number;
+  readonly keySize: number;
+  readonly valueSize: number;
+  readonly maxEntries: number;
+  readonly flags: number;
+}
+
+/** A loaded program, as far as it is known. */
+export interface ProgramFacts {
+  readonly id?: number | undefined;
+  /** BPF_PROG_TYPE_*. */
+  readonly type?: number | undefined;
+  readonly name?: string | undefined;
+  /** The kernel's hash of its instructions, 8 bytes: the same on every host. */
+  readonly tag?: Uint8Array | undefined;
+  readonly pins?: readonly string[] | undefined;
+}
+
+/** What an item's value refers to, where it is a number that means nothing elsewhere. */
+export interface Reference {
+  readonly key: Uint8Array;
+  readonly program?: ProgramFacts | undefined;
+  readonly ifindex?: number | undefined;
+  readonly ifname?: string | undefined;
+  readonly cookie?: bigint | undefined;
+  /** Path below the cgroup file system's mount point. */
+  readonly cgroup?: string | undefined;
+}
+
+/** The types of a map's keys and values, by their ids within a BTF object. */
+export interface TypeFacts {
+  /** The object's id in the dump (or in the kernel). */
+  readonly btf: number;
+  /** 0 for none. */
+  readonly key: number;
+  readonly value: number;
+}
+
+/** What CRIU's images have no room for; it is kept in bpfmap-meta.img. */
+export interface MapFacts {
+  readonly types?: TypeFacts | undefined;
+  readonly template?: Template | undefined;
+  readonly references?: readonly Reference[] | undefined;
+}
+
+/** How maps are captured whose reading takes items out. */
+export type Drain =
+  /** They are not. */
+  | 'no'
+  /** What was taken out is put back in the same order. */
+  | 'restore'
+  /** They stay empty. */
+  | 'keep-empty';
+
+/** What a capture hook is told, and may ask for. */
+export interface CaptureWork extends Work {
+  readonly drain: Drain;
+  /**
+   * Has that map captured as well, if it is not yet: an inner map.
+   * @returns what it is; undefined when it is gone
+   */
+  follow(id: number): Template | undefined;
+  /** Has `end` called when the images stand (`whole`), or when the capture has failed. */
+  afterwards(end: (whole: boolean) => void): void;
+  /** Keeps facts beside the items. */
+  keep(facts: MapFacts): void;
+}
+
+/** What a replay hook is told. */
+export interface ReplayWork extends Work {
+  readonly facts: MapFacts;
+  /** What to do with a reference that leads nowhere on this host. */
+  readonly unresolved: 'fail' | 'skip';
+  /** What {@link Plugin.needs} named. */
+  readonly needed: readonly number[];
+  /** The map made of map `id` of the dump: there already when {@link Plugin.needs} named it. */
+  fresh(id: number): BpfMap | undefined;
 }
 
 /**
@@ -91,10 +195,14 @@ export interface Plugin {
   readonly types: readonly MapType[];
   /** Makes of the attributes that the kernel reported what MAP_CREATE takes. */
   attributes?(spec: MapSpec, type: MapType): MapSpec;
+  /** Creates a map, where that takes more than its attributes. The caller owns it. */
+  create?(sys: Sys, spec: MapSpec, work: ReplayWork): BpfMap;
   /** Reads all items of a live map. */
-  capture?(map: BpfMap, sink: ItemSink, work: Work): Promise<Report>;
-  /** Fills a fresh map. An item that is refused is an {@link ItemError}. */
-  replay?(map: BpfMap, items: ItemSource, work: Work): Promise<Report>;
+  capture?(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report>;
+  /** Maps of the same dump, by id, that must be there before this one can be filled. */
+  needs?(items: ItemSource): Promise<readonly number[]>;
+  /** Fills a fresh map. The error of an item that is refused names its key. */
+  replay?(map: BpfMap, items: ItemSource, work: ReplayWork): Promise<Report>;
   /** A key as people know it, where hex is not the best they can get. */
   keyText?(key: Uint8Array, type: MapType): string | undefined;
 }
@@ -105,8 +213,14 @@ export class MapTypes {
   readonly #byName = new Map<string, MapType>();
   readonly #plugins = new Map<number, Plugin>();
 
-  /** @param plugins of two that serve one type, the later does */
-  constructor(plugins: readonly Plugin[]) {
+  /**
+   * @param plugins of two that serve one type, the later does
+   * @param strangers serves the types that none of them names
+   */
+  constructor(
+    plugins: readonly Plugin[],
+    readonly strangers: Plugin = { name: 'unknown', types: [] },
+  ) {
     for (const plugin of plugins) {
       for (const type of plugin.types) {
         this.#byNumber.set(type.number, type);
@@ -116,9 +230,9 @@ export class MapTypes {
     }
   }
 
-  /** The plugin that serves type `number`; one without hooks for a type that none serves. */
+  /** The plugin that serves type `number`; that of strangers for one that none names. */
   plugin(number: number): Plugin {
-    return this.#plugins.get(number) ?? { name: 'unknown', types: [] };
+    return this.#plugins.get(number) ?? this.strangers;
   }
 
   /** The row of type `number`; one that is newer than bpfimg is plain bytes, named `type_N`. */

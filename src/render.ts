@@ -81,8 +81,9 @@ export function sizeText(bytes: number): string {
 }
 
 /** Text for a terminal of `columns` that takes the place of the line the cursor is in; empty text clears it. */
-export function onSameLine(text: string, columns = 80): string {
-  return `\r\x1b[K${text.slice(0, Math.max(1, columns - 1))}`;
+export function onSameLine(text: string, columns?: number): string {
+  // A terminal that does not know its size says 0.
+  return `\r\x1b[K${text.slice(0, Math.max(1, (columns || 80) - 1))}`;
 }
 
 /** A time for people: `3 s`, `2 min`. */

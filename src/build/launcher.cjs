@@ -14,7 +14,9 @@ const Module = require('node:module');
 const vm = require('node:vm');
 
 const BUILD = '@BUILD@'; // V8 tells sources apart by length only
-const command = /^(decode|encode|info|show|verify|list|capture|replay)$/.test(process.argv[2]) ? process.argv[2] : 'other';
+const command = /^(decode|encode|info|show|verify|list|capture|replay)$/.test(process.argv[2])
+  ? process.argv[2]
+  : 'other';
 
 /** Runs a file of this folder as `require` would. */
 function run(name) {

@@ -6,19 +6,35 @@
  */
 import * as fs from 'node:fs';
 import * as os from 'node:os';
+import { Btf } from '../btf/btf.js';
+import { SPECIAL, specialFields } from '../btf/special.js';
+import { factMembers } from '../dump/facts.js';
 import { IMAGE } from '../dump/model.js';
 import { BpfimgError, ioError } from '../errors.js';
-import { BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '../image/kinds.js';
+import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import { type FileOutput, FolderOutput } from '../io/output.js';
+import { readBtf } from '../kernel/btf.js';
+import { KernelError } from '../kernel/error.js';
 import { isLive, type LiveMap, openLive } from '../kernel/live.js';
-import type { BpfMap } from '../kernel/map.js';
+import type { BpfMap, MapInfo } from '../kernel/map.js';
 import type { Access, Holder } from '../kernel/proc.js';
 import type { Sys } from '../kernel/sys.js';
-import { type MapTypes, type Report, reportText, type Work } from '../maptype.js';
+import {
+  type CaptureWork,
+  type Drain,
+  type ItemSink,
+  type MapFacts,
+  type MapTypes,
+  type Report,
+  reportText,
+  type Template,
+  type TypeFacts,
+} from '../maptype.js';
 import { EntryLimit, EntryWriter } from './entry.js';
+import { MaskedSink } from './mask.js';
 
 /** What is being done, for whoever watches. */
 export interface Doing {
@@ -37,6 +53,9 @@ export interface CaptureOptions {
   readonly lenient?: boolean;
   /** Which holders the images name; all of them when not said. */
   readonly holders?: (holder: Holder) => boolean;
+  readonly drain?: Drain;
+  /** Live maps that others may lead to, by id. */
+  readonly find?: (id: number) => LiveMap | undefined;
   readonly progress?: (doing: Doing) => void;
 }
 
@@ -64,19 +83,37 @@ export async function capture(
   options: CaptureOptions = {},
 ): Promise<CapturedMap[]> {
   checkFolder(folder, options.force === true);
-  const writer = new DumpWriter(sys, folder, types, options);
+  const images = new FolderOutput(folder);
+  let writer: DumpWriter | undefined;
   try {
+    writer = new DumpWriter(sys, images, types, options);
     const done: CapturedMap[] = [];
-    for (const map of maps) {
-      const row = await writer.map(map);
+    const queue = [...maps];
+    const queued = new Set(queue.map(({ id }) => id));
+    const follow = (id: number) => {
+      const map = queue.find((one) => one.id === id) ?? options.find?.(id);
+      if (map !== undefined && !queued.has(id)) queue.push(map);
+      queued.add(id);
+      return map && templateOf(map);
+    };
+    // It grows while it is gone over: maps lead to others.
+    for (const map of queue) {
+      const row = await writer.map(map, follow);
       if (row !== undefined) done.push(row);
     }
     await writer.commit();
     return done;
   } catch (error) {
-    await writer.abort();
+    await (writer ?? images).abort();
     throw error;
   }
+}
+
+/** What others hold an inner map to; undefined when that cannot be seen. */
+function templateOf({ type, keySize, valueSize, maxEntries, flags }: LiveMap): Template | undefined {
+  if (type === undefined || keySize === undefined || valueSize === undefined) return undefined;
+  if (maxEntries === undefined || flags === undefined) return undefined;
+  return { type, keySize, valueSize, maxEntries, flags };
 }
 
 /** Images a dump of ours consists of: no others may lose their company. */
@@ -106,15 +143,20 @@ class DumpWriter {
   readonly #files: FileOutput;
   readonly #data: FileOutput;
   readonly #meta: FileOutput;
+  #btfImage: FileOutput | undefined;
+  /** BTF objects by id: parsed, not understood, or not to be had. */
+  readonly #btf = new Map<number, Btf | undefined | KernelError>();
   #fileId = 0;
+  /** What plugins want done in the end. */
+  readonly #ends: ((whole: boolean) => void)[] = [];
 
   constructor(
     readonly sys: Sys,
-    folder: string,
+    folder: FolderOutput,
     readonly types: MapTypes,
     readonly options: CaptureOptions,
   ) {
-    this.#folder = new FolderOutput(folder);
+    this.#folder = folder;
     this.#files = this.#image(IMAGE.bpfmapFile, BPFMAP_FILE);
     this.#data = this.#image(IMAGE.data, BPFMAP_DATA);
     this.#meta = this.#image(IMAGE.meta, BPFMAP_META);
@@ -127,46 +169,105 @@ class DumpWriter {
   }
 
   /** Captures one map; undefined when it is gone and that is no error. */
-  async map(live: LiveMap): Promise<CapturedMap | undefined> {
+  async map(live: LiveMap, follow: CaptureWork['follow']): Promise<CapturedMap | undefined> {
     const hook = live.type === undefined ? undefined : this.types.plugin(live.type).capture;
     if (hook === undefined) return this.#unread(live);
+    const drains = this.types.get(live.type as number).drains === true;
+    if (drains && (this.options.drain ?? 'no') === 'no') {
+      const why = 'reading it takes its items out; --drain does so, and puts them back';
+      return this.#unread(live, { kind: 'not supported', why });
+    }
     let map: BpfMap;
     try {
-      map = openLive(this.sys, live, 'ro');
+      map = openLive(this.sys, live, drains ? 'rw' : 'ro');
     } catch (error) {
       if (this.options.lenient === true && !isLive(this.sys, live.id)) return undefined;
+      // Nobody is seen to hold it, and opening it by id could harm.
+      if (error instanceof BpfimgError && error.kind === 'unsupported' && !(error instanceof KernelError)) {
+        return this.#unread(live, { kind: 'not supported', why: error.message });
+      }
       throw error;
     }
     try {
-      return await this.#read(map, live);
+      return await this.#read(map, live, follow);
     } finally {
-      map.close();
+      // What was taken out of it may have to go back, when something else fails.
+      if (drains) this.#ends.push(() => map.close());
+      else map.close();
     }
   }
 
-  async #read(map: BpfMap, live: LiveMap): Promise<CapturedMap> {
+  async #read(map: BpfMap, live: LiveMap, follow: CaptureWork['follow']): Promise<CapturedMap> {
     const { frozen = live.frozen ?? false, memlock = live.memlock ?? 0 } = map.state();
     const { id, name, type, keySize, valueSize, valueStride, maxEntries, flags } = map;
     const entry = new EntryWriter(this.#data, id, keySize, valueStride, maxEntries);
+    const info = map.info();
+    const types = this.#typesOf(info);
     const itemSize = keySize + valueStride;
-    const work = {
+    let facts: MapFacts = types instanceof Error ? {} : { types };
+    const work: CaptureWork = {
       type: this.types.get(type),
+      subject: map.subject,
+      drain: this.options.drain ?? 'no',
+      follow,
+      afterwards: (end) => this.#ends.push(end),
+      keep: (more) => {
+        facts = { ...facts, ...more };
+      },
       progress: (items: number) => {
         this.options.progress?.({ map: map.subject, items, most: maxEntries, itemSize });
       },
     };
-    const report = await this.#items(map, entry, work);
-    const { ifindex, extra } = map.info();
+    const masked = types instanceof Error ? entry : this.#masked(map, entry, types);
+    const read = await this.#items(map, entry, masked, work);
+    const report = types instanceof Error ? without(read, `its types: ${types.message}`) : read;
+    const { ifindex, extra } = info;
     const shape = { type, keySize, valueSize, maxEntries, flags };
-    this.#keep(live, { ...shape, name, ifindex, extra, frozen, memlock }, report);
+    this.#keep(live, { ...shape, name, ifindex, extra, frozen, memlock }, report, facts);
     const items = report.kind === 'full' || report.kind === 'partial' ? entry.count : 0;
     return { id, name, type, items, bytes: items * itemSize, report };
   }
 
-  /** Reads the items into an entry, which stands in the image only when they were read. */
-  async #items(map: BpfMap, entry: EntryWriter, work: Work): Promise<Report> {
+  /** The types of a map, whose BTF object goes into bpfmap-btf.img once; an error when that cannot be read. */
+  #typesOf({ btfId, btfKeyType, btfValueType }: MapInfo): TypeFacts | undefined | KernelError {
+    if (btfId === 0) return undefined;
+    const types = { btf: btfId, key: btfKeyType, value: btfValueType };
+    const known = this.#btf.get(btfId);
+    if (known !== undefined) return known instanceof KernelError ? known : types;
     try {
-      const report = (await this.types.plugin(map.type).capture?.(map, entry, work)) as Report;
+      const { id, name, kernel, blob } = readBtf(this.sys, btfId);
+      // The kernel's own are on every machine, in the version that fits it.
+      if (!kernel) {
+        this.#btfImage ??= this.#image(IMAGE.btf, BPFMAP_BTF);
+        const message = { btf_id: id, size: blob.length, ...(name === '' ? {} : { name }) };
+        writeMessage(this.#btfImage, encodeMessage(BPFMAP_BTF.message, message));
+        this.#btfImage.write(blob);
+      }
+      this.#btf.set(btfId, Btf.parse(blob, { name: `BTF ${id}` }));
+      return types;
+    } catch (error) {
+      // A blob that the kernel took and we do not understand is kept, and its maps are read as they are.
+      if (!(error instanceof KernelError)) {
+        this.#btf.set(btfId, undefined);
+        return types;
+      }
+      this.#btf.set(btfId, error);
+      return error;
+    }
+  }
+
+  /** A sink that blanks what the kernel shows of its own fields: addresses, other ones with each reading. */
+  #masked(map: BpfMap, sink: ItemSink, types: TypeFacts | undefined): ItemSink {
+    const btf = types && this.#btf.get(types.btf);
+    if (types === undefined || types.value === 0 || !(btf instanceof Btf)) return sink;
+    const fields = specialFields(btf, types.value).filter(({ kind }) => SPECIAL[kind].reads === 'addresses');
+    return fields.length === 0 ? sink : new MaskedSink(sink, map.valueStride, fields);
+  }
+
+  /** Reads the items into an entry, which stands in the image only when they were read. */
+  async #items(map: BpfMap, entry: EntryWriter, sink: ItemSink, work: CaptureWork): Promise<Report> {
+    try {
+      const report = (await this.types.plugin(map.type).capture?.(map, sink, work)) as Report;
       if (report.kind === 'full' || report.kind === 'partial') await entry.finish();
       else await entry.drop();
       return report;
@@ -177,11 +278,14 @@ class DumpWriter {
     }
   }
 
-  /** A map whose items bpfimg cannot read: what it is, is kept. */
-  #unread(live: LiveMap): CapturedMap {
-    const { id, name = '', type, keySize, valueSize, maxEntries, flags = 0 } = live;
+  #noHook({ type }: LiveMap): Report {
     const what = type === undefined ? 'maps of a type that cannot be seen' : `${this.types.get(type).name} maps`;
-    const report: Report = { kind: 'not supported', why: `bpfimg cannot capture ${what} yet` };
+    return { kind: 'not supported', why: `bpfimg cannot capture ${what}` };
+  }
+
+  /** A map whose items are not read: what it is, is kept. */
+  #unread(live: LiveMap, report: Report = this.#noHook(live)): CapturedMap {
+    const { id, name = '', type, keySize, valueSize, maxEntries, flags = 0 } = live;
     if (type !== undefined && keySize !== undefined && valueSize !== undefined && maxEntries !== undefined) {
       const { extra = 0n, frozen = false, memlock = 0 } = live;
       const shape = { type, keySize, valueSize, maxEntries, flags };
@@ -194,7 +298,7 @@ class DumpWriter {
    * Writes what the map is: an open file for each way in which holders have it open, and what CRIU's images
    * have no room for.
    */
-  #keep(live: LiveMap, attributes: Attributes, report: Report): void {
+  #keep(live: LiveMap, attributes: Attributes, report: Report, facts: MapFacts = {}): void {
     const holders = live.holders.filter(this.options.holders ?? (() => true));
     const files = new Map<Access, number>();
     for (const access of holders.length === 0 ? ['rw' as const] : holders.map((holder) => holder.access)) {
@@ -211,16 +315,28 @@ class DumpWriter {
       });
     }
     if (report.kind !== 'full') message.report = reportText(report);
+    Object.assign(message, factMembers(facts));
     writeMessage(this.#meta, encodeMessage(BPFMAP_META.message, message));
   }
 
-  commit(): Promise<void> {
-    return this.#folder.commit();
+  async commit(): Promise<void> {
+    await this.#folder.commit();
+    this.#end(true);
   }
 
-  abort(): Promise<void> {
-    return this.#folder.abort();
+  async abort(): Promise<void> {
+    this.#end(false);
+    await this.#folder.abort();
   }
+
+  #end(whole: boolean): void {
+    for (const end of this.#ends.splice(0)) end(whole);
+  }
+}
+
+/** A report with something more that is missing. */
+function without(report: Report, what: string): Report {
+  return report.kind === 'full' ? { kind: 'partial', why: what } : { ...report, why: `${report.why}; ${what}` };
 }
 
 interface Attributes {

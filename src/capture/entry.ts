@@ -1,4 +1,5 @@
 /** Writes one entry of bpfmap-data.img while its items are still being read. */
+import { BpfimgError } from '../errors.js';
 import { BPFMAP_DATA } from '../image/kinds.js';
 import { encodeMessage } from '../image/wire.js';
 import type { FileOutput } from '../io/output.js';
@@ -8,10 +9,9 @@ import type { ItemSink } from '../maptype.js';
 const MOST = 2 ** 32;
 
 /** A map has more than an entry can say of it. */
-export class EntryLimit extends Error {
-  override readonly name = 'EntryLimit';
+export class EntryLimit extends BpfimgError {
   constructor() {
-    super('an entry of an image holds less than 4 GiB of keys and less than 4 GiB of values');
+    super('unsupported', 'an entry of an image holds less than 4 GiB of keys and less than 4 GiB of values');
   }
 }
 

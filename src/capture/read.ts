@@ -289,6 +289,19 @@ export async function readIndexes(map: BpfMap, sink: ItemSink, work: Work): Prom
   return FULL;
 }
 
+/** Reads arrays some of whose indexes have no value, one batch after the other. */
+export async function readSlots(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  const batch = map.batch();
+  const cursor = map.cursor();
+  for (;;) {
+    const { count, end, error } = map.lookupBatch(cursor, batch);
+    if (error) throw error;
+    await sink.put(batch.keys, batch.values, count);
+    work.progress(sink.count);
+    if (end || cursor.position === map.maxEntries - 1) return FULL;
+  }
+}
+
 /** Reads indexes `from` to `to - 1`. */
 async function readSlice(map: BpfMap, batch: Batch, from: number, to: number) {
   // Never behind an index that is not there: that would be the map's beginning.
@@ -392,43 +405,128 @@ function prefixLength(keys: Uint8Array, at: number): number {
   return (byte(0) | (byte(1) << 8) | (byte(2) << 16) | (byte(3) << 24)) >>> 0;
 }
 
-/** Reads tries. The order of keys is known, so whatever stands not behind the last key was read before. */
+/** What was read of a trie behind some key: ascending, each key once. */
+interface Stretch {
+  readonly batch: Batch;
+  readonly count: number;
+  /** Nothing followed. */
+  readonly end: boolean;
+}
+
+/**
+ * Reads tries. The order of keys is known, so whatever stands not behind the last key was read before.
+ *
+ * Each stretch is read twice. A walk that stands in a node just when an update replaces it takes its right
+ * sibling for no sibling, and leaves out all keys below that one (trie_get_next_key compares addresses): they
+ * are in the other reading, unless the same happens there in the same place.
+ */
 export async function readPrefixes(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
-  const { keySize, valueStride } = map;
   const batches = new Batches(map);
   const emitter = new Emitter(sink, work, batches);
-  const cursor: BatchCursor = map.cursor();
+  const walk = new PrefixWalk(map, batches);
   let last: Buffer | undefined;
-  for (let restarts = 0, end = false; !end; ) {
-    const batch = batches.take(Math.min(room(map), 4096));
-    const result = map.lookupBatch(cursor, batch);
-    if (last === undefined && hasNoBatches(result)) return readKeys(map, sink, work);
-    if (result.error) throw result.error;
-    end = result.end;
-    const { keys, values } = batch;
-    let kept = 0;
-    let before: Buffer = last ?? keys;
-    let at = last === undefined ? -1 : 0;
-    let back = false;
-    for (let i = 0; i < result.count; i++) {
-      if (at >= 0 && comparePrefixes(keys, i * keySize, before, at) <= 0) {
-        back = true;
-        continue;
-      }
-      if (kept !== i) {
-        keys.copy(keys, kept * keySize, i * keySize, (i + 1) * keySize);
-        values.copy(values, kept * valueStride, i * valueStride, (i + 1) * valueStride);
-      }
-      before = keys;
-      at = kept * keySize;
-      kept++;
-    }
-    if (kept > 0) last = Buffer.from(keys.subarray((kept - 1) * keySize, kept * keySize));
-    if (back && ++restarts > RESTARTS) throw changesTooFast(map);
-    await emitter.put(batch, kept);
+  for (let end = false; !end; ) {
+    const one = walk.behind(last);
+    if (one === undefined) return readKeys(map, sink, work);
+    const two = walk.behind(last) as Stretch;
+    const both = walk.merge(one, two);
+    end = both.end;
+    const { batch, count } = both;
+    for (const other of [one.batch, two.batch]) if (other !== batch) batches.give(other);
+    if (count > 0) last = Buffer.from(batch.keys.subarray((count - 1) * map.keySize, count * map.keySize));
+    await emitter.put(batch, count);
   }
   await emitter.end();
   return FULL;
+}
+
+class PrefixWalk {
+  readonly #room: number;
+  #restarts = 0;
+  #begun = false;
+
+  constructor(
+    readonly map: BpfMap,
+    readonly batches: Batches,
+  ) {
+    this.#room = Math.min(room(map), 4096);
+  }
+
+  /** The next items behind `last`; undefined when this map has no batches. */
+  behind(last: Buffer | undefined): Stretch | undefined {
+    const batch = this.batches.take(this.#room);
+    const cursor: BatchCursor = this.map.cursor(last);
+    for (let position = last; ; ) {
+      const result = this.map.lookupBatch(cursor, batch);
+      if (!this.#begun && hasNoBatches(result)) return undefined;
+      if (result.error) throw result.error;
+      this.#begun = true;
+      const from = result.count === 0 ? undefined : this.#last(batch, result.count);
+      const count = this.#sift(batch, result.count, last, position);
+      // Thrown back to the beginning, it comes by everything that was read before.
+      if (count > 0 || result.end) return { batch, count, end: result.end };
+      position = from ?? position;
+    }
+  }
+
+  #last({ keys }: Batch, count: number): Buffer {
+    const { keySize } = this.map;
+    return Buffer.from(keys.subarray((count - 1) * keySize, count * keySize));
+  }
+
+  /**
+   * Moves the items behind `last` that ascend to the batch's beginning; returns how many.
+   * @param position the key before the batch, to see whether the kernel began anew
+   */
+  #sift({ keys, values }: Batch, count: number, last: Buffer | undefined, position: Buffer | undefined): number {
+    const { keySize, valueStride } = this.map;
+    let kept = 0;
+    let [passed, passedAt] = [position, 0];
+    let [before, beforeAt] = [last, 0];
+    for (let i = 0, at = 0; i < count; i++, at += keySize) {
+      const order = passed === undefined ? 1 : comparePrefixes(keys, at, passed, passedAt);
+      if (order <= 0 && ++this.#restarts > RESTARTS) throw changesTooFast(this.map);
+      const same = passed === before && passedAt === beforeAt;
+      const behind = same || before === undefined ? order > 0 : comparePrefixes(keys, at, before, beforeAt) > 0;
+      [passed, passedAt] = [keys, at];
+      if (!behind) continue;
+      beforeAt = passedAt = kept * keySize;
+      before = keys;
+      if (kept !== i) {
+        keys.copy(keys, beforeAt, at, at + keySize);
+        values.copy(values, kept * valueStride, i * valueStride, (i + 1) * valueStride);
+      }
+      kept++;
+    }
+    return kept;
+  }
+
+  /** The items of two readings from one place, as far as both of them went. */
+  merge(one: Stretch, two: Stretch): Stretch {
+    const { keySize, valueStride } = this.map;
+    const { keys } = one.batch;
+    const same =
+      one.count === two.count && keys.compare(two.batch.keys, 0, one.count * keySize, 0, one.count * keySize) === 0;
+    const end = one.end && two.end;
+    if (same) return { batch: one.batch, count: one.count, end };
+    const batch = this.map.batch(one.count + two.count);
+    let count = 0;
+    for (let i = 0, j = 0; ; ) {
+      // Where one of them stopped, only the other has seen what follows.
+      if (i === one.count && !one.end) break;
+      if (j === two.count && !two.end) break;
+      if (i === one.count && j === two.count) break;
+      const order =
+        i === one.count ? 1 : j === two.count ? -1 : comparePrefixes(keys, i * keySize, two.batch.keys, j * keySize);
+      const [from, at] = order <= 0 ? [one.batch, i] : [two.batch, j];
+      from.keys.copy(batch.keys, count * keySize, at * keySize, (at + 1) * keySize);
+      from.values.copy(batch.values, count * valueStride, at * valueStride, (at + 1) * valueStride);
+      count++;
+      if (order <= 0) i++;
+      if (order >= 0) j++;
+    }
+    return { batch, count, end };
+  }
 }
 
 function changesTooFast(map: BpfMap): BpfimgError {
@@ -511,4 +609,12 @@ async function walkKeys(map: BpfMap, seen: Set<string>, items: Collector): Promi
     await items.add(key, value);
   }
   return true;
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Not at all
+
+/** Reads no items: the map's attributes are all that is kept, and what is lost is said. */
+export async function metadataOnly(_map: BpfMap, _sink: ItemSink, { type }: Work): Promise<Report> {
+  return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
 }

@@ -143,6 +143,10 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
           .options(selectors)
           .option('dir', { ...string, alias: 'D', demandOption: true, describe: 'folder to write the images into' })
           .option('force', { ...boolean, describe: 'replace the dump of bpfimg that stands in DIR' })
+          .option('drain', {
+            type: 'string',
+            describe: 'empty queues and stacks to read them, and put everything back; =keep-empty does not put it back',
+          })
           .option('skip-unsupported', { ...boolean, implies: 'all', describe: 'with --all: no error for such maps' })
           .option('libdir', libdir)
           .option('json', json),
@@ -168,6 +172,12 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
             requiresArg: true,
             describe: 'per-CPU values of a machine with other CPUs',
           })
+          .option('unresolved', {
+            choices: ['fail', 'skip'] as const,
+            default: 'fail' as const,
+            describe: 'items that refer to what this host does not have',
+          })
+          .option('require-btf', { ...boolean, describe: 'fail where the kernel does not take the types of a map' })
           .option('force', { ...boolean, describe: 'create maps that seem not to fit into memory' })
           .option('libdir', libdir)
           .option('json', json),

@@ -1,4 +1,5 @@
 /** What a command may touch of the outside world: its streams and the terminal. */
+import * as fs from 'node:fs';
 import { type Input, standardInput } from '../io/input.js';
 import { type Output, standardOutput } from '../io/output.js';
 import { onSameLine } from '../render.js';
@@ -23,6 +24,15 @@ export function coloured(io: Io, option: boolean | undefined): boolean {
   return option ?? (io.terminal && !io.env.NO_COLOR);
 }
 
+/** Whether an fd may be a terminal at all, which is asked at a fraction of that price. */
+function isDevice(fd: number): boolean {
+  try {
+    return fs.fstatSync(fd).isCharacterDevice();
+  } catch {
+    return false;
+  }
+}
+
 /** The process's own streams. Asking for `process.stdout` costs milliseconds, so it is asked for when needed. */
 export function processIo(): Io {
   return {
@@ -35,10 +45,10 @@ export function processIo(): Io {
       if (process.stderr.isTTY) process.stderr.write(onSameLine(text, process.stderr.columns));
     },
     get terminal() {
-      return process.stdout.isTTY === true;
+      return isDevice(1) && process.stdout.isTTY === true;
     },
     get columns() {
-      return process.stdout.isTTY ? process.stdout.columns : undefined;
+      return isDevice(1) && process.stdout.isTTY ? process.stdout.columns : undefined;
     },
     env: process.env,
   };

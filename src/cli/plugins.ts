@@ -2,7 +2,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { plugins } from '../../plugins/index.js';
+import { plugins, strangers } from '../../plugins/index.js';
 import { BpfimgError, ioError } from '../errors.js';
 import { MapTypes, type Plugin } from '../maptype.js';
 import { toolkit } from '../toolkit.js';
@@ -30,7 +30,7 @@ export async function mapTypes(folders: readonly string[], io: Pick<Io, 'env'>):
       found.push(await load(path.resolve(folder, name)));
     }
   }
-  return new MapTypes(found);
+  return new MapTypes(found, strangers);
 }
 
 async function load(file: string): Promise<Plugin> {
@@ -44,10 +44,30 @@ async function load(file: string): Promise<Plugin> {
   }
   const problem = problemOf(exported);
   if (problem !== undefined) throw new BpfimgError('unsupported', `${file}: no plugin: ${problem}`);
-  return exported as Plugin;
+  return guarded(exported as Plugin, file);
 }
 
-const HOOKS = ['attributes', 'capture', 'replay', 'keyText'];
+/** The plugin with hooks whose failures say whose they are. */
+function guarded(plugin: Plugin, file: string): Plugin {
+  const named = (error: unknown): never => {
+    if (error instanceof BpfimgError || !(error instanceof Error)) throw error;
+    throw new BpfimgError('unsupported', `${file}: ${error.message}`, { cause: error });
+  };
+  const guard =
+    (hook: (...args: unknown[]) => unknown) =>
+    (...args: unknown[]) => {
+      try {
+        const result = hook.apply(plugin, args);
+        return result instanceof Promise ? result.catch(named) : result;
+      } catch (error) {
+        return named(error);
+      }
+    };
+  const members = Object.entries(plugin).map(([name, value]) => [name, HOOKS.includes(name) ? guard(value) : value]);
+  return Object.fromEntries(members) as Plugin;
+}
+
+const HOOKS = ['attributes', 'create', 'capture', 'needs', 'replay', 'keyText'];
 const KEYS = ['bytes', 'index', 'prefix', 'fd', 'none'];
 
 /** What keeps `value` from being a plugin. */

@@ -8,7 +8,17 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, ioError } from '../errors.js';
-import { BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FDINFO, FILES, IDS, type Kind, PSTREE } from '../image/kinds.js';
+import {
+  BPFMAP_BTF,
+  BPFMAP_DATA,
+  BPFMAP_FILE,
+  BPFMAP_META,
+  FDINFO,
+  FILES,
+  IDS,
+  type Kind,
+  PSTREE,
+} from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { type Entry, ImageReader } from '../image/reader.js';
 import { Cursor, type Input, openInput } from '../io/input.js';
@@ -81,12 +91,27 @@ export interface Dump {
   readonly maps: readonly DumpMap[];
   /** The open data image, when there is one. */
   readonly data: Input | undefined;
+  /** BTF objects by id. */
+  readonly btf: ReadonlyMap<number, DumpBtf>;
   /** What the images say beyond maps, for `verify`. */
   readonly lost: Lost;
   /** Names of the images that were read. */
   readonly images: ReadonlySet<string>;
   close(): void;
 }
+
+/** A BTF object of the dump. */
+export interface DumpBtf {
+  readonly id: number;
+  readonly name: string;
+  /** Bytes. */
+  readonly size: number;
+  /** Reads the blob. */
+  read(): Promise<Buffer>;
+}
+
+/** Longest BTF that is read: what the kernel loads (BTF_MAX_SIZE). */
+const BTF_MAX = 16 * 1024 * 1024;
 
 /** Entries that contradict others and so have no place in the maps. */
 export interface Lost {
@@ -134,6 +159,7 @@ export async function openDump(folder: string, onBroken: OnBroken = rethrow): Pr
   await each(IMAGE.bpfmapFile, BPFMAP_FILE, (entry) => builder.bpfmapFileEntry(entry));
   await readHolders(names, builder, each);
   await each(IMAGE.meta, BPFMAP_META, ({ message }) => builder.meta(message));
+  if (names.has(IMAGE.btf)) await builder.btfImage(await openInput(path.join(folder, IMAGE.btf)), IMAGE.btf);
   if (names.has(IMAGE.data)) await builder.dataImage(await openInput(path.join(folder, IMAGE.data)), IMAGE.data);
   return builder.dump();
 }
@@ -163,6 +189,8 @@ class DumpBuilder {
   readonly #images = new Set<string>();
   readonly files = new Map<number, MapFile>();
   readonly lost: Lost = { fds: [], files: [] };
+  readonly btf = new Map<number, DumpBtf>();
+  readonly #inputs: Input[] = [];
   #data: Input | undefined;
   #entries = 0;
 
@@ -233,6 +261,20 @@ class DumpBuilder {
     }
   }
 
+  /** Owns `input`. */
+  async btfImage(input: Input, name: string): Promise<void> {
+    this.#inputs.push(input);
+    await this.read(input, name, BPFMAP_BTF, ({ index, message, extraAt, extraSize }) => {
+      const id = message.btf_id as number;
+      if (extraSize > BTF_MAX) {
+        const what = `BTF of ${extraSize} bytes, expected at most ${BTF_MAX}`;
+        throw new BpfimgError('badImage', `${input.name}: entry ${index}: ${what}`);
+      }
+      const read = async () => Buffer.from(await new Cursor(input, extraAt, extraAt + extraSize).take(extraSize));
+      this.btf.set(id, { id, name: (message.name ?? '') as string, size: extraSize, read });
+    });
+  }
+
   async dataImage(input: Input, name: string): Promise<void> {
     this.#data = input;
     await this.read(input, name, BPFMAP_DATA, (entry) => {
@@ -251,9 +293,13 @@ class DumpBuilder {
       name: this.name,
       maps: [...this.#maps].map(([mapId, map]) => ({ mapId, ...map })),
       data: this.#data,
+      btf: this.btf,
       lost: this.lost,
       images: this.#images,
-      close: () => this.#data?.close(),
+      close: () => {
+        this.#data?.close();
+        for (const input of this.#inputs) input.close();
+      },
     };
   }
 }

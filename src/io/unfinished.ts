@@ -17,8 +17,22 @@ export function finished(name: string): boolean {
   return names.delete(name);
 }
 
-/** Removes everything half-made. For signal handlers; safe to call at any time. */
+const repairs = new Set<() => void>();
+
+/**
+ * Has `repair` called when the command is interrupted, before anything is removed. It must not wait for
+ * anything, and must not throw.
+ * @returns what makes it no longer wanted
+ */
+export function whenInterrupted(repair: () => void): () => void {
+  repairs.add(repair);
+  return () => repairs.delete(repair);
+}
+
+/** Repairs and removes everything half-made. For signal handlers; safe to call at any time. */
 export function removeUnfinished(): void {
+  for (const repair of [...repairs].reverse()) repair();
+  repairs.clear();
   // The last first: pins before the folder they are in.
   for (const [name, shared] of [...names].reverse()) {
     if (!shared) fs.rmSync(name, { recursive: true, force: true });

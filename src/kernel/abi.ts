@@ -216,10 +216,11 @@ export const BTF_INFO = layout('bpf_btf_info', 32, {
   kernel_btf: [28, 4, '5.11'],
 });
 
-/** struct bpf_prog_info, as far as a program's maps need it. `nr_map_ids` and `map_ids` go in. */
+/** struct bpf_prog_info, as far as it says which program it is and names its maps. `nr_map_ids` and `map_ids` go in. */
 export const PROG_INFO = layout('bpf_prog_info', 80, {
   type: [0, 4],
   id: [4, 4],
+  tag: [8, 8],
   nr_map_ids: [52, 4, '4.15'],
   map_ids: [56, 8, '4.15'],
   name: [64, NAME_SIZE, '4.15'],
@@ -237,6 +238,8 @@ export const SYSCALL: Readonly<Record<string, { bpf: number; pidfd_open: number;
 /** What readlink shows for an open map, and what stands before the kind of any other BPF object. */
 export const MAP_LINK = 'anon_inode:bpf-map';
 export const BPF_LINK = 'anon_inode:bpf';
+/** What it shows for an open program. */
+export const PROG_LINK = 'anon_inode:bpf-prog';
 
 /** `f_type` of a BPF file system in statfs(2) (include/uapi/linux/magic.h). */
 export const BPF_FS_MAGIC = 0xcafe4a11;

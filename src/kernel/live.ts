@@ -227,7 +227,7 @@ class Found {
   addPins(): void {
     for (const file of pinFiles(this.sys.proc)) {
       let fd = openPin(this.sys, file);
-      if (fd < 0) fd = openPin(this.sys, file, 'ro');
+      if (fd < 0) fd = enough(openPin(this.sys, file, 'ro'), 'BPF_OBJ_GET');
       if (fd < 0) continue;
       try {
         if (fdLink(fd, this.sys.proc) !== MAP_LINK) continue;
@@ -266,9 +266,9 @@ class Found {
       for (const map of this.maps.values()) {
         if (map.name !== undefined) continue;
         const learnt = map.holders.some(({ pid, fd }) => {
-          const pidfd = pidfds.get(pid) ?? this.sys.pidfdOpen(pid);
+          const pidfd = pidfds.get(pid) ?? enough(this.sys.pidfdOpen(pid), 'pidfd_open');
           pidfds.set(pid, pidfd);
-          return pidfd >= 0 && this.#askAndClose(map, this.sys.pidfdGetfd(pidfd, fd));
+          return pidfd >= 0 && this.#askAndClose(map, enough(this.sys.pidfdGetfd(pidfd, fd), 'pidfd_getfd'));
         });
         if (!learnt && byId && map.type !== undefined && opensSafely(map.type))
           this.#askAndClose(map, this.#open(map.id));
@@ -312,6 +312,12 @@ class Found {
       if (map !== undefined) map.programs = users.get(id) ?? [];
     }
   }
+}
+
+/** A result that is no want of file descriptors: with too few, maps would seem not to have the names they have. */
+function enough(result: number, call: string): number {
+  if (result === -ERRNO.EMFILE) throw new KernelError('live maps', call, -result);
+  return result;
 }
 
 function nothing(id: number): LiveMap {

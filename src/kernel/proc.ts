@@ -6,7 +6,7 @@
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { errnoOf } from '../errors.js';
+import { errnoOf, ioError } from '../errors.js';
 import { BPF_FS_MAGIC, MAP_LINK, type MapShape } from './abi.js';
 
 /** What a file descriptor of a map is good for: reading and writing, only reading, only writing. */
@@ -87,11 +87,19 @@ function readSmall(file: string): string {
   }
 }
 
+/** Not to be taken for a file that is not there: then whatever one looks for would seem not to be there either. */
+function notForWant(error: unknown): void {
+  const code = errnoOf(error);
+  if (code !== 'EMFILE' && code !== 'ENFILE') return;
+  throw ioError((error as NodeJS.ErrnoException).path ?? 'procfs', 'read it', error);
+}
+
 /** The value of `read`, or undefined where a process, file descriptor or file is not there or not for us. */
 function attempt<T>(read: () => T): T | undefined {
   try {
     return read();
-  } catch {
+  } catch (error) {
+    notForWant(error);
     return undefined;
   }
 }
@@ -101,6 +109,7 @@ function orErrno(read: () => string[]): string[] | string {
   try {
     return read();
   } catch (error) {
+    notForWant(error);
     return errnoOf(error) ?? '';
   }
 }
@@ -181,6 +190,42 @@ export function openMaps(proc = '/proc'): Scan {
 }
 
 // ---------------------------------------------------------------------------------------------------
+// Network interfaces
+
+/** The network namespace of a process; undefined when it is gone or may not be looked at. */
+export function networkOf(pid: number | 'self', proc = '/proc'): string | undefined {
+  return attempt(() => fs.readlinkSync(`${proc}/${pid}/ns/net`));
+}
+
+/**
+ * Network interfaces of a process's network namespace, as index and name (one character a byte).
+ *
+ * The indexes are IPv6's, for procfs follows the process into its namespace. Sysfs shows that of whoever
+ * mounted it, so it is asked only for interfaces without IPv6, and only where it shows the same ones.
+ */
+export function interfacesOf(pid: number | 'self', proc = '/proc', sys = '/sys/class/net'): [number, string][] {
+  const text = attempt(() => fs.readFileSync(`${proc}/${pid}/net/dev`, 'latin1')) ?? '';
+  const names = [...text.matchAll(/^ *([^\s:|]+):/gm)].map(([, name = '']) => name);
+  const numberIn = (folder: string, name: string, file: string, pattern: RegExp) => {
+    const bytes = Buffer.from(`${folder}/${name}${file}`, 'latin1');
+    const match = pattern.exec(attempt(() => fs.readFileSync(bytes, 'latin1')) ?? '');
+    return match ? Number(match[1]) : undefined;
+  };
+  const snmp = names.map((name) => numberIn(`${proc}/${pid}/net/dev_snmp6`, name, '', /^ifIndex\s+(\d+)/));
+  let sysfs: (number | undefined)[] = [];
+  if (snmp.includes(undefined)) {
+    const shown = attempt(() => fs.readdirSync(Buffer.from(sys), 'latin1')) ?? [];
+    sysfs = names.map((name) => numberIn(sys, name, '/ifindex', /^(\d+)/));
+    const same = names.every((name) => shown.includes(name)) && snmp.every((one, i) => (one ?? sysfs[i]) === sysfs[i]);
+    if (!same) sysfs = [];
+  }
+  return names.flatMap((name, i): [number, string][] => {
+    const index = snmp[i] ?? sysfs[i];
+    return index === undefined ? [] : [[index, name]];
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------
 // BPF file systems
 
 /** Mount points of BPF file systems that this process sees, each file system once. */
@@ -242,7 +287,13 @@ export function cpuCount(list: string): number {
  * @throws Error when sysfs does not say: guessing too low would let the kernel write past a buffer's end
  */
 export function possibleCpus(file = '/sys/devices/system/cpu/possible'): number {
-  const count = cpuCount(fs.readFileSync(file, 'utf8'));
+  let list: string;
+  try {
+    list = fs.readFileSync(file, 'utf8');
+  } catch (error) {
+    throw ioError(file, 'read it', error);
+  }
+  const count = cpuCount(list);
   if (count === 0) throw new Error(`${file}: expected a list of CPUs`);
   return count;
 }

@@ -49,6 +49,8 @@ export interface Sys {
   readonly proc: string;
   /** Possible CPUs of this machine. */
   readonly cpus: number;
+  /** Bytes of a page of memory. */
+  readonly pageSize: number;
   /**
    * bpf(2). A result that is a file descriptor belongs to the caller, who gives it back to {@link close}.
    * EINTR and EAGAIN are tried again where the call has no effect of its own, see {@link repeatable}.
@@ -213,6 +215,7 @@ const inUse: { attr?: Attr } = {};
 class KernelSys implements Sys {
   readonly proc = '/proc';
   #cpus: number | undefined;
+  #pageSize: number | undefined;
   readonly #koffi: Koffi;
   readonly #numbers: { bpf: number; pidfd_open: number; pidfd_getfd: number };
   readonly #bpf: BpfCall;
@@ -238,6 +241,11 @@ class KernelSys implements Sys {
     this.#getAffinity = libc.func('int sched_getaffinity(int, size_t, _Out_ void *)');
     this.#setAffinity = libc.func('int sched_setaffinity(int, size_t, void *)');
     this.#close = libc.func('int close(int)');
+  }
+
+  get pageSize(): number {
+    this.#pageSize ??= this.#koffi.load(null).func('int getpagesize()')() as number;
+    return this.#pageSize;
   }
 
   get cpus(): number {

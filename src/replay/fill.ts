@@ -370,28 +370,42 @@ async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise
     const cpus = evictingCpus(map, before);
     const shares = Math.max(1, cpus.length);
     const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
+    // The last item first: of several with one key it counts, and even a refused update may evict another item.
+    const last = backwards(items);
     /** Goes over all items on the CPUs they belong to. */
-    const each = async (part: (count: number) => void) => {
+    const each = async (part: (count: number, seen: Seen) => void) => {
+      const seen = seenKeys(items, work.type);
       for (let share = 0; share < shares; share++) {
         const end = Math.floor((items.count * (share + 1)) / shares);
         for (let from = Math.floor((items.count * share) / shares); from < end; from += batch.room) {
           const count = Math.min(batch.room, end - from);
-          await items.read(from, count, batch.keys, batch.values);
+          await last.read(from, count, batch.keys, batch.values);
           const cpu = cpus[share];
           if (cpu !== undefined) sys.setAffinity([cpu]);
-          part(count);
+          part(count, seen);
           work.progress(from + count);
           await pause();
         }
       }
     };
-    await each((count) => {
-      const { error, count: done } = map.updateBatch(batch, count);
+    const write = (from: number, to: number) => {
+      if (from === to) return;
+      const { error, count: done } = map.updateBatch(batch, to - from, from);
       if (error === undefined) return;
-      if (done > 0) throw refused(error, keyOf(map, batch, done));
-      updateEach(map, batch, 0, count);
-    });
+      if (done > 0) throw refused(error, keyOf(map, batch, from + done));
+      updateEach(map, batch, from, to);
+    };
     const value = Buffer.alloc(map.valueStride);
+    const isThere = (i: number) => map.lookup(keyOf(map, batch, i), 0, value) !== undefined;
+    await each((count, seen) => {
+      let from = 0;
+      for (let i = 0; i < count; i++) {
+        if (!seen(batch.keys, i)) continue;
+        write(from, i);
+        from = isThere(i) ? i + 1 : i;
+      }
+      write(from, count);
+    });
     for (let again = 0; ; again++) {
       const held = await countItems(map);
       if (held >= items.count) return FULL;
@@ -400,12 +414,12 @@ async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise
         return { kind: 'partial', why };
       }
       let missing = 0;
-      await each((count) => {
+      await each((count, seen) => {
         for (let i = 0; i < count; i++) {
-          const there = map.lookup(keyOf(map, batch, i), 0, value) !== undefined;
-          if (!there) missing++;
-          // Of several items with one key the last counts: that one must come after the others once more.
-          if (!there || !value.equals(valueAt(map, batch, i))) updateEach(map, batch, i, i + 1);
+          const repeated = seen(batch.keys, i);
+          if (isThere(i) && (repeated || value.equals(valueAt(map, batch, i)))) continue;
+          missing++;
+          updateEach(map, batch, i, i + 1);
         }
       });
       // Fewer items than the image has, but none missing: some stand twice in it.
@@ -443,4 +457,9 @@ function countKeys(map: BpfMap): number {
     if (++count > map.maxEntries) break;
   }
   return count;
+}
+
+/** Puts nothing into the map, and says what is missing. */
+export async function leaveEmpty(_map: BpfMap, _items: ItemSource, { type }: Work): Promise<Report> {
+  return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
 }

@@ -1,5 +1,5 @@
 /** The items of a dump as a replay takes them. */
-import { roundUp8 } from '../bytes.js';
+import { roundUp8, viewOf } from '../bytes.js';
 import type { MapData } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import type { Input } from '../io/input.js';
@@ -36,6 +36,9 @@ async function readFully(input: Input, into: Uint8Array, position: number): Prom
 /** What becomes of per-CPU values on a machine with another number of possible CPUs. */
 export type CpuFold = 'first' | 'sum' | 'spread';
 
+/** Bytes of an image's values that are folded at a time; at least one item's. */
+const FOLD_BYTES = 1024 * 1024;
+
 /**
  * Per-CPU items of `from` CPUs, re-cut for `to` CPUs.
  *
@@ -56,37 +59,36 @@ export function foldCpus(items: ItemSource, valueSize: number, from: number, to:
       `--percpu ${how}: values of ${valueSize} bytes are no numbers of 4 or 8 bytes; --percpu first keeps them`,
     );
   }
+  const { count, keySize } = items;
   const own = stride * from;
-  let spare = Buffer.alloc(0);
-  return {
-    count: items.count,
-    keySize: items.keySize,
-    valueSize: stride * to,
-    async read(first, count, keys, values) {
-      if (spare.length < count * own) spare = Buffer.alloc(count * own);
-      const source = spare;
-      // Another reading may begin while this one waits.
-      spare = Buffer.alloc(0);
-      await items.read(first, count, keys, source);
-      values.fill(0, 0, count * stride * to);
-      const [a, b] = [viewOf(source), viewOf(values)];
-      for (let item = 0; item < count; item++) {
-        for (let cpu = 0; cpu < from; cpu++) {
-          const at = (item * from + cpu) * stride;
-          if (how === 'first') {
-            if (cpu < to) values.set(source.subarray(at, at + stride), (item * to + cpu) * stride);
-            continue;
-          }
-          addWords(a, at, b, (item * to + (how === 'sum' ? 0 : cpu % to)) * stride, valueSize, word);
+  const step = Math.max(1, Math.floor(FOLD_BYTES / own));
+  const fold = (source: Uint8Array, some: number, values: Uint8Array) => {
+    values.fill(0, 0, some * stride * to);
+    const [a, b] = [viewOf(source), viewOf(values)];
+    for (let item = 0; item < some; item++) {
+      for (let cpu = 0; cpu < from; cpu++) {
+        const at = (item * from + cpu) * stride;
+        if (how === 'first') {
+          if (cpu < to) values.set(source.subarray(at, at + stride), (item * to + cpu) * stride);
+          continue;
         }
+        addWords(a, at, b, (item * to + (how === 'sum' ? 0 : cpu % to)) * stride, valueSize, word);
       }
-      spare = source;
+    }
+  };
+  return {
+    count,
+    keySize,
+    valueSize: stride * to,
+    async read(first, some, keys, values) {
+      const source = Buffer.alloc(Math.min(some, step) * own);
+      for (let done = 0; done < some; done += step) {
+        const part = Math.min(step, some - done);
+        await items.read(first + done, part, keys.subarray(done * keySize), source);
+        fold(source, part, values.subarray(done * stride * to));
+      }
     },
   };
-}
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
 /** Adds the words of `size` bytes at `at` to those at `to`. */

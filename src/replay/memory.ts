@@ -47,6 +47,25 @@ function numberIn(file: string): number | undefined {
   }
 }
 
+/** Files of a memory cgroup, of version 2 and of version 1. */
+interface CgroupFiles {
+  readonly folder: string;
+  readonly max: string;
+  readonly used: string;
+}
+const UNIFIED: CgroupFiles = { folder: '', max: 'memory.max', used: 'memory.current' };
+const LEGACY: CgroupFiles = { folder: '/memory', max: 'memory.limit_in_bytes', used: 'memory.usage_in_bytes' };
+
+/** Bytes of files in memory that nobody has used for long: given up when a cgroup needs the room. */
+function reclaimable(folder: string): number {
+  try {
+    const text = fs.readFileSync(`${folder}/memory.stat`, 'latin1');
+    return Number(/^(?:total_)?inactive_file (\d+)$/m.exec(text)?.[1] ?? 0);
+  } catch {
+    return 0;
+  }
+}
+
 /** The least of what the machine and the memory cgroups of this process have left. */
 export function memoryAvailable(proc = '/proc', cgroups = '/sys/fs/cgroup'): Available {
   let least: Available = { bytes: Infinity, limit: 'unknown' };
@@ -60,14 +79,24 @@ export function memoryAvailable(proc = '/proc', cgroups = '/sys/fs/cgroup'): Ava
   } catch {
     // Without procfs nothing is known, and nothing is refused.
   }
-  let path = '/';
+  let own = '';
   try {
-    path = /^0::(.*)$/m.exec(fs.readFileSync(`${proc}/self/cgroup`, 'latin1'))?.[1] ?? '/';
+    own = fs.readFileSync(`${proc}/self/cgroup`, 'latin1');
   } catch {}
-  for (; path !== '/' && path !== ''; path = path.slice(0, path.lastIndexOf('/'))) {
-    const max = numberIn(`${cgroups}${path}/memory.max`);
-    const used = numberIn(`${cgroups}${path}/memory.current`);
-    if (max !== undefined && used !== undefined) offer(Math.max(0, max - used), `memory that cgroup ${path} has left`);
+  for (const [, controllers = '', path = '/'] of own.matchAll(/^\d+:([^:]*):(\/.*)$/gm)) {
+    if (controllers !== '' && !controllers.split(',').includes('memory')) continue;
+    const { folder, max, used } = controllers === '' ? UNIFIED : LEGACY;
+    // Up to the root: seen from a container, that is the container's own.
+    for (let at = path.replace(/\/$/, ''); ; at = at.slice(0, at.lastIndexOf('/'))) {
+      const group = `${cgroups}${folder}${at}`;
+      const limit = numberIn(`${group}/${max}`);
+      const usage = numberIn(`${group}/${used}`);
+      if (limit !== undefined && usage !== undefined) {
+        const left = Math.max(0, limit - usage + reclaimable(group));
+        offer(left, `memory that cgroup ${at === '' ? '/' : at} has left`);
+      }
+      if (at === '') break;
+    }
   }
   return least;
 }

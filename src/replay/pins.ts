@@ -29,18 +29,12 @@ export class PinFolder {
 
   /**
    * Opens a folder, or makes a new one.
-   * @throws BpfimgError when it is not on a BPF file system
+   * @throws BpfimgError when pins cannot be made there
    */
   static open(folder: string, proc = '/proc'): PinFolder {
-    const there = fs.statSync(folder, { throwIfNoEntry: false });
-    if (there !== undefined && !there.isDirectory()) throw new BpfimgError('io', `${folder}: not a folder`);
-    const place = there === undefined ? path.dirname(path.resolve(folder)) : folder;
-    const bpffs = isBpffs(place);
-    if (bpffs === undefined) throw new BpfimgError('notFound', `${folder}: no such folder`);
-    if (!bpffs) {
-      throw new BpfimgError('unsupported', `${folder}: not on a BPF file system, where pins go; ${bpffsHint(proc)}`);
-    }
-    if (there !== undefined) return new PinFolder(folder);
+    const problem = PinFolder.check(folder, proc);
+    if (problem !== undefined) throw problem;
+    if (fs.existsSync(folder)) return new PinFolder(folder);
     try {
       fs.mkdirSync(folder, { mode: 0o700 });
     } catch (error) {
@@ -52,11 +46,27 @@ export class PinFolder {
     return pins;
   }
 
-  /** Whether a pin could be made in `folder`, without making anything. */
-  static check(folder: string, proc = '/proc'): string | undefined {
-    const place = fs.existsSync(folder) ? folder : path.dirname(path.resolve(folder));
-    if (isBpffs(place) === true) return undefined;
-    return `${folder}: not on a BPF file system, where pins go; ${bpffsHint(proc)}`;
+  /** Why no pin can be made in `folder`, as far as one sees without making anything. */
+  static check(folder: string, proc = '/proc'): BpfimgError | undefined {
+    const parent = path.dirname(path.resolve(folder));
+    // Such a file system does not even look for a name with a dot.
+    if (path.basename(path.resolve(folder)).includes('.') && isBpffs(parent) === true) {
+      return new BpfimgError('io', `${folder}: a folder on a BPF file system cannot have a dot in its name`);
+    }
+    let there: fs.Stats | undefined;
+    try {
+      there = fs.statSync(folder, { throwIfNoEntry: false });
+    } catch (error) {
+      return ioError(folder, 'look at it', error) as BpfimgError;
+    }
+    if (there !== undefined && !there.isDirectory()) return new BpfimgError('io', `${folder}: not a folder`);
+    const bpffs = isBpffs(there === undefined ? parent : folder);
+    if (bpffs === true) return undefined;
+    const where = bpffs === undefined ? `${parent}: no such folder` : `${folder}: not on a BPF file system`;
+    return new BpfimgError(
+      bpffs === undefined ? 'notFound' : 'unsupported',
+      `${where}, where pins go; ${bpffsHint(proc)}`,
+    );
   }
 
   /**
@@ -97,7 +107,9 @@ export class PinFolder {
         if (file === this.folder) fs.rmdirSync(file);
         else fs.unlinkSync(file);
       } catch (error) {
-        if (errnoOf(error) !== 'ENOENT') throw ioError(file, 'remove it again', error);
+        // What somebody else has removed, or has put into the folder, is theirs.
+        const errno = errnoOf(error);
+        if (errno !== 'ENOENT' && errno !== 'ENOTEMPTY') throw ioError(file, 'remove it again', error);
       }
     }
     this.#made.length = 0;

@@ -1,13 +1,15 @@
 /** What a replay will create, worked out from a dump before anything is touched. */
-import { roundUp8 } from '../bytes.js';
-import { type Dump, type DumpMap, dataShape, type FileMessage } from '../dump/model.js';
+import { isZero, roundUp8 } from '../bytes.js';
+import { factsOf } from '../dump/facts.js';
+import { type Dump, type DumpBtf, type DumpMap, dataShape, type FileMessage } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import type { Input } from '../io/input.js';
+import { pause } from '../io/pause.js';
 import { MAP_FLAG } from '../kernel/abi.js';
 import { type MapSpec, mapSubject } from '../kernel/map.js';
 import type { Access } from '../kernel/proc.js';
 import { breaches } from '../kernel/rules.js';
-import type { ItemSource, MapType, MapTypes, Plugin } from '../maptype.js';
+import type { ItemSource, MapFacts, MapType, MapTypes, Plugin } from '../maptype.js';
 import { type CpuFold, foldCpus, imageItems, noItems } from './items.js';
 import { memoryNeed } from './memory.js';
 
@@ -21,6 +23,12 @@ export interface PlannedMap {
   readonly plugin: Plugin;
   readonly spec: MapSpec & { readonly name: string; readonly flags: number };
   readonly items: ItemSource;
+  /** Maps of the dump that must be there before it can be filled. */
+  readonly needed: readonly number[];
+  /** What the meta image keeps of it. */
+  readonly facts: MapFacts;
+  /** The blob of its types. */
+  readonly btf?: DumpBtf | undefined;
   readonly frozen: boolean;
   /** What its file descriptors were good for, when not for reading and writing. */
   readonly access: Access;
@@ -59,13 +67,17 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const type = types.get(file.map_type);
   const plugin = types.plugin(file.map_type);
   const flags = file.map_flags & ~NEVER;
+  const lacks: string[] = [];
+  // The kernel would read it no further, and say nothing.
+  const [name = ''] = file.map_name.split('\0', 1);
+  if (name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
   const plain: PlannedMap['spec'] = {
     type: file.map_type,
     keySize: file.key_size,
     valueSize: file.value_size,
     maxEntries: options.maxEntries ?? file.max_entries,
     flags: flags >>> 0,
-    name: file.map_name,
+    name,
     extra: BigInt((file.map_extra ?? 0) as number | bigint),
     ifindex: file.ifindex,
     // The kernel tells the flag, never the node. It is kept, with a node that means any.
@@ -73,9 +85,11 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   };
   const spec = { ...plain, ...plugin.attributes?.(plain, type) };
   const items = itemsOf(dump, map, file, types, options, bad);
-  const lacks: string[] = [];
   const told = map.meta?.report;
   if (typeof told === 'string') lacks.push(`captured ${told}`);
+  else if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
+  const facts = factsOf(map.meta);
+  if (facts.types !== undefined && !dump.btf.has(facts.types.btf)) lacks.push('its types, which no image has');
   const shape = { ...spec, flags: spec.flags ?? 0 };
   return {
     mapId: map.mapId,
@@ -84,11 +98,40 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
     plugin,
     spec: shape,
     items,
+    needed: [],
+    facts,
+    btf: facts.types && dump.btf.get(facts.types.btf),
     frozen: file.frozen,
     access: accessOf(map),
     memory: memoryNeed(shape, type, items.count, options.cpus),
     lacks,
   };
+}
+
+/**
+ * Works out `maps`, those of the dump that they lead to, and the order in which they must be created.
+ * @throws BpfimgError for what the images lack or contradict
+ */
+export async function planMaps(
+  dump: Dump,
+  maps: readonly DumpMap[],
+  types: MapTypes,
+  options: PlanOptions,
+): Promise<PlannedMap[]> {
+  const planned: PlannedMap[] = [];
+  /** Ids that were begun: a map that leads back to itself ends there. */
+  const begun = new Set<number>();
+  const add = async (map: DumpMap): Promise<void> => {
+    if (begun.has(map.mapId)) return;
+    begun.add(map.mapId);
+    const plan = planMap(dump, map, types, options);
+    const needed = (await plan.plugin.needs?.(plan.items)) ?? [];
+    const inner = new Set(needed);
+    for (const one of inner.size === 0 ? [] : dump.maps) if (inner.has(one.mapId)) await add(one);
+    planned.push({ ...plan, needed });
+  };
+  for (const map of maps) await add(map);
+  return planned;
 }
 
 const SHAPE = ['map_type', 'key_size', 'value_size', 'max_entries', 'map_flags', 'frozen'] as const;
@@ -122,23 +165,64 @@ function itemsOf(
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);
   if (items.valueSize === stride) return items;
   const from = shape.valueSize / roundUp8(file.value_size);
+  const subject = `${dump.name}: ${mapSubject(map.mapId, file.map_name)}`;
+  if (from > MOST_CPUS) throw bad(`it has values of ${from} CPUs, expected at most ${MOST_CPUS}`);
   if (perCpu === undefined) {
     throw new BpfimgError(
       'conflict',
-      `${dump.name}: ${mapSubject(map.mapId, file.map_name)}: it has values of ${from} CPUs, this machine has ${cpus} ` +
-        'possible CPUs; --percpu first, sum or spread says what becomes of them',
+      `${subject}: it has values of ${from} CPUs, this machine has ${cpus} possible CPUs; ` +
+        '--percpu first, sum or spread says what becomes of them',
     );
   }
-  return foldCpus(items, file.value_size, from, cpus, perCpu);
+  try {
+    return foldCpus(items, file.value_size, from, cpus, perCpu);
+  } catch (error) {
+    throw error instanceof BpfimgError ? new BpfimgError(error.kind, `${subject}: ${error.message}`) : error;
+  }
 }
 
-/** Why this kernel would not create the map, as far as the rules of its type tell. */
-export function planBreaches({ spec }: PlannedMap): string[] {
-  return breaches({
+/** CPUs that Linux can have (NR_CPUS, of any architecture). */
+const MOST_CPUS = 8192;
+
+/** Why the map cannot be created and filled, as far as one sees without doing so. Each is a clause. */
+export async function planProblems(plan: PlannedMap): Promise<string[]> {
+  const { spec, type, items } = plan;
+  const problems = breaches({
     ...spec,
     extra: spec.extra ?? 0n,
     name: Buffer.from(spec.name, 'latin1'),
     btf: spec.btf !== undefined,
     inner: spec.inner !== undefined,
   });
+  if (plan.plugin.replay === undefined) problems.push(noReplay(type));
+  else if (problems.length === 0 && items.count > spec.maxEntries && type.evicts !== true) {
+    const many = `${items.count} items do not fit, max_entries is ${spec.maxEntries}`;
+    if (type.dense !== true || (await hasBeyond(items, spec.maxEntries))) problems.push(many);
+  }
+  return problems;
+}
+
+/** What is said of a map type that no plugin fills. */
+export function noReplay(type: MapType): string {
+  return `bpfimg cannot replay ${type.name} maps yet; --map chooses others`;
+}
+
+/** Bytes of items looked at in one go. */
+const LOOKED_AT = 1024 * 1024;
+
+/** Whether items of an array have an index beyond `maxEntries` and a value that is not zero. */
+async function hasBeyond(items: ItemSource, maxEntries: number): Promise<boolean> {
+  const step = Math.max(1, Math.floor(LOOKED_AT / (4 + items.valueSize)));
+  const keys = Buffer.alloc(4 * step);
+  const values = Buffer.alloc(items.valueSize * step);
+  for (let done = 0; done < items.count; done += step) {
+    const count = Math.min(step, items.count - done);
+    await items.read(done, count, keys, values);
+    for (let i = 0; i < count; i++) {
+      const beyond = keys.readUInt32LE(4 * i) >= maxEntries;
+      if (beyond && !isZero(values, i * items.valueSize, (i + 1) * items.valueSize)) return true;
+    }
+    await pause();
+  }
+  return false;
 }

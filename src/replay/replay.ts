@@ -2,16 +2,23 @@
  * Fresh maps from a dump: created, filled, compared, frozen, pinned, in this order. If one map fails,
  * everything this run has created is gone again.
  */
-import { hex } from '../bytes.js';
+import { Btf } from '../btf/btf.js';
+import { SPECIAL, specialFields } from '../btf/special.js';
+import { hex, isZero } from '../bytes.js';
+import type { DumpBtf } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
+import { loadBtf } from '../kernel/btf.js';
 import { KernelError } from '../kernel/error.js';
-import { BpfMap } from '../kernel/map.js';
+import { BpfMap, type MapSpec } from '../kernel/map.js';
+import { MAP_RULES } from '../kernel/rules.js';
 import type { Sys } from '../kernel/sys.js';
-import { FULL, type ItemSource, type Report } from '../maptype.js';
+import { FULL, type ItemSource, type MapType, type ReplayWork, type Report, type Span } from '../maptype.js';
+import { backwards, countItems, itemsInCall } from './fill.js';
 import { type Available, memoryAvailable } from './memory.js';
 import { PinFolder } from './pins.js';
-import type { PlannedMap } from './plan.js';
+import { noReplay, type PlannedMap } from './plan.js';
+import { seenIndexes, seenKeys } from './seen.js';
 
 /** What is being done, for whoever watches. */
 export interface Doing {
@@ -25,10 +32,18 @@ export interface Doing {
 export interface ReplayOptions {
   /** Create maps though they need more memory than there seems to be. */
   readonly force?: boolean;
+  /** What to do with items that refer to what this host does not have; `fail` when not said. */
+  readonly unresolved?: 'fail' | 'skip';
+  /** A map whose types the kernel does not take is an error; else it is created without. */
+  readonly requireBtf?: boolean;
   /** Read every item back and compare. */
   readonly verify?: boolean;
   /** Folder on a BPF file system for a pin of each map. */
   readonly pin?: string | undefined;
+  /** Called with the maps before their pins are kept; when it fails, so does the replay. */
+  readonly done?: (fresh: readonly FreshMap[]) => Promise<void>;
+  /** Memory there is; tests have their own. */
+  readonly available?: Available;
   readonly progress?: (doing: Doing) => void;
 }
 
@@ -63,45 +78,154 @@ export function memoryShort(
  * @throws BpfimgError, KernelError: the map, the item's key in hex, the kernel's reason
  */
 export async function replay(sys: Sys, plans: readonly PlannedMap[], options: ReplayOptions = {}): Promise<FreshMap[]> {
-  const short = options.force === true ? undefined : memoryShort(plans);
+  for (const { plugin, subject, type } of plans) {
+    if (plugin.replay === undefined) throw new BpfimgError('unsupported', `${subject}: ${noReplay(type)}`);
+  }
+  const short = options.force === true ? undefined : memoryShort(plans, options.available);
   if (short !== undefined) throw new BpfimgError('unsupported', `${short}; --force tries all the same`);
   const pins = options.pin === undefined ? undefined : PinFolder.open(options.pin, sys.proc);
+  const types = new Types(sys);
   const made: { plan: PlannedMap; map: BpfMap; report: Report }[] = [];
   try {
     for (const plan of plans) {
-      const map = named(plan, undefined, () => BpfMap.create(sys, plan.spec));
+      const work = workOf(plan, options, (id) => made.find((one) => one.plan.mapId === id)?.map);
+      const { map, untyped, hidden } = await createMap(sys, plan, work, types, options.requireBtf === true);
       const one = { plan, map, report: FULL };
       made.push(one);
-      one.report = await named(plan, map, () => fillMap(plan, map, options));
+      one.report = await named(plan, map, () =>
+        fillMap(plan, map, work, untyped, options.verify === true ? hidden : undefined),
+      );
     }
     // Pins last of all, when nothing can fail any more but pinning itself.
     const fresh = made.map(({ plan, map, report }) => {
       const pin = named(plan, map, () => pins?.add(plan.spec.name, plan.mapId, (path) => map.pin(path)));
       return { plan, map, report, pin };
     });
+    await options.done?.(fresh);
     pins?.keep();
     return fresh;
   } catch (error) {
     for (const { map } of made) map.close();
     pins?.undo();
     throw error;
+  } finally {
+    types.close();
   }
 }
 
-async function fillMap(plan: PlannedMap, map: BpfMap, options: ReplayOptions): Promise<Report> {
-  const { items, plugin, type } = plan;
-  if (plugin.replay === undefined) {
-    throw new BpfimgError('unsupported', `${map.subject}: bpfimg cannot replay ${type.name} maps yet`);
+/** BTF objects that were loaded for this replay: one for all maps that share it. */
+class Types {
+  readonly #loaded = new Map<number, number | BpfimgError>();
+
+  constructor(readonly sys: Sys) {}
+
+  /** A file descriptor of the object, or why the kernel does not take it. */
+  async load(btf: DumpBtf): Promise<number | BpfimgError> {
+    let loaded = this.#loaded.get(btf.id);
+    if (loaded === undefined) {
+      try {
+        loaded = loadBtf(this.sys, await btf.read());
+      } catch (error) {
+        if (!(error instanceof KernelError)) throw error;
+        loaded = error;
+      }
+      this.#loaded.set(btf.id, loaded);
+    }
+    return loaded;
   }
+
+  /** Closes the file descriptors: maps hold what they were made with. */
+  close(): void {
+    for (const loaded of this.#loaded.values()) if (typeof loaded === 'number') this.sys.close(loaded);
+    this.#loaded.clear();
+  }
+}
+
+/** A map that was created, and is not filled yet. */
+interface Created {
+  readonly map: BpfMap;
+  /** Why it has no types, when it should have some. */
+  readonly untyped: string | undefined;
+  /** Bytes of each value that the kernel keeps for itself. */
+  readonly hidden: readonly Span[];
+}
+
+/** Creates a map, with its types where the kernel takes them. */
+async function createMap(
+  sys: Sys,
+  plan: PlannedMap,
+  work: ReplayWork,
+  types: Types,
+  required: boolean,
+): Promise<Created> {
+  const make = (spec: MapSpec) => named(plan, undefined, () => (plan.plugin.create ?? BpfMap.create)(sys, spec, work));
+  const { btf, facts } = plan;
+  const rule = MAP_RULES[plan.spec.type]?.btf;
+  if (btf === undefined || facts.types === undefined || rule === 'no') {
+    return { map: make(plan.spec), untyped: undefined, hidden: [] };
+  }
+  const fd = await types.load(btf);
+  let problem = fd instanceof BpfimgError ? fd : undefined;
+  if (typeof fd === 'number') {
+    const { key, value } = facts.types;
+    try {
+      const map = make({ ...plan.spec, btf: { fd, keyType: key, valueType: value } });
+      return { map, untyped: undefined, hidden: hiddenFields(await btf.read(), btf.name, value) };
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+      problem = error;
+    }
+  }
+  if (required || rule === 'required') throw problem;
+  return { map: make(plan.spec), untyped: `without its types: ${problem?.message}`, hidden: [] };
+}
+
+/** The fields of a value of type `id` that an update does not set, in a blob that the kernel has taken. */
+function hiddenFields(blob: Buffer, name: string, id: number): Span[] {
+  if (id === 0) return [];
+  try {
+    const fields = specialFields(Btf.parse(blob, { name }), id);
+    return fields.filter(({ kind }) => SPECIAL[kind].reads !== 'bytes');
+  } catch (error) {
+    // Types that only the kernel understands.
+    if (error instanceof BpfimgError) return [];
+    throw error;
+  }
+}
+
+/** What the hooks of a map's plugin are told. */
+function workOf(plan: PlannedMap, options: ReplayOptions, fresh: ReplayWork['fresh']): ReplayWork {
+  const { items, type, facts } = plan;
   const itemSize = items.keySize + items.valueSize;
   const progress = (done: number) => {
     options.progress?.({ map: plan.subject, items: done, most: items.count, itemSize });
   };
-  const filled = await plugin.replay(map, items, { type, progress });
-  if (options.verify === true && filled.kind === 'full') await compareItems(map, items);
+  const { subject, needed } = plan;
+  return { type, subject, facts, needed, unresolved: options.unresolved ?? 'fail', fresh, progress };
+}
+
+async function fillMap(
+  plan: PlannedMap,
+  map: BpfMap,
+  work: ReplayWork,
+  untyped: string | undefined,
+  verify: readonly Span[] | undefined,
+): Promise<Report> {
+  const { items, plugin, type } = plan;
+  const filled = (await plugin.replay?.(map, items, work)) as Report;
+  // Of a map that is known to lack items, nothing else would be found.
+  const whole = filled.kind === 'full' || 'repeats' in filled;
+  if (verify !== undefined && whole && type.refers !== true && type.key !== 'none') {
+    await compareItems(map, items, type, verify);
+  }
   // Last, for nothing can be written afterwards.
   if (plan.frozen) map.freeze();
-  const lacks = [...plan.lacks, ...(filled.kind === 'full' ? [] : [filled.why])];
+  if (filled.kind === 'metadata only') return filled;
+  const lacks = [
+    ...plan.lacks,
+    ...(untyped === undefined ? [] : [untyped]),
+    ...(filled.kind === 'full' ? [] : [filled.why]),
+  ];
   return lacks.length === 0 ? FULL : { kind: 'partial', why: lacks.join('; ') };
 }
 
@@ -126,27 +250,49 @@ function named<T>(plan: PlannedMap, map: BpfMap | undefined, work: () => T): T {
   }
 }
 
-/** Items looked at before signals are heard. */
-const COMPARED_AT_ONCE = 4096;
-
 /**
- * Looks every item up again.
- * @throws BpfimgError for the first that is missing or has another value
+ * Looks every item up again, the last one first: of several items with one key the last counts.
+ * @param hidden bytes of a value that the kernel keeps for itself
+ * @throws BpfimgError for an item that is missing or has another value, and for a key that is in no item
  */
-async function compareItems(map: BpfMap, items: ItemSource): Promise<void> {
-  const batch = map.batch(Math.min(COMPARED_AT_ONCE, Math.max(1, items.count)));
+async function compareItems(map: BpfMap, items: ItemSource, type: MapType, hidden: readonly Span[]): Promise<void> {
+  const seen = type.dense === true ? seenIndexes(map) : seenKeys(items, type);
+  const last = backwards(items);
+  const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
   const found = Buffer.alloc(map.valueStride);
+  const wrong = (key: Uint8Array, what: string) =>
+    new BpfimgError('io', `${map.subject}, item ${hex(key)}: read back, it ${what}`);
+  /** Items whose key came before, perhaps, and those of them with another value. */
+  let again = 0;
+  let differing = 0;
   for (let done = 0; done < items.count; done += batch.room) {
     const count = Math.min(batch.room, items.count - done);
-    await items.read(done, count, batch.keys, batch.values);
+    await last.read(done, count, batch.keys, batch.values);
     for (let i = 0; i < count; i++) {
       const key = batch.keys.subarray(i * map.keySize, (i + 1) * map.keySize);
-      const there = map.lookup(key, 0, found) !== undefined;
-      const at = i * map.valueStride;
-      if (there && found.compare(batch.values, at, at + map.valueStride) === 0) continue;
-      const what = there ? 'has another value than in the image' : 'is not there';
-      throw new BpfimgError('io', `${map.subject}, item ${hex(key)}: read back, it ${what}`);
+      const value = batch.values.subarray(i * map.valueStride, (i + 1) * map.valueStride);
+      const repeated = seen(batch.keys, i);
+      if (repeated) again++;
+      if (map.lookup(key, 0, found) === undefined) {
+        // An array that was made smaller has no place for it, nor needs one for zero.
+        if (type.dense === true && isZero(value)) continue;
+        throw wrong(key, 'is not there');
+      }
+      for (const { offset, size } of hidden) {
+        found.fill(0, offset, offset + size);
+        value.fill(0, offset, offset + size);
+      }
+      if (found.equals(value)) continue;
+      if (!repeated) throw wrong(key, 'has another value than in the image');
+      differing++;
     }
     await pause();
+  }
+  if (type.dense === true) return;
+  const held = await countItems(map);
+  const repeats = items.count - held;
+  if (repeats < 0 || repeats > again || differing > repeats) {
+    const most = items.count - again;
+    throw new BpfimgError('io', `${map.subject}: read back, it has ${held} items, expected ${most} to ${items.count}`);
   }
 }

@@ -13,6 +13,7 @@ const MOST_BITS = 29;
 /** For keys of any kind (a Bloom filter). */
 export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pick<MapType, 'key'>): Seen {
   const { count, keySize } = items;
+  if (keySize === 0) return () => false;
   const bits = Math.min(MOST_BITS, Math.max(10, Math.ceil(Math.log2(BITS_A_KEY * Math.max(1, count)))));
   const filter = new Int32Array(1 << (bits - 5));
   const mask = 2 ** bits - 1;

@@ -16,6 +16,7 @@ export interface Call {
 export class FakeSys implements Sys {
   readonly proc: string = '/nowhere';
   readonly cpus: number = 4;
+  readonly pageSize = 4096;
   readonly calls: Call[] = [];
   /** Set to hold asynchronous calls back; call it to let one go. */
   readonly held: (() => void)[] = [];
@@ -67,13 +68,13 @@ export class FakeSys implements Sys {
   pidfdGetfd(): Result {
     return -ERRNO.ENOSYS;
   }
-  mmap(): MapResult {
+  mmap(..._call: Parameters<Sys['mmap']>): MapResult {
     return BigInt(-ERRNO.ENOTSUPP);
   }
-  munmap(): Result {
+  munmap(..._call: Parameters<Sys['munmap']>): Result {
     return 0;
   }
-  view(): Buffer {
+  view(..._call: Parameters<Sys['view']>): Buffer {
     return Buffer.alloc(0);
   }
   getAffinity(): readonly number[] {

@@ -131,3 +131,22 @@ export function u32(...values: number[]): Buffer {
   for (const [i, value] of values.entries()) bytes.writeUInt32LE(value, 4 * i);
   return bytes;
 }
+
+/**
+ * Sets keys `from` to `to - 1`, numbers in the first 4 bytes (or fewer) of the key, each with a value that
+ * begins with the same number, and goes on with its lowest byte.
+ */
+export function fillNumbers(map: BpfMap, to: number, from = 0): void {
+  const size = Math.min(4, map.keySize);
+  const batch = map.batch(Math.min(16_384, Math.max(1, to - from)));
+  for (let at = from; at < to; at += batch.room) {
+    const count = Math.min(batch.room, to - at);
+    for (let i = 0; i < count; i++) {
+      batch.keys.writeUIntLE(at + i, i * map.keySize, size);
+      const value = batch.values.subarray(i * map.valueStride, (i + 1) * map.valueStride).fill(at + i);
+      if (value.length >= 4) value.writeUInt32LE(at + i);
+    }
+    const { error } = map.updateBatch(batch, count);
+    if (error) throw error;
+  }
+}

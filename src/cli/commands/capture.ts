@@ -1,8 +1,8 @@
 import { type CapturedMap, capture } from '../../capture/capture.js';
 import { BpfimgError, EXIT } from '../../errors.js';
-import { LiveMaps } from '../../kernel/live.js';
+import { type LiveMap, LiveMaps } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
-import { type MapTypes, reportText } from '../../maptype.js';
+import { type Drain, type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { coloured, type Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
@@ -14,6 +14,8 @@ export interface CaptureArguments extends SelectorArguments {
   readonly dir: string;
   readonly force: boolean;
   readonly skipUnsupported: boolean;
+  /** Of `--drain`: its value, or empty text for none. */
+  readonly drain?: string | undefined;
   readonly libdir: readonly string[];
   readonly json: boolean;
   readonly color?: boolean | undefined;
@@ -25,6 +27,9 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   if (!args.all && !selected(selectors)) {
     throw new BpfimgError('usage', 'which maps? --id, --name, --pinned, --pid, or --all');
   }
+  const drain = drainOf(args.drain);
+  // yargs' `implies` takes an option's default for the option.
+  if (args.skipUnsupported && !args.all) throw new BpfimgError('usage', '--skip-unsupported goes with --all');
   const types = await mapTypes(args.libdir, io);
   const kernel = sys ?? (await openSys());
   const live = LiveMaps.look(kernel);
@@ -38,6 +43,8 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
     rows = await capture(kernel, maps, args.dir, types, {
       force: args.force,
       lenient: args.all,
+      drain,
+      find: (id) => find(live, id) ?? find(LiveMaps.look(kernel), id),
       holders: ({ pid, fd }) => pids.length === 0 || (pids.includes(pid) && (fds.length === 0 || fds.includes(fd))),
       progress: (doing) => progress.update(doing),
     });
@@ -60,6 +67,17 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   });
   const failed = rows.filter(({ report }) => report.kind === 'not supported');
   return failed.length > 0 && !args.skipUnsupported ? EXIT.failed : EXIT.ok;
+}
+
+function find(live: LiveMaps, id: number): LiveMap | undefined {
+  return live.maps.find((map) => map.id === id);
+}
+
+function drainOf(text: string | undefined): Drain {
+  if (text === undefined) return 'no';
+  if (text === '' || text === 'restore') return 'restore';
+  if (text === 'keep-empty') return text;
+  throw new BpfimgError('usage', `--drain=${text}: expected --drain, --drain=restore or --drain=keep-empty`);
 }
 
 function members(row: CapturedMap, types: MapTypes): Record<string, unknown> {

@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import { constants } from 'node:os';
 import { type Dump, openDump } from '../../dump/model.js';
 import { selectMaps } from '../../dump/select.js';
-import { BpfimgError, EXIT, ioError } from '../../errors.js';
+import { BpfimgError, ClosedPipe, EXIT, ioError } from '../../errors.js';
 import { BpfMap } from '../../kernel/map.js';
 import { MAP_RULES } from '../../kernel/rules.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
@@ -11,7 +11,7 @@ import { type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import type { CpuFold } from '../../replay/items.js';
 import { PinFolder, pinName } from '../../replay/pins.js';
-import { type PlannedMap, planBreaches, planMap } from '../../replay/plan.js';
+import { type PlannedMap, planMaps, planProblems } from '../../replay/plan.js';
 import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
 import { coloured, type Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
@@ -30,6 +30,8 @@ export interface ReplayArguments {
   readonly verify: boolean;
   readonly force: boolean;
   readonly maxEntries?: number | undefined;
+  readonly unresolved?: 'fail' | 'skip' | undefined;
+  readonly requireBtf?: boolean | undefined;
   readonly percpu?: CpuFold | undefined;
   readonly libdir: readonly string[];
   readonly json: boolean;
@@ -47,12 +49,15 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   if (maxEntries !== undefined && (!Number.isInteger(maxEntries) || maxEntries < 1 || maxEntries > 0xffff_ffff)) {
     throw new BpfimgError('usage', '--max-entries takes a whole number from 1 to 4294967295');
   }
-  if (!isFolder(args.dir)) throw new BpfimgError('notFound', `${args.dir}: no such folder, expected a dump`);
+  if (!isFolder(args.dir)) {
+    const what = fs.existsSync(args.dir) ? 'not a folder' : 'no such folder';
+    throw new BpfimgError('notFound', `${args.dir}: ${what}, expected a dump`);
+  }
   const types = await mapTypes(args.libdir, io);
   const kernel = sys ?? (await openSys());
   const dump = await openDump(args.dir);
   try {
-    const plans = plansOf(dump, args, types, kernel);
+    const plans = await plansOf(dump, args, types, kernel);
     if (args.dryRun) return await dryRun(plans, args, io);
     const fresh = await create(kernel, plans, args, io);
     try {
@@ -65,9 +70,9 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   }
 }
 
-function plansOf(dump: Dump, args: ReplayArguments, types: MapTypes, sys: Sys): PlannedMap[] {
+function plansOf(dump: Dump, args: ReplayArguments, types: MapTypes, sys: Sys): Promise<PlannedMap[]> {
   const { maxEntries, percpu: perCpu } = args;
-  return selectMaps(dump, args.map).map((map) => planMap(dump, map, types, { maxEntries, perCpu, cpus: sys.cpus }));
+  return planMaps(dump, selectMaps(dump, args.map), types, { maxEntries, perCpu, cpus: sys.cpus });
 }
 
 async function create(sys: Sys, plans: readonly PlannedMap[], args: ReplayArguments, io: Io): Promise<FreshMap[]> {
@@ -76,8 +81,14 @@ async function create(sys: Sys, plans: readonly PlannedMap[], args: ReplayArgume
     return await replay(sys, plans, {
       force: args.force,
       verify: args.verify,
+      unresolved: args.unresolved ?? 'fail',
+      requireBtf: args.requireBtf === true,
       pin: args.pin,
       progress: (doing) => progress.update(doing),
+      done: async (fresh) => {
+        progress.end();
+        if (args.pin !== undefined) await tellPins(fresh, args, io);
+      },
     });
   } finally {
     progress.end();
@@ -104,6 +115,8 @@ function hand(sys: Sys, { map, plan }: FreshMap): Handed {
   const mode = plan.access === 'ro' ? 'read-only' : 'write-only';
   try {
     const reopened = BpfMap.openById(sys, map.id, plan.access);
+    // Nothing else may be done with the map from here on.
+    map.close();
     return { fd: reopened.fd, close: () => reopened.close() };
   } catch (error) {
     const why = error instanceof BpfimgError ? error.message : String(error);
@@ -112,17 +125,14 @@ function hand(sys: Sys, { map, plan }: FreshMap): Handed {
 }
 
 async function keep(sys: Sys, fresh: readonly FreshMap[], args: ReplayArguments, io: Io): Promise<number> {
-  if (args.pin !== undefined) {
-    await tell(fresh, undefined, args, io);
-    return EXIT.ok;
-  }
+  if (args.pin !== undefined) return EXIT.ok;
   const handed = fresh.map((one) => hand(sys, one));
   try {
     if (args.hold) {
       await tell(fresh, handed, args, io);
+      if (fresh.length === 0) return EXIT.ok;
       // Until a signal ends the process, and with it the maps.
-      await new Promise((resolve) => setInterval(resolve, 1 << 30));
-      return EXIT.ok;
+      return await new Promise<never>(() => setInterval(() => {}, 1 << 30));
     }
     const numbers = handed.map((one, i) => ({ ...one, fd: LISTEN_FDS_START + i }));
     await tell(fresh, numbers, args, io);
@@ -192,8 +202,8 @@ async function tell(
 ): Promise<void> {
   const rows = fresh.map(({ plan, map, pin, report }, i) => {
     const note = handed?.[i]?.note;
-    const text =
-      note === undefined ? reportText(report) : reportText(report).replace(/^full$/, 'partial') + `: ${note}`;
+    const text = reportText(report);
+    const noted = report.kind === 'full' ? `partial: ${note}` : `${text}; ${note}`;
     return {
       map_id: plan.mapId,
       new_id: map.id,
@@ -202,7 +212,7 @@ async function tell(
       type: plan.type.name,
       items: plan.items.count,
       pin: pin ?? null,
-      report: text,
+      report: note === undefined ? text : noted,
     };
   });
   const cells = rows.map((row) => [
@@ -216,6 +226,15 @@ async function tell(
     nameText(row.report),
   ]);
   await show(rows, COLUMNS, cells, args, io);
+}
+
+/** Tells of pins; that nobody reads it to the end is no reason to remove them. */
+async function tellPins(fresh: readonly FreshMap[], args: ReplayArguments, io: Io): Promise<void> {
+  try {
+    await tell(fresh, undefined, args, io);
+  } catch (error) {
+    if (!(error instanceof ClosedPipe)) throw error;
+  }
 }
 
 const PLAN_COLUMNS = [
@@ -235,12 +254,12 @@ const PLAN_COLUMNS = [
 /** Says what would be created, and why it would not. */
 async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: Io): Promise<number> {
   const problems: string[] = [];
-  const rows = plans.map((plan) => {
-    const { spec, items, plugin, type, frozen, lacks } = plan;
-    const why = planBreaches(plan);
-    if (plugin.replay === undefined) why.push(`bpfimg cannot replay ${type.name} maps yet`);
+  const rows = [];
+  for (const plan of plans) {
+    const { spec, items, type, frozen, lacks } = plan;
+    const why = await planProblems(plan);
     for (const one of why) problems.push(`${plan.subject}: ${one}`);
-    return {
+    rows.push({
       map_id: plan.mapId,
       name: spec.name,
       type: type.name,
@@ -257,14 +276,14 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
           : lacks.length > 0
             ? `partial: ${lacks.join('; ')}`
             : 'full',
-    };
-  });
+    });
+  }
   const short = args.force ? undefined : memoryShort(plans);
   if (short !== undefined) problems.push(short);
   const lacking = missingCapabilities(plans);
   if (lacking !== undefined) problems.push(lacking);
   const place = args.pin === undefined ? undefined : PinFolder.check(args.pin);
-  if (place !== undefined) problems.push(place);
+  if (place !== undefined) problems.push(place.message);
   const cells = rows.map((row) => [
     String(row.map_id),
     nameText(row.name),

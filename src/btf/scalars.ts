@@ -1,0 +1,620 @@
+/**
+ * Numbers, enums, pointers and bit-fields: bytes to JSON and back, without loss for any bytes.
+ *
+ * Each codec here is made once for a type and used for millions of values, so what it does is settled when it
+ * is made: closures over plain numbers, bigints only where 53 bits do not do.
+ */
+import { hex, unhex } from '../bytes.js';
+import { BpfimgError, pointerPart } from '../errors.js';
+import type { EnumType } from './btf.js';
+import { phrase, putInteger, putPhrase, putQuoted64, type Sink } from './sink.js';
+
+/**
+ * JSON as JavaScript values. Decoding gives none that `JSON.stringify` cannot print: integers beyond 2^53 - 1
+ * are decimal text. Encoding takes bigints as well.
+ */
+export type Json = null | boolean | number | bigint | string | Json[] | JsonObject;
+export interface JsonObject {
+  [name: string]: Json;
+}
+
+/** How the values of one type are read and written. */
+export interface Codec {
+  /** Bytes that {@link decode} looks at and {@link encode} sets; of bit-fields the bytes they touch. */
+  readonly size: number;
+  /** Reads the value at byte `at`; the caller has checked that it is all there. */
+  decode(view: DataView, at: number): Json;
+  /** Writes it as JSON text without blanks, just what `JSON.stringify` makes of what {@link decode} gives. */
+  print(view: DataView, at: number, out: Sink): void;
+  /**
+   * Writes the value at byte `at`: all its bytes, of a bit-field its bits alone.
+   * @throws TypedValueError, and then some of the bytes may be written
+   */
+  encode(value: Json, view: DataView, at: number): void;
+}
+
+/** JSON that does not fit its type. */
+export class TypedValueError extends BpfimgError {
+  constructor(
+    /** JSON pointer to what does not fit. */
+    readonly pointer: string,
+    /** Its type as C has it. */
+    readonly typeName: string,
+    /** What is wrong, without place and type. */
+    readonly problem: string,
+  ) {
+    super('badJson', `${pointer === '' ? '' : `${pointer}: `}${typeName}: ${problem}`);
+  }
+
+  /** The same one level further out. */
+  within(part: string | number): TypedValueError {
+    return new TypedValueError(pointerPart(part) + this.pointer, this.typeName, this.problem);
+  }
+}
+
+/** What a codec says when it refuses: its type's name is made only then. */
+export type Refuse = (problem: string, pointer?: string) => TypedValueError;
+
+/** A short rendering of what was found in place of what was expected. */
+export function found(value: Json | undefined): string {
+  if (value === undefined) return 'nothing';
+  if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (typeof value === 'object' && value !== null) return 'an object';
+  if (typeof value !== 'string') return String(value);
+  return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
+}
+
+export function isObject(value: Json): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+/** The bytes of `{"$raw": "hex"}`, which stand for a value of any type; undefined for any other JSON. */
+export function rawBytes(value: Json, size: number, refuse: Refuse): Uint8Array | undefined {
+  if (!isObject(value) || !Object.hasOwn(value, '$raw')) return undefined;
+  const text = value.$raw as Json;
+  const bytes = typeof text === 'string' && text.length === size * 2 ? unhex(text) : undefined;
+  if (bytes === undefined) {
+    throw refuse(`must be ${size * 2} hex digits (${size} bytes), got ${found(text)}`, '/$raw');
+  }
+  return bytes;
+}
+
+/** Bytes `at` to `at + size` of a view, not copied. */
+export function bytesAt(view: DataView, at: number, size: number): Uint8Array {
+  return new Uint8Array(view.buffer, view.byteOffset + at, size);
+}
+
+/** Bytes as JSON that any codec takes. */
+export function rawJson(view: DataView, at: number, size: number): JsonObject {
+  return { $raw: hex(bytesAt(view, at, size)) };
+}
+
+/** Writes `{"$raw": …}`, if that is what `value` is. */
+function putRaw(value: Json, view: DataView, at: number, size: number, refuse: Refuse): boolean {
+  const raw = rawBytes(value, size, refuse);
+  if (raw === undefined) return false;
+  for (const member of Object.keys(value as JsonObject)) {
+    if (member !== '$raw') throw refuse('unknown member', pointerPart(member));
+  }
+  bytesAt(view, at, size).set(raw);
+  return true;
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Where bits stand
+
+/** Integers of a certain place and width, before they mean anything: below 2^53 as number. */
+interface Bits {
+  readonly size: number;
+  get(view: DataView, at: number): number | bigint;
+  set(view: DataView, at: number, value: number | bigint): void;
+}
+
+const TWO_32 = 0x1_0000_0000;
+const SAFE = BigInt(Number.MAX_SAFE_INTEGER);
+
+/** A bigint as a number where that is exact. */
+function small(value: bigint): number | bigint {
+  return value <= SAFE && value >= -SAFE ? Number(value) : value;
+}
+
+/** Integers of whole bytes, in the sizes processors have. */
+function wholeBytes(size: number, signed: boolean, little: boolean): Bits | undefined {
+  switch (size) {
+    case 1:
+      return signed
+        ? { size, get: (v, at) => v.getInt8(at), set: (v, at, value) => v.setInt8(at, Number(value)) }
+        : { size, get: (v, at) => v.getUint8(at), set: (v, at, value) => v.setUint8(at, Number(value)) };
+    case 2:
+      return signed
+        ? { size, get: (v, at) => v.getInt16(at, little), set: (v, at, value) => v.setInt16(at, Number(value), little) }
+        : {
+            size,
+            get: (v, at) => v.getUint16(at, little),
+            set: (v, at, value) => v.setUint16(at, Number(value), little),
+          };
+    case 4:
+      return signed
+        ? { size, get: (v, at) => v.getInt32(at, little), set: (v, at, value) => v.setInt32(at, Number(value), little) }
+        : {
+            size,
+            get: (v, at) => v.getUint32(at, little),
+            set: (v, at, value) => v.setUint32(at, Number(value), little),
+          };
+    case 8:
+      return eightBytes(signed, little);
+    default:
+      return undefined;
+  }
+}
+
+function eightBytes(signed: boolean, little: boolean): Bits {
+  const [lowAt, highAt] = little ? [0, 4] : [4, 0];
+  return {
+    size: 8,
+    // Two halves: a bigint for each value would take several times as long.
+    get(view, at) {
+      const low = view.getUint32(at + lowAt, little);
+      if (signed) {
+        const high = view.getInt32(at + highAt, little);
+        if (high >= -0x20_0000 && high < 0x20_0000 && (high > -0x20_0000 || low > 0)) return high * TWO_32 + low;
+        return view.getBigInt64(at, little);
+      }
+      const high = view.getUint32(at + highAt, little);
+      return high < 0x20_0000 ? high * TWO_32 + low : view.getBigUint64(at, little);
+    },
+    set(view, at, value) {
+      if (typeof value === 'bigint' || value < 0) view.setBigUint64(at, BigInt.asUintN(64, BigInt(value)), little);
+      else {
+        view.setUint32(at + lowAt, value % TWO_32, little);
+        view.setUint32(at + highAt, Math.floor(value / TWO_32), little);
+      }
+    },
+  };
+}
+
+/**
+ * Bits from anywhere, `start` bits behind the byte they are asked for at, of which `start` is below 8.
+ * Big-endian machines count from each byte's highest bit.
+ */
+function anyBits(start: number, bits: number, signed: boolean, little: boolean): Bits {
+  const size = Math.ceil((start + bits) / 8);
+  // Bits below ours in the integer that all the bytes together make.
+  const shift = little ? start : size * 8 - start - bits;
+  return size <= 6 ? fewBits(size, shift, bits, signed, little) : manyBits(size, shift, bits, signed, little);
+}
+
+/** At most 48 bits with all that stands around them: plain arithmetic is exact. */
+function fewBits(size: number, shift: number, bits: number, signed: boolean, little: boolean): Bits {
+  const [unit, modulus] = [2 ** shift, 2 ** bits];
+  const load = (view: DataView, at: number) => {
+    let whole = 0;
+    for (let i = 0; i < size; i++) whole = whole * 256 + view.getUint8(little ? at + size - 1 - i : at + i);
+    return whole;
+  };
+  return {
+    size,
+    get(view, at) {
+      const value = Math.floor(load(view, at) / unit) % modulus;
+      return signed && value >= modulus / 2 ? value - modulus : value;
+    },
+    set(view, at, value) {
+      const whole = load(view, at);
+      const old = Math.floor(whole / unit) % modulus;
+      let rest = whole + ((((Number(value) % modulus) + modulus) % modulus) - old) * unit;
+      for (let i = 0; i < size; i++) {
+        view.setUint8(little ? at + i : at + size - 1 - i, rest % 256);
+        rest = Math.floor(rest / 256);
+      }
+    },
+  };
+}
+
+function manyBits(size: number, shift: number, bits: number, signed: boolean, little: boolean): Bits {
+  const unit = BigInt(shift);
+  const load = (view: DataView, at: number) => {
+    let whole = 0n;
+    for (let i = 0; i < size; i++) whole = (whole << 8n) | BigInt(view.getUint8(little ? at + size - 1 - i : at + i));
+    return whole;
+  };
+  return {
+    size,
+    get(view, at) {
+      const value = load(view, at) >> unit;
+      return small(signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value));
+    },
+    set(view, at, value) {
+      const whole = load(view, at);
+      const old = BigInt.asUintN(bits, whole >> unit);
+      let rest = whole + ((BigInt.asUintN(bits, BigInt(value)) - old) << unit);
+      for (let i = 0; i < size; i++) {
+        view.setUint8(little ? at + i : at + size - 1 - i, Number(rest & 0xffn));
+        rest >>= 8n;
+      }
+    },
+  };
+}
+
+/** Where an integer stands: from bit `start` (below 8) of the byte it is asked for at. */
+export interface Place {
+  readonly start: number;
+  readonly bits: number;
+  readonly little: boolean;
+}
+
+function bitsOf({ start, bits, little }: Place, signed: boolean): Bits {
+  const whole = start === 0 && bits % 8 === 0 ? wholeBytes(bits / 8, signed, little) : undefined;
+  return whole ?? anyBits(start, bits, signed, little);
+}
+
+// ---------------------------------------------------------------------------------------------------
+// What bits mean
+
+interface Range {
+  readonly low: number | bigint;
+  readonly high: number | bigint;
+}
+
+function rangeOf(bits: number, signed: boolean): Range {
+  const [low, high] = signed ? [-(2n ** BigInt(bits - 1)), 2n ** BigInt(bits - 1) - 1n] : [0n, 2n ** BigInt(bits) - 1n];
+  return { low: small(low), high: small(high) };
+}
+
+/** Text in decimal, or in hex with `0x`, as long as 128 bits can be and a little. */
+const INTEGER = /^-?(0x[0-9a-fA-F]{1,33}|[0-9]{1,40})$/;
+
+/** A whole number within a range, from a JSON number, a bigint, or text. */
+function integer(value: Json, { low, high }: Range, refuse: Refuse, others = () => ''): number | bigint {
+  let int: number | bigint | undefined;
+  if (typeof value === 'number') {
+    if (Number.isSafeInteger(value)) int = value;
+    else if (Number.isInteger(value) && value >= low && value <= high) {
+      // What was written is lost: a double holds only its neighbour.
+      throw refuse(`${value} must be written as text, for it is beyond 2^53 - 1`);
+    }
+  } else if (typeof value === 'bigint') int = value;
+  else if (typeof value === 'string' && INTEGER.test(value)) {
+    int = small(value.startsWith('-') ? -BigInt(value.slice(1)) : BigInt(value));
+  }
+  if (int === undefined || int < low || int > high) {
+    throw refuse(`must be ${others()}a whole number from ${low} to ${high}, got ${found(value)}`);
+  }
+  return int;
+}
+
+const shown = (value: number | bigint): Json => (typeof value === 'number' ? value : String(value));
+
+/** A codec that prints what it decodes. */
+function printing(codec: Omit<Codec, 'print'>): Codec {
+  const { decode } = codec;
+  return { ...codec, print: (view, at, out) => out.text(JSON.stringify(decode(view, at))) };
+}
+
+/** Integers, as numbers; beyond 2^53 - 1 as decimal text. */
+export function intCodec(place: Place, signed: boolean, refuse: Refuse): Codec {
+  const { size, get, set } = bitsOf(place, signed);
+  const range = rangeOf(place.bits, signed);
+  const encode = (value: Json, view: DataView, at: number) => set(view, at, integer(value, range, refuse));
+  if (size <= 6) {
+    const decode = get as (view: DataView, at: number) => number;
+    return { size, decode, print: (view, at, out) => putInteger(out, decode(view, at)), encode };
+  }
+  return {
+    size,
+    decode(view, at) {
+      const value = get(view, at);
+      return typeof value === 'number' ? value : String(value);
+    },
+    print:
+      size === 8 && place.bits === 64 && !signed
+        ? unsigned64(place.little)
+        : (view, at, out) => {
+            const value = get(view, at);
+            if (typeof value === 'number') putInteger(out, value);
+            else out.text(`"${value}"`);
+          },
+    encode,
+  };
+}
+
+/** Prints unsigned 64-bit integers, from their halves: times in nanoseconds are beyond 2^53. */
+function unsigned64(little: boolean): Codec['print'] {
+  const [lowAt, highAt] = little ? [0, 4] : [4, 0];
+  return (view, at, out) => {
+    const [low, high] = [view.getUint32(at + lowAt, little), view.getUint32(at + highAt, little)];
+    if (high < 0x20_0000) putInteger(out, high * TWO_32 + low);
+    else putQuoted64(out, high, low);
+  };
+}
+
+/** `true` and `false`; bits that are neither 0 nor 1 as their number. */
+export function boolCodec(place: Place, refuse: Refuse): Codec {
+  const { size, get, set } = bitsOf(place, false);
+  const range = rangeOf(place.bits, false);
+  return printing({
+    size,
+    decode(view, at) {
+      const value = get(view, at);
+      return value === 0 ? false : value === 1 ? true : shown(value);
+    },
+    encode(value, view, at) {
+      if (typeof value === 'boolean') set(view, at, value ? 1 : 0);
+      else
+        set(
+          view,
+          at,
+          integer(value, range, refuse, () => 'true, false or '),
+        );
+    },
+  });
+}
+
+/** Names where there are such, else numbers. */
+export function enumCodec(type: EnumType, place: Place, refuse: Refuse): Codec {
+  const { size, get, set } = bitsOf(place, type.signed);
+  const { bits } = place;
+  const range = rangeOf(bits, type.signed);
+  const numbers = new Map<string, number | bigint>();
+  const names = new Map<number | bigint, string>();
+  for (const { name, value } of type.values) {
+    // The first of a name or a number counts; a name that reads as a number would not come back.
+    if (name === '' || INTEGER.test(name) || numbers.has(name)) continue;
+    const number = small(type.signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value));
+    // Too wide for a bit-field. But -1 from before compilers told signed from unsigned fits, as its low bits.
+    const old = type.kind === 'ENUM' && !type.signed && BigInt.asIntN(bits, value) === BigInt.asIntN(32, value);
+    if (BigInt(number) !== value && !old) continue;
+    numbers.set(name, number);
+    if (!names.has(number)) names.set(number, name);
+  }
+  const texts = new Map([...names].map(([number, name]) => [number, phrase(JSON.stringify(name))]));
+  return {
+    size,
+    decode(view, at) {
+      const value = get(view, at);
+      return names.get(value) ?? shown(value);
+    },
+    print(view, at, out) {
+      const value = get(view, at);
+      const text = texts.get(value);
+      if (text !== undefined) putPhrase(out, text);
+      else out.text(JSON.stringify(shown(value)));
+    },
+    encode(value, view, at) {
+      const number = typeof value === 'string' ? numbers.get(value) : undefined;
+      set(view, at, number ?? integer(value, range, refuse, () => `${oneOf([...numbers.keys()])}, or `));
+    },
+  };
+}
+
+/** Some of many names, for a message. */
+export function oneOf(names: readonly string[], most = 8): string {
+  const shown = names.slice(0, most).join(', ');
+  return names.length > most ? `one of ${shown}, … (${names.length} in all)` : `one of ${shown || 'none'}`;
+}
+
+/** Pointers, as hex text. */
+export function pointerCodec(place: Place, refuse: Refuse): Codec {
+  const { size, get, set } = bitsOf(place, false);
+  const range = rangeOf(place.bits, false);
+  return {
+    size,
+    decode: (view, at) => `0x${get(view, at).toString(16)}`,
+    print: (view, at, out) => out.text(`"0x${get(view, at).toString(16)}"`),
+    encode(value, view, at) {
+      set(
+        view,
+        at,
+        integer(value, range, refuse, () => 'an address like "0xffff888003a4c000": '),
+      );
+    },
+  };
+}
+
+/**
+ * Integers that do not fill the bytes they are stored in (`_BitInt(7)`), as numbers where the rest is zero,
+ * as bytes where it is not.
+ */
+export function looseCodec(inner: Codec, offset: number, size: number, refuse: Refuse): Codec {
+  const probe = new DataView(new ArrayBuffer(size));
+  return printing({
+    size,
+    decode(view, at) {
+      const value = inner.decode(view, at + offset);
+      bytesAt(probe, 0, size).fill(0);
+      inner.encode(value, probe, offset);
+      for (let i = 0; i < size; i++) if (probe.getUint8(i) !== view.getUint8(at + i)) return rawJson(view, at, size);
+      return value;
+    },
+    encode(value, view, at) {
+      if (putRaw(value, view, at, size, refuse)) return;
+      bytesAt(view, at, size).fill(0);
+      inner.encode(value, view, at + offset);
+    },
+  });
+}
+
+/** Bit patterns of the NaN that every operation gives, in bits 32 and up; any other is kept as its bits. */
+const NAN_32 = 0x7fc0_0000;
+const NAN_64 = 0x7ff8_0000;
+const SPECIAL: Readonly<Record<string, number>> = { NaN: NaN, Infinity: Infinity, '-Infinity': -Infinity, '-0': -0 };
+
+/**
+ * Floating point: numbers; `"NaN"`, `"Infinity"`, `"-Infinity"`, `"-0"`, which JSON has no numbers for; any
+ * other NaN, and sizes other than 4 and 8 bytes, as hex text of their bits.
+ */
+export function floatCodec(size: number, little: boolean, refuse: Refuse): Codec {
+  const bits = bitsOf({ start: 0, bits: size * 8, little }, false);
+  const bitRange = rangeOf(size * 8, false);
+  const hexOf = (view: DataView, at: number) =>
+    `0x${bits
+      .get(view, at)
+      .toString(16)
+      .padStart(size * 2, '0')}`;
+  const isHex = (value: Json): value is string => typeof value === 'string' && /^0x[0-9a-fA-F]{1,32}$/.test(value);
+  if (size !== 4 && size !== 8) {
+    return printing({
+      size,
+      decode: hexOf,
+      encode(value, view, at) {
+        if (!isHex(value)) throw refuse(`must be the bits as hex text like "0x3c00", got ${found(value)}`);
+        bits.set(view, at, integer(value, bitRange, refuse));
+      },
+    });
+  }
+  const read = (view: DataView, at: number) => (size === 4 ? view.getFloat32(at, little) : view.getFloat64(at, little));
+  const usual = (view: DataView, at: number) =>
+    size === 4
+      ? view.getUint32(at, little) === NAN_32
+      : view.getUint32(little ? at + 4 : at, little) === NAN_64 && view.getUint32(little ? at : at + 4, little) === 0;
+  return printing({
+    size,
+    decode(view, at) {
+      const value = read(view, at);
+      if (Number.isFinite(value)) return value === 0 && Object.is(value, -0) ? '-0' : value;
+      if (!Number.isNaN(value)) return String(value);
+      return usual(view, at) ? 'NaN' : hexOf(view, at);
+    },
+    encode(value, view, at) {
+      if (isHex(value)) {
+        bits.set(view, at, integer(value, bitRange, refuse));
+        return;
+      }
+      let number: number | undefined;
+      if (typeof value === 'number') number = value;
+      else if (typeof value === 'bigint') number = Number(value);
+      else if (typeof value === 'string' && Object.hasOwn(SPECIAL, value)) number = SPECIAL[value];
+      if (
+        number === undefined ||
+        (typeof value !== 'string' && !Number.isFinite(size === 4 ? Math.fround(number) : number))
+      ) {
+        const most = size === 4 ? 3.4028234663852886e38 : Number.MAX_VALUE;
+        const special = Object.keys(SPECIAL).join(', ');
+        throw refuse(`must be a number from -${most} to ${most}, hex text, or ${special}, got ${found(value)}`);
+      }
+      // The usual NaN by its bits: which one a processor makes of it is its own business.
+      if (Number.isNaN(number)) bits.set(view, at, size === 4 ? NAN_32 : BigInt(NAN_64) << 32n);
+      else if (size === 4) view.setFloat32(at, number, little);
+      else view.setFloat64(at, number, little);
+    },
+  });
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Text
+
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+/** Longer texts are read at once; shorter ones faster character by character. */
+const SHORT_TEXT = 24;
+
+/** `char[count]` as text, when it is clean: UTF-8 without control characters, then zero bytes to the end. */
+export function textCodec(count: number, refuse: Refuse): Codec {
+  return {
+    size: count,
+    decode: (view, at) => textAt(view, at, count) ?? rawJson(view, at, count),
+    print(view, at, out) {
+      const length = plainText(view, at, count);
+      if (length < 0) {
+        out.text(JSON.stringify(textAt(view, at, count) ?? rawJson(view, at, count)));
+        return;
+      }
+      out.room(length + 2);
+      const { bytes } = out;
+      bytes[out.at++] = 0x22;
+      for (let i = 0; i < length; i++) bytes[out.at++] = view.getUint8(at + i);
+      bytes[out.at++] = 0x22;
+    },
+    encode(value, view, at) {
+      if (putRaw(value, view, at, count, refuse)) return;
+      const out = bytesAt(view, at, count);
+      if (Array.isArray(value)) {
+        putCharacters(value, out, refuse);
+        return;
+      }
+      if (typeof value !== 'string') throw refuse(`must be text of at most ${count} bytes, got ${found(value)}`);
+      if (value.includes('\0')) throw refuse('has a zero byte, where text ends: write {"$raw": "hex"}');
+      if (/\p{Surrogate}/u.test(value)) throw refuse('has half a surrogate pair, which is no character');
+      const bytes = Buffer.from(value, 'utf8');
+      if (bytes.length > count) throw refuse(`text of ${bytes.length} bytes, expected at most ${count}`);
+      out.set(bytes);
+      out.fill(0, bytes.length);
+    },
+  };
+}
+
+/** Text up to the first zero byte, when it is clean and only zero bytes follow. */
+function textAt(view: DataView, at: number, count: number): string | undefined {
+  let length = 0;
+  let ascii = true;
+  for (; length < count; length++) {
+    const byte = view.getUint8(at + length);
+    if (byte === 0) break;
+    if (byte < 0x20 ? byte < 0x09 || byte > 0x0d : byte === 0x7f) return undefined;
+    if (byte >= 0x80) ascii = false;
+  }
+  for (let i = length + 1; i < count; i++) if (view.getUint8(at + i) !== 0) return undefined;
+  if (ascii && length <= SHORT_TEXT) {
+    let text = '';
+    for (let i = 0; i < length; i++) text += CHARS[view.getUint8(at + i)];
+    return text;
+  }
+  const bytes = bytesAt(view, at, length);
+  if (ascii) return Buffer.from(bytes.buffer, bytes.byteOffset, length).toString('latin1');
+  try {
+    const text = utf8.decode(bytes);
+    return CONTROLS.test(text) ? undefined : text;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Bytes of text that stands in JSON as it is: printable ASCII, nothing to escape; -1 for any other. */
+function plainText(view: DataView, at: number, count: number): number {
+  let length = 0;
+  for (; length < count; length++) {
+    const byte = view.getUint8(at + length);
+    if (byte === 0) break;
+    if (byte < 0x20 || byte >= 0x7f || byte === 0x22 || byte === 0x5c) return -1;
+  }
+  for (let i = length + 1; i < count; i++) if (view.getUint8(at + i) !== 0) return -1;
+  return length;
+}
+
+const CHARS: readonly string[] = Array.from({ length: 128 }, (_, code) => String.fromCharCode(code));
+/** Controls beyond ASCII, which a terminal may take as commands. */
+const CONTROLS = /[\u0080-\u009f]/;
+
+/** Characters given as numbers, signed or not. */
+function putCharacters(values: readonly Json[], out: Uint8Array, refuse: Refuse): void {
+  if (values.length !== out.length) throw refuse(`must have ${out.length} numbers, got ${found([...values])}`);
+  for (const [i, value] of values.entries()) {
+    const within: Refuse = (problem, pointer = '') => refuse(problem, pointerPart(i) + pointer);
+    out[i] = Number(integer(value, { low: -128, high: 255 }, within));
+  }
+}
+
+/** What the kernel keeps for itself (locks, timers, …): that it is there, and its bytes where they are not zero. */
+export function opaqueCodec(what: string, size: number, refuse: Refuse): Codec {
+  return printing({
+    size,
+    decode(view, at) {
+      for (let i = 0; i < size; i++) {
+        if (view.getUint8(at + i) !== 0) return { $kernel: what, ...rawJson(view, at, size) };
+      }
+      return { $kernel: what };
+    },
+    encode(value, view, at) {
+      const raw = rawBytes(value, size, refuse);
+      if (!isObject(value)) throw refuse(`must be {"$kernel": "${what}"}, for only the kernel sets it`);
+      for (const [member, is] of Object.entries(value)) {
+        if (member === '$raw' || (member === '$kernel' && is === what)) continue;
+        throw refuse(
+          member === '$kernel' ? `must be "${what}", got ${found(is)}` : 'unknown member',
+          pointerPart(member),
+        );
+      }
+      const out = bytesAt(view, at, size);
+      if (raw === undefined) out.fill(0);
+      else out.set(raw);
+    },
+  });
+}

@@ -1,0 +1,562 @@
+/**
+ * Values of a type as JSON, and JSON as values, without loss.
+ *
+ * {@link valueCodec} makes a codec for a type, once. {@link ValueCodec.decode} gives plain JavaScript values, in
+ * which integers that JSON numbers do not hold are text already; {@link ValueCodec.print} writes the same
+ * as JSON text into an `Output`.
+ *
+ * | type | JSON |
+ * |---|---|
+ * | integers | numbers; decimal text beyond 2^53 - 1. Encoding takes either, and hex text (`"0x1f"`) |
+ * | `bool` | `true`, `false`; other bytes as a number |
+ * | enums | a name; numbers that have none as numbers |
+ * | pointers | hex text, `"0x0"` |
+ * | `float`, `double` | numbers; `"NaN"`, `"Infinity"`, `"-Infinity"`, `"-0"`, hex text of other bits |
+ * | `char[N]` | text, when it is clean |
+ * | arrays | lists, of lists where there are more dimensions |
+ * | structures | objects, with members of structures without a name among their own |
+ * | unions | objects with the widest member; any other may be set |
+ * | locks, timers, kptrs, … | `{"$kernel": "bpf_timer"}` |
+ * | text, arrays, structures that this cannot say | `{"$raw": "hex"}` |
+ *
+ * Law: `encode(decode(bytes))` is `bytes`, whatever they are. Bytes that an object's members do not give
+ * back, padding mostly, are kept in one more member, `$raw`: all the bytes of that object. On the way back a
+ * member that is there decides its bytes, and `$raw` all others; without `$raw` they are zero.
+ */
+import { hex } from '../bytes.js';
+import { pointerPart } from '../errors.js';
+import {
+  type ArrayType,
+  type Btf,
+  type DatasecType,
+  type EnumType,
+  type FloatType,
+  type IntType,
+  MAX_DEPTH,
+  type Member,
+  type RefType,
+  type StructType,
+} from './btf.js';
+import { typeName } from './c.js';
+import {
+  boolCodec,
+  bytesAt,
+  type Codec,
+  enumCodec,
+  floatCodec,
+  found,
+  intCodec,
+  isObject,
+  type Json,
+  type JsonObject,
+  looseCodec,
+  oneOf,
+  opaqueCodec,
+  type Place,
+  pointerCodec,
+  type Refuse,
+  rawBytes,
+  TypedValueError,
+  textCodec,
+} from './scalars.js';
+import { type Phrase, phrase, putByte, putPhrase, type Sink } from './sink.js';
+import { SPECIAL, specialKind } from './special.js';
+
+export { type Json, type JsonObject, TypedValueError } from './scalars.js';
+export type { Sink } from './sink.js';
+
+/** Reads and writes values of one type. */
+export interface ValueCodec {
+  readonly btf: Btf;
+  readonly id: number;
+  /** As C has it. */
+  readonly typeName: string;
+  /** Bytes of a value. It comes from the BTF: compare it with the map's before trusting it. */
+  readonly size: number;
+  /**
+   * The value at byte `at` of `view`, which has at least {@link size} bytes from there on. One view over many
+   * values is faster than a view for each.
+   */
+  decode(view: DataView, at?: number): Json;
+  /**
+   * Writes the value to `out` as JSON text without blanks: just what `JSON.stringify` makes of what
+   * {@link decode} gives, several times as fast.
+   */
+  print(view: DataView, at: number, out: Sink): void;
+  /**
+   * Writes `value` at byte `at` of `view`: all {@link size} bytes.
+   * @throws TypedValueError for JSON that does not fit, and then what stands there is worthless
+   */
+  encode(value: Json, view: DataView, at?: number): void;
+}
+
+const codecs = new WeakMap<Btf, Map<number, ValueCodec>>();
+
+/**
+ * The codec for values of type `id`.
+ * @throws BpfimgError `badImage` for types that have no values, or make no sense
+ */
+export function valueCodec(btf: Btf, id: number): ValueCodec {
+  let known = codecs.get(btf);
+  if (known === undefined) {
+    known = new Map();
+    codecs.set(btf, known);
+  }
+  let codec = known.get(id);
+  if (codec === undefined) {
+    codec = checked(btf, id, new Compiler(btf).codec(id, 0));
+    known.set(id, codec);
+  }
+  return codec;
+}
+
+function checked(btf: Btf, id: number, codec: Codec): ValueCodec {
+  const { size, decode, print, encode } = codec;
+  const name = typeName(btf, id);
+  const check = (view: DataView, at: number) => {
+    if (at < 0 || at + size > view.byteLength) {
+      throw new RangeError(`${name}: ${size} bytes at ${at} of ${view.byteLength}`);
+    }
+  };
+  return {
+    btf,
+    id,
+    typeName: name,
+    size,
+    decode(view, at = 0) {
+      check(view, at);
+      return decode(view, at);
+    },
+    print(view, at, out) {
+      check(view, at);
+      print(view, at, out);
+    },
+    encode(value, view, at = 0) {
+      check(view, at);
+      encode(value, view, at);
+    },
+  };
+}
+
+/** A member, or a member of a member without a name: what is one member in JSON. */
+interface Slot {
+  /** In JSON. */
+  readonly name: string;
+  /** Bits from the structure's start. */
+  readonly bitOffset: number;
+  readonly bits: number;
+  readonly codec: Codec;
+  /** Bytes from the structure's start to where the codec reads. */
+  readonly offset: number;
+  /** Decoding shows it: it is in no union, or in that one's widest member. */
+  readonly shown: boolean;
+  /** The unions it is in, from the outside: union number and number of the member. */
+  readonly choices: readonly (readonly [union: number, option: number])[];
+}
+
+/** Members and names of enums that all types reached from one may have together. The kernel's largest have thousands. */
+const MAX_PARTS = 100_000;
+/** Names that are not a member's in JSON: ours, and one that JavaScript objects have a meaning for. */
+const RESERVED = [['$raw', 2] as const, ['__proto__', 2] as const];
+
+/** Makes codecs for a type and all that it is made of. */
+class Compiler {
+  readonly #btf: Btf;
+  readonly #done = new Map<number, Codec>();
+  #parts = 0;
+
+  constructor(btf: Btf) {
+    this.#btf = btf;
+  }
+
+  #refuse(id: number): Refuse {
+    return (problem, pointer = '') => new TypedValueError(pointer, typeName(this.#btf, id), problem);
+  }
+
+  /** @param id its name is what messages say, so not resolved */
+  codec(id: number, depth: number): Codec {
+    let codec = this.#done.get(id);
+    if (codec === undefined) {
+      if (depth > MAX_DEPTH) throw this.#btf.bad(id, `contains itself, or structures ${MAX_DEPTH} deep`);
+      codec = this.#make(id, depth);
+      this.#done.set(id, codec);
+    }
+    return codec;
+  }
+
+  #make(id: number, depth: number): Codec {
+    const btf = this.#btf;
+    const refuse = this.#refuse(id);
+    const size = btf.size(id);
+    const target = btf.resolve(id);
+    // Types are read in full only where that is needed: thousands may refer to one with thousands of members.
+    const kind = btf.kind(target);
+    if (kind === 'VAR') return this.codec((btf.type(target) as RefType).type, depth + 1);
+    if (size === 0) return emptyCodec(kind === 'ARRAY', refuse);
+    const special = specialKind(btf, target);
+    if (special !== undefined) return opaqueCodec(special, SPECIAL[special].size, refuse);
+    switch (kind) {
+      case 'INT':
+      case 'ENUM':
+      case 'ENUM64':
+        return this.#number(btf.type(target) as IntType | EnumType, refuse);
+      case 'FLOAT':
+        // Reading it checks its size.
+        return floatCodec((btf.type(target) as FloatType).size, btf.littleEndian, refuse);
+      case 'PTR':
+        return pointerCodec({ start: 0, bits: size * 8, little: btf.littleEndian }, refuse);
+      case 'ARRAY': {
+        const { type: of, count } = btf.type(target) as ArrayType;
+        const element = btf.resolve(of);
+        if (btf.kind(element) === 'INT' && (btf.type(element) as IntType).char) return textCodec(count, refuse);
+        return arrayCodec(this.codec(of, depth + 1), count, refuse);
+      }
+      case 'STRUCT':
+      case 'UNION':
+      case 'DATASEC':
+        return this.#struct(id, target, size, depth);
+      default:
+        throw btf.bad(id, 'has no values');
+    }
+  }
+
+  /** A number that is no bit-field. */
+  #number(type: IntType | EnumType, refuse: Refuse): Codec {
+    const little = this.#btf.littleEndian;
+    if (type.kind !== 'INT' || type.bits === type.size * 8) {
+      return this.#bits(type, { start: 0, bits: type.size * 8, little }, refuse);
+    }
+    // Counted from the lowest bit; places are counted from the highest one on big-endian machines.
+    const from = little ? type.bitOffset : type.size * 8 - type.bitOffset - type.bits;
+    const place = { start: from % 8, bits: type.bits, little };
+    return looseCodec(this.#bits(type, place, refuse), Math.floor(from / 8), type.size, refuse);
+  }
+
+  #bits(type: IntType | EnumType, place: Place, refuse: Refuse): Codec {
+    if (type.kind !== 'INT') {
+      this.#count(type.id, type.values.length);
+      return enumCodec(type, place, refuse);
+    }
+    return type.bool ? boolCodec(place, refuse) : intCodec(place, type.signed, refuse);
+  }
+
+  /** Counts parts of types, so that types which share types do not make more of them than there is memory. */
+  #count(id: number, parts: number): void {
+    this.#parts += parts;
+    if (this.#parts > MAX_PARTS) throw this.#btf.bad(id, `has, with all it is made of, more than ${MAX_PARTS} members`);
+  }
+
+  #struct(id: number, target: number, size: number, depth: number): Codec {
+    const slots: Slot[] = [];
+    const names = new Map<string, number>(RESERVED);
+    const unions = { count: 0 };
+    this.#collect(target, 0, true, [], slots, names, unions, depth);
+    const gaps = this.#gaps(id, size, slots);
+    return structCodec(size, slots, gaps, this.#refuse(id));
+  }
+
+  /** Adds the members of structure `id`, whose first bit is `from`, to `slots`. */
+  #collect(
+    id: number,
+    from: number,
+    shown: boolean,
+    choices: Slot['choices'],
+    slots: Slot[],
+    names: Map<string, number>,
+    unions: { count: number },
+    depth: number,
+  ): void {
+    const btf = this.#btf;
+    if (depth > MAX_DEPTH) throw btf.bad(id, `contains itself, or structures ${MAX_DEPTH} deep`);
+    const type = btf.type(id);
+    const members = type.kind === 'DATASEC' ? sectionMembers(btf, type) : (type as StructType).members;
+    const all = members.map((member) => {
+      const bits = type.kind === 'DATASEC' ? btf.size(member.type) * 8 : btf.memberBits(type as StructType, member);
+      return { member, bits };
+    });
+    const union = type.kind === 'UNION' ? unions.count++ : undefined;
+    const widest = all.reduce((most, { bits }) => Math.max(most, bits), 0);
+    const first = all.findIndex(({ bits }) => bits === widest);
+    for (const [i, { member, bits }] of all.entries()) {
+      this.#count(id, 1);
+      const bitOffset = from + member.bitOffset;
+      const here = shown && (union === undefined || i === first);
+      const way: Slot['choices'] = union === undefined ? choices : [...choices, [union, i]];
+      const target = btf.resolve(member.type);
+      if (member.name === '') {
+        // Any other member without a name is padding.
+        const kind = btf.kind(target);
+        if ((kind === 'STRUCT' || kind === 'UNION') && member.bits === 0) {
+          this.#collect(target, bitOffset, here, way, slots, names, unions, depth + 1);
+        }
+        continue;
+      }
+      slots.push({
+        name: unused(member.name, names),
+        bitOffset,
+        bits,
+        // What takes no bytes says nothing.
+        shown: here && bits > 0,
+        choices: way,
+        offset: Math.floor(bitOffset / 8),
+        codec: member.bits > 0 ? this.#bitField(member.type, bitOffset, bits) : this.codec(member.type, depth + 1),
+      });
+    }
+  }
+
+  #bitField(id: number, bitOffset: number, bits: number): Codec {
+    const type = this.#btf.type(this.#btf.resolve(id)) as IntType | EnumType;
+    const place = { start: bitOffset % 8, bits, little: this.#btf.littleEndian };
+    return this.#bits(type, place, this.#refuse(id));
+  }
+
+  /** The bits that no shown member has. Members that share bits are nothing a compiler makes. */
+  #gaps(id: number, size: number, slots: readonly Slot[]): Gaps {
+    const sorted = slots.filter(({ shown }) => shown).sort((a, b) => a.bitOffset - b.bitOffset);
+    const gaps: [from: number, to: number][] = [];
+    let end = 0;
+    for (const { bitOffset, bits, name } of sorted) {
+      if (bitOffset < end) throw this.#btf.bad(id, `member ${name} overlaps the one before it`);
+      if (bitOffset > end) gaps.push([end, bitOffset]);
+      end = bitOffset + bits;
+    }
+    if (end < size * 8) gaps.push([end, size * 8]);
+    return gapsOf(gaps, this.#btf.littleEndian);
+  }
+}
+
+/** Variables of a data section as members. */
+function sectionMembers(btf: Btf, type: DatasecType): Member[] {
+  return type.vars.flatMap(({ type: id, offset, size }) => {
+    if (btf.kind(id) !== 'VAR') return [];
+    // The compiler keeps but a part of a variable when programs use no more: then its type does not tell which.
+    if (btf.size(id) !== size || offset + size > type.size) return [];
+    return [{ name: btf.nameOf(id), type: id, bitOffset: offset * 8, bits: 0 }];
+  });
+}
+
+/**
+ * `name`, or with a number behind it when it is taken: static variables of functions may share one.
+ * @param names those taken, with the number to try next
+ */
+function unused(name: string, names: Map<string, number>): string {
+  let free = name;
+  for (let next = names.get(name); names.has(free); next = (next ?? 2) + 1) {
+    free = `${name}#${next}`;
+    names.set(name, (next ?? 2) + 1);
+  }
+  names.set(free, 2);
+  return free;
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Padding
+
+/** Bits that nothing shows: bytes with a mask each, and runs of whole bytes. */
+interface Gaps {
+  readonly bytes: readonly number[];
+  readonly masks: readonly number[];
+  /** From and to, by turns. */
+  readonly runs: readonly number[];
+}
+
+function gapsOf(gaps: readonly (readonly [from: number, to: number])[], little: boolean): Gaps {
+  const bytes: number[] = [];
+  const masks: number[] = [];
+  const runs: number[] = [];
+  const partial = (from: number, to: number) => {
+    if (from === to) return;
+    let mask = 0;
+    for (let bit = from; bit < to; bit++) mask |= little ? 1 << (bit % 8) : 0x80 >> (bit % 8);
+    bytes.push(Math.floor(from / 8));
+    masks.push(mask);
+  };
+  for (const [from, to] of gaps) {
+    const [first, last] = [Math.ceil(from / 8), Math.floor(to / 8)];
+    if (first > last) partial(from, to);
+    else {
+      partial(from, first * 8);
+      if (first < last) runs.push(first, last);
+      partial(last * 8, to);
+    }
+  }
+  return { bytes, masks, runs };
+}
+
+function zeroIn({ bytes, masks, runs }: Gaps, view: DataView, at: number): boolean {
+  for (let i = 0; i < bytes.length; i++) {
+    if ((view.getUint8(at + (bytes[i] as number)) & (masks[i] as number)) !== 0) return false;
+  }
+  for (let i = 0; i < runs.length; i += 2) {
+    const end = at + (runs[i + 1] as number);
+    for (let place = at + (runs[i] as number); place < end; place++) if (view.getUint8(place) !== 0) return false;
+  }
+  return true;
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Structures and arrays
+
+const [OPEN, CLOSE, OPEN_LIST, CLOSE_LIST, COMMA] = [0x7b, 0x7d, 0x5b, 0x5d, 0x2c];
+/** Bytes up to which a loop is faster than making an array of them. */
+const SHORT = 128;
+
+function structCodec(size: number, slots: readonly Slot[], gaps: Gaps, refuse: Refuse): Codec {
+  const shown = slots.filter((slot) => slot.shown);
+  const count = shown.length;
+  const names = shown.map(({ name }) => name);
+  const decoders = shown.map(({ codec }) => codec.decode);
+  const printers = shown.map(({ codec }) => codec.print);
+  const offsets = shown.map(({ offset }) => offset);
+  const padded = gaps.bytes.length > 0 || gaps.runs.length > 0;
+  const byName = new Map(slots.map((slot) => [slot.name, slot]));
+
+  const heads = names.map((name, i) => phrase(`${i === 0 ? '{' : ','}${JSON.stringify(name)}:`));
+
+  const put = (slot: Slot, value: Json, view: DataView, at: number) => {
+    try {
+      slot.codec.encode(value, view, at + slot.offset);
+    } catch (error) {
+      throw error instanceof TypedValueError ? error.within(slot.name) : error;
+    }
+  };
+
+  return {
+    size,
+    decode(view, at) {
+      const object: JsonObject = {};
+      for (let i = 0; i < count; i++) {
+        object[names[i] as string] = (decoders[i] as Codec['decode'])(view, at + (offsets[i] as number));
+      }
+      if (padded && !zeroIn(gaps, view, at)) object.$raw = hex(bytesAt(view, at, size));
+      return object;
+    },
+    print(view, at, out) {
+      for (let i = 0; i < count; i++) {
+        putPhrase(out, heads[i] as Phrase);
+        (printers[i] as Codec['print'])(view, at + (offsets[i] as number), out);
+      }
+      if (padded && !zeroIn(gaps, view, at)) {
+        out.text(`${count === 0 ? '{' : ','}"$raw":"${hex(bytesAt(view, at, size))}"`);
+      } else if (count === 0) putByte(out, OPEN);
+      putByte(out, CLOSE);
+    },
+    encode(value, view, at) {
+      if (!isObject(value)) throw refuse(`must be an object, got ${found(value)}`);
+      const raw = rawBytes(value, size, refuse);
+      if (raw !== undefined) bytesAt(view, at, size).set(raw);
+      else if (size <= SHORT) for (let i = 0; i < size; i++) view.setUint8(at + i, 0);
+      else bytesAt(view, at, size).fill(0);
+      const given = Object.keys(value);
+      const choices: Slot[] = [];
+      for (let i = 0; i < given.length; i++) {
+        const name = given[i] as string;
+        // Nearly always in the order that decoding has.
+        const slot = name === names[i] ? shown[i] : byName.get(name);
+        if (slot === undefined) {
+          if (name === '$raw') continue;
+          throw refuse(`unknown member, expected ${oneOf([...byName.keys()])}`, pointerPart(name));
+        }
+        if (slot.choices.length > 0) choices.push(slot);
+        else put(slot, value[name] as Json, view, at);
+      }
+      if (choices.length === 0) return;
+      const choose = (slot: Slot) => put(slot, value[slot.name] as Json, view, at);
+      if (compete(choices)) settle(choices, raw !== undefined, bytesAt(view, at, size), choose, refuse);
+      else for (const slot of choices) choose(slot);
+    },
+  };
+}
+
+/** Whether there are two members of one union among them. */
+function compete(slots: readonly Slot[]): boolean {
+  const chosen = new Map<number, number>();
+  for (const { choices } of slots) {
+    for (const [union, option] of choices) {
+      const other = chosen.get(union);
+      if (other !== undefined && other !== option) return true;
+      chosen.set(union, option);
+    }
+  }
+  return false;
+}
+
+/**
+ * Writes members of which some share bytes. Those that `$raw` has already were not edited and say nothing;
+ * all others must agree.
+ */
+function settle(
+  given: readonly Slot[],
+  edits: boolean,
+  out: Uint8Array,
+  put: (slot: Slot) => void,
+  refuse: Refuse,
+): void {
+  const before = out.slice();
+  const changes = (slot: Slot, bytes: Uint8Array) => {
+    put(slot);
+    return Buffer.compare(out, bytes) !== 0;
+  };
+  const edited = given.filter((slot) => {
+    const changed = changes(slot, before);
+    out.set(before);
+    return changed || !edits;
+  });
+  for (const slot of edited) put(slot);
+  const after = out.slice();
+  for (const slot of edited) {
+    if (!changes(slot, after)) continue;
+    const names = edited.map(({ name }) => name);
+    throw refuse(`members of a union that share bytes must agree: give only ${oneOf(names)}`);
+  }
+}
+
+function arrayCodec(element: Codec, count: number, refuse: Refuse): Codec {
+  const { size: each, decode, print, encode } = element;
+  const size = each * count;
+  return {
+    size,
+    decode(view, at) {
+      const list: Json[] = [];
+      for (let i = 0; i < count; i++) list.push(decode(view, at + i * each));
+      return list;
+    },
+    print(view, at, out) {
+      putByte(out, OPEN_LIST);
+      for (let i = 0; i < count; i++) {
+        if (i > 0) putByte(out, COMMA);
+        print(view, at + i * each, out);
+      }
+      putByte(out, CLOSE_LIST);
+    },
+    encode(value, view, at) {
+      if (!Array.isArray(value)) {
+        const raw = rawBytes(value, size, refuse);
+        if (raw === undefined) throw refuse(`must be a list of ${count}, got ${found(value)}`);
+        bytesAt(view, at, size).set(raw);
+        return;
+      }
+      if (value.length !== count) throw refuse(`must be a list of ${count}, got ${found(value)}`);
+      for (let i = 0; i < count; i++) {
+        try {
+          encode(value[i] as Json, view, at + i * each);
+        } catch (error) {
+          throw error instanceof TypedValueError ? error.within(i) : error;
+        }
+      }
+    },
+  };
+}
+
+/** What takes no bytes: `char data[]`, `struct {}`. */
+function emptyCodec(list: boolean, refuse: Refuse): Codec {
+  return {
+    size: 0,
+    decode: () => (list ? [] : {}),
+    print: (_view, _at, out) => out.text(list ? '[]' : '{}'),
+    encode(value) {
+      const empty = typeof value === 'object' ? value !== null && Object.keys(value).length === 0 : value === '';
+      if (!empty) throw refuse(`must be ${list ? 'an empty list' : '{}'}, for it takes no bytes, got ${found(value)}`);
+    },
+  };
+}

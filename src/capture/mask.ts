@@ -1,0 +1,23 @@
+/** Blanks bytes of values on their way into an image. */
+import type { ItemSink, Span } from '../maptype.js';
+
+/** A sink in front of another, for values with bytes that mean nothing once they were read. */
+export class MaskedSink implements ItemSink {
+  constructor(
+    readonly sink: ItemSink,
+    /** Bytes from one value to the next. */
+    readonly stride: number,
+    readonly spans: readonly Span[],
+  ) {}
+
+  get count(): number {
+    return this.sink.count;
+  }
+
+  put(keys: Uint8Array, values: Uint8Array, count: number): Promise<void> {
+    for (let at = 0; at < count * this.stride; at += this.stride) {
+      for (const { offset, size } of this.spans) values.fill(0, at + offset, at + offset + size);
+    }
+    return this.sink.put(keys, values, count);
+  }
+}

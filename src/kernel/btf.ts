@@ -1,0 +1,74 @@
+/** BTF objects of the kernel: their bytes, and loading them again. */
+import { ATTR, BTF_INFO } from './abi.js';
+import { KernelError } from './error.js';
+import { nameOf } from './map.js';
+import { Attr, ERRNO, pinned, type Sys } from './sys.js';
+
+/** Longest blob the kernel loads (BTF_MAX_SIZE). */
+export const BTF_MAX = 16 * 1024 * 1024;
+
+/** A BTF object as it was loaded. */
+export interface BtfObject {
+  readonly id: number;
+  readonly name: string;
+  /** Of the kernel or of a module, not loaded by a program. */
+  readonly kernel: boolean;
+  readonly blob: Buffer;
+}
+
+/**
+ * Reads a BTF object by its id. Needs CAP_SYS_ADMIN; since Linux 4.18.
+ * @throws KernelError
+ */
+export function readBtf(sys: Sys, id: number): BtfObject {
+  const subject = `BTF ${id}`;
+  const fd = sys.bpf('BTF_GET_FD_BY_ID', new Attr(ATTR.btfById, sys).set('btf_id', id));
+  if (fd < 0) throw new KernelError(subject, 'BPF_BTF_GET_FD_BY_ID', -fd);
+  try {
+    const ask = (blob: Buffer, name: Buffer) => {
+      const info = new Attr(BTF_INFO, sys).point('btf', blob).set('btf_size', blob.length);
+      info.point('name', name).set('name_len', name.length);
+      const attr = new Attr(ATTR.info, sys)
+        .set('bpf_fd', fd)
+        .set('info_len', info.bytes.length)
+        .point('info', info.bytes);
+      const result = sys.bpf('OBJ_GET_INFO_BY_FD', attr);
+      if (result < 0) throw new KernelError(subject, 'BPF_OBJ_GET_INFO_BY_FD', -result);
+      return info;
+    };
+    // Too small a buffer is no error: the size that is told is the whole one.
+    const name = pinned(128);
+    const blob = pinned(ask(pinned(1), name).get('btf_size'));
+    const info = ask(blob, name);
+    return { id, name: nameOf(name), kernel: info.get('kernel_btf') !== 0, blob };
+  } finally {
+    sys.close(fd);
+  }
+}
+
+/** Room for what the verifier says of a blob that it refuses. */
+const LOG_SIZE = 64 * 1024;
+
+/**
+ * Loads a blob.
+ * @returns a file descriptor, which is the caller's; the maps that are created with it hold the object
+ * @throws KernelError with the verifier's reason
+ */
+export function loadBtf(sys: Sys, blob: Uint8Array): number {
+  const bytes = pinned(blob.length);
+  bytes.set(blob);
+  const attr = new Attr(ATTR.btfLoad, sys).point('btf', bytes).set('btf_size', bytes.length);
+  const fd = sys.bpf('BTF_LOAD', attr);
+  if (fd >= 0) return fd;
+  // Only now with a log: one that is too small would make the load fail.
+  const log = pinned(LOG_SIZE);
+  const again = sys.bpf(
+    'BTF_LOAD',
+    attr.point('btf_log_buf', log).set('btf_log_size', log.length).set('btf_log_level', 1),
+  );
+  if (again >= 0) return again;
+  const errno = again === -ERRNO.ENOSPC ? -fd : -again;
+  const lines = nameOf(log).trim().split('\n');
+  const said = lines.at(-1);
+  throw new KernelError('BTF', 'BPF_BTF_LOAD', errno, said === undefined || said === '' ? undefined : said);
+}

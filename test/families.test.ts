@@ -1,0 +1,318 @@
+/** Maps of maps, queues and stacks, and what can only be described: captured and made again, bpftool watching. */
+import { spawn, spawnSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import t, { type Test } from 'tap';
+import { plugins, strangers } from '../plugins/index.js';
+import { capture } from '../src/capture/capture.js';
+import { MAP_FLAG } from '../src/kernel/abi.js';
+import { LiveMaps } from '../src/kernel/live.js';
+import { BpfMap, type MapSpec } from '../src/kernel/map.js';
+import { openSys } from '../src/kernel/sys.js';
+import { MapTypes } from '../src/maptype.js';
+import { BPFIMG, bpfimg, workFolder } from './helpers/command.js';
+import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
+
+const skip = await skipWithoutMaps();
+const sys = await openSys();
+
+/** A folder for images, one for pins, and maps that are closed in the end. */
+function place(t: Test) {
+  const folder = workFolder();
+  const pins = bpffs();
+  const maps: BpfMap[] = [];
+  t.teardown(() => {
+    for (const map of maps) map.close();
+    pins.remove();
+    fs.rmSync(folder, { recursive: true });
+  });
+  return {
+    dump: (name: string) => path.join(folder, name),
+    pin: (name = '') => path.join(pins.folder, name),
+    make(spec: MapSpec): BpfMap {
+      const map = BpfMap.create(sys, spec);
+      maps.push(map);
+      return map;
+    },
+    /** Opens a map that was pinned. */
+    pinned(name: string): BpfMap {
+      const map = BpfMap.openPinned(sys, path.join(pins.folder, name));
+      maps.push(map);
+      return map;
+    },
+  };
+}
+
+function ids(...maps: readonly BpfMap[]): string[] {
+  return maps.flatMap((map) => ['--id', String(map.id)]);
+}
+
+interface Row {
+  readonly map_id: number;
+  readonly items: number;
+  readonly report: string;
+}
+
+/** Runs a command that tells rows as JSON; by the maps' ids in the dump. */
+function told(t: Test, args: readonly string[], status = 0): Map<number, Row> {
+  const done = bpfimg([...args, '--json']);
+  t.equal(done.status, status, `${args[0]}: ${done.stderr}`);
+  const rows = done.stdout === '' ? [] : (JSON.parse(done.stdout) as { maps: Row[] }).maps;
+  return new Map(rows.map((row) => [row.map_id, row]));
+}
+
+const inner: MapSpec = { type: 1, keySize: 4, valueSize: 8, maxEntries: 10, name: 'inner' };
+
+t.test('a graph of maps comes back with the same shape', { skip }, async (t) => {
+  const here = place(t);
+  const [one, two] = [here.make(inner), here.make({ ...inner, maxEntries: 20, name: 'inner' })];
+  one.update(u32(1), Buffer.from('1111111111111111', 'hex'));
+  two.update(u32(2), Buffer.from('2222222222222222', 'hex'));
+  const slots = here.make({ type: 12, keySize: 4, valueSize: 4, maxEntries: 8, name: 'slots', inner: one });
+  const table = here.make({ type: 13, keySize: 6, valueSize: 4, maxEntries: 8, name: 'table', inner: one });
+  // One inner map in two slots and in another outer map; slots between them are empty.
+  for (const slot of [1, 5]) slots.update(u32(slot), u32(two.fd));
+  slots.update(u32(7), u32(one.fd));
+  table.update(Buffer.from('sixsix'), u32(two.fd));
+
+  const rows = told(t, ['capture', ...ids(slots, table), '-D', here.dump('a')]);
+  t.same([...rows.keys()].sort(), [one, two, slots, table].map(({ id }) => id).sort(), 'each inner map once');
+  t.same(
+    [...rows.values()].map(({ report }) => report),
+    Array(4).fill('full'),
+  );
+
+  const made = told(t, ['replay', here.dump('a'), '--pin', here.pin('all'), '--verify']);
+  t.equal(made.size, 4);
+  const [newSlots, newTable] = [here.pinned('all/slots'), here.pinned('all/table')];
+  const value = (map: BpfMap, key: Buffer) => Buffer.from(map.lookup(key) as Uint8Array).readUInt32LE();
+  const shared = value(newSlots, u32(1));
+  t.equal(value(newSlots, u32(5)), shared);
+  t.equal(value(newTable, Buffer.from('sixsix')), shared, 'what was one map is one map');
+  t.equal(newSlots.lookup(u32(0)), undefined, 'an empty slot stays empty');
+  using fresh = BpfMap.openById(sys, shared);
+  t.equal(fresh.maxEntries, 20);
+  t.same(witness(fresh), { '02000000': '2222222222222222' });
+  using other = BpfMap.openById(sys, value(newSlots, u32(7)));
+  t.same(witness(other), { '01000000': '1111111111111111' });
+
+  // The same again: ids apart, nothing has changed.
+  const again = told(t, ['capture', ...ids(newSlots, newTable), '-D', here.dump('b')]);
+  t.same([...again.values()].map(({ items }) => items).sort(), [...rows.values()].map(({ items }) => items).sort());
+
+  // Another map in slot 7.
+  const text = bpfimg(['decode', here.dump('a')]).stdout;
+  const hexId = (id: number) => u32(id).toString('hex');
+  const rewired = text.replace(`"07000000","value":"${hexId(one.id)}"`, `"07000000","value":"${hexId(two.id)}"`);
+  t.not(rewired, text);
+  t.equal(bpfimg(['encode', '-D', here.dump('c')], { input: rewired }).status, 0);
+  told(t, ['replay', here.dump('c'), '--map', 'slots', '--pin', here.pin('rewired')]);
+  const rewiredSlots = here.pinned('rewired/slots');
+  t.equal(value(rewiredSlots, u32(7)), value(rewiredSlots, u32(1)), 'editing the id rewires it');
+  t.same(fs.readdirSync(here.pin('rewired')).length, 2, 'an outer map brings the inner maps it leads to');
+});
+
+t.test('an outer map without inner maps cannot be guessed, and says so', { skip }, async (t) => {
+  const here = place(t);
+  const template = here.make(inner);
+  const empty = here.make({ type: 12, keySize: 4, valueSize: 4, maxEntries: 2, name: 'empty', inner: template });
+  const rows = told(t, ['capture', ...ids(empty), '-D', here.dump('a')]);
+  t.match(rows.get(empty.id)?.report, /^partial: it is empty/);
+  const failed = bpfimg(['replay', here.dump('a'), '--pin', here.pin('a')]);
+  t.equal(failed.status, 1);
+  t.match(failed.stderr, /map \d+ \(empty\): it was empty when it was captured/);
+  t.notOk(fs.existsSync(here.pin('a')));
+
+  // Who knows it, writes it in.
+  const text = bpfimg(['decode', here.dump('a')]).stdout;
+  const inside = '"inner":{"map_type":1,"key_size":4,"value_size":8,"max_entries":10,"map_flags":0}';
+  const known = text.replace('"meta":{', `"meta":{${inside},`);
+  t.equal(bpfimg(['encode', '-D', here.dump('b')], { input: known }).status, 0);
+  told(t, ['replay', here.dump('b'), '--pin', here.pin('b')]);
+  here.pinned('b/empty').update(u32(0), u32(template.fd));
+});
+
+t.test('an inner map that is not in the dump is news', { skip }, async (t) => {
+  const here = place(t);
+  const one = here.make(inner);
+  const outer = here.make({ type: 13, keySize: 4, valueSize: 4, maxEntries: 2, name: 'outer', inner: one });
+  outer.update(u32(1), u32(one.fd));
+  told(t, ['capture', ...ids(outer), '-D', here.dump('a')]);
+  const text = bpfimg(['decode', here.dump('a')]).stdout.replace(
+    `"value":"${u32(one.id).toString('hex')}"`,
+    '"value":"01000000"',
+  );
+  t.equal(bpfimg(['encode', '-D', here.dump('b')], { input: text }).status, 0);
+  const failed = bpfimg(['replay', here.dump('b'), '--map', 'outer', '--pin', here.pin('b')]);
+  t.equal(failed.status, 1);
+  t.match(failed.stderr, /^bpfimg: map \d+ \(outer\), item 01000000: its inner map 1 is not in the dump\n$/);
+});
+
+const QUEUE = 22;
+const STACK = 23;
+
+/** Pops everything. */
+function pops(map: BpfMap): number[] {
+  const found: number[] = [];
+  for (let value = map.lookupAndDelete(undefined); value !== undefined; value = map.lookupAndDelete(undefined)) {
+    found.push(Buffer.from(value).readUInt32LE());
+  }
+  return found;
+}
+
+function pushed(here: ReturnType<typeof place>, type: number, count: number, maxEntries = count): BpfMap {
+  const map = here.make({ type, keySize: 0, valueSize: 4, maxEntries, name: type === QUEUE ? 'queue' : 'stack' });
+  for (let i = 1; i <= count; i++) map.update(undefined, u32(i));
+  return map;
+}
+
+for (const type of [QUEUE, STACK]) {
+  const name = type === QUEUE ? 'queue' : 'stack';
+  const order = (count: number) => {
+    const numbers = Array.from({ length: count }, (_, i) => i + 1);
+    return type === QUEUE ? numbers : numbers.reverse();
+  };
+
+  t.test(`a ${name} is read by popping, only when that is asked for, and has its order again`, { skip }, async (t) => {
+    const here = place(t);
+    const map = pushed(here, type, 300);
+    const refused = told(t, ['capture', ...ids(map), '-D', here.dump('no')], 1);
+    t.match(refused.get(map.id)?.report, /^not supported: .*--drain/);
+
+    const rows = told(t, ['capture', ...ids(map), '-D', here.dump('a'), '--drain']);
+    t.same([rows.get(map.id)?.items, rows.get(map.id)?.report], [300, 'full']);
+    told(t, ['replay', here.dump('a'), '--pin', here.pin('a'), '--verify']);
+    const first = bpftool('map', type === QUEUE ? 'dequeue' : 'pop', 'pinned', here.pin(`a/${name}`)) as {
+      value: string[];
+    };
+    t.equal(Number(first.value[0]), (order(300)[0] as number) & 0xff, 'bpftool pops what was to be popped first');
+    t.same(pops(here.pinned(`a/${name}`)), order(300).slice(1));
+    t.same(pops(map), order(300), 'the live one has its items in their order');
+  });
+
+  t.test(`a ${name} can be left empty, but not when the capture fails`, { skip }, async (t) => {
+    const here = place(t);
+    const map = pushed(here, type, 20);
+    fs.mkdirSync(here.dump('full'));
+    fs.writeFileSync(here.dump('full/notes.img'), '');
+    t.equal(bpfimg(['capture', ...ids(map), '-D', here.dump('full'), '--drain=keep-empty']).status, 1);
+
+    // It fails when the images are put in place: a limit for files that they exceed.
+    const limited = spawnSync('bash', [
+      '-c',
+      'ulimit -f 0; exec "$@"',
+      'bash',
+      process.execPath,
+      BPFIMG,
+      'capture',
+      ...ids(map),
+      '-D',
+      here.dump('limited'),
+      '--drain=keep-empty',
+    ]);
+    t.not(limited.status, 0);
+    t.notOk(fs.existsSync(here.dump('limited')));
+    t.same(pops(map), order(20), 'everything went back');
+
+    for (let i = 1; i <= 20; i++) map.update(undefined, u32(i));
+    const rows = told(t, ['capture', ...ids(map), '-D', here.dump('a'), '--drain=keep-empty']);
+    t.equal(rows.get(map.id)?.items, 20);
+    t.same(pops(map), []);
+  });
+
+  t.test(`Ctrl-C while a ${name} is drained puts everything back`, { skip }, async (t) => {
+    const here = place(t);
+    const count = 500_000;
+    const map = pushed(here, type, count);
+    await interrupted(map, 'SIGINT', here.dump('a'));
+    t.notOk(fs.existsSync(here.dump('a')));
+    const found = pops(map);
+    t.equal(found.length, count);
+    t.ok(found.every((number, i) => number === (type === QUEUE ? i + 1 : count - i)));
+  });
+}
+
+/** Drains a large map and sends a signal as soon as something is popped. */
+async function interrupted(map: BpfMap, signal: NodeJS.Signals, dump: string): Promise<void> {
+  const before = Buffer.from(map.lookup(undefined) as Uint8Array);
+  const child = spawn(process.execPath, [BPFIMG, 'capture', ...ids(map), '-D', dump, '--drain'], { stdio: 'ignore' });
+  const ended = new Promise((resolve) => child.once('exit', resolve));
+  while (before.equals(map.lookup(undefined) ?? new Uint8Array(0)) && child.exitCode === null) {
+    await new Promise((resolve) => setTimeout(resolve, 1));
+  }
+  child.kill(signal);
+  await ended;
+}
+
+t.test('kill -9 while a queue is drained loses what was popped, and nothing else', { skip }, async (t) => {
+  const here = place(t);
+  const map = pushed(here, QUEUE, 500_000);
+  await interrupted(map, 'SIGKILL', here.dump('a'));
+  const left = pops(map);
+  t.ok(left.length < 500_000, `${500_000 - left.length} items are lost, as docs/map-types.md says`);
+  // What is left is the end of it, whole and in order, or the beginning of what was being put back.
+  t.ok(left.every((number, i) => i === 0 || number === (left[i - 1] as number) + 1));
+});
+
+t.test('a frozen queue cannot be drained', { skip }, async (t) => {
+  const here = place(t);
+  const map = pushed(here, QUEUE, 3);
+  map.freeze();
+  const rows = told(t, ['capture', ...ids(map), '-D', here.dump('a'), '--drain'], 1);
+  t.match(rows.get(map.id)?.report, /^not supported: it is frozen/);
+});
+
+/** Types that can be created without further objects, and of which no items can be carried. */
+const DESCRIBED: readonly MapSpec[] = [
+  { type: 7, keySize: 4, valueSize: 80, maxEntries: 4, name: 'stacks' },
+  { type: 19, keySize: 8, valueSize: 8, maxEntries: 0, name: 'cgroups' },
+  { type: 21, keySize: 16, valueSize: 12, maxEntries: 0, name: 'cpu_cgroups' },
+  { type: 27, keySize: 0, valueSize: 0, maxEntries: 4096, name: 'ring' },
+  { type: 30, keySize: 0, valueSize: 4, maxEntries: 100, extra: 3n, name: 'bloom' },
+  { type: 31, keySize: 0, valueSize: 0, maxEntries: 8192, name: 'user_ring' },
+  {
+    type: 33,
+    keySize: 0,
+    valueSize: 0,
+    maxEntries: 4,
+    flags: MAP_FLAG.MMAPABLE,
+    extra: 0x7f00_0000_0000n,
+    name: 'arena',
+  },
+];
+
+t.test('maps whose items cannot be carried keep their attributes, and say what is lost', { skip }, async (t) => {
+  const here = place(t);
+  const maps = DESCRIBED.map((spec) => here.make(spec));
+  maps[4]?.update(undefined, u32(7));
+  const rows = told(t, ['capture', ...ids(...maps), '-D', here.dump('a')]);
+  const made = told(t, ['replay', here.dump('a'), '--pin', here.pin('a'), '--verify']);
+  for (const map of maps) {
+    const report = rows.get(map.id)?.report ?? '';
+    t.match(report, /^(full|metadata only: .+)$/, `${map.name}: ${report}`);
+    t.match(made.get(map.id)?.report, /^metadata only: lost: .+/);
+    const fresh = here.pinned(`a/${map.name}`);
+    const shape = ({ type, keySize, valueSize, maxEntries, flags, extra, name }: ReturnType<BpfMap['info']>) => {
+      return { type, keySize, valueSize, maxEntries, flags, extra, name };
+    };
+    t.same(shape(fresh.info()), shape(map.info()));
+  }
+});
+
+t.test('a type newer than bpfimg is captured and replayed as plain bytes', { skip }, async (t) => {
+  const here = place(t);
+  const map = here.make({ type: 1, keySize: 4, valueSize: 4, maxEntries: 100, name: 'newer' });
+  for (let i = 0; i < 60; i++) map.update(u32(i), u32(i * i));
+  // As if hash maps were unknown.
+  const types = new MapTypes(
+    plugins.filter(({ name }) => name !== 'hash'),
+    strangers,
+  );
+  t.equal(types.get(1).name, 'type_1');
+  const live = LiveMaps.look(sys).select({ ids: [map.id], names: [], pins: [], pids: [] });
+  const [row] = await capture(sys, live, here.dump('a'), types);
+  t.equal(row?.items, 60);
+  t.match(row?.report, { kind: 'partial', why: /does not know this type/ });
+  told(t, ['replay', here.dump('a'), '--pin', here.pin('a'), '--verify']);
+  t.same(witness(here.pinned('a/newer')), witness(map));
+});

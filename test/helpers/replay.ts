@@ -1,0 +1,188 @@
+/** Replays for tests: dumps built from values, the command in this process, and a kernel that can be meddled with. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import type { Io } from '../../src/cli/io.js';
+import { main } from '../../src/cli/main.js';
+import { bufferInput } from '../../src/io/input.js';
+import { MemoryOutput, type Output } from '../../src/io/output.js';
+import type { Command } from '../../src/kernel/abi.js';
+import type { BpfMap } from '../../src/kernel/map.js';
+import type { Attr, MapResult, Result, Sys } from '../../src/kernel/sys.js';
+import type { ItemSource } from '../../src/maptype.js';
+import type { Ran } from './command.js';
+import { blob, entry, type Item, image, mapData, scalar } from './images.js';
+
+/** An open file of a map, and the items of the map unless another file of it has them. */
+export interface MapImage {
+  readonly id: number;
+  /** Of the open file: 0 for reading, 1 for writing, 2 for both. */
+  readonly open?: number;
+  readonly type?: number;
+  readonly key?: number;
+  readonly value?: number;
+  readonly max?: number;
+  readonly flags?: number;
+  readonly frozen?: boolean;
+  readonly name?: string;
+  /** Absent: no data entry. */
+  readonly items?: readonly Item[];
+}
+
+function fileMessage(file: number, map: MapImage): Buffer {
+  const { id, open = 2, type = 1, key = 4, value = 8, max = 16, flags = 0, frozen = false, name = 'm' } = map;
+  const fown = Buffer.concat([1, 2, 3, 4, 5].map((no) => scalar(no, 0)));
+  return Buffer.concat([
+    scalar(1, file),
+    scalar(2, open),
+    scalar(3, 0),
+    blob(4, fown),
+    ...[type, key, value, id, max, flags, 4096].map((number, i) => scalar(5 + i, number)),
+    scalar(12, frozen ? 1 : 0),
+    blob(13, Buffer.from(name, 'latin1')),
+    scalar(14, 0),
+  ]);
+}
+
+/** Writes a dump of these open files into a new folder below `parent`. */
+export function dumpOf(parent: string, ...maps: readonly MapImage[]): string {
+  const folder = fs.mkdtempSync(path.join(parent, 'dump-'));
+  const files = maps.map((map, i) => entry(fileMessage(i + 1, map)));
+  const data = maps.flatMap(({ id, items }) => (items === undefined ? [] : [mapData(id, items)]));
+  fs.writeFileSync(path.join(folder, 'bpfmap-file.img'), image('BPFMAP_FILE', ...files));
+  fs.writeFileSync(path.join(folder, 'bpfmap-data.img'), image('BPFMAP_DATA', ...data));
+  return folder;
+}
+
+/** `count` items with keys 0, 1, 2, … and values that follow from them. */
+export function someItems(count: number, keySize = 4, valueSize = 8): [key: Buffer, value: Buffer][] {
+  return Array.from({ length: count }, (_, i) => {
+    const key = Buffer.alloc(keySize, 0xa5);
+    key.writeUIntLE(i, 0, Math.min(4, keySize));
+    const value = Buffer.alloc(valueSize);
+    for (let at = 0; at < valueSize; at++) value[at] = (i * 7 + at * 13 + 1) & 0xff;
+    return [key, value];
+  });
+}
+
+/** The same as a replay takes them. */
+export function sourceOf(items: readonly Item[], keySize: number, valueSize: number): ItemSource {
+  return {
+    count: items.length,
+    keySize,
+    valueSize,
+    async read(from, count, keys, values) {
+      for (const [i, [key, value]] of items.slice(from, from + count).entries()) {
+        keys.set(key, i * keySize);
+        values.set(value, i * valueSize);
+      }
+    },
+  };
+}
+
+export const hexOf = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
+
+/** Items as an object from key to value, in hex. */
+export function itemsObject(items: readonly Item[]): Record<string, string> {
+  return Object.fromEntries(items.map(([key, value]) => [hexOf(key), hexOf(value)]));
+}
+
+/** All items of a live map, by the kernel's own batches: for maps that are too large for bpftool's JSON. */
+export function readBack(map: BpfMap): Record<string, string> {
+  const [cursor, batch] = [map.cursor(), map.batch(1024)];
+  const items: Record<string, string> = {};
+  for (;;) {
+    const { count, end, error } = map.lookupBatch(cursor, batch);
+    if (error) throw error;
+    for (let i = 0; i < count; i++) {
+      const key = batch.keys.toString('hex', i * map.keySize, (i + 1) * map.keySize);
+      items[key] = batch.values.toString('hex', i * map.valueStride, (i + 1) * map.valueStride);
+    }
+    if (end) return items;
+  }
+}
+
+export interface CliOptions {
+  readonly env?: Readonly<Record<string, string>>;
+  readonly stdout?: Output;
+  readonly input?: string;
+}
+
+/** Runs `bpfimg ARGS` in this process. */
+export async function cli(args: readonly string[], options: CliOptions = {}): Promise<Ran> {
+  const out = new MemoryOutput();
+  const said: string[] = [];
+  const io: Io = {
+    stdin: async () => bufferInput(Buffer.from(options.input ?? ''), 'standard input'),
+    stdout: () => options.stdout ?? out,
+    say: (line) => said.push(`${line}\n`),
+    show: () => {},
+    terminal: false,
+    columns: undefined,
+    env: options.env ?? {},
+  };
+  const status = await main(args, io);
+  return { status, signal: null, stdout: out.take().toString(), stderr: said.join('') };
+}
+
+/** What a test does instead of a call, or undefined to let the kernel do it. */
+export type Meddle = (command: Command, attr: Attr) => Result | undefined;
+
+/** The real kernel, with a test between: it sees every call of bpf(2), and may answer in the kernel's place. */
+export class MeddledSys implements Sys {
+  readonly commands: Command[] = [];
+
+  constructor(
+    readonly real: Sys,
+    readonly meddle: Meddle = () => undefined,
+    readonly cpus: number = real.cpus,
+  ) {}
+
+  get proc(): string {
+    return this.real.proc;
+  }
+
+  get pageSize(): number {
+    return this.real.pageSize;
+  }
+
+  bpf(command: Command, attr: Attr): Result {
+    this.commands.push(command);
+    return this.meddle(command, attr) ?? this.real.bpf(command, attr);
+  }
+
+  async bpfAsync(command: Command, attr: Attr): Promise<Result> {
+    this.commands.push(command);
+    return this.meddle(command, attr) ?? (await this.real.bpfAsync(command, attr));
+  }
+
+  address(bytes: Uint8Array): bigint {
+    return this.real.address(bytes);
+  }
+  pidfdOpen(pid: number): Result {
+    return this.real.pidfdOpen(pid);
+  }
+  pidfdGetfd(pidfd: number, fd: number): Result {
+    return this.real.pidfdGetfd(pidfd, fd);
+  }
+  mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult {
+    return this.real.mmap(fd, offset, length, writable, populate, address);
+  }
+  munmap(address: bigint, length: number): Result {
+    return this.real.munmap(address, length);
+  }
+  view(address: bigint, length: number): Buffer {
+    return this.real.view(address, length);
+  }
+  getAffinity(): readonly number[] | Result {
+    return this.real.getAffinity();
+  }
+  setAffinity(cpus: readonly number[]): Result {
+    return this.real.setAffinity(cpus);
+  }
+  close(fd: number): Result {
+    return this.real.close(fd);
+  }
+  openFds(): string[] {
+    return this.real.openFds();
+  }
+}

@@ -1,0 +1,80 @@
+/** The table of docs/map-types.md is the plugins' own data, and there is a row for every type the kernel has. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import t from 'tap';
+import { plugins, strangers } from '../plugins/index.js';
+import { MAP_FLAG } from '../src/kernel/abi.js';
+import { BpfMap, type MapSpec } from '../src/kernel/map.js';
+import { MAP_RULES } from '../src/kernel/rules.js';
+import { openSys } from '../src/kernel/sys.js';
+import { MapTypes } from '../src/maptype.js';
+import { TOP } from './helpers/command.js';
+import { skipWithoutMaps } from './helpers/kernel-live.js';
+
+const PAGE = path.join(TOP, 'docs/map-types.md');
+const types = new MapTypes(plugins, strangers);
+
+/** The table's rows. With UPDATE_DOCS=1 in the environment this test writes them. */
+function rows(): string[] {
+  return types.all().map(({ number, name, since, carries }) => {
+    const { captured = 'items', replayed = 'items', lost = '' } = carries ?? {};
+    return `| ${number} | \`${name}\` | ${types.plugin(number).name} | ${since} | ${captured} | ${replayed} | ${lost} |`;
+  });
+}
+
+t.test('docs/map-types.md says of each type what its plugin does', async (t) => {
+  const page = fs.readFileSync(PAGE, 'utf8');
+  const lines = page.split('\n');
+  const shown = lines.filter((line) => /^\| \d/.test(line));
+  if (process.env.UPDATE_DOCS === '1') {
+    const at = lines.findIndex((line) => /^\| \d/.test(line));
+    lines.splice(at, shown.length, ...rows());
+    fs.writeFileSync(PAGE, lines.join('\n'));
+    return;
+  }
+  t.same(shown, rows());
+});
+
+t.test('rows and the rules of MAP_CREATE are of the same types', async (t) => {
+  const ruled = types.all().filter(({ number }) => MAP_RULES[number] !== undefined);
+  t.same(
+    ruled.map(({ number, name, perCpu }) => [number, name, perCpu === true]),
+    Object.entries(MAP_RULES).map(([number, { name, perCpu }]) => [Number(number), name, perCpu === true]),
+  );
+  t.same(
+    types.all().map(({ number }) => number),
+    Array.from({ length: 34 }, (_, i) => i + 1),
+    'none is left out',
+  );
+});
+
+/** Attributes with which each type can be created, as far as that goes without further objects. */
+function sample(type: number): MapSpec {
+  const rule = MAP_RULES[type];
+  const size = (range: { min: number; step?: number } | undefined) => Math.max(range?.min ?? 4, range?.step ?? 0);
+  return {
+    type,
+    keySize: type === 11 ? 8 : size(rule?.key),
+    valueSize: size(rule?.value),
+    maxEntries: size(rule?.entries),
+    flags: rule?.needs ?? MAP_FLAG.NO_PREALLOC,
+  };
+}
+
+t.test('the kernel has no type without a row', { skip: await skipWithoutMaps() }, async (t) => {
+  const sys = await openSys();
+  // Types are numbered in a row: what lies behind the last one we know, the kernel must refuse.
+  const last = Math.max(...types.all().map(({ number }) => number));
+  for (let type = 1; type <= last + 8; type++) {
+    let made = false;
+    try {
+      BpfMap.create(sys, sample(type)).close();
+      made = true;
+    } catch {
+      // Not there, or it wants more than sizes.
+    }
+    if (made) t.ok(types.has(type), `type ${type} has a row`);
+  }
+  t.notOk(types.has(last + 1));
+  t.equal(types.get(last + 1).name, `type_${last + 1}`);
+});
