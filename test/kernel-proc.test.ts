@@ -61,6 +61,7 @@ t.test('fdinfo is read by name', async (t) => {
     memlock: 107584,
     frozen: true,
     access: 'rw',
+    cloexec: true,
   };
   t.same(parseMapFdinfo(MAP.join('\n')), all);
   t.same(parseMapFdinfo([...MAP].reverse().join('\n')), all, 'in any order');
@@ -74,6 +75,7 @@ t.test('fdinfo is read by name', async (t) => {
     ['02', 'rw'],
   ] as const) {
     t.equal(parseMapFdinfo(MAP.join('\n').replace('02000002', flags))?.access, access);
+    t.equal(parseMapFdinfo(MAP.join('\n').replace('02000002', flags))?.cloexec, flags !== '02');
   }
   t.equal(parseFdinfo('a:\t1\nb:  x:y \nnothing\n').get('b'), 'x:y');
 });

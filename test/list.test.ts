@@ -390,7 +390,7 @@ t.test('a scripted kernel: no privilege, a type nobody knows', async (t) => {
     (await list({ json: true }, fake)).out,
     '{"maps":[\n  {"map_id":5,"name":null,"type":"type_77","key_size":4,"value_size":8,"max_entries":9,"map_flags":[],' +
       '"map_extra":null,"frozen":null,"memlock":null,"btf_id":null,"pins":[],' +
-      '"holders":[{"pid":50,"command":"a\\u001bb","fd":3,"access":"rw"}],"programs":[]}]}\n',
+      '"holders":[{"pid":50,"command":"a\\u001bb","fd":3,"access":"rw","cloexec":true}],"programs":[]}]}\n',
   );
   await t.rejects(list({ id: ['6'] }, fake), { message: 'map 6: no such map that can be seen without CAP_SYS_ADMIN' });
   t.same(fake.openFds(), []);

@@ -63,23 +63,15 @@ async function update(map: BpfMap, batch: Batch, count: number, from = 0): Promi
   throw refused(error, keyOf(map, batch, from + done));
 }
 
-/** Inserts an item of a batch; false when its key is there already. */
-function insert(map: BpfMap, batch: Batch, index: number): boolean {
+/** Inserts an item of a batch, unless its key is there already. */
+function insert(map: BpfMap, batch: Batch, index: number): void {
   const key = keyOf(map, batch, index);
   try {
     map.update(key, valueAt(map, batch, index), ELEM_FLAG.NOEXIST);
-    return true;
   } catch (error) {
-    if (error instanceof KernelError && error.errno === ERRNO.EEXIST) return false;
+    if (error instanceof KernelError && error.errno === ERRNO.EEXIST) return;
     throw refused(error, key);
   }
-}
-
-/** The report of a map that took `repeats` of `count` items away again, for the sake of later ones. */
-function filled(repeats: number, count: number): Report & { readonly repeats?: number } {
-  if (repeats === 0) return FULL;
-  const why = `${repeats} of its ${count} items have the key of a later one, which counts`;
-  return { kind: 'partial', why, repeats };
 }
 
 interface FillOptions {
@@ -90,74 +82,42 @@ interface FillOptions {
   readonly dense: boolean;
 }
 
+/** Items that are remembered for being written again; of more, all are. */
+const AGAIN = 65_536;
+
 /**
- * Fills a map from its image, some parts of it at a time. An item whose key has perhaps been there before is
- * held back until the others are written, so that the last of several counts, as in a restore by CRIU.
+ * Fills a map from its image, some parts of it at a time. Of several items with one key the last counts, as in
+ * a restore by CRIU: items whose key has perhaps been there before are written once more, in order, in the end.
  */
 async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOptions): Promise<Report> {
   const { seen, dense } = options;
   const step = Math.min(itemsInCall(map), Math.max(1, items.count));
-  const held = map.batch(step);
-  let holding = 0;
-  let repeats = 0;
+  const again: number[] = [];
   let next = 0;
   let done = 0;
   let failed = false;
-  const writing = new Set<Promise<void>>();
 
-  /** Puts in what was held back, in order. */
-  const release = async () => {
-    await Promise.allSettled(writing);
-    for (let i = 0; i < holding && !failed; i++) {
-      if (!dense && insert(map, held, i)) continue;
-      repeats++;
-      updateEach(map, held, i, i + 1);
-      await pause();
-    }
-    holding = 0;
-  };
-
-  /** Moves the items to be written now to the batch's beginning; returns how many they are. */
-  const sift = (batch: Batch, count: number): number => {
-    let kept = 0;
-    for (let i = 0; i < count; i++) {
-      if (seen(batch.keys, i)) {
-        copyItem(map, batch, i, held, holding++);
-        continue;
-      }
-      if (dense && isZeroAt(map, batch, i)) continue;
-      if (kept !== i) copyItem(map, batch, i, batch, kept);
-      kept++;
-    }
-    return kept;
-  };
-
-  /** Reads the next part and begins to write it. */
-  const part = async (batch: Batch) => {
-    if (failed || next >= items.count) return undefined;
+  /** Reads the next part; how many items there are in it, 0 at the end. */
+  const part = async (batch: Batch): Promise<number> => {
     const from = next;
-    const count = Math.min(step, items.count - from);
+    const count = failed ? 0 : Math.min(step, items.count - from);
     next += count;
-    await items.read(from, count, batch.keys, batch.values);
-    if (holding + count > step) await release();
-    const written = update(map, batch, sift(batch, count));
-    writing.add(written);
-    const over = () => writing.delete(written);
-    written.then(over, over);
-    return { count, written };
+    if (count > 0) await items.read(from, count, batch.keys, batch.values);
+    for (let i = 0; i < count; i++) if (seen(batch.keys, i) && again.length <= AGAIN) again.push(from + i);
+    return count;
   };
 
-  // One part after the other is read and sifted: which item is the later one must be known.
+  // One part after the other is read: which item is the later one must be known.
   let turn: Promise<unknown> = Promise.resolve();
   const writer = async () => {
     const batch = map.batch(step);
     for (;;) {
       const mine = turn.then(() => part(batch));
       turn = mine.catch(() => {});
-      const begun = await mine;
-      if (begun === undefined) return;
-      await begun.written;
-      done += begun.count;
+      const count = await mine;
+      if (count === 0) return;
+      await update(map, batch, dense ? withoutZeros(map, batch, count) : count);
+      done += count;
       work.progress(done);
       await pause();
     }
@@ -170,8 +130,28 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
   );
   // All of them, before an error is told: none may go on with a map that is closed.
   for (const end of await Promise.allSettled(all)) if (end.status === 'rejected') throw end.reason;
-  await release();
-  return filled(repeats, items.count);
+  await writeAgain(map, items, again);
+  return FULL;
+}
+
+/** Writes the items at these places once more, in order; all items when they are too many to tell. */
+async function writeAgain(map: BpfMap, items: ItemSource, places: readonly number[]): Promise<void> {
+  if (places.length === 0) return;
+  const batch = map.batch(Math.min(itemsInCall(map), items.count));
+  if (places.length > AGAIN) {
+    for (let done = 0; done < items.count; done += batch.room) {
+      const count = Math.min(batch.room, items.count - done);
+      await items.read(done, count, batch.keys, batch.values);
+      await update(map, batch, count);
+      await pause();
+    }
+    return;
+  }
+  for (const place of places) {
+    await items.read(place, 1, batch.keys, batch.values);
+    updateEach(map, batch, 0, 1);
+    await pause();
+  }
 }
 
 /** Fills in the image's order: for maps whose writers would only wait for each other. */
@@ -187,11 +167,19 @@ function isZeroAt(map: BpfMap, batch: Batch, index: number): boolean {
   return batch.values[index * stride] === 0 && isZero(batch.values, index * stride, (index + 1) * stride);
 }
 
-/** Copies item `i` of a batch to item `j` of another, or of the same. */
-function copyItem(map: BpfMap, from: Batch, i: number, to: Batch, j: number): void {
+/** Moves items whose value is not zero to the batch's beginning; returns how many they are. */
+function withoutZeros(map: BpfMap, batch: Batch, count: number): number {
   const { keySize, valueStride } = map;
-  from.keys.copy(to.keys, j * keySize, i * keySize, (i + 1) * keySize);
-  from.values.copy(to.values, j * valueStride, i * valueStride, (i + 1) * valueStride);
+  let kept = 0;
+  for (let i = 0; i < count; i++) {
+    if (isZeroAt(map, batch, i)) continue;
+    if (kept !== i) {
+      batch.keys.copy(batch.keys, kept * keySize, i * keySize, (i + 1) * keySize);
+      batch.values.copy(batch.values, kept * valueStride, i * valueStride, (i + 1) * valueStride);
+    }
+    kept++;
+  }
+  return kept;
 }
 
 /** Fills a fresh array, with several writers. What is zero is left out: a fresh array is. */
@@ -216,17 +204,14 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
     throw error;
   }
   const seen = seenIndexes(map);
-  let repeats = 0;
   try {
     const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
     for (let done = 0; done < items.count; done += batch.room) {
       const count = Math.min(batch.room, items.count - done);
       await items.read(done, count, batch.keys, batch.values);
       for (let i = 0; i < count; i++) {
-        const repeated = seen(batch.keys, i);
-        if (repeated) repeats++;
-        // Zero is there already, and below a smaller max_entries it has no place.
-        else if (isZeroAt(map, batch, i)) continue;
+        // Zero is there already, unless an earlier item was not; and of a smaller array it may be beyond the end.
+        if (!seen(batch.keys, i) && isZeroAt(map, batch, i)) continue;
         window.put(batch.keys.readUInt32LE(4 * i), valueAt(map, batch, i));
       }
       work.progress(done + count);
@@ -236,7 +221,7 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
     // Before it is frozen: that fails while it is mapped for writing.
     window.close();
   }
-  return filled(repeats, items.count);
+  return FULL;
 }
 
 /** The part of an array's memory that is mapped just now. */
@@ -305,7 +290,6 @@ async function fillBackwards(map: BpfMap, items: ItemSource, work: Work): Promis
   const seen = seenKeys(items, work.type);
   const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
   const last = backwards(items);
-  let repeats = 0;
   for (let done = 0; done < items.count; done += batch.room) {
     const count = Math.min(batch.room, items.count - done);
     await last.read(done, count, batch.keys, batch.values);
@@ -314,14 +298,14 @@ async function fillBackwards(map: BpfMap, items: ItemSource, work: Work): Promis
       if (!seen(batch.keys, i)) continue;
       await update(map, batch, i - from, from);
       // Of several items with one key the last is there already.
-      if (!insert(map, batch, i)) repeats++;
+      insert(map, batch, i);
       from = i + 1;
     }
     await update(map, batch, count - from, from);
     work.progress(done + count);
     await pause();
   }
-  return filled(repeats, items.count);
+  return FULL;
 }
 
 /** The same items, last one first. */
@@ -423,7 +407,7 @@ async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise
         }
       });
       // Fewer items than the image has, but none missing: some stand twice in it.
-      if (missing === 0) return filled(items.count - held, items.count);
+      if (missing === 0) return FULL;
     }
   } finally {
     if (typeof before !== 'number') sys.setAffinity(before);

@@ -5,7 +5,7 @@ import type { ItemSource, MapType } from '../maptype.js';
 /** Whether key number `index` of `keys` was there before, and from now on it was. May err on the side of yes. */
 export type Seen = (keys: Buffer, index: number) => boolean;
 
-/** Bits for each key: two of them are set, and one key in some hundred is taken for another. */
+/** Bits for each key: three of them are set, and one key in some ten thousand is taken for another. */
 const BITS_A_KEY = 32;
 /** Bits at most: 64 MiB. */
 const MOST_BITS = 29;
@@ -17,15 +17,19 @@ export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pic
   const bits = Math.min(MOST_BITS, Math.max(10, Math.ceil(Math.log2(BITS_A_KEY * Math.max(1, count)))));
   const filter = new Int32Array(1 << (bits - 5));
   const mask = 2 ** bits - 1;
-  const hashOf = type.key === 'prefix' ? prefixHash : keySize % 4 === 0 ? wordHash : byteHash;
+  const hashOf = type.key === 'prefix' ? prefixHash : keySize % 4 === 0 ? new WordHash().of : byteHash;
+  /** Sets a bit, and says whether it was set. */
+  const set = (bit: number): boolean => {
+    const word = filter[bit >>> 5] as number;
+    const one = 1 << (bit & 31);
+    filter[bit >>> 5] = word | one;
+    return (word & one) !== 0;
+  };
   return (keys, index) => {
     const hash = hashOf(keys, index * keySize, keySize);
-    const [one, two] = [hash & mask, Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d) & mask];
-    const [a, b] = [1 << (one & 31), 1 << (two & 31)];
-    const before = ((filter[one >>> 5] as number) & a) !== 0 && ((filter[two >>> 5] as number) & b) !== 0;
-    filter[one >>> 5] = (filter[one >>> 5] as number) | a;
-    filter[two >>> 5] = (filter[two >>> 5] as number) | b;
-    return before;
+    const step = Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d) | 1;
+    const [one, two, three] = [set(hash & mask), set((hash + step) & mask), set((hash + 2 * step) & mask)];
+    return one && two && three;
   };
 }
 
@@ -56,17 +60,21 @@ function finished(hash: number): number {
 }
 
 /** Of keys that are words of 4 bytes. */
-function wordHash(keys: Buffer, at: number, size: number): number {
-  let hash = START;
-  for (let i = at; i < at + size; i += 4) {
-    const word =
-      (keys[i] as number) |
-      ((keys[i + 1] as number) << 8) |
-      ((keys[i + 2] as number) << 16) |
-      ((keys[i + 3] as number) << 24);
-    hash = mixed(hash, word);
-  }
-  return finished(hash);
+class WordHash {
+  #keys: Buffer | undefined;
+  #words: Int32Array = new Int32Array(0);
+
+  readonly of = (keys: Buffer, at: number, size: number): number => {
+    if (keys !== this.#keys) {
+      if (keys.byteOffset % 4 !== 0) return byteHash(keys, at, size);
+      this.#keys = keys;
+      this.#words = new Int32Array(keys.buffer, keys.byteOffset, keys.length >>> 2);
+    }
+    const words = this.#words;
+    let hash = START;
+    for (let i = at >>> 2; i < (at + size) >>> 2; i++) hash = mixed(hash, words[i] as number);
+    return finished(hash);
+  };
 }
 
 function byteHash(keys: Buffer, at: number, size: number): number {
