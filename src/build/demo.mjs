@@ -64,4 +64,48 @@ function live() {
   run('What is different now?', `bpfimg capture --pinned ${pins}/new/cfg -D fresh`);
   run('', 'bpfimg show before --limit 4 >before.txt; bpfimg show fresh --limit 4 >after.txt');
   if (!run('', 'diff before.txt after.txt', 1).includes('deny')) throw new Error('diff: expected a changed item');
+
+  fs.writeFileSync(path.join(folder, 'graph.json'), JSON.stringify(graph()));
+  run(
+    'A document may be written by hand: a counter for each CPU, and a map whose slot 1 is another map.',
+    'bpfimg encode graph.json -D graph',
+  );
+  run('', `bpfimg replay graph --verify --pin ${pins}/graph`);
+  run(
+    'Captured again: the inner map comes along by itself.',
+    `bpfimg capture --pinned ${pins}/graph/hits --pinned ${pins}/graph/tenants -D again`,
+  );
+  const shown = run('', 'bpfimg show again');
+  if (!/tenants +array_of_maps/.test(shown) || !/cpu0/.test(shown) || !shown.includes('rules')) {
+    throw new Error('show: expected three maps');
+  }
+}
+
+/** A maps document: a per-CPU map, an inner map, and an outer one that leads to it. */
+function graph() {
+  const last = fs.readFileSync('/sys/devices/system/cpu/possible', 'utf8').trim().split('-').at(-1);
+  const plain = { map_flags: [], map_extra: '0x0', frozen: false, ifindex: 0, memlock: 0 };
+  const values = Array.from(
+    { length: Number(last) + 1 },
+    (_, cpu) => `${String(cpu + 1).padStart(2, '0')}00000000000000`,
+  );
+  const inner = { map_type: 1, key_size: 4, value_size: 4, max_entries: 16, map_flags: 0 };
+  return {
+    format: 'bpfimg-maps/1',
+    maps: [
+      {
+        ...{ map_id: 1, name: 'hits', type: 'percpu_array', key_size: 4, value_size: 8, max_entries: 1, ...plain },
+        items: [{ key: '00000000', values }],
+      },
+      {
+        ...{ map_id: 2, name: 'rules', type: 'hash', key_size: 4, value_size: 4, max_entries: 16, ...plain },
+        items: [{ key: '0a000001', value: '01000000' }],
+      },
+      {
+        ...{ map_id: 3, name: 'tenants', type: 'array_of_maps', key_size: 4, value_size: 4, max_entries: 4, ...plain },
+        meta: { inner },
+        items: [{ key: '01000000', value: '02000000' }],
+      },
+    ],
+  };
 }
