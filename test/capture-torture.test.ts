@@ -247,7 +247,8 @@ t.test('few file descriptors: all of the map, or one line and nothing', { skip }
   fillNumbers(map, 5000);
   let [whole, refused] = [0, 0];
   const before = fs.readdirSync(cwd);
-  for (const limit of [16, 17, 18, 19, 20, 21, 22, 23, 24, 26, 28, 256]) {
+  // How many Node itself needs depends on what it is started with.
+  for (const limit of [...Array.from({ length: 24 }, (_, i) => 16 + i), 256]) {
     const dir = path.join(cwd, 'few');
     const line = `ulimit -n ${limit}; exec "$0" "$@"`;
     const args = [BPFIMG, 'capture', '--name', 'few_fds', '-D', dir];

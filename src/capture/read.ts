@@ -13,10 +13,13 @@ import type { Batch, BatchCursor, BatchResult, BpfMap, Mapping } from '../kernel
 import { ERRNO } from '../kernel/sys.js';
 import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
 
-/** Threads that read one map side by side; more than four would wait for Node's pool. */
-const READERS = Math.min(4, availableParallelism());
-/** Batches that are read or being written at a time, per reader. */
-const AHEAD = 3;
+/**
+ * Calls for one map that are under way at a time. More than there are CPUs: a thread of the pool that finds the next
+ * call waiting goes on at once, and one that has to be woken may be woken on a CPU that is busy.
+ */
+const READERS = availableParallelism() === 1 ? 1 : Math.min(8, 3 * availableParallelism());
+/** Batches that are being written at a time, and ranges that wait for their turn. */
+const AHEAD = 6;
 
 /** How much one call reads. Tests make it small, to have many calls. */
 export interface Limits {
@@ -77,7 +80,7 @@ class Emitter {
       .then(() => this.batches.give(batch));
     this.#under.push(done);
     this.work.progress(this.sink.count);
-    if (this.#under.length >= READERS * AHEAD) await this.#under.shift();
+    if (this.#under.length >= AHEAD) await this.#under.shift();
     if (this.#error !== undefined) throw this.#error;
   }
 
@@ -164,6 +167,7 @@ class Buckets {
   }
 
   async read(): Promise<void> {
+    this.map.sys.spreadPool?.();
     this.#begin();
     for (;;) {
       const [range] = this.#ranges;
@@ -272,6 +276,7 @@ export async function readIndexes(map: BpfMap, sink: ItemSink, work: Work): Prom
   if (first.error) throw first.error;
   await emitter.put(batch, first.count);
   const step = room(map);
+  if (first.count < map.maxEntries) map.sys.spreadPool?.();
   const reading: Promise<{ batch: Batch; count: number }>[] = [];
   let from = first.count;
   while (from < map.maxEntries || reading.length > 0) {

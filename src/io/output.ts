@@ -161,7 +161,7 @@ export function standardOutput(): Output {
 const IN_FLIGHT = 4;
 
 /** Bytes after which a file that will be synced starts on its way to disk, while more are made. */
-const SYNC_EVERY = 64 * 1024 * 1024;
+const SYNC_EVERY = 16 * 1024 * 1024;
 
 /** An open regular file, written on another thread while the next buffer fills. */
 class RegularOutput extends Output {

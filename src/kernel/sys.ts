@@ -7,6 +7,7 @@
  * Results are the kernel's own convention: zero or more is success, a negative number is the negated
  * errno. Nothing here throws because a call failed.
  */
+import { readdirSync } from 'node:fs';
 import { endianness, constants as os } from 'node:os';
 import { BpfimgError } from '../errors.js';
 import { COMMAND, type Command, type Layout, SYSCALL } from './abi.js';
@@ -77,6 +78,12 @@ export interface Sys {
   getAffinity(): readonly number[] | Result;
   /** Keeps the calling thread on `cpus`. Calls on the pool's threads are not bound. */
   setAffinity(cpus: readonly number[]): Result;
+  /**
+   * Spreads the pool's threads over the CPUs, where there are no more of these than threads. Left alone, Linux
+   * may wake all of them on one CPU, and long calls of the kernel then run one after the other while another
+   * CPU is idle. Only once, and only a matter of speed.
+   */
+  spreadPool?(): void;
   /** Closes a file descriptor; whatever the result, it is gone. */
   close(fd: number): Result;
   /** What this door opened and nobody closed: a line for each, with the command it came from. */
@@ -212,6 +219,15 @@ type BpfCall = ((...args: BpfArgs) => number) & { readonly async: Async<BpfArgs>
  */
 const inUse: { attr?: Attr } = {};
 
+/** Ids of this process's threads. */
+function threads(): number[] {
+  try {
+    return readdirSync('/proc/self/task').map(Number);
+  } catch {
+    return [];
+  }
+}
+
 class KernelSys implements Sys {
   readonly proc = '/proc';
   #cpus: number | undefined;
@@ -224,6 +240,9 @@ class KernelSys implements Sys {
   readonly #munmap: (address: bigint, length: number) => number;
   readonly #getAffinity: (pid: number, size: number, set: Uint8Array) => number;
   readonly #setAffinity: (pid: number, size: number, set: Uint8Array) => number;
+  /** A call that costs nothing, for a thread of the pool. */
+  readonly #nothing: { async(done: () => void): void };
+  #spread = false;
   readonly #close: (fd: number) => number;
   readonly #open = new Map<number, string>();
   /** What runs on the pool, kept for as long as it does. */
@@ -240,6 +259,7 @@ class KernelSys implements Sys {
     this.#munmap = libc.func('int munmap(uintptr_t, size_t)');
     this.#getAffinity = libc.func('int sched_getaffinity(int, size_t, _Out_ void *)');
     this.#setAffinity = libc.func('int sched_setaffinity(int, size_t, void *)');
+    this.#nothing = libc.func('int getppid()') as unknown as { async(done: () => void): void };
     this.#close = libc.func('int close(int)');
   }
 
@@ -331,9 +351,26 @@ class KernelSys implements Sys {
   }
 
   setAffinity(cpus: readonly number[]): Result {
+    return this.#keepThread(0, cpus);
+  }
+
+  #keepThread(thread: number, cpus: readonly number[]): Result {
     const set = pinned(CPU_SET);
     for (const cpu of cpus) set[cpu >> 3] = (set[cpu >> 3] ?? 0) | (1 << (cpu & 7));
-    return this.#result(this.#setAffinity(0, CPU_SET, set));
+    return this.#result(this.#setAffinity(thread, CPU_SET, set));
+  }
+
+  spreadPool(): void {
+    if (this.#spread) return;
+    this.#spread = true;
+    const cpus = this.getAffinity();
+    if (typeof cpus === 'number' || cpus.length < 2) return;
+    // All threads of the pool begin with the first call that is given to it.
+    const before = new Set(threads());
+    this.#nothing.async(() => {});
+    const pool = threads().filter((thread) => !before.has(thread));
+    if (pool.length < cpus.length) return;
+    for (const [i, thread] of pool.entries()) this.#keepThread(thread, [cpus[i % cpus.length] as number]);
   }
 
   close(fd: number): Result {

@@ -10,8 +10,8 @@ import { ERRNO } from '../kernel/sys.js';
 import { FULL, type ItemSource, type Report, type Work } from '../maptype.js';
 import { type Seen, seenIndexes, seenKeys } from './seen.js';
 
-/** Threads that fill one map side by side; more than four would wait for Node's pool. */
-const WRITERS = Math.min(4, availableParallelism());
+/** Calls for one map that are under way at a time: as many as readers have, for the same reason. */
+const WRITERS = availableParallelism() === 1 ? 1 : Math.min(8, 3 * availableParallelism());
 /** Bytes of items in one call. */
 const WRITE_BYTES = 1024 * 1024;
 const WRITE_ITEMS = 16_384;
@@ -122,6 +122,7 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
       await pause();
     }
   };
+  if (options.writers > 1 && items.count > step) map.sys.spreadPool?.();
   const all = Array.from({ length: Math.min(options.writers, Math.ceil(items.count / step)) }, () =>
     writer().catch((error: unknown) => {
       failed = true;

@@ -5,38 +5,36 @@ import type { ItemSource, MapType } from '../maptype.js';
 /** Whether key number `index` of `keys` was there before, and from now on it was. May err on the side of yes. */
 export type Seen = (keys: Buffer, index: number) => boolean;
 
-/** Bits for each key: three of them are set, and one key in some ten thousand is taken for another. */
-const BITS_A_KEY = 32;
-/** Bits at most: 64 MiB. */
-const MOST_BITS = 29;
+/** Keys for each word of the filter, at most; one key in some thousand is then taken for another. */
+const KEYS_A_WORD = 1;
+/** Words at most: 64 MiB. */
+const MOST_WORDS = 24;
 
-/** For keys of any kind (a Bloom filter). */
+/** For keys of any kind: a Bloom filter whose three bits of a key are in one word, which is one look at memory. */
 export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pick<MapType, 'key'>): Seen {
   const { count, keySize } = items;
   if (keySize === 0) return () => false;
-  const bits = Math.min(MOST_BITS, Math.max(10, Math.ceil(Math.log2(BITS_A_KEY * Math.max(1, count)))));
-  const filter = new Int32Array(1 << (bits - 5));
-  const mask = 2 ** bits - 1;
+  const bits = Math.min(MOST_WORDS, Math.max(8, Math.ceil(Math.log2(Math.max(1, count) / KEYS_A_WORD))));
+  const filter = new Int32Array(1 << bits);
+  const shift = 32 - bits;
   const hashOf = type.key === 'prefix' ? prefixHash : keySize % 4 === 0 ? new WordHash().of : byteHash;
-  /** Sets a bit, and says whether it was set. */
-  const set = (bit: number): boolean => {
-    const word = filter[bit >>> 5] as number;
-    const one = 1 << (bit & 31);
-    filter[bit >>> 5] = word | one;
-    return (word & one) !== 0;
-  };
   return (keys, index) => {
     const hash = hashOf(keys, index * keySize, keySize);
-    const step = Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d) | 1;
-    const [one, two, three] = [set(hash & mask), set((hash + step) & mask), set((hash + 2 * step) & mask)];
-    return one && two && three;
+    const more = Math.imul(hash, 0x2c1b3c6d);
+    const mine = (1 << (more >>> 27)) | (1 << ((more >>> 22) & 31)) | (1 << ((more >>> 17) & 31));
+    const word = filter[hash >>> shift] as number;
+    filter[hash >>> shift] = word | mine;
+    return (word & mine) === mine;
   };
 }
+
+/** Indexes that are remembered, at most: 64 MiB of bits. */
+const MOST_INDEXES = 29;
 
 /** For indexes of an array, exact; of one with too many, none is remembered. */
 export function seenIndexes(map: Pick<BpfMap, 'maxEntries'>): Seen {
   const { maxEntries } = map;
-  if (maxEntries > 2 ** MOST_BITS) return () => false;
+  if (maxEntries > 2 ** MOST_INDEXES) return () => false;
   const bits = new Int32Array((maxEntries + 31) >>> 5);
   return (keys, item) => {
     const index = keys.readUInt32LE(item * 4);

@@ -29,7 +29,7 @@ export async function run(command: readonly string[], input: string | undefined,
     // The mark only rises, so that no more than the last milliseconds can be missed.
     const timer = setInterval(() => {
       peak = Math.max(peak, peakOf(child.pid ?? 0));
-    }, 5);
+    }, 20);
     let talk = '';
     child.stderr?.setEncoding('utf8').on('data', (text: string) => {
       talk += text;
