@@ -160,6 +160,8 @@ class DumpWriter {
     this.#files = this.#image(IMAGE.bpfmapFile, BPFMAP_FILE);
     this.#data = this.#image(IMAGE.data, BPFMAP_DATA);
     this.#meta = this.#image(IMAGE.meta, BPFMAP_META);
+    // One of an earlier capture must not stay beside images that know nothing of it.
+    if (folder.has(IMAGE.btf)) this.#btfImage = this.#image(IMAGE.btf, BPFMAP_BTF);
   }
 
   #image(name: string, kind: Kind): FileOutput {

@@ -493,6 +493,11 @@ export class FolderOutput {
     this.#staging = staging;
   }
 
+  /** Whether a file of that name stands in the folder now. */
+  has(name: string): boolean {
+    return this.#staging === undefined && fs.existsSync(path.join(this.#folder, name));
+  }
+
   /** A new file of the set, written through its own output. Do not commit that one: commit the folder. */
   file(name: string): FileOutput {
     const output = new FileOutput(path.join(this.#staging ?? this.#folder, name), path.join(this.#folder, name));
