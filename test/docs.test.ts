@@ -42,7 +42,7 @@ for (const name of pages) {
       const cwd = workFolder();
       t.teardown(() => fs.rmSync(cwd, { recursive: true }));
       for (const { line, command, output } of shown) {
-        const { stdout, stderr } = shell(`exec 2>&1; ${command}`, { cwd });
+        const { stdout, stderr } = shell(`exec 2>&1; ${command}`, { cwd, env: { BPFIMG_TOP: TOP } });
         t.equal(stderr, '');
         t.equal(stdout, output, `${name}:${line}: ${command}`);
       }

@@ -5,7 +5,8 @@ import t from 'tap';
 import { duplicateKeys } from '../src/dump/keys.js';
 import { FINDINGS } from '../src/dump/verify.js';
 import { bufferInput } from '../src/io/input.js';
-import { bpfimg, copyDump } from './helpers/command.js';
+import { BtfWriter } from './helpers/btf-writer.js';
+import { bpfimg, copyDump, TOP } from './helpers/command.js';
 import { filesImage, folderOf, mapFile } from './helpers/dumps.js';
 import { fixture } from './helpers/fixtures.js';
 import { blob, entry, type Item, image, item, mapData, scalar, varint, words } from './helpers/images.js';
@@ -141,7 +142,37 @@ const cases: readonly [name: string, images: Record<string, Uint8Array>, codes: 
     },
     ['odd-encoding'],
   ],
+  ['keys and values of their types', typed({}), []],
+  ['no types at all', typed({ key: 0, value: 0, btf: 58 }), []],
+  ['types of an object that is not there', typed({ btf: 58 }), ['btf-missing']],
+  ['BTF that is none', typed({ blob: Buffer.alloc(40) }), ['bad-btf']],
+  ['BTF of a newer kind', typed({ blob: newerBtf() }), ['unknown-btf']],
+  ['a type that is not there', typed({ value: 99 }), ['bad-type']],
+  ['keys of another type', typed({ key: 2 }), ['btf-key-size']],
+  ['values of another type', typed({ value: 1 }), ['btf-value-size']],
 ];
+
+/** A captured map whose keys are of type 1 and whose values are of type 2 of BTF object 57, unless said otherwise. */
+function typed(what: { key?: number; value?: number; btf?: number; blob?: Buffer }): Record<string, Uint8Array> {
+  const w = new BtfWriter();
+  w.array(w.int('unsigned int', 4), 2);
+  const { key = 1, value = 2, btf = 57, blob = Buffer.from(w.bytes()) } = what;
+  return {
+    ...good,
+    'bpfmap-meta.img': image(
+      'BPFMAP_META',
+      entry(Buffer.concat([scalar(1, 7), scalar(4, btf), scalar(5, key), scalar(6, value)])),
+    ),
+    'bpfmap-btf.img': image('BPFMAP_BTF', entry(Buffer.concat([scalar(1, 57), scalar(2, blob.length)]), blob)),
+  };
+}
+
+/** BTF with a type of kind 31, which nobody knows yet. */
+function newerBtf(): Buffer {
+  const w = new BtfWriter();
+  w.add(31, 'new', 0, 0, false, []);
+  return Buffer.from(w.bytes());
+}
 
 for (const [name, images, codes] of cases) {
   t.test(`${name}: ${codes.join(', ') || 'sound'}`, async (t) => {
@@ -177,6 +208,24 @@ t.test('the real dump: sound, and CRIU would split a map', async (t) => {
   const { status, findings } = verify(dump);
   t.equal(status, 0);
   t.match(findings, [{ code: 'criu-splits', map_id: 377 }]);
+});
+
+t.test('types that a dump should have', async (t) => {
+  const dump = path.join(t.testdir(), 'dump');
+  copyDump(dump);
+  const object = (name: string) => path.join(TOP, 'fixtures/btf', name);
+  t.match(bpfimg(['verify', dump, '--btf', object('flowd.o')]), { status: 0, stdout: /sound, 1 warning/ });
+  const { status, stdout } = bpfimg(['verify', dump, '--btf', object('values.o')]);
+  t.equal(status, 1);
+  t.match(
+    stdout,
+    /error: btf-key-size: files\.img: map 377 \(flows\): struct flow_key \(.*\) has 20 bytes, key_size is 16/,
+  );
+  t.match(bpfimg(['verify', dump, '--type', 'cfg=int:']), { status: 0 });
+  t.match(bpfimg(['verify', dump, '--btf', object('special.o')]), {
+    status: 0,
+    stderr: /special\.o: none of these maps; its maps: /,
+  });
 });
 
 t.test('one image, by name and through a pipe', async (t) => {

@@ -176,6 +176,8 @@ const validators = {
   ...Object.fromEntries(entryMessages.map((message) => [message, `crit.schema.json#/$defs/${message}`])),
   items_header: 'items.schema.json#/$defs/header',
   map_header: 'maps.schema.json#/$defs/header',
+  item_types: 'maps.schema.json#/$defs/types',
+  btf_object: 'maps.schema.json#/$defs/btf_object',
 };
 // ajv marks its entry points by name; the schemas beside them are left out of messages.
 write(

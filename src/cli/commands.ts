@@ -21,6 +21,17 @@ const map = {
   describe: 'only this map: its id, or in a dump its name',
 } as const;
 
+const types = {
+  btf: { ...string, describe: "a program's object file, or raw BTF: types by the names of its maps" },
+  type: {
+    ...string,
+    array: true,
+    default: [] as string[],
+    defaultDescription: 'none',
+    describe: 'NAME=KEY:VALUE, types of one map, out of --btf, the dump or the kernel',
+  },
+} as const;
+
 const selectors = {
   id: { ...several, describe: 'only the map with this id' },
   name: { ...several, describe: 'only the map with this name' },
@@ -68,7 +79,13 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
           })
           .option('pretty', { ...boolean, describe: 'indent; name flags as crit does' })
           .option('nopl', { ...boolean, describe: 'leave out keys and values' })
-          .option('map', map),
+          .option('map', map)
+          .options(types)
+          .option('typed', {
+            type: 'boolean',
+            defaultDescription: 'of a dump folder',
+            describe: 'keys and values as JSON of their types, where these are known; --no-typed as bytes',
+          }),
       (args) => {
         chosen = async (io) => (await import('./commands/decode.js')).run(args, io);
       },
@@ -110,6 +127,9 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
             default: 10,
             describe: 'items of each map; 0 shows all',
           })
+          .options(types)
+          .option('raw', { ...boolean, describe: 'bytes, also where types are known' })
+          .option('types', { ...boolean, describe: 'the types of keys and values as C, in place of items' })
           .option('json', json),
       (args) => {
         chosen = async (io) => (await import('./commands/show.js')).run(args, io);
@@ -122,6 +142,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
         y
           .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
           .option('in', { ...image, alias: 'i' })
+          .options(types)
           .option('json', json),
       (args) => {
         chosen = async (io) => (await import('./commands/verify.js')).run(args, io);

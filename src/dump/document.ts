@@ -2,12 +2,13 @@
 import type { JsonObject } from '../image/message.js';
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
-import { leftOut, writeBase64 } from '../json/decode.js';
+import { type BtfObject, leftOut, writeBase64, writeBtf } from '../json/decode.js';
 import { MAPS_FORMAT } from '../json/encode.js';
-import { ITEM_COMPACT, ItemCursors, type ItemShape, itemIndented, writeItems } from '../json/items.js';
+import { ITEM_COMPACT, ItemCursors, type ItemShape, itemIndented, type MapForms, writeItems } from '../json/items.js';
 import { COMPACT, PYTHON_PRETTY, print, type Style } from '../json/print.js';
-import type { MapTypes } from '../maptype.js';
+import type { MapTypes, TypeFacts } from '../maptype.js';
 import { mapMembers } from './attributes.js';
+import { factMembers } from './facts.js';
 import { type Dump, type DumpMap, dataShape, type MapData, sameData } from './model.js';
 
 export interface DocumentOptions {
@@ -16,6 +17,16 @@ export interface DocumentOptions {
   readonly noPayload: boolean;
   /** Items of a map at most, for looking; 0 is all. The document then says so in `format` and cannot be encoded. */
   readonly limit?: number;
+  /** How items look that are more than plain hex. */
+  readonly forms?: DocumentForms | undefined;
+}
+
+/** How the items of a document's maps look that are more than plain hex. */
+export interface DocumentForms {
+  /** The BTF objects that they need and that are not the dump's. */
+  readonly objects: readonly BtfObject[];
+  /** Of one map, with the facts that its `types` stands for. */
+  of(map: DumpMap): (MapForms & { readonly facts: TypeFacts }) | undefined;
 }
 
 /** `format` of a document that may lack items. */
@@ -55,14 +66,18 @@ class DocumentWriter {
   async write(maps: readonly DumpMap[]): Promise<void> {
     const { out } = this;
     if (this.options.lines) {
-      out.text(`${print({ format: this.#format }, COMPACT)}\n`);
+      out.text(`{"format":"${this.#format}"`);
+      await this.#btf(maps, ',', ['', '']);
+      out.text('}\n');
       for (const map of maps) await this.#mapLines(map);
       return;
     }
     const { comma, colon, indent } = this.#style;
     const outer = indent === undefined ? '' : this.#line(1);
-    out.text(`{${outer}"format"${colon}"${this.#format}"${comma}${outer}"maps"${colon}[`);
     const inner = this.#line(indent === undefined ? 1 : 2);
+    out.text(`{${outer}"format"${colon}"${this.#format}"`);
+    await this.#btf(maps, comma + outer, [inner, outer]);
+    out.text(`${comma}${outer}"maps"${colon}[`);
     for (const [i, map] of maps.entries()) {
       out.text((i === 0 ? '' : ',') + inner);
       await this.#map(map, indent === undefined ? 1 : 2);
@@ -71,9 +86,38 @@ class DocumentWriter {
     out.text(`]${indent === undefined ? '' : '\n'}}`);
   }
 
+  /** The BTF objects of these maps, if there are any. */
+  async #btf(maps: readonly DumpMap[], before: string, lines: readonly [string, string]): Promise<void> {
+    // What is only looked at needs no types to be encoded by.
+    if (this.options.limit !== undefined) return;
+    const whole = maps.length === this.dump.maps.length;
+    const used = new Set(maps.flatMap((map) => [map.meta?.btf_id, this.options.forms?.of(map)?.facts.btf]));
+    const own = [...this.dump.btf.values()].filter(({ id }) => whole || used.has(id));
+    const objects = [...own, ...(this.options.forms?.objects ?? [])];
+    if (objects.length === 0) return;
+    this.out.text(before);
+    await writeBtf(objects, this.out, this.#style, lines);
+  }
+
+  /** Everything but the data of a map. */
+  #members(map: DumpMap): JsonObject {
+    const members = mapMembers(map, this.types);
+    const forms = this.options.forms?.of(map);
+    if (forms === undefined) return members;
+    // What `types` says is not said twice.
+    const facts = Object.entries(factMembers({ types: forms.facts }));
+    const meta = Object.entries((members.meta ?? {}) as JsonObject);
+    if (facts.every(([name, value]) => map.meta?.[name] === value)) {
+      const rest = meta.filter(([name]) => !facts.some(([other]) => other === name));
+      delete members.meta;
+      if (rest.length > 0) members.meta = Object.fromEntries(rest);
+    }
+    return { ...members, types: forms.types };
+  }
+
   /** One map as an object that stands at `level`. */
   async #map(map: DumpMap, level: number): Promise<void> {
-    const members = mapMembers(map, this.types);
+    const members = this.#members(map);
     const last = map.data.at(-1);
     if (last === undefined) {
       this.out.text(print(members, this.#style, level));
@@ -148,7 +192,8 @@ class DocumentWriter {
         out.text(line);
         const style = indented ? itemIndented(level + 2) : ITEM_COMPACT;
         const count = options.limit ? Math.min(options.limit, data.count) : data.count;
-        await writeItems(ItemCursors.over(input, entry), count, shape, style, `,${line}`, out);
+        const forms = options.forms?.of(map);
+        await writeItems(ItemCursors.over(input, entry), count, shape, style, `,${line}`, out, forms);
         if (indented) out.text(this.#line(level + 1));
       }
       out.text(']');
@@ -164,7 +209,7 @@ class DocumentWriter {
   /** One map as lines: its header, then its items; further data of the same map behind it. */
   async #mapLines(map: DumpMap): Promise<void> {
     const { out } = this;
-    const members = mapMembers(map, this.types);
+    const members = this.#members(map);
     const last = map.data.at(-1);
     if (last === undefined) {
       out.text(`${print({ ...members, data: false }, COMPACT)}\n`);
@@ -187,7 +232,8 @@ class DocumentWriter {
     out.text(`${print({ ...members, ...more }, COMPACT)}\n`);
     if (data.count === 0) return;
     const cursors = ItemCursors.over(this.dump.data as Input, data.entry);
-    await writeItems(cursors, data.count, shape, ITEM_COMPACT, '\n', out);
+    const forms = this.options.forms?.of(map);
+    await writeItems(cursors, data.count, shape, ITEM_COMPACT, '\n', out, forms);
     out.text('\n');
   }
 }

@@ -5,10 +5,19 @@ import type { Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
 import { check } from '../json/check.js';
-import { expectEnd, expectJson, itemTotals, MAPS_FORMAT, readItemLines, refuseLeftOut } from '../json/encode.js';
-import { type ExpectedItems, ItemReader } from '../json/items.js';
-import { JsonReader } from '../json/reader.js';
-import type { MapTypes } from '../maptype.js';
+import {
+  expectEnd,
+  expectJson,
+  itemTotals,
+  MAPS_FORMAT,
+  readItemLines,
+  readTypes,
+  refuseLeftOut,
+} from '../json/encode.js';
+import { type ExpectedItems, FormError, ItemReader } from '../json/items.js';
+import { JsonReader, type Origin } from '../json/reader.js';
+import type { DocumentTypes } from '../json/types.js';
+import type { MapTypes, TypeFacts } from '../maptype.js';
 import { type Body, type DocumentMap, openTarget, type Target } from './target.js';
 
 /**
@@ -18,18 +27,23 @@ import { type Body, type DocumentMap, openTarget, type Target } from './target.j
  */
 export async function encodeDocument(input: Input, folder: string, force: boolean, types: MapTypes): Promise<void> {
   const target = await openTarget(folder, force, types);
+  const reader = new DocumentReader(input, types, target);
   try {
-    await new DocumentReader(input, types, target).read();
+    await reader.read();
     await target.commit();
   } catch (error) {
     await target.abort();
     throw error;
+  } finally {
+    reader.close();
   }
 }
 
 class DocumentReader {
   readonly #reader: JsonReader;
   readonly #seen = new Set<number>();
+  /** The types that the document carries, once they have been read. */
+  #btf: DocumentTypes | undefined;
 
   constructor(
     input: Input,
@@ -37,6 +51,10 @@ class DocumentReader {
     readonly target: Target,
   ) {
     this.#reader = new JsonReader(input);
+  }
+
+  close(): void {
+    this.#btf?.close();
   }
 
   async read(): Promise<void> {
@@ -50,13 +68,19 @@ class DocumentReader {
       if (name === 'format') {
         format = await reader.value();
         if (format !== MAPS_FORMAT) throw reader.bad(`must be "${MAPS_FORMAT}"`, start);
+      } else if (name === 'btf') {
+        if (maps) throw reader.bad('must stand before "maps"', start);
+        this.#btf = await readTypes(reader);
+        for (const { message, at, size } of this.#btf.objects.values()) {
+          await this.target.btf(message, this.#btf.blobs.input(), at, size);
+        }
       } else if (name === 'maps') {
         maps = true;
         for await (const _ of reader.elements()) await this.#map(reader);
       } else if (name === 'magic' || name === 'entries') {
         throw new BpfimgError('usage', `${reader.name}: it is one image, -D takes a maps document: encode it with -o`);
       } else {
-        throw reader.bad('unknown member, a maps document has "format" and "maps"', start);
+        throw reader.bad('unknown member, a maps document has "format", "btf" and "maps"', start);
       }
     }
     if (format === undefined) throw reader.bad('member "format" is missing', 0);
@@ -77,7 +101,7 @@ class DocumentReader {
       await this.#pass(map);
     };
     while ((await reader.peek()) !== -1) {
-      const one = await this.#object(reader, async (items) => readItemLines(reader, items));
+      const one = await this.#object(reader, async (items) => readItemLines(reader, items), waiting?.map.header);
       const { copy } = one.map.header;
       if (copy === undefined) {
         await flush();
@@ -113,10 +137,12 @@ class DocumentReader {
   /**
    * Reads one map (or one copy of its data).
    * @param lines ndjson: reads the items that follow
+   * @param before ndjson: header of the map before, which a copy of its data shares
    */
   async #object(
     reader: JsonReader,
     lines?: (items: ItemReader) => Promise<void>,
+    before?: JsonObject,
   ): Promise<{ map: DocumentMap; last: Body | undefined }> {
     await reader.peek();
     const start = reader.offset;
@@ -124,8 +150,9 @@ class DocumentReader {
     const header: JsonObject = Object.create(null) as JsonObject;
     const bodies: Body[] = [];
     let data: DataSource | undefined;
+    let copies: Aside | undefined;
     reader.sawBigint = false;
-    const bad = (pointer: string, message: string) => {
+    const bad: Bad = (pointer, message) => {
       // The reader has moved on when a target finds fault with a map.
       reader.path.splice(0, reader.path.length, ...path);
       return reader.badAt(message, start, pointer);
@@ -136,20 +163,21 @@ class DocumentReader {
         await reader.peek();
         if ((name === 'items' && lines === undefined) || name === 'extra') {
           if (data) throw reader.bad('a map has either "items" or "extra"');
-          data = await this.#data(reader, name, header);
+          data = await this.#data(reader, name, header, bad);
         } else if (name === 'copies' && lines === undefined) {
-          for await (const _ of reader.elements()) {
-            const copy = await this.#copy(reader, header);
-            bodies.push(copy);
-          }
+          if (this.#explained(header)) await this.#copies(reader, header, bodies);
+          else copies = await putAside(reader);
         } else {
           header[name] = await reader.value();
         }
       }
       const problem = await check('map_header', header, reader.sawBigint);
       if (problem) throw await bad(problem.pointer, problem.message);
+      if (header.types !== undefined) map.types = await this.#typesOf(header, bad);
+      if (copies !== undefined) await this.#copies(new JsonReader(copies.text.input(), copies.origin), header, bodies);
       if (lines !== undefined && data === undefined && header.data !== false) {
-        const items = new ItemReader(reader, this.#expected(header));
+        const shared = header.copy === undefined ? header : inherited(before, header);
+        const items = new ItemReader(reader, await this.#expected(shared, bad));
         data = { items, blob: undefined };
         await lines(items);
       }
@@ -159,7 +187,19 @@ class DocumentReader {
       data?.items?.close();
       data?.blob?.close();
       throw error;
+    } finally {
+      copies?.text.close();
     }
+  }
+
+  /** Whether the header, as far as it has been read, says all that its items need. */
+  #explained(header: JsonObject): boolean {
+    if (this.#btf !== undefined) return header.types !== undefined;
+    return header.value_size !== undefined || header.data_value_size !== undefined || header.type !== undefined;
+  }
+
+  async #copies(reader: JsonReader, header: JsonObject, bodies: Body[]): Promise<void> {
+    for await (const _ of reader.elements()) bodies.push(await this.#copy(reader, header));
   }
 
   async #copy(reader: JsonReader, header: JsonObject): Promise<Body> {
@@ -167,20 +207,15 @@ class DocumentReader {
     let data: DataSource | undefined;
     await reader.peek();
     const start = reader.offset;
-    const inherited = () => ({ ...header, ...own });
+    const bad: Bad = (pointer, message) => reader.badAt(message, start, pointer);
     try {
       for await (const name of reader.members()) {
         await reader.peek();
-        if (name === 'items' || name === 'extra') data = await this.#data(reader, name, inherited());
+        if (name === 'items' || name === 'extra') data = await this.#data(reader, name, inherited(header, own), bad);
         else own[name] = await reader.value();
       }
       if (data === undefined) throw reader.bad('member "items" (or "extra") is missing', start);
-      const { type, value_size, key_size, map_id } = header;
-      const all = { map_id: map_id as number, ...own } as JsonObject;
-      for (const [name, value] of Object.entries({ type, value_size, key_size })) {
-        if (value !== undefined) all[name] = value;
-      }
-      return await this.#finish(all, data, (pointer, message) => reader.badAt(message, start, pointer));
+      return await this.#finish(inherited(header, own), data, bad);
     } catch (error) {
       data?.items?.close();
       data?.blob?.close();
@@ -188,8 +223,36 @@ class DocumentReader {
     }
   }
 
+  /** The ids of the types that a map's header names. */
+  async #typesOf(header: JsonObject, bad: Bad): Promise<TypeFacts> {
+    try {
+      const { btfId, key, value } = await this.#carried().resolve(header.types as Json);
+      return { btf: btfId, key, value };
+    } catch (error) {
+      if (error instanceof FormError) throw await bad(`/types${error.pointer}`, error.message);
+      throw error;
+    }
+  }
+
+  /** @throws FormError when there are none */
+  #carried(): DocumentTypes {
+    if (this.#btf !== undefined) return this.#btf;
+    throw new FormError('', 'the document has no "btf" before its maps');
+  }
+
   /** What the header says of the items behind it. */
-  #expected(header: JsonObject): ExpectedItems {
+  async #expected(header: JsonObject, bad: Bad): Promise<ExpectedItems> {
+    const sizes = this.#sizes(header);
+    if (header.types === undefined) return sizes;
+    try {
+      return { ...sizes, forms: await this.#carried().forms(header) };
+    } catch (error) {
+      if (error instanceof FormError) throw await bad(error.pointer || '/types', error.message);
+      throw error;
+    }
+  }
+
+  #sizes(header: JsonObject): ExpectedItems {
     const size = (value: Json | undefined) => (typeof value === 'number' && value >= 0 ? value : undefined);
     const number = header.type === undefined ? undefined : this.types.parse(header.type as string | number);
     const keySize = size(header.data_key_size ?? header.key_size);
@@ -200,24 +263,22 @@ class DocumentReader {
   }
 
   /** Reads the items or the blob the reader stands at. */
-  async #data(reader: JsonReader, name: string, header: JsonObject): Promise<DataSource> {
+  async #data(reader: JsonReader, name: string, header: JsonObject, bad: Bad): Promise<DataSource> {
     await refuseLeftOut(reader);
     if (name === 'extra') {
       const blob = new Spool();
       await reader.base64Into(blob);
       return { items: undefined, blob };
     }
-    if (header.value_size !== undefined || header.data_value_size !== undefined || header.type !== undefined) {
-      const items = new ItemReader(reader, this.#expected(header));
+    if (this.#explained(header)) {
+      const items = new ItemReader(reader, await this.#expected(header, bad));
       await items.list();
       return { items, blob: undefined };
     }
-    // Items that stand before what explains them (`jq -S` sorts so): their text waits in a file.
-    const text = new Spool();
-    const origin = reader.origin();
-    await reader.skip(text);
+    // Items that stand before what explains them (`jq -S` sorts so).
+    const { text, origin } = await putAside(reader);
     const later = async (all: JsonObject): Promise<ItemReader> => {
-      const items = new ItemReader(new JsonReader(text.input(), origin), this.#expected(all));
+      const items = new ItemReader(new JsonReader(text.input(), origin), await this.#expected(all, bad));
       try {
         await items.list();
         return items;
@@ -229,11 +290,7 @@ class DocumentReader {
   }
 
   /** Makes the data entry's message from the items, or from the totals beside a blob. */
-  async #finish(
-    header: JsonObject,
-    data: DataSource,
-    bad: (pointer: string, message: string) => Promise<BpfimgError>,
-  ): Promise<Body> {
+  async #finish(header: JsonObject, data: DataSource, bad: Bad): Promise<Body> {
     const items = data.later ? await data.later(header) : data.items;
     const message: JsonObject = { map_id: header.map_id as number };
     if (header.$raw !== undefined) message.$raw = header.$raw;
@@ -259,6 +316,36 @@ class DocumentReader {
     Object.assign(message, { count, keys_bytes, values_bytes });
     return { message, parts: [blob] };
   }
+}
+
+/** Makes the error for a member of a map, by its pointer from the map down. */
+type Bad = (pointer: string, message: string) => Promise<BpfimgError>;
+
+/** Members of a map that say what the items of its copies are. */
+const SHARED = ['map_id', 'type', 'value_size', 'key_size', 'types'] as const;
+
+/** The header of a copy of a map's data, with what it shares with the map. */
+function inherited(map: JsonObject | undefined, own: JsonObject): JsonObject {
+  const all: JsonObject = { ...own };
+  for (const name of SHARED) {
+    const value = map?.[name];
+    if (value !== undefined) all[name] ??= value;
+  }
+  return all;
+}
+
+/** Text of a document that waits in a file. */
+interface Aside {
+  readonly text: Spool;
+  readonly origin: Origin;
+}
+
+/** Puts the value that stands next aside. */
+async function putAside(reader: JsonReader): Promise<Aside> {
+  await reader.peek();
+  const aside = { text: new Spool(), origin: reader.origin() };
+  await reader.skip(aside.text);
+  return aside;
 }
 
 interface DataSource {

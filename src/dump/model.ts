@@ -106,6 +106,8 @@ export interface DumpBtf {
   readonly name: string;
   /** Bytes. */
   readonly size: number;
+  /** Its entry in the image. */
+  readonly message: JsonObject;
   /** Reads the blob. */
   read(): Promise<Buffer>;
 }
@@ -271,7 +273,7 @@ class DumpBuilder {
         throw new BpfimgError('badImage', `${input.name}: entry ${index}: ${what}`);
       }
       const read = async () => Buffer.from(await new Cursor(input, extraAt, extraAt + extraSize).take(extraSize));
-      this.btf.set(id, { id, name: (message.name ?? '') as string, size: extraSize, read });
+      this.btf.set(id, { id, name: (message.name ?? '') as string, size: extraSize, message, read });
     });
   }
 

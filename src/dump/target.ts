@@ -2,7 +2,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError } from '../errors.js';
-import { BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
+import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
@@ -10,8 +10,9 @@ import { writeHead, writeMessage } from '../image/writer.js';
 import { Cursor, type Input, openInput } from '../io/input.js';
 import { FolderOutput, type Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
-import type { MapTypes } from '../maptype.js';
+import type { MapTypes, TypeFacts } from '../maptype.js';
 import { AttributeError, fileMessage } from './attributes.js';
+import { factMembers } from './facts.js';
 import { type Dump, type DumpMap, IMAGE, openDump } from './model.js';
 
 /** One data entry of the document: its message, and where its keys and values wait. */
@@ -25,12 +26,16 @@ export interface DocumentMap {
   readonly header: JsonObject;
   /** In image order: copies first, then what CRIU restores. */
   readonly bodies: Body[];
+  /** The types that its header names. */
+  types?: TypeFacts;
   /** The error for a member of this map, by its pointer from the map down. */
   bad(pointer: string, message: string): Promise<BpfimgError>;
 }
 
 /** Where the maps of a document go. */
 export interface Target {
+  /** Takes a BTF object, whose blob is `size` bytes of `input` from `at` on. */
+  btf(message: JsonObject, input: Input, at: number, size: number): Promise<void>;
   map(map: DocumentMap): Promise<void>;
   commit(): Promise<void>;
   abort(): Promise<void>;
@@ -112,6 +117,7 @@ class FreshDump implements Target {
   readonly #files: Output;
   readonly #data: Output;
   readonly #meta: Output;
+  #btf: Output | undefined;
   readonly #ids = new Set<number>();
 
   /** @param replaced ids of the maps that stand in the folder now and that the document must have too */
@@ -127,6 +133,15 @@ class FreshDump implements Target {
     writeHead(this.#files, BPFMAP_FILE);
     writeHead(this.#data, BPFMAP_DATA);
     writeHead(this.#meta, BPFMAP_META);
+  }
+
+  async btf(message: JsonObject, input: Input, at: number, size: number): Promise<void> {
+    if (this.#btf === undefined) {
+      this.#btf = this.#folder.file(IMAGE.btf);
+      writeHead(this.#btf, BPFMAP_BTF);
+    }
+    writeMessage(this.#btf, encodeMessage(BPFMAP_BTF.message, message, 'latin1'));
+    await copyInput(input, at, size, this.#btf);
   }
 
   async map(map: DocumentMap): Promise<void> {
@@ -147,6 +162,8 @@ class FreshDump implements Target {
     }
     const meta: JsonObject = { ...(header.meta as JsonObject | undefined), map_id: header.map_id as number };
     if (holders.length > 0) meta.holders = holders;
+    // Where the map had types of its own, those it is shown by are but a way to look at it.
+    if (meta.btf_id === undefined && map.types !== undefined) Object.assign(meta, factMembers({ types: map.types }));
     writeMessage(this.#meta, await encoded(BPFMAP_META, meta, map, '/meta'));
     for (const body of map.bodies) await writeBody(body, map, this.#data);
   }
@@ -194,6 +211,9 @@ class ChangedDump implements Target {
     readonly dump: Dump,
     readonly types: MapTypes,
   ) {}
+
+  /** CRIU has no room for types; the document's are only there to read its items by. */
+  async btf(): Promise<void> {}
 
   async map(map: DocumentMap): Promise<void> {
     const here = await this.#here(map);

@@ -18,6 +18,7 @@ import {
   type MapFile,
   sameData,
 } from './model.js';
+import type { TypeOptions } from './types.js';
 
 /** Codes of findings: `error` means that a restore fails or restores something else. */
 export const FINDINGS = {
@@ -39,6 +40,12 @@ export const FINDINGS = {
   'index-range': ['error', 'an array index at or above max_entries'],
   'index-order': ['warning', 'array indexes are not in ascending order'],
   'index-missing': ['warning', 'an array with fewer items than max_entries: the rest restores as zeros'],
+  'btf-missing': ['warning', 'types of a map in a BTF object that the dump does not have'],
+  'bad-btf': ['error', 'a BTF object that makes no sense'],
+  'unknown-btf': ['warning', 'a BTF object of a kind that this bpfimg does not know'],
+  'bad-type': ['error', 'the type of keys or values is none in its BTF object, or one without values'],
+  'btf-key-size': ['error', 'the type of the keys has another size than key_size'],
+  'btf-value-size': ['error', 'the type of the values has another size than value_size'],
   'criu-type': ['warning', 'a map type that CRIU does not dump by itself'],
   'unknown-type': ['warning', 'a map type that this bpfimg does not know'],
   'criu-splits': ['warning', 'several open files of one map: CRIU restores as many separate maps'],
@@ -67,6 +74,8 @@ const TOLD = 5;
 /** Collects findings while a dump is read and examined. */
 export class Verifier {
   readonly findings: Finding[] = [];
+  /** What is worth saying and no finding. */
+  readonly notes: string[] = [];
 
   /** @param single name of the image, when one image is examined and not a folder */
   constructor(
@@ -103,8 +112,11 @@ export class Verifier {
     }
   }
 
-  /** Examines everything in `dump`. */
-  async check(dump: Dump): Promise<void> {
+  /**
+   * Examines everything in `dump`.
+   * @param types those that its maps should have, besides what the dump says itself
+   */
+  async check(dump: Dump, types: TypeOptions = {}): Promise<void> {
     const whole = dump.images.has(IMAGE.files) || dump.images.has(IMAGE.bpfmapFile);
     for (const file of dump.lost.files) {
       this.#add(
@@ -127,6 +139,24 @@ export class Verifier {
       if (dump.data !== undefined) await this.#data(dump.data, map, whole);
       else if (map.data.length === 0 && map.files.length > 0 && this.single === undefined) this.#noData(map);
     }
+    const typed = dump.btf.size > 0 || dump.maps.some(({ meta }) => meta?.btf_id !== undefined);
+    if (typed || types.btf !== undefined || (types.type?.length ?? 0) > 0) await this.#types(dump, types);
+  }
+
+  /** Compares types with the sizes of their maps. */
+  async #types(dump: Dump, options: TypeOptions): Promise<void> {
+    const { TypeFinder } = await import('./types.js');
+    const finder = new TypeFinder(dump, options);
+    await finder.checkObjects();
+    for (const map of dump.maps) await finder.types(map);
+    for (const { code, map, message } of finder.problems) {
+      if (code === undefined) continue;
+      // Sizes are the map's, wherever its types come from.
+      const image = code.endsWith('-size') ? (map?.files[0]?.image ?? IMAGE.data) : IMAGE.meta;
+      this.#add(code, map === undefined ? IMAGE.btf : image, map, message);
+    }
+    const unused = finder.unused(dump.maps);
+    if (unused !== undefined) this.notes.push(unused);
   }
 
   #noData(map: DumpMap): void {

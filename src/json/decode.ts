@@ -7,7 +7,15 @@ import { type Entry, type ImageReader, truncated } from '../image/reader.js';
 import type { Cursor, Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
-import { ITEM_COMPACT, ItemCursors, itemIndented, itemShape, writeItems } from './items.js';
+import {
+  ITEM_COMPACT,
+  ItemCursors,
+  type ItemShape,
+  itemIndented,
+  itemShape,
+  type MapForms,
+  writeItems,
+} from './items.js';
 import { COMPACT, PYTHON, PYTHON_PRETTY, print, type Style } from './print.js';
 
 export type Dialect = 'items' | 'crit' | 'ndjson';
@@ -20,6 +28,51 @@ export interface DecodeOptions {
   readonly noPayload: boolean;
   /** Which entries of a BPFMAP_DATA image to show, by map id; all when absent. */
   readonly maps?: ReadonlySet<number>;
+  /** How items look that are more than plain hex; for BPFMAP_DATA in our own dialects. */
+  readonly forms?: FormSource;
+}
+
+/** A BTF object for a document's `btf`. */
+export interface BtfObject {
+  /** As in a bpfmap_btf_entry; `size` is not looked at. */
+  readonly message: JsonObject;
+  read(): Promise<Uint8Array>;
+}
+
+/** What items look like that are more than plain hex. */
+export interface FormSource {
+  /** The BTF objects that the forms of these maps need. */
+  readonly objects: readonly BtfObject[];
+  of(mapId: number, keySize: number, valueSize: number): MapForms | undefined;
+}
+
+/** Bytes of a blob that are written at once: whole groups of base64. */
+const BLOB_PART = 48 * 1024;
+
+/**
+ * Writes a document's `btf`: a list with a line for each object.
+ * @param line the line start of an object, and of the closing bracket
+ */
+export async function writeBtf(
+  objects: readonly BtfObject[],
+  out: Output,
+  style: Style,
+  [line, last]: readonly [string, string],
+): Promise<void> {
+  out.text(`"btf"${style.colon}[`);
+  for (const [i, { message, read }] of objects.entries()) {
+    const { size: _, ...members } = message;
+    const { indent, colon, ascii } = style;
+    const text = print({ ...members, blob: '' }, { comma: indent === undefined ? style.comma : ', ', colon, ascii });
+    out.text(`${i === 0 ? '' : style.comma.trimEnd()}${line}${text.slice(0, -2)}`);
+    const blob = Buffer.from(await read());
+    for (let at = 0; at < blob.length; at += BLOB_PART) {
+      out.text(blob.toString('base64', at, Math.min(at + BLOB_PART, blob.length)));
+      await out.turn();
+    }
+    out.text('"}');
+  }
+  out.text(`${last}]`);
 }
 
 /** crit's way to say how much was left out: `... <7.8KB>`. */
@@ -50,7 +103,13 @@ export async function decodeImage(reader: ImageReader, out: Output, options: Dec
   const header = Object.entries(imageHeader(reader)).map(
     ([name, value]) => `${outer}"${name}"${style.colon}${print(value, style)}`,
   );
-  out.text(`{${header.join(style.comma)}${style.comma}${outer}"entries"${style.colon}[`);
+  out.text(`{${header.join(style.comma)}${style.comma}${outer}`);
+  const objects = asItems ? (options.forms?.objects ?? []) : [];
+  if (objects.length > 0) {
+    await writeBtf(objects, out, style, pretty ? [inner, outer] : [inner, '']);
+    out.text(style.comma + outer);
+  }
+  out.text(`"entries"${style.colon}[`);
   let first = true;
   for await (const entry of chosen(reader, options)) {
     out.text(first ? inner : style.comma + inner);
@@ -133,6 +192,18 @@ export function itemsHeader(message: JsonObject, keySize: number, valueSize: num
   };
 }
 
+/** The header of a data entry's items, and their forms. */
+function formed(
+  message: JsonObject,
+  shape: ItemShape,
+  options: DecodeOptions,
+): { header: JsonObject; forms: MapForms | undefined } {
+  const header = itemsHeader(message, shape.keySize, shape.valueSize);
+  const empty = message.count === 0;
+  const forms = empty ? undefined : options.forms?.of(message.map_id as number, shape.keySize, shape.valueSize);
+  return { header: forms === undefined ? header : { ...header, types: forms.types }, forms };
+}
+
 /** A data entry with its items, or with crit's `extra` when its totals are not equal parts. */
 async function writeItemsEntry(reader: ImageReader, entry: Entry, out: Output, options: DecodeOptions): Promise<void> {
   const { pretty } = options;
@@ -141,7 +212,7 @@ async function writeItemsEntry(reader: ImageReader, entry: Entry, out: Output, o
   const style = pretty ? PYTHON_PRETTY : COMPACT;
   const level = pretty ? 2 : 0;
   if (shape === undefined) return writeCritEntry(reader, entry, out, { ...options, pretty: false }, style, level);
-  const header = itemsHeader(entry.message, shape.keySize, shape.valueSize);
+  const { header, forms } = formed(entry.message, shape, options);
   if (options.noPayload) {
     out.text(print({ ...header, items: leftOut(entry.extraSize) }, style, level));
     return;
@@ -154,7 +225,8 @@ async function writeItemsEntry(reader: ImageReader, entry: Entry, out: Output, o
     out.text(lineStart);
     const cursors = await ItemCursors.open(reader, entry);
     try {
-      await writeItems(cursors, count as number, shape, pretty ? itemIndented(4) : ITEM_COMPACT, `,${lineStart}`, out);
+      const items = pretty ? itemIndented(4) : ITEM_COMPACT;
+      await writeItems(cursors, count as number, shape, items, `,${lineStart}`, out, forms);
     } finally {
       cursors.close();
     }
@@ -165,7 +237,15 @@ async function writeItemsEntry(reader: ImageReader, entry: Entry, out: Output, o
 
 /** One value a line: the image, then each entry; items of a map on lines of their own behind it. */
 async function decodeLines(reader: ImageReader, out: Output, options: DecodeOptions): Promise<void> {
-  out.text(`${print(imageHeader(reader), COMPACT)}\n`);
+  const text = print(imageHeader(reader), COMPACT);
+  const objects = reader.kind === BPFMAP_DATA ? (options.forms?.objects ?? []) : [];
+  if (objects.length === 0) out.text(text);
+  else {
+    out.text(`${text.slice(0, -1)},`);
+    await writeBtf(objects, out, COMPACT, ['', '']);
+    out.text('}');
+  }
+  out.text('\n');
   for await (const entry of chosen(reader, options)) {
     const { count, keys_bytes, values_bytes } = entry.message as Record<string, number>;
     const shape =
@@ -175,15 +255,16 @@ async function decodeLines(reader: ImageReader, out: Output, options: DecodeOpti
     if (shape === undefined) {
       await writeCritEntry(reader, entry, out, { ...options, pretty: false }, COMPACT, 0);
     } else if (options.noPayload) {
-      const header = itemsHeader(entry.message, shape.keySize, shape.valueSize);
+      const { header } = formed(entry.message, shape, options);
       out.text(print({ ...header, items: leftOut(entry.extraSize) }, COMPACT));
     } else {
-      out.text(print(itemsHeader(entry.message, shape.keySize, shape.valueSize), COMPACT));
+      const { header, forms } = formed(entry.message, shape, options);
+      out.text(print(header, COMPACT));
       if ((count as number) > 0) {
         out.text('\n');
         const cursors = await ItemCursors.open(reader, entry);
         try {
-          await writeItems(cursors, count as number, shape, ITEM_COMPACT, '\n', out);
+          await writeItems(cursors, count as number, shape, ITEM_COMPACT, '\n', out, forms);
         } finally {
           cursors.close();
         }

@@ -15,8 +15,9 @@ import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
 import { check } from './check.js';
-import { ItemReader, type ReadItems } from './items.js';
+import { type ExpectedItems, FormError, type ItemForms, ItemReader, type ReadItems } from './items.js';
 import { JsonReader, type Origin } from './reader.js';
+import type { DocumentTypes } from './types.js';
 
 /** `format` member of a maps document. */
 export const MAPS_FORMAT = 'bpfimg-maps/1';
@@ -24,11 +25,24 @@ export const MAPS_FORMAT = 'bpfimg-maps/1';
 /** Most bytes an entry's keys, or its values, can have: their totals are u32. */
 export const MAX_REGION = 0xffffffff;
 
+/** The types that a document carries; the code for them is loaded when there are any. */
+export async function readTypes(reader: JsonReader): Promise<DocumentTypes> {
+  const types = new (await import('./types.js')).DocumentTypes();
+  try {
+    await types.read(reader);
+    return types;
+  } catch (error) {
+    types.close();
+    throw error;
+  }
+}
+
 /** Encodes one image from any of its JSON forms. */
 export async function encodeImage(input: Input, out: Output): Promise<void> {
   const reader = new JsonReader(input);
   await expectJson(reader);
   const header: { kind?: Kind; head?: Head } = {};
+  let types: DocumentTypes | undefined;
   let entries: { spool: Spool; origin: Origin } | undefined;
   let written = false;
   try {
@@ -38,10 +52,13 @@ export async function encodeImage(input: Input, out: Output): Promise<void> {
       else if (name === 'head') {
         if (written) throw reader.bad('must stand before "entries"');
         header.head = await readHead(reader);
+      } else if (name === 'btf') {
+        if (written) throw reader.bad('must stand before "entries"');
+        types = await readTypes(reader);
       } else if (name === 'entries') {
         if (header.kind) {
           writeHead(out, header.kind, header.head);
-          await encodeEntries(reader, header.kind, out);
+          await encodeEntries(reader, header.kind, types, out);
           written = true;
         } else {
           const spool = new Spool();
@@ -61,14 +78,15 @@ export async function encodeImage(input: Input, out: Output): Promise<void> {
     if (kind === undefined) throw reader.bad('member "magic" is missing', 0);
     if (entries !== undefined) {
       writeHead(out, kind, head);
-      await encodeEntries(new JsonReader(entries.spool.input(), entries.origin), kind, out);
+      await encodeEntries(new JsonReader(entries.spool.input(), entries.origin), kind, types, out);
     } else if (!written) {
       // An object without entries is the first line of ndjson.
       writeHead(out, kind, head);
-      await encodeLines(reader, kind, out);
+      await encodeLines(reader, kind, types, out);
       return;
     }
   } finally {
+    types?.close();
     entries?.spool.close();
   }
   await expectEnd(reader);
@@ -108,17 +126,27 @@ async function readHead(reader: JsonReader): Promise<Head> {
   throw reader.bad('must be none, common or service', start);
 }
 
-async function encodeEntries(reader: JsonReader, kind: Kind, out: Output): Promise<void> {
+async function encodeEntries(
+  reader: JsonReader,
+  kind: Kind,
+  types: DocumentTypes | undefined,
+  out: Output,
+): Promise<void> {
   for await (const _ of reader.elements()) {
-    await encodeEntry(reader, kind, out);
+    await encodeEntry(reader, kind, types, out);
     await pause();
   }
 }
 
 /** ndjson behind its first line: entries, and for maps their items on the lines that follow. */
-async function encodeLines(reader: JsonReader, kind: Kind, out: Output): Promise<void> {
+async function encodeLines(
+  reader: JsonReader,
+  kind: Kind,
+  types: DocumentTypes | undefined,
+  out: Output,
+): Promise<void> {
   while ((await reader.peek()) !== -1) {
-    await encodeEntry(reader, kind, out, (items) => readItemLines(reader, items));
+    await encodeEntry(reader, kind, types, out, (items) => readItemLines(reader, items));
     await pause();
   }
 }
@@ -151,6 +179,7 @@ interface Place {
 async function encodeEntry(
   reader: JsonReader,
   kind: Kind,
+  types: DocumentTypes | undefined,
   out: Output,
   lines?: (items: ItemReader) => Promise<void>,
 ): Promise<void> {
@@ -159,7 +188,9 @@ async function encodeEntry(
   reader.sawBigint = false;
   const header: JsonObject = Object.create(null) as JsonObject;
   let items: ItemReader | undefined;
+  let aside: { spool: Spool; origin: Origin } | undefined;
   let blob: Spool | undefined;
+  const expected = async () => ({ ...itemSizes(header), forms: await formsOf(reader, header, types, start) });
   /** Bytes of `extra` that went straight into the image. */
   let streamed: number | undefined;
   try {
@@ -178,7 +209,13 @@ async function encodeEntry(
         }
       } else if (name === 'items' && kind === BPFMAP_DATA && lines === undefined) {
         await refuseLeftOut(reader);
-        items = new ItemReader(reader, itemSizes(header));
+        if (types !== undefined && header.types === undefined) {
+          // What explains them may stand behind them (`jq -S` sorts so): their text waits in a file.
+          aside = { spool: new Spool(), origin: reader.origin() };
+          await reader.skip(aside.spool);
+          continue;
+        }
+        items = new ItemReader(reader, await expected());
         await items.list();
       } else if (name === 'items' && kind === BPFMAP_DATA) {
         await refuseLeftOut(reader);
@@ -189,8 +226,12 @@ async function encodeEntry(
       }
     }
     if (streamed !== undefined) return;
+    if (aside !== undefined) {
+      items = new ItemReader(new JsonReader(aside.spool.input(), aside.origin), await expected());
+      await items.list();
+    }
     if (kind === BPFMAP_DATA && lines !== undefined && blob === undefined) {
-      items = new ItemReader(reader, itemSizes(header));
+      items = new ItemReader(reader, await expected());
       await lines(items);
     }
     if (items !== undefined) {
@@ -208,13 +249,34 @@ async function encodeEntry(
     if (blob) await copySpool(blob, out);
   } finally {
     items?.close();
+    aside?.spool.close();
     blob?.close();
   }
 }
 
+/** The forms of an entry's items, from the types that its header names. */
+async function formsOf(
+  reader: JsonReader,
+  header: JsonObject,
+  types: DocumentTypes | undefined,
+  start: Place,
+): Promise<ItemForms | undefined> {
+  if (header.types === undefined) return undefined;
+  try {
+    if (types === undefined) throw new FormError('/types', 'the image has no "btf" before it');
+    return await types.forms(header);
+  } catch (error) {
+    if (error instanceof FormError) throw await reader.badAt(error.message, start.offset, error.pointer, start.pointer);
+    throw error;
+  }
+}
+
+/** Members that only our own dialects have. */
+const ITEMS_MEMBERS: ReadonlySet<string> = new Set(['key_size', 'value_size', 'types']);
+
 /** Whether an entry of `kind` may have a member `name`, in some dialect. */
 function isMember(kind: Kind, name: string): boolean {
-  if (name === '$raw' || (kind === BPFMAP_DATA && (name === 'key_size' || name === 'value_size'))) return true;
+  if (name === '$raw' || (kind === BPFMAP_DATA && ITEMS_MEMBERS.has(name))) return true;
   return fieldsOf(kind.message).some((field) => field.name === name);
 }
 
@@ -223,7 +285,7 @@ function isWhole(header: JsonObject): boolean {
   return ['map_id', 'keys_bytes', 'values_bytes', 'count'].every((name) => header[name] !== undefined);
 }
 
-function itemSizes(header: JsonObject): { keySize?: number | undefined; valueSize?: number | undefined } {
+function itemSizes(header: JsonObject): ExpectedItems {
   const size = (value: Json | undefined) =>
     typeof value === 'number' && Number.isInteger(value) && value >= 0 ? value : undefined;
   return { keySize: size(header.key_size), valueSize: size(header.value_size) };

@@ -4,13 +4,15 @@
  * Keys and values of an entry stand in two regions of the image, one behind the other. Two cursors walk
  * them side by side; on a pipe the keys are put aside first.
  */
-import { isZero, putHex, roundUp8, takeHex } from '../bytes.js';
+import { hex, isZero, putHex, roundUp8, takeHex, unhex, viewOf } from '../bytes.js';
 import type { BpfimgError } from '../errors.js';
+import type { Json, JsonObject } from '../image/message.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
 import { Cursor, type Input, WINDOW } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
+import { PYTHON_PRETTY, print } from './print.js';
 import { isBlank, type JsonReader } from './reader.js';
 
 /** Sizes of an entry's items; per-CPU maps also say how a value is cut into one copy a CPU. */
@@ -34,6 +36,54 @@ export function itemShape(count: number, keysBytes: number, valuesBytes: number)
   return { keySize: keysBytes / count, valueSize: valuesBytes / count };
 }
 
+/** What keys, or values, look like in JSON where they are not plain hex. */
+export interface Form {
+  /** Bytes of one key, or of one (CPU's) value. */
+  readonly size: number;
+  /** The JSON of the bytes at `at`. */
+  show(view: DataView, at: number): Json;
+  /** The same as text without blanks, written straight into `out`. */
+  print(view: DataView, at: number, out: Output): void;
+  /**
+   * Writes the {@link size} bytes of `value` at `at`; it may be plain hex too.
+   * @throws FormError
+   */
+  parse(value: Json, view: DataView, at: number): void;
+}
+
+type Shown = Pick<Form, 'show' | 'print'>;
+
+/** JSON that a form refuses; `pointer` leads there from the key or value. */
+export class FormError extends Error {
+  constructor(
+    readonly pointer: string,
+    message: string,
+  ) {
+    super(message);
+  }
+}
+
+/** Forms of a map's items; what has none is hex. */
+export interface ItemForms {
+  readonly key?: Form | undefined;
+  readonly value?: Form | undefined;
+}
+
+/** Forms with the member of a map's header that names them. */
+export interface MapForms extends ItemForms {
+  readonly types: JsonObject;
+}
+
+/** Largest key or value that is held in memory to be given a form; larger ones are hex. */
+export const FORM_MOST = 1024 * 1024;
+
+/** The forms that fit items of that shape: bytes of another size than the form's are hex. */
+export function fitting(forms: ItemForms | undefined, keySize: number, valueSize: number): ItemForms | undefined {
+  const key = forms?.key?.size === keySize ? forms.key : undefined;
+  const value = forms?.value?.size === valueSize ? forms.value : undefined;
+  return key === undefined && value === undefined ? undefined : { key, value };
+}
+
 /** How one item looks between the brackets of a list or on a line of its own. */
 export interface ItemText {
   /** Most bytes of text an item of this shape makes. */
@@ -48,6 +98,8 @@ export interface ItemStyle {
   readonly colon: string;
   readonly comma: string;
   readonly after: string;
+  /** How JSON within an item is printed; without blanks when absent. */
+  json?(value: Json): string;
 }
 
 export const ITEM_COMPACT: ItemStyle = { before: '{', colon: ':', comma: ',', after: '}' };
@@ -55,7 +107,8 @@ export const ITEM_COMPACT: ItemStyle = { before: '{', colon: ':', comma: ',', af
 /** An item indented by four, as an object that stands at `level`. */
 export function itemIndented(level: number): ItemStyle {
   const outer = `\n${' '.repeat(4 * level)}`;
-  return { before: `{${outer}    `, colon: ': ', comma: `,${outer}    `, after: `${outer}}` };
+  const json = (value: Json) => print(value, { ...PYTHON_PRETTY, ascii: false }, level + 1);
+  return { before: `{${outer}    `, colon: ': ', comma: `,${outer}    `, after: `${outer}}`, json };
 }
 
 /** Plain items: key and value (or each CPU's value) as hex. */
@@ -94,6 +147,73 @@ export function hexItems(shape: ItemShape, style: ItemStyle): ItemText {
       out.at = put(closing, bytes, at);
     },
   };
+}
+
+/** Items of which the key, the values or both have a form. */
+function formedItems(shape: ItemShape, style: ItemStyle, forms: ItemForms): ItemText {
+  const { keySize, valueSize, perCpu } = shape;
+  const stride = perCpu === undefined ? valueSize : roundUp8(perCpu);
+  const cpus = perCpu === undefined ? 1 : valueSize / stride;
+  const opening = Buffer.from(`${style.before}"key"${style.colon}`);
+  const middle = Buffer.from(`${style.comma}"value${perCpu === undefined ? '' : 's'}"${style.colon}`);
+  const between = Buffer.from(style.comma.trimEnd());
+  const [first, last] = [Buffer.from(perCpu === undefined ? '' : '['), Buffer.from(perCpu === undefined ? '' : ']')];
+  const closing = Buffer.from(style.after);
+  const put = (out: Output, text: Uint8Array) => {
+    out.room(text.length);
+    for (let i = 0; i < text.length; i++) out.bytes[out.at++] = text[i] as number;
+  };
+  const putBytes = (out: Output, from: Cursor, start: number, end: number) => {
+    out.room(2 * (end - start) + 2);
+    out.bytes[out.at++] = QUOTE;
+    out.at = putHex(from.view, start, end, out.view, out.at);
+    out.bytes[out.at++] = QUOTE;
+  };
+  const putForm = (out: Output, form: Shown, from: Cursor, at: number) => {
+    if (style.json === undefined) form.print(from.view, at, out);
+    else out.text(style.json(form.show(from.view, at)));
+  };
+  return {
+    most: 0,
+    put(keys, values, out) {
+      put(out, opening);
+      if (forms.key === undefined) putBytes(out, keys, keys.at, keys.at + keySize);
+      else putForm(out, forms.key, keys, keys.at);
+      put(out, middle);
+      put(out, first);
+      for (let cpu = 0; cpu < cpus; cpu++) {
+        const start = values.at + cpu * stride;
+        if (cpu > 0) put(out, between);
+        const end = perCpu === undefined ? start + valueSize : start + perCpu;
+        if (isZero(values.bytes, end, start + stride)) {
+          if (forms.value === undefined) putBytes(out, values, start, end);
+          else putForm(out, forms.value, values, start);
+        } else if (forms.value === undefined) putBytes(out, values, start, start + stride);
+        else putForm(out, rawForm(stride), values, start);
+      }
+      put(out, last);
+      put(out, closing);
+    },
+  };
+}
+
+const QUOTE = 0x22;
+
+/** Bytes that a form would lose, the padding of a CPU's value: `{"$raw": "hex"}`. */
+function rawForm(size: number): Shown {
+  const show = (view: DataView, at: number) => ({
+    $raw: hex(new Uint8Array(view.buffer, view.byteOffset + at, size)),
+  });
+  return { show, print: (view, at, out) => out.text(JSON.stringify(show(view, at))) };
+}
+
+/** The bytes of hex text, or of `{"$raw": "hex"}`, when they are `size` bytes. */
+export function rawBytes(value: Json, size: number): Uint8Array | undefined {
+  let text = value;
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+    text = Object.keys(value).length === 1 ? (value.$raw ?? null) : null;
+  }
+  return typeof text === 'string' && text.length === size * 2 ? unhex(text) : undefined;
 }
 
 /** Two cursors over an entry's keys and values. */
@@ -151,16 +271,18 @@ export async function writeItems(
   style: ItemStyle,
   separator: string,
   out: Output,
-  text: ItemText = hexItems(shape, style),
+  mapForms?: ItemForms,
 ): Promise<void> {
-  const { keySize, valueSize } = shape;
+  const { keySize, valueSize, perCpu } = shape;
   const { keys, values } = cursors;
+  const forms = fitting(mapForms, keySize, perCpu ?? valueSize);
+  const text = forms === undefined ? hexItems(shape, style) : formedItems(shape, style, forms);
   const between = Buffer.from(separator);
   const big = keySize > WINDOW / 4 || valueSize > WINDOW / 4 || text.most + between.length > WINDOW;
   for (let i = 0; i < count; ) {
     if (big) {
       if (i > 0) out.write(between);
-      await writeBigItem(cursors, shape, style, out);
+      await writeBigItem(cursors, shape, style, out, forms);
       i++;
       continue;
     }
@@ -183,24 +305,52 @@ export async function writeItems(
   }
 }
 
-async function writeBigItem(cursors: ItemCursors, shape: ItemShape, style: ItemStyle, out: Output): Promise<void> {
+async function writeBigItem(
+  cursors: ItemCursors,
+  shape: ItemShape,
+  style: ItemStyle,
+  out: Output,
+  forms: ItemForms = {},
+): Promise<void> {
   const { perCpu } = shape;
-  out.text(`${style.before}"key"${style.colon}"`);
-  await writeHex(cursors, cursors.keys, shape.keySize, out);
-  out.text(`"${style.comma}"value${perCpu === undefined ? '' : 's'}"${style.colon}`);
+  const { keys, values } = cursors;
+  out.text(`${style.before}"key"${style.colon}`);
+  await writeBig(cursors, keys, shape.keySize, forms.key, style, out);
+  out.text(`${style.comma}"value${perCpu === undefined ? '' : 's'}"${style.colon}`);
   if (perCpu === undefined) {
-    out.text('"');
-    await writeHex(cursors, cursors.values, shape.valueSize, out);
-    out.text('"');
+    await writeBig(cursors, values, shape.valueSize, forms.value, style, out);
   } else {
     const stride = roundUp8(perCpu);
     for (let at = 0; at < shape.valueSize; at += stride) {
-      out.text(at === 0 ? '["' : `"${style.comma.trimEnd()}"`);
-      await writeHex(cursors, cursors.values, stride, out);
+      out.text(at === 0 ? '[' : style.comma.trimEnd());
+      await writeBig(cursors, values, stride, forms.value, style, out);
     }
-    out.text('"]');
+    out.text(']');
   }
   out.text(style.after);
+}
+
+/** One key or (CPU's) value; with a form it is taken whole. */
+async function writeBig(
+  cursors: ItemCursors,
+  from: Cursor,
+  size: number,
+  form: Form | undefined,
+  style: ItemStyle,
+  out: Output,
+): Promise<void> {
+  if (form === undefined) {
+    out.text('"');
+    await writeHex(cursors, from, size, out);
+    out.text('"');
+    return;
+  }
+  const bytes = await from.take(size);
+  if (bytes.length < size) throw cursors.truncated();
+  const shown = isZero(bytes, form.size) ? form : rawForm(size);
+  if (style.json === undefined) shown.print(viewOf(bytes), 0, out);
+  else out.text(style.json(shown.show(viewOf(bytes), 0)));
+  await out.turn();
 }
 
 async function writeHex(cursors: ItemCursors, from: Cursor, size: number, out: Output): Promise<void> {
@@ -230,6 +380,14 @@ export interface ExpectedItems {
   readonly valueSize?: number | undefined;
   /** For per-CPU maps: bytes of one CPU's value without padding. */
   readonly perCpu?: number | undefined;
+  readonly forms?: ItemForms | undefined;
+}
+
+/** Forms with the sizes they are for, where the header does not say these. */
+function expectedForms({ keySize, valueSize, perCpu, forms }: ExpectedItems): ItemForms {
+  const key = forms?.key?.size ?? 0;
+  const value = forms?.value?.size ?? 0;
+  return fitting(forms, keySize ?? key, perCpu ?? valueSize ?? value) ?? {};
 }
 
 const LETTERS = { key: Buffer.from('"key"'), value: Buffer.from('"value"') };
@@ -242,13 +400,22 @@ export class ItemReader implements ReadItems {
   keySize = -1;
   valueSize = -1;
   readonly #perCpu: number | undefined;
+  readonly #forms: ItemForms;
   readonly #reader: JsonReader;
 
   constructor(reader: JsonReader, expected: ExpectedItems = {}) {
     this.#reader = reader;
-    this.keySize = expected.keySize ?? -1;
+    const forms = expectedForms(expected);
+    this.#forms = forms;
+    this.keySize = expected.keySize ?? forms.key?.size ?? -1;
     this.valueSize = expected.valueSize ?? -1;
     this.#perCpu = expected.perCpu;
+    if (this.#perCpu === undefined && this.valueSize < 0) this.valueSize = forms.value?.size ?? -1;
+  }
+
+  /** Whether any part of an item is more than hex. */
+  get #formed(): boolean {
+    return this.#forms.key !== undefined || this.#forms.value !== undefined;
   }
 
   close(): void {
@@ -274,13 +441,109 @@ export class ItemReader implements ReadItems {
   async some(commas: boolean): Promise<void> {
     const { cursor } = this.#reader;
     await pause();
-    if (this.#fast(commas)) return;
+    const fast = () => (this.#formed ? this.#fastFormed(commas) : this.#fast(commas));
+    if (fast()) return;
     // The item may only be cut off by the end of the window: look at a full one before the slow way.
     if (cursor.ready < cursor.bytes.length) {
       await cursor.fill(cursor.bytes.length);
-      if (this.#fast(commas)) return;
+      if (fast()) return;
     }
     await this.#slow();
+  }
+
+  /** Takes items with forms while they are whole in the window. Stops before the first that has anything odd. */
+  #fastFormed(commas: boolean): boolean {
+    const { cursor } = this.#reader;
+    const { bytes, end } = cursor;
+    let taken = 0;
+    for (let next = cursor.at; ; next++) {
+      while (next < end && isBlank(bytes[next] as number)) next++;
+      if (next >= end || bytes[next] !== 0x7b) break;
+      const before = cursor.at;
+      cursor.at = next;
+      const item = this.#reader.ready();
+      if (item === undefined || !this.#putWhole(item as JsonObject)) {
+        cursor.at = before;
+        break;
+      }
+      taken++;
+      next = cursor.at;
+      if (!commas) {
+        next--;
+        continue;
+      }
+      while (next < end && isBlank(bytes[next] as number)) next++;
+      if (next >= end || bytes[next] !== 0x2c) break;
+    }
+    this.count += taken;
+    return taken > 0;
+  }
+
+  /** Takes an item in its usual form; false, and nothing is taken, for any other. */
+  #putWhole(item: JsonObject): boolean {
+    const { keys, values } = this;
+    const { key, value, values: cpus } = item;
+    const perCpu = this.#perCpu;
+    const given = perCpu === undefined ? value : cpus;
+    if (key === undefined || given === undefined || Object.keys(item).length !== 2) return false;
+    if (this.keySize < 0 || (perCpu === undefined && this.valueSize < 0)) return false;
+    const list = perCpu === undefined ? undefined : given;
+    if (list !== undefined && !Array.isArray(list)) return false;
+    const size = perCpu ?? this.valueSize;
+    const stride = perCpu === undefined ? size : roundUp8(perCpu);
+    const total = list === undefined ? stride : list.length * stride;
+    if (this.valueSize >= 0 && this.valueSize !== total) return false;
+    // Sizes that the header claims; what is larger is read piece by piece.
+    if (this.keySize > FORM_MOST || total > FORM_MOST) return false;
+    keys.room(this.keySize);
+    values.room(total);
+    try {
+      this.#parse(this.#forms.key, key, this.keySize, this.keySize, keys.view, keys.at);
+      for (let i = 0; i < (list?.length ?? 1); i++) {
+        const one = list === undefined ? (given as Json) : (list[i] as Json);
+        this.#parse(this.#forms.value, one, size, stride, values.view, values.at + i * stride);
+      }
+    } catch (error) {
+      if (error instanceof FormError) return false;
+      throw error;
+    }
+    keys.at += this.keySize;
+    values.at += total;
+    this.valueSize = total;
+    return true;
+  }
+
+  /** Writes `size` bytes of a key or value, and zeros up to `stride` unless the JSON has these bytes too. */
+  #parse(form: Form | undefined, value: Json, size: number, stride: number, view: DataView, at: number): void {
+    const padded = stride === size ? undefined : rawBytes(value, stride);
+    if (padded !== undefined) {
+      for (let i = 0; i < stride; i++) view.setUint8(at + i, padded[i] as number);
+      return;
+    }
+    if (form !== undefined) form.parse(value, view, at);
+    else {
+      const bytes = typeof value === 'string' ? rawBytes(value, size) : undefined;
+      if (bytes === undefined) throw new FormError('', `must be ${size} bytes in hex, two digits each`);
+      for (let i = 0; i < size; i++) view.setUint8(at + i, bytes[i] as number);
+    }
+    for (let i = size; i < stride; i++) view.setUint8(at + i, 0);
+  }
+
+  /** Takes a key or a (CPU's) value that has a form. */
+  async #put(form: Form, size: number, stride: number, into: Spool): Promise<number> {
+    const reader = this.#reader;
+    await reader.peek();
+    const offset = reader.offset;
+    const value = await reader.value();
+    into.room(stride);
+    try {
+      this.#parse(form, value, size, stride, into.view, into.at);
+    } catch (error) {
+      if (error instanceof FormError) throw await reader.badAt(error.message, offset, error.pointer);
+      throw error;
+    }
+    into.at += stride;
+    return stride;
   }
 
   /**
@@ -359,16 +622,20 @@ export class ItemReader implements ReadItems {
     const reader = this.#reader;
     await reader.peek();
     const start = reader.offset;
+    const { key, value } = this.#forms;
     let keySize: number | undefined;
     let valueSize: number | undefined;
     for await (const name of reader.members()) {
       await reader.peek();
       const offset = reader.offset;
       if (name === 'key') {
-        keySize = await reader.hexInto(this.keys);
+        keySize = key ? await this.#put(key, key.size, key.size, this.keys) : await reader.hexInto(this.keys);
         this.#same('keySize', keySize, 'the key', offset);
       } else if (name === 'value' && valueSize === undefined) {
-        valueSize = await reader.hexInto(this.values);
+        valueSize =
+          value && this.#perCpu === undefined
+            ? await this.#put(value, value.size, value.size, this.values)
+            : await reader.hexInto(this.values);
         this.#same('valueSize', valueSize, 'the value', offset);
       } else if (name === 'values' && valueSize === undefined && this.#perCpu !== undefined) {
         valueSize = await this.#cpus(this.#perCpu);
@@ -401,8 +668,13 @@ export class ItemReader implements ReadItems {
   async #cpus(size: number): Promise<number> {
     const reader = this.#reader;
     const stride = roundUp8(size);
+    const form = this.#forms.value;
     let total = 0;
     for await (const _ of reader.elements()) {
+      if (form !== undefined) {
+        total += await this.#put(form, size, stride, this.values);
+        continue;
+      }
       await reader.peek();
       const offset = reader.offset;
       const got = await reader.hexInto(this.values);

@@ -1,6 +1,6 @@
 import { plugins } from '../../../plugins/index.js';
 import { roundUp8 } from '../../bytes.js';
-import { writeDocument } from '../../dump/document.js';
+import { type DocumentForms, writeDocument } from '../../dump/document.js';
 import { type Dump, type DumpMap, dataShape, type FileMessage, type MapData, openDump } from '../../dump/model.js';
 import { mapName, selectMaps } from '../../dump/select.js';
 import { openImageSource } from '../../dump/source.js';
@@ -9,6 +9,7 @@ import { ImageReader } from '../../image/reader.js';
 import { Cursor, type Input, openInput } from '../../io/input.js';
 import type { Output } from '../../io/output.js';
 import { decodeImage } from '../../json/decode.js';
+import { fitting, type ItemForms, type ItemShape } from '../../json/items.js';
 import { MapTypes, mapFlagNames } from '../../maptype.js';
 import {
   asciiText,
@@ -23,13 +24,17 @@ import {
 } from '../../render.js';
 import { coloured, type Io } from '../io.js';
 import { isFolder, sourceOf } from '../source.js';
+import { fieldsOf, TypedTable } from '../typed-table.js';
+import { itemForms, namesTypes, sayProblems, type TypeArguments, typeFinder } from '../types.js';
 import { written } from '../written.js';
 
-export interface ShowArguments {
+export interface ShowArguments extends TypeArguments {
   readonly source?: string | undefined;
   readonly in?: string | undefined;
   readonly map: readonly string[];
   readonly limit: number;
+  readonly raw: boolean;
+  readonly types: boolean;
   readonly json: boolean;
   readonly color?: boolean | undefined;
 }
@@ -44,6 +49,9 @@ export async function run(args: ShowArguments, io: Io): Promise<void> {
   if (!Number.isInteger(args.limit) || args.limit < 0) {
     throw new BpfimgError('usage', '--limit takes a whole number; 0 shows every item');
   }
+  if (args.types && (args.raw || args.json))
+    throw new BpfimgError('usage', '--types prints C, without --raw and --json');
+  if (args.raw && namesTypes(args)) throw new BpfimgError('usage', '--raw has no use for types');
   const source = sourceOf(args.source, args.in);
   if (source !== undefined && isFolder(source)) {
     await showDump(await openDump(source), args, io);
@@ -70,6 +78,8 @@ async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> 
   const types = new MapTypes(plugins);
   try {
     const maps = selectMaps(dump, args.map);
+    if (args.types) return await showTypes(dump, maps, args, io);
+    const forms = args.raw ? undefined : await itemForms(await typeFinder(dump, args), maps, io);
     await written(undefined, io, async (out) => {
       if (args.json) {
         await writeDocument(dump, maps, types, out, {
@@ -77,16 +87,37 @@ async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> 
           pretty: false,
           noPayload: false,
           limit: args.limit,
+          forms,
         });
         out.text('\n');
         return;
       }
-      await new Show(dump, types, out, colours(coloured(io, args.color)), args.limit).maps(maps);
+      await new Show(dump, types, out, colours(coloured(io, args.color)), args.limit, forms).maps(maps);
     });
   } finally {
     dump.close();
   }
 }
+
+/** The types of keys and values as C. */
+async function showTypes(dump: Dump, maps: readonly DumpMap[], args: ShowArguments, io: Io): Promise<void> {
+  const finder = await typeFinder(dump, args);
+  const all = (await finder?.definitions(maps)) ?? [];
+  if (finder !== undefined) sayProblems(finder, maps, io);
+  if (all.length === 0) throw new BpfimgError('notFound', `${dump.name}: no types are known of ${NO_TYPES}`);
+  await written(undefined, io, async (out) => {
+    for (const [i, { map, key, value, texts }] of all.entries()) {
+      const name = mapName(map);
+      const words = [key && `key ${key}`, value && `value ${value}`].filter(Boolean).join(', ');
+      const title = `map ${map.mapId}${name ? ` ${nameText(name)}` : ''}: ${words}`;
+      out.text(`${i === 0 ? '' : '\n'}/* ${title.replaceAll('*/', '* /')} */\n`);
+      // Names are bytes of a file: what is no line of C is escaped.
+      for (const text of texts) out.text(`${text.replace(/[^\t\n]+/g, nameText)}\n`);
+    }
+  });
+}
+
+const NO_TYPES = 'these maps; --btf FILE or --type NAME=KEY:VALUE names them';
 
 class Show {
   constructor(
@@ -95,6 +126,7 @@ class Show {
     readonly out: Output,
     readonly look: Colours,
     readonly limit: number,
+    readonly forms: DocumentForms | undefined,
   ) {}
 
   #line(text = ''): void {
@@ -166,6 +198,15 @@ class Show {
     }
     this.#line(`${look.bold(title)}: ${plural(data.count, 'item')}`);
     const shown = this.limit === 0 ? data.count : Math.min(this.limit, data.count);
+    const forms = fitting(this.forms?.of(map), shape.keySize, shape.perCpu ?? shape.valueSize);
+    if (forms === undefined) await this.#bytesOf(data, shape, shown, file);
+    else await this.#typed(data, shape, shown, forms);
+    if (shown < data.count) this.#line(look.dim(`  … ${data.count - shown} more (--limit N shows N, 0 all)`));
+  }
+
+  /** Items as bytes. */
+  async #bytesOf(data: MapData, shape: ItemShape, shown: number, file: FileMessage | undefined): Promise<void> {
+    const { look } = this;
     const width = (size: number) => hexGroups(new Uint8Array(Math.min(size, DUMP_WIDTH))).length;
     const cpuSize = shape.perCpu === undefined ? shape.valueSize : roundUp8(shape.perCpu);
     const cpus = shape.perCpu === undefined ? 1 : shape.valueSize / cpuSize;
@@ -196,7 +237,26 @@ class Show {
       }
       await this.out.turn();
     }
-    if (shown < data.count) this.#line(look.dim(`  … ${data.count - shown} more (--limit N shows N, 0 all)`));
+  }
+
+  /** Items in columns: one for each member of a key and of a value. */
+  async #typed(data: MapData, shape: ItemShape, shown: number, forms: ItemForms): Promise<void> {
+    const cpuSize = shape.perCpu === undefined ? shape.valueSize : roundUp8(shape.perCpu);
+    const cpus = shape.perCpu === undefined ? 1 : shape.valueSize / cpuSize;
+    const valueSize = shape.perCpu ?? shape.valueSize;
+    const table = new TypedTable(this.look, shape.perCpu !== undefined, (line) => this.#line(line));
+    for (let item = 0; item < shown; item++) {
+      const keyAt = item * shape.keySize;
+      const key = fieldsOf(forms.key, await this.#bytes(data, keyAt, shape.keySize, forms.key?.size));
+      const valueAt = data.keysBytes + item * shape.valueSize;
+      for (let cpu = 0; cpu < cpus; cpu++) {
+        const at = valueAt + cpu * cpuSize;
+        const value = fieldsOf(forms.value, await this.#bytes(data, at, valueSize, forms.value?.size));
+        table.row(key, cpu, value);
+      }
+      await this.out.turn();
+    }
+    table.end();
   }
 
   /** How keys of a map look to people who know its type; undefined where hex and ASCII are the best there is. */
@@ -208,10 +268,10 @@ class Show {
   }
 
   /** The first bytes of a key or value at `at` within the entry's extra. */
-  async #bytes(data: MapData, at: number, size: number): Promise<Uint8Array> {
+  async #bytes(data: MapData, at: number, size: number, most = SHOWN_BYTES): Promise<Uint8Array> {
     const start = data.entry.extraAt + at;
-    const part = Math.min(size, SHOWN_BYTES);
-    return new Cursor(this.dump.data as Input, start, start + part, SHOWN_BYTES).take(part);
+    const part = Math.min(size, most);
+    return new Cursor(this.dump.data as Input, start, start + part, most).take(part);
   }
 }
 

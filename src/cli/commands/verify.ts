@@ -10,9 +10,10 @@ import { MapTypes } from '../../maptype.js';
 import { colours, nameText, plural } from '../../render.js';
 import { coloured, type Io } from '../io.js';
 import { isFolder, sourceOf } from '../source.js';
+import type { TypeArguments } from '../types.js';
 import { written } from '../written.js';
 
-export interface VerifyArguments {
+export interface VerifyArguments extends TypeArguments {
   readonly source?: string | undefined;
   readonly in?: string | undefined;
   readonly json: boolean;
@@ -25,9 +26,10 @@ export async function run(args: VerifyArguments, io: Io): Promise<number> {
   const types = new MapTypes(plugins);
   const verifier =
     source !== undefined && isFolder(source)
-      ? await verifyFolder(source, new Verifier(types))
-      : await verifyImage(source === undefined ? await io.stdin() : await openInput(source), types);
+      ? await verifyFolder(source, new Verifier(types), args)
+      : await verifyImage(source === undefined ? await io.stdin() : await openInput(source), types, args);
   const { findings } = verifier;
+  for (const note of verifier.notes) io.say(`bpfimg: warning: ${note}`);
   const errors = findings.filter(({ severity }) => severity === 'error').length;
   await written(undefined, io, async (out) => {
     if (args.json) {
@@ -47,21 +49,21 @@ export async function run(args: VerifyArguments, io: Io): Promise<number> {
   return errors > 0 ? EXIT.failed : EXIT.ok;
 }
 
-async function verifyFolder(folder: string, verifier: Verifier): Promise<Verifier> {
+async function verifyFolder(folder: string, verifier: Verifier, args: TypeArguments): Promise<Verifier> {
   const dump = await openDump(folder, verifier.onBroken);
   try {
-    await verifier.check(dump);
+    await verifier.check(dump, args);
   } finally {
     dump.close();
   }
   return verifier;
 }
 
-async function verifyImage(given: Input, types: MapTypes): Promise<Verifier> {
+async function verifyImage(given: Input, types: MapTypes, args: TypeArguments): Promise<Verifier> {
   const verifier = new Verifier(types, given.name);
   const opened = await openImageSource(given, verifier.onBroken);
   try {
-    if (opened.dump) await verifier.check(opened.dump);
+    if (opened.dump) await verifier.check(opened.dump, args);
     else await verifier.readThrough(opened.input);
   } finally {
     if (opened.dump) opened.dump.close();

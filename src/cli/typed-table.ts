@@ -1,0 +1,102 @@
+/** Items of known types for people: a column a member, what is nested folded. */
+import { hex } from '../bytes.js';
+import type { Json } from '../image/message.js';
+import type { Form } from '../json/items.js';
+import { COMPACT, print } from '../json/print.js';
+import { type Colours, hexGroups } from '../render.js';
+
+/** Rows that are looked at before the first is printed, for the widths of columns. */
+const AHEAD = 256;
+/** Characters of the longest cell; `decode` has all. */
+const MOST = 60;
+
+/** The members of a key or value, by name; one without a name for what has no members. */
+export type Fields = readonly (readonly [name: string, value: Json])[];
+
+/** What is shown of a key or value: by its form, where it has one, else its bytes. */
+export function fieldsOf(form: Form | undefined, bytes: Uint8Array): Fields {
+  if (form === undefined) return [['', bytes.length === 0 ? '' : hexGroups(bytes)]];
+  const json = form.show(new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), 0);
+  if (typeof json !== 'object' || json === null || Array.isArray(json)) return [['', json]];
+  const { $raw, ...members } = json;
+  // Padding, or an object that is nothing but bytes.
+  if (Object.keys(members).length === 0) return [['', hex(bytes)]];
+  if (Object.hasOwn(members, '$kernel')) return [['', json]];
+  return Object.entries(members);
+}
+
+/** Lays rows out in columns that fit the first of them. */
+export class TypedTable {
+  readonly #names: string[] = [];
+  readonly #widths: number[] = [];
+  readonly #right: boolean[] = [];
+  /** Cells, by column. */
+  #rows: string[][] = [];
+  #printed = false;
+  #last: Fields | undefined;
+
+  constructor(
+    readonly look: Colours,
+    readonly perCpu: boolean,
+    readonly line: (text: string) => void,
+  ) {}
+
+  /** Adds a value of a key; that of the row before is not shown again. */
+  row(key: Fields, cpu: number, value: Fields): void {
+    const again = this.perCpu && key === this.#last;
+    this.#last = key;
+    if (this.#names.length === 0) this.#columns(key, value);
+    const cells = [
+      ...key.map(([, one]) => (again ? '' : cell(one))),
+      '│',
+      ...(this.perCpu ? [`cpu${cpu}`] : []),
+      ...value.map(([, one]) => cell(one)),
+    ];
+    this.#rows.push(cells);
+    if (this.#printed || this.#rows.length === AHEAD) this.#flush();
+  }
+
+  end(): void {
+    this.#flush();
+  }
+
+  #columns(key: Fields, value: Fields): void {
+    const name = (fallback: string) => (field: readonly [string, Json]) => (field[0] === '' ? fallback : field[0]);
+    this.#names.push(...key.map(name('key')), '│', ...(this.perCpu ? [''] : []), ...value.map(name('value')));
+    const number = ([, one]: readonly [string, Json]) => typeof one === 'number' || isInteger(one);
+    this.#right.push(...key.map(number), false, ...(this.perCpu ? [false] : []), ...value.map(number));
+    this.#widths.push(...this.#names.map((text) => cell(text).length));
+  }
+
+  #flush(): void {
+    for (const row of this.#rows) {
+      for (const [i, text] of row.entries()) this.#widths[i] = Math.max(this.#widths[i] ?? 0, text.length);
+    }
+    const put = (cells: readonly string[]) => {
+      const padded = cells.map((text, i) => {
+        const width = this.#widths[i] as number;
+        return this.#right[i] ? text.padStart(width) : text.padEnd(width);
+      });
+      return `  ${padded.join('  ')}`.trimEnd();
+    };
+    if (!this.#printed && this.#rows.length > 0) this.line(this.look.dim(put(this.#names.map(cell))));
+    this.#printed = true;
+    for (const row of this.#rows) this.line(put(row));
+    this.#rows = [];
+  }
+}
+
+const isInteger = (value: Json) => typeof value === 'string' && /^-?[0-9]+$/.test(value);
+
+/** Text that stands in a cell as it is; any other is quoted. */
+const PLAIN = /^[\p{L}\p{M}\p{N}\p{P}\p{S}]+( [\p{L}\p{M}\p{N}\p{P}\p{S}]+)*$/u;
+
+function cell(value: Json): string {
+  const text = typeof value === 'string' && PLAIN.test(value) ? value : quoted(value);
+  return text.length > MOST ? `${text.slice(0, MOST - 1)}…` : text;
+}
+
+/** JSON, in ASCII where it might not be seen for what it is. */
+function quoted(value: Json): string {
+  return print(value, { ...COMPACT, ascii: true });
+}

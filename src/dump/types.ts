@@ -1,0 +1,347 @@
+/**
+ * Which types the items of a map have, and where that is known from: named by hand, a program's object file, or
+ * the dump itself, in this order.
+ */
+import * as fs from 'node:fs';
+import { Btf } from '../btf/btf.js';
+import { typeDefinitions, typeName, typeNamed } from '../btf/c.js';
+import { type BtfFile, readBtfFile } from '../btf/elf.js';
+import { extractTypes, type Wanted } from '../btf/extract.js';
+import { valueCodec } from '../btf/values.js';
+import { BpfimgError, ioError } from '../errors.js';
+import type { BtfObject, FormSource } from '../json/decode.js';
+import { FORM_MOST, itemShape, type MapForms } from '../json/items.js';
+import { formsOf, type NamedTypes } from '../json/types.js';
+import type { TypeFacts } from '../maptype.js';
+import type { DocumentForms } from './document.js';
+import { factsOf } from './facts.js';
+import { type Dump, type DumpMap, IMAGE } from './model.js';
+import { mapName } from './select.js';
+
+/** What a user says of types. */
+export interface TypeOptions {
+  /** An object file, or raw BTF. */
+  readonly btf?: string | undefined;
+  /** `NAME=KEY:VALUE`: types of one map, by its name or id; either may be empty. */
+  readonly type?: readonly string[] | undefined;
+}
+
+/** Why a map, or all that use a BTF object, are without (some of) their types. */
+export interface TypeProblem {
+  /** As in FINDINGS; undefined for what is no defect of the dump. */
+  readonly code?: 'btf-missing' | 'bad-btf' | 'unknown-btf' | 'bad-type' | 'btf-key-size' | 'btf-value-size';
+  readonly map?: DumpMap;
+  readonly message: string;
+}
+
+/** The types of a map as C. */
+export interface Definitions {
+  readonly map: DumpMap;
+  /** Names of the types, where there are any. */
+  readonly key: string | undefined;
+  readonly value: string | undefined;
+  /** Definitions that no earlier map has. */
+  readonly texts: readonly string[];
+}
+
+/** The BTF of the running kernel. */
+const KERNEL = '/sys/kernel/btf/vmlinux';
+
+/** Types that were named by hand. */
+interface ByHand {
+  readonly text: string;
+  readonly map: string;
+  readonly key: string;
+  readonly value: string;
+}
+
+/** Finds the types of a dump's maps. */
+export class TypeFinder {
+  /** What was found wrong so far. */
+  readonly problems: TypeProblem[] = [];
+  readonly #dump: Dump;
+  readonly #path: string | undefined;
+  readonly #file: BtfFile | undefined;
+  readonly #fileName: string;
+  readonly #byHand: readonly ByHand[];
+  readonly #parsed = new Map<number, Btf | undefined>();
+  readonly #found = new Map<DumpMap, NamedTypes | undefined>();
+  /** BTF objects that are not the dump's, by the id they get in a document. */
+  readonly #added = new Map<number, BtfObject>();
+  #fileId: number | undefined;
+  #kernel: Btf | undefined;
+
+  /** @throws BpfimgError for a file that cannot be read, and for maps named by hand that are not there */
+  constructor(dump: Dump, { btf, type = [] }: TypeOptions = {}) {
+    this.#dump = dump;
+    this.#path = btf;
+    this.#fileName = btf?.replace(/^.*\/(?=.)/, '') ?? '';
+    this.#file = btf === undefined ? undefined : readBtfFile(readFile(btf), { name: btf });
+    this.#byHand = type.map(byHand);
+    for (const { map } of this.#byHand) {
+      if (dump.maps.some((one) => isMap(one, map))) continue;
+      throw new BpfimgError('notFound', `${dump.name}: --type ${map}: no such map in it`);
+    }
+  }
+
+  /**
+   * The types of a map's keys and values that fit its sizes; undefined when there are none. Problems are noted.
+   * @throws BpfimgError `notFound` for types named by hand that are nowhere
+   */
+  async types(map: DumpMap): Promise<NamedTypes | undefined> {
+    if (this.#found.has(map)) return this.#found.get(map);
+    const named = (await this.#handTypes(map)) ?? this.#fileTypes(map) ?? (await this.#dumpTypes(map));
+    const types = named && this.#checked(map, named);
+    this.#found.set(map, types);
+    return types;
+  }
+
+  /** How the items of `maps` look in a document. */
+  async forms(maps: readonly DumpMap[]): Promise<DocumentForms> {
+    const found = new Map<DumpMap, MapForms & { readonly facts: TypeFacts }>();
+    const used = new Set<number>();
+    for (const map of maps) {
+      const types = await this.types(map);
+      if (types === undefined) continue;
+      const { btfId, key, value } = types;
+      used.add(btfId);
+      found.set(map, { ...formsOf(types), facts: { btf: btfId, key, value } });
+    }
+    const objects = [...this.#added].filter(([id]) => used.has(id)).map(([, object]) => object);
+    return { objects, of: (map) => found.get(map) };
+  }
+
+  /** How the items of one image's entries look; of each map only what fits items of these sizes. */
+  async imageForms(maps: readonly DumpMap[]): Promise<FormSource> {
+    const all = await this.forms(maps);
+    const used = new Set(maps.map((map) => all.of(map)?.facts.btf));
+    const objects: BtfObject[] = [];
+    for (const { message, read } of [...this.#dump.btf.values(), ...all.objects]) {
+      if (!used.has(message.btf_id as number)) continue;
+      // Read now: the dump may be closed before the image is.
+      const blob = await read();
+      objects.push({ message, read: async () => blob });
+    }
+    const types = new Map(maps.flatMap((map) => [[map.mapId, this.#found.get(map)] as const]));
+    return {
+      objects,
+      of(mapId, keySize, valueSize) {
+        const named = types.get(mapId);
+        if (named === undefined) return undefined;
+        const { btf } = named;
+        const key = named.key !== 0 && btf.size(named.key) === keySize ? named.key : 0;
+        const value = named.value !== 0 && btf.size(named.value) === valueSize ? named.value : 0;
+        return key === 0 && value === 0 ? undefined : formsOf({ ...named, key, value });
+      },
+    };
+  }
+
+  /** The C definitions of the types of `maps`, each once. */
+  async definitions(maps: readonly DumpMap[]): Promise<Definitions[]> {
+    const seen = new Map<Btf, Set<string>>();
+    const all: Definitions[] = [];
+    for (const map of maps) {
+      const types = await this.types(map);
+      if (types === undefined) continue;
+      const { btf, key, value } = types;
+      const before = seen.get(btf) ?? new Set();
+      seen.set(btf, before);
+      const ids = [key, value].filter((id) => id !== 0);
+      const texts = typeDefinitions(btf, ids).filter((text) => !before.has(text));
+      for (const text of texts) before.add(text);
+      const [keyName, valueName] = [key, value].map((id) => (id === 0 ? undefined : typeName(btf, id)));
+      all.push({ map, key: keyName, value: valueName, texts });
+    }
+    return all;
+  }
+
+  /** Whether the file that was named has a type for any of `maps`, for a message where it has none. */
+  unused(maps: readonly DumpMap[]): string | undefined {
+    const file = this.#file;
+    if (file === undefined || this.#byHand.length > 0 || maps.length === 0) return undefined;
+    if (maps.some((map) => file.find(mapName(map) ?? '') !== undefined)) return undefined;
+    const names = file.maps.map(({ name }) => name);
+    const some = names.length === 0 ? 'none' : names.slice(0, 20).join(', ') + (names.length > 20 ? ', …' : '');
+    return `${this.#path}: none of these maps; its maps: ${some}`;
+  }
+
+  #freeId(): number {
+    const taken = (id: number) =>
+      this.#dump.btf.has(id) || this.#added.has(id) || this.#dump.maps.some(({ meta }) => meta?.btf_id === id);
+    let id = 1;
+    while (taken(id)) id++;
+    return id;
+  }
+
+  /** Keeps a BTF object for the document. */
+  #add(name: string, blob: Uint8Array): number {
+    const id = this.#freeId();
+    this.#added.set(id, { message: { btf_id: id, ...(name === '' ? {} : { name }) }, read: async () => blob });
+    return id;
+  }
+
+  #fileTypes(map: DumpMap): NamedTypes | undefined {
+    const definition = this.#file?.find(mapName(map) ?? '');
+    if (this.#file === undefined || definition === undefined) return undefined;
+    const { keyType, valueType } = definition;
+    if (keyType === 0 && valueType === 0) return undefined;
+    const { btf } = this.#file;
+    this.#fileId ??= this.#add(this.#fileName, btf.bytes);
+    return { btfId: this.#fileId, btf, key: keyType, value: valueType };
+  }
+
+  async #dumpTypes(map: DumpMap): Promise<NamedTypes | undefined> {
+    const { types } = factsOf(map.meta);
+    if (types === undefined) return undefined;
+    if (!this.#dump.btf.has(types.btf)) {
+      if (types.key !== 0 || types.value !== 0) {
+        const message = `types in BTF object ${types.btf}, which ${IMAGE.btf} does not have`;
+        this.problems.push({ code: 'btf-missing', map, message });
+      }
+      return undefined;
+    }
+    const btf = await this.#object(types.btf);
+    return btf && { btfId: types.btf, btf, key: types.key, value: types.value };
+  }
+
+  /** A BTF object of the dump; one that cannot be read is noted, once. */
+  async #object(id: number): Promise<Btf | undefined> {
+    if (!this.#parsed.has(id)) {
+      let btf: Btf | undefined;
+      try {
+        const object = this.#dump.btf.get(id);
+        if (object !== undefined) btf = Btf.parse(await object.read(), { name: `BTF ${id}` });
+      } catch (error) {
+        if (!(error instanceof BpfimgError)) throw error;
+        this.problems.push({ code: error.kind === 'unsupported' ? 'unknown-btf' : 'bad-btf', message: error.message });
+      }
+      this.#parsed.set(id, btf);
+    }
+    return this.#parsed.get(id);
+  }
+
+  /** Looks at every BTF object of the dump. */
+  async checkObjects(): Promise<void> {
+    for (const id of this.#dump.btf.keys()) {
+      const btf = await this.#object(id);
+      try {
+        btf?.check();
+      } catch (error) {
+        if (!(error instanceof BpfimgError)) throw error;
+        this.problems.push({ code: 'bad-btf', message: error.message });
+      }
+    }
+  }
+
+  /** Without the types that do not fit their map, which is noted. */
+  #checked(map: DumpMap, types: NamedTypes): NamedTypes | undefined {
+    const sizes = sizesOf(map);
+    const fits = (what: 'key' | 'value'): number => {
+      const id = types[what];
+      if (id === 0) return 0;
+      let name = `type ${id}`;
+      let size: number;
+      try {
+        name = typeName(types.btf, id);
+        size = valueCodec(types.btf, id).size;
+      } catch (error) {
+        if (!(error instanceof BpfimgError)) throw error;
+        this.problems.push({ code: 'bad-type', map, message: `type of the ${what}s: ${error.message}` });
+        return 0;
+      }
+      const expected = sizes[what];
+      if (expected !== undefined && expected !== size) {
+        const message = `${name} (${types.btf.name}) has ${size} bytes, ${what}_size is ${expected}`;
+        this.problems.push({ code: `btf-${what}-size`, map, message });
+        return 0;
+      }
+      if (size > FORM_MOST) {
+        this.problems.push({ map, message: `${name} has ${size} bytes: more than ${FORM_MOST} are shown as bytes` });
+        return 0;
+      }
+      // There is nothing to show.
+      return size === 0 ? 0 : id;
+    };
+    const [key, value] = [fits('key'), fits('value')];
+    return key === 0 && value === 0 ? undefined : { ...types, key, value };
+  }
+
+  /** Types named by hand are carried in an object of their own: they may come from one as large as the kernel's. */
+  async #handTypes(map: DumpMap): Promise<NamedTypes | undefined> {
+    const hand = this.#byHand.filter((one) => isMap(map, one.map)).at(-1);
+    if (hand === undefined) return undefined;
+    const texts = [hand.key, hand.value];
+    const places: string[] = [];
+    for await (const btf of this.#candidates()) {
+      places.push(btf.name);
+      const wanted = texts.map((text) => wantedType(btf, text));
+      if (!wanted.every((one) => one !== undefined)) continue;
+      // Of a map that the file defines, what is not said by hand is as the file has it.
+      const definition = btf === this.#file?.btf ? this.#file.find(mapName(map) ?? '') : undefined;
+      const defined = [definition?.keyType ?? 0, definition?.valueType ?? 0];
+      const { blob, ids } = extractTypes(
+        btf,
+        wanted.map((one, i) => (texts[i] === '' ? { id: defined[i] as number, counts: [] } : one)),
+      );
+      const [key = 0, value = 0] = ids;
+      const name = btf === this.#file?.btf ? this.#fileName : '';
+      const own = Btf.parse(blob, { name: btf.name });
+      return { btfId: this.#add(name, blob), btf: own, key, value };
+    }
+    const named = texts.filter((text) => text !== '').join(' and ');
+    const looked = places.length === 0 ? `any file: there is no ${KERNEL}, name one with --btf` : places.join(', ');
+    throw new BpfimgError('notFound', `--type ${hand.text}: no ${named} in ${looked}`);
+  }
+
+  /** Where types named by hand are looked for, one after the other. */
+  async *#candidates(): AsyncGenerator<Btf> {
+    if (this.#file !== undefined) yield this.#file.btf;
+    for (const id of this.#dump.btf.keys()) {
+      const btf = await this.#object(id);
+      if (btf !== undefined) yield btf;
+    }
+    if (this.#kernel === undefined && fs.existsSync(KERNEL)) {
+      this.#kernel = Btf.parse(readFile(KERNEL), { name: KERNEL });
+    }
+    if (this.#kernel !== undefined) yield this.#kernel;
+  }
+}
+
+function readFile(path: string): Buffer {
+  try {
+    return fs.readFileSync(path);
+  } catch (error) {
+    throw ioError(path, 'read it', error);
+  }
+}
+
+function isMap(map: DumpMap, text: string): boolean {
+  return mapName(map) === text || (/^\d{1,10}$/.test(text) && map.mapId === Number(text));
+}
+
+function byHand(text: string): ByHand {
+  const match = /^(.+?)=([^:]*):([^:]*)$/s.exec(text);
+  const [map = '', key = '', value = ''] = (match ?? []).slice(1).map((part) => part.trim());
+  if (match === null || (key === '' && value === '')) {
+    throw new BpfimgError('usage', `--type ${text}: expected NAME=KEY:VALUE, as flows=struct flow_key:struct flow`);
+  }
+  return { text, map, key, value };
+}
+
+/** The type that a person names, or an array of it: `struct flow`, `char[64]`; undefined when it is not there. */
+function wantedType(btf: Btf, text: string): Wanted | undefined {
+  if (text === '') return { id: 0, counts: [] };
+  const [, name = '', dimensions = ''] = /^(.*?)((?:\s*\[\s*\d{1,9}\s*\])*)$/s.exec(text) ?? [];
+  const id = typeNamed(btf, name);
+  return id === undefined ? undefined : { id, counts: (dimensions.match(/\d+/g) ?? []).map(Number) };
+}
+
+/** Bytes of a map's keys and values, from its attributes or, where no image has these, from its data. */
+function sizesOf(map: DumpMap): { key?: number | undefined; value?: number | undefined } {
+  const file = map.files[0]?.message;
+  if (file !== undefined) return { key: file.key_size, value: file.value_size };
+  const data = map.data.at(-1);
+  if (data === undefined || data.count === 0) return {};
+  const shape = itemShape(data.count, data.keysBytes, data.valuesBytes);
+  return { key: shape?.keySize, value: shape?.valueSize };
+}

@@ -1,0 +1,185 @@
+/** Types of items in documents: what `types` and `btf` say, both ways. */
+import { Btf } from '../btf/btf.js';
+import { typeName, typeNamed } from '../btf/c.js';
+import { TypedValueError, type ValueCodec, valueCodec } from '../btf/values.js';
+import { BpfimgError } from '../errors.js';
+import type { Json, JsonObject } from '../image/message.js';
+import { Cursor } from '../io/input.js';
+import { Spool } from '../io/spool.js';
+import { check } from './check.js';
+import { FORM_MOST, type Form, FormError, type ItemForms, type MapForms, rawBytes } from './items.js';
+import type { JsonReader } from './reader.js';
+
+/** Largest BTF that is read: what the kernel loads (BTF_MAX_SIZE). */
+const BTF_MAX = 16 * 1024 * 1024;
+
+/**
+ * Typed JSON as a form of keys or values. Text of two hex digits for each byte is the bytes, unless it is just
+ * what the type's values are written as: a number of 16 decimal digits, say.
+ */
+export function typedForm(codec: ValueCodec): Form {
+  const { size } = codec;
+  return {
+    size,
+    show: (view, at) => codec.decode(view, at),
+    print: (view, at, out) => codec.print(view, at, out),
+    parse(value, view, at) {
+      const bytes = rawBytes(value, size);
+      try {
+        if (bytes === undefined) codec.encode(value, view, at);
+        else if (!reads(codec, value, view, at)) new Uint8Array(view.buffer, view.byteOffset + at, size).set(bytes);
+      } catch (error) {
+        if (!(error instanceof TypedValueError)) throw error;
+        throw new FormError(error.pointer, `${error.typeName}: ${error.problem}`);
+      }
+    },
+  };
+}
+
+/** Whether `value` is just what its bytes are shown as; they are then written. */
+function reads(codec: ValueCodec, value: Json, view: DataView, at: number): boolean {
+  if (typeof value !== 'string') return false;
+  try {
+    codec.encode(value, view, at);
+  } catch (error) {
+    if (error instanceof TypedValueError) return false;
+    throw error;
+  }
+  return codec.decode(view, at) === value;
+}
+
+/** The types of one map. */
+export interface NamedTypes {
+  /** Number of their BTF object within the document. */
+  readonly btfId: number;
+  readonly btf: Btf;
+  /** 0 for none. */
+  readonly key: number;
+  readonly value: number;
+}
+
+/** The forms of items of these types, and the `types` member that leads back to them. */
+export function formsOf({ btfId, btf, key, value }: NamedTypes): MapForms {
+  const types: JsonObject = { btf_id: btfId };
+  const form = (what: 'key' | 'value', id: number): Form | undefined => {
+    if (id === 0) return undefined;
+    const name = typeName(btf, id);
+    types[what] = name;
+    // Arrays, and types of one name, are not found by their names.
+    if (typeNamed(btf, name) !== id) types[`btf_${what}_type_id`] = id;
+    return typedForm(valueCodec(btf, id));
+  };
+  return { key: form('key', key), value: form('value', value), types };
+}
+
+/** A BTF object that a document carries. */
+export interface CarriedBtf {
+  /** As in a bpfmap_btf_entry. */
+  readonly message: JsonObject;
+  /** Where the blob stands in {@link DocumentTypes.blobs}. */
+  readonly at: number;
+  readonly size: number;
+}
+
+/** The types that a document carries. */
+export class DocumentTypes {
+  /** All blobs, one behind the other. */
+  readonly blobs = new Spool();
+  readonly objects = new Map<number, CarriedBtf>();
+  readonly #parsed = new Map<number, Btf>();
+
+  close(): void {
+    this.blobs.close();
+  }
+
+  /** Reads the list that stands next, a document's `btf`. */
+  async read(reader: JsonReader): Promise<void> {
+    for await (const _ of reader.elements()) {
+      await reader.peek();
+      const start = reader.offset;
+      const message: JsonObject = Object.create(null) as JsonObject;
+      const at = this.blobs.length;
+      let size: number | undefined;
+      for await (const name of reader.members()) {
+        await reader.peek();
+        const offset = reader.offset;
+        if (name === 'blob') {
+          size = await reader.base64Into(this.blobs);
+          if (size > BTF_MAX) throw reader.bad(`a BTF object of ${size} bytes, expected at most ${BTF_MAX}`, offset);
+        } else message[name] = await reader.value();
+      }
+      if (size === undefined) throw reader.bad('member "blob" is missing', start);
+      const problem = await check('btf_object', message, true);
+      if (problem) throw await reader.badAt(problem.message, start, problem.pointer);
+      const id = message.btf_id as number;
+      if (this.objects.has(id)) throw await reader.badAt(`BTF object ${id} stands twice`, start, '/btf_id');
+      this.objects.set(id, { message: { ...message, size }, at, size });
+    }
+  }
+
+  /**
+   * The ids of the types that a map's `types` names.
+   * @throws FormError; its pointer leads from `types` down
+   */
+  async resolve(types: Json): Promise<NamedTypes> {
+    const problem = await check('item_types', types, true);
+    if (problem) throw new FormError(problem.pointer, problem.message);
+    const { btf_id, ...names } = types as { btf_id: number } & JsonObject;
+    const btf = await this.#btf(btf_id);
+    const id = (what: 'key' | 'value'): number => {
+      const [name, said] = [names[what] as string | undefined, names[`btf_${what}_type_id`] as number | undefined];
+      if (said !== undefined) {
+        const is = typeName(btf, said);
+        if (name === undefined || name === is) return said;
+        throw new FormError(`/btf_${what}_type_id`, `type ${said} is ${is}, "${what}" says ${name}`);
+      }
+      const found = name === undefined ? 0 : typeNamed(btf, name);
+      if (found === undefined) throw new FormError(`/${what}`, `no type ${name} in ${btf.name}`);
+      return found;
+    };
+    try {
+      return { btfId: btf_id, btf, key: id('key'), value: id('value') };
+    } catch (error) {
+      throw error instanceof BpfimgError ? new FormError('', error.message) : error;
+    }
+  }
+
+  /**
+   * The forms of a map's items.
+   * @param header of the map: the sizes it says must be those of its types
+   * @throws FormError; its pointer leads from the map down
+   */
+  async forms(header: JsonObject): Promise<ItemForms> {
+    try {
+      const { btf, key, value } = await this.resolve(header.types as Json);
+      const form = (what: 'key' | 'value', id: number): Form | undefined => {
+        if (id === 0) return undefined;
+        const codec = valueCodec(btf, id);
+        const size = header[`${what}_size`];
+        if (typeof size === 'number' && size !== codec.size) {
+          throw new FormError(`/${what}`, `${codec.typeName} has ${codec.size} bytes, ${what}_size is ${size}`);
+        }
+        return codec.size > FORM_MOST ? undefined : typedForm(codec);
+      };
+      return { key: form('key', key), value: form('value', value) };
+    } catch (error) {
+      if (error instanceof FormError) throw new FormError(`/types${error.pointer}`, error.message);
+      throw error instanceof BpfimgError ? new FormError('/types', error.message) : error;
+    }
+  }
+
+  async #btf(id: number): Promise<Btf> {
+    let btf = this.#parsed.get(id);
+    if (btf !== undefined) return btf;
+    const object = this.objects.get(id);
+    if (object === undefined) {
+      throw new FormError('/btf_id', `no BTF object ${id} in the document's "btf", which must stand before its maps`);
+    }
+    const { at, size, message } = object;
+    const blob = await new Cursor(this.blobs.input(), at, at + size).take(size);
+    const { name } = message;
+    btf = Btf.parse(blob, { name: typeof name === 'string' && name !== '' ? `BTF ${id} (${name})` : `BTF ${id}` });
+    this.#parsed.set(id, btf);
+    return btf;
+  }
+}
