@@ -230,3 +230,20 @@ t.test('kill -9: the file that stood there is whole', async (t) => {
     fs.rmSync(path.join(cwd, name));
   }
 });
+
+t.test('a path that goes through a file is the news of every command', async (t) => {
+  const folder = workFolder();
+  t.teardown(() => fs.rmSync(folder, { recursive: true }));
+  const through = path.join(folder, 'flowd/files.img/x');
+  const document = bpfimg(['decode', path.join(folder, 'flowd')]).stdout;
+  for (const args of [
+    ['decode', through],
+    ['show', through],
+    ['verify', through],
+    ['encode', '-D', through],
+  ]) {
+    const { status, stderr } = bpfimg(args, { input: document });
+    t.equal(status, 1);
+    t.match(stderr, /^bpfimg: [^\n]*files\.img\/x: [^\n]*not a folder\n$/);
+  }
+});

@@ -19,5 +19,9 @@ export function sourceOf(positional: string | undefined, option: string | undefi
 
 /** Whether `path` is a folder. A path that cannot be looked at is left for opening it to explain. */
 export function isFolder(path: string): boolean {
-  return fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+  try {
+    return fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
+  } catch {
+    return false;
+  }
 }

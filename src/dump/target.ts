@@ -1,7 +1,7 @@
 /** Where the maps of a document go: a fresh dump, or the BPF parts of a CRIU dump that stands there. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, ioError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
@@ -46,7 +46,7 @@ export interface Target {
  * @param force replace the BPF parts of a dump that stands there
  */
 export async function openTarget(folder: string, force: boolean, types: MapTypes): Promise<Target> {
-  const names = fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory() ? fs.readdirSync(folder) : [];
+  const names = namesIn(folder);
   const images = names.filter((name) => name.endsWith('.img'));
   if (images.length > 0 && !force) {
     throw new BpfimgError('conflict', `${folder}: it holds images already; --force replaces their BPF maps`);
@@ -56,6 +56,15 @@ export async function openTarget(folder: string, force: boolean, types: MapTypes
   }
   if (names.includes(IMAGE.files)) return new ChangedDump(folder, await openDump(folder), types);
   return new FreshDump(folder, types, names.includes(IMAGE.data) ? await mapIds(folder) : new Set());
+}
+
+/** What is in a folder; nothing when it is not there. */
+function namesIn(folder: string): string[] {
+  try {
+    return fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory() ? fs.readdirSync(folder) : [];
+  } catch (error) {
+    throw ioError(folder, 'look into it', error);
+  }
 }
 
 /** Ids of the maps in a dump. */
