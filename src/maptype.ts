@@ -96,6 +96,16 @@ export interface ItemSource {
   read(from: number, count: number, keys: Uint8Array, values: Uint8Array): Promise<void>;
 }
 
+/** What is being done, for whoever watches. */
+export interface Doing {
+  readonly map: string;
+  /** Items so far, and at most. */
+  readonly items: number;
+  readonly most: number;
+  /** Bytes of an item. */
+  readonly itemSize: number;
+}
+
 /** What a hook is told beside its map. */
 export interface Work {
   readonly type: MapType;

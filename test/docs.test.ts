@@ -25,6 +25,13 @@ function examples(page: string, kind: string): Example[] {
   return found.map(({ output, ...rest }) => ({ ...rest, output: output.map((text) => `${text}\n`).join('') }));
 }
 
+/** A folder with what the examples use. */
+function exampleFolder(): string {
+  const folder = workFolder();
+  fs.copyFileSync(path.join(TOP, 'fixtures/btf/flowd.o'), path.join(folder, 'flowd.bpf.o'));
+  return folder;
+}
+
 /** Text in which ids, which are new each time, and the blanks that line them up are the same. */
 function withoutIds(text: string): string {
   return text.replace(/\b\d{4,}\b/g, 'N').replace(/^ +| (?= )/gm, '');
@@ -39,7 +46,7 @@ for (const name of pages) {
   const shown = examples(page, 'console');
   if (shown.length > 0) {
     t.test(`${name}: ${shown.length} examples print what the page shows`, async (t) => {
-      const cwd = workFolder();
+      const cwd = exampleFolder();
       t.teardown(() => fs.rmSync(cwd, { recursive: true }));
       for (const { line, command, output } of shown) {
         const { stdout, stderr } = shell(`exec 2>&1; ${command}`, { cwd, env: { BPFIMG_TOP: TOP } });
@@ -52,7 +59,7 @@ for (const name of pages) {
   if (live.length > 0) {
     const skip = await skipWithoutMaps();
     t.test(`${name}: ${live.length} examples with live maps print what the page shows`, { skip }, async (t) => {
-      const cwd = workFolder();
+      const cwd = exampleFolder();
       t.teardown(() => fs.rmSync(cwd, { recursive: true }));
       t.teardown(() => fs.rmSync('/sys/fs/bpf/bpfimg-docs', { recursive: true, force: true }));
       for (const { line, command, output } of live) {

@@ -24,6 +24,7 @@ import type { Access, Holder } from '../kernel/proc.js';
 import type { Sys } from '../kernel/sys.js';
 import {
   type CaptureWork,
+  type Doing,
   type Drain,
   type ItemSink,
   type MapFacts,
@@ -35,16 +36,6 @@ import {
 } from '../maptype.js';
 import { EntryLimit, EntryWriter } from './entry.js';
 import { MaskedSink } from './mask.js';
-
-/** What is being done, for whoever watches. */
-export interface Doing {
-  readonly map: string;
-  /** Items so far, and at most. */
-  readonly items: number;
-  readonly most: number;
-  /** Bytes of an item. */
-  readonly itemSize: number;
-}
 
 export interface CaptureOptions {
   /** Replace a dump of bpfimg's that stands in the folder. */

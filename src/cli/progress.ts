@@ -1,16 +1,7 @@
 /** Progress on the terminal, for what takes longer than a second. */
+import type { Doing } from '../maptype.js';
 import { nameText, sizeText, timeText } from '../render.js';
 import type { Io } from './io.js';
-
-/** What is being done. */
-export interface Doing {
-  readonly map: string;
-  readonly items: number;
-  /** Items at most. */
-  readonly most: number;
-  /** Bytes of an item. */
-  readonly itemSize: number;
-}
 
 /** Milliseconds before anything is shown, and between two lines. */
 const FIRST = 1000;

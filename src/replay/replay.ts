@@ -2,32 +2,17 @@
  * Fresh maps from a dump: created, filled, compared, frozen, pinned, in this order. If one map fails,
  * everything this run has created is gone again.
  */
-import { Btf } from '../btf/btf.js';
-import { SPECIAL, specialFields } from '../btf/special.js';
-import { hex, isZero } from '../bytes.js';
-import type { DumpBtf } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
-import { pause } from '../io/pause.js';
-import { loadBtf } from '../kernel/btf.js';
 import { KernelError } from '../kernel/error.js';
 import { BpfMap, type MapSpec } from '../kernel/map.js';
 import { MAP_RULES } from '../kernel/rules.js';
 import type { Sys } from '../kernel/sys.js';
-import { FULL, type ItemSource, type MapType, type ReplayWork, type Report, type Span } from '../maptype.js';
-import { backwards, countItems, itemsInCall } from './fill.js';
+import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
+import { compareItems } from './compare.js';
 import { type Available, memoryAvailable } from './memory.js';
 import { PinFolder } from './pins.js';
 import { noReplay, type PlannedMap } from './plan.js';
-import { seenIndexes, seenKeys } from './seen.js';
-
-/** What is being done, for whoever watches. */
-export interface Doing {
-  readonly map: string;
-  readonly items: number;
-  readonly most: number;
-  /** Bytes of an item. */
-  readonly itemSize: number;
-}
+import { hiddenFields, Types } from './types.js';
 
 export interface ReplayOptions {
   /** Create maps though they need more memory than there seems to be. */
@@ -113,34 +98,6 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
   }
 }
 
-/** BTF objects that were loaded for this replay: one for all maps that share it. */
-class Types {
-  readonly #loaded = new Map<number, number | BpfimgError>();
-
-  constructor(readonly sys: Sys) {}
-
-  /** A file descriptor of the object, or why the kernel does not take it. */
-  async load(btf: DumpBtf): Promise<number | BpfimgError> {
-    let loaded = this.#loaded.get(btf.id);
-    if (loaded === undefined) {
-      try {
-        loaded = loadBtf(this.sys, await btf.read());
-      } catch (error) {
-        if (!(error instanceof KernelError)) throw error;
-        loaded = error;
-      }
-      this.#loaded.set(btf.id, loaded);
-    }
-    return loaded;
-  }
-
-  /** Closes the file descriptors: maps hold what they were made with. */
-  close(): void {
-    for (const loaded of this.#loaded.values()) if (typeof loaded === 'number') this.sys.close(loaded);
-    this.#loaded.clear();
-  }
-}
-
 /** A map that was created, and is not filled yet. */
 interface Created {
   readonly map: BpfMap;
@@ -178,19 +135,6 @@ async function createMap(
   }
   if (required || rule === 'required') throw problem;
   return { map: make(plan.spec), untyped: `without its types: ${problem?.message}`, hidden: [] };
-}
-
-/** The fields of a value of type `id` that an update does not set, in a blob that the kernel has taken. */
-function hiddenFields(blob: Buffer, name: string, id: number): Span[] {
-  if (id === 0) return [];
-  try {
-    const fields = specialFields(Btf.parse(blob, { name }), id);
-    return fields.filter(({ kind }) => SPECIAL[kind].reads !== 'bytes');
-  } catch (error) {
-    // Types that only the kernel understands.
-    if (error instanceof BpfimgError) return [];
-    throw error;
-  }
 }
 
 /** What the hooks of a map's plugin are told. */
@@ -246,52 +190,5 @@ function named<T>(plan: PlannedMap, map: BpfMap | undefined, work: () => T): T {
     return result instanceof Promise ? (result.catch(rename) as T) : result;
   } catch (error) {
     return rename(error);
-  }
-}
-
-/**
- * Looks every item up again, the last one first: of several items with one key the last counts.
- * @param hidden bytes of a value that the kernel keeps for itself
- * @throws BpfimgError for an item that is missing or has another value, and for a key that is in no item
- */
-async function compareItems(map: BpfMap, items: ItemSource, type: MapType, hidden: readonly Span[]): Promise<void> {
-  const seen = type.dense === true ? seenIndexes(map) : seenKeys(items, type);
-  const last = backwards(items);
-  const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
-  const found = Buffer.alloc(map.valueStride);
-  const wrong = (key: Uint8Array, what: string) =>
-    new BpfimgError('io', `${map.subject}, item ${hex(key)}: read back, it ${what}`);
-  /** Items whose key came before, perhaps, and those of them with another value. */
-  let again = 0;
-  let differing = 0;
-  for (let done = 0; done < items.count; done += batch.room) {
-    const count = Math.min(batch.room, items.count - done);
-    await last.read(done, count, batch.keys, batch.values);
-    for (let i = 0; i < count; i++) {
-      const key = batch.keys.subarray(i * map.keySize, (i + 1) * map.keySize);
-      const value = batch.values.subarray(i * map.valueStride, (i + 1) * map.valueStride);
-      const repeated = seen(batch.keys, i);
-      if (repeated) again++;
-      if (map.lookup(key, 0, found) === undefined) {
-        // An array that was made smaller has no place for it, nor needs one for zero.
-        if (type.dense === true && isZero(value)) continue;
-        throw wrong(key, 'is not there');
-      }
-      for (const { offset, size } of hidden) {
-        found.fill(0, offset, offset + size);
-        value.fill(0, offset, offset + size);
-      }
-      if (found.equals(value)) continue;
-      if (!repeated) throw wrong(key, 'has another value than in the image');
-      differing++;
-    }
-    await pause();
-  }
-  if (type.dense === true) return;
-  const held = await countItems(map);
-  const repeats = items.count - held;
-  if (repeats < 0 || repeats > again || differing > repeats) {
-    const most = items.count - again;
-    throw new BpfimgError('io', `${map.subject}: read back, it has ${held} items, expected ${most} to ${items.count}`);
   }
 }

@@ -1,0 +1,60 @@
+/** Whether a fresh map holds what the image says. */
+import { hex, isZero } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
+import { pause } from '../io/pause.js';
+import type { BpfMap } from '../kernel/map.js';
+import type { ItemSource, MapType, Span } from '../maptype.js';
+import { backwards, countItems, itemsInCall } from './fill.js';
+import { seenIndexes, seenKeys } from './seen.js';
+
+/**
+ * Looks every item up again, the last one first: of several items with one key the last counts.
+ * @param hidden bytes of a value that the kernel keeps for itself
+ * @throws BpfimgError for an item that is missing or has another value, and for a key that is in no item
+ */
+export async function compareItems(
+  map: BpfMap,
+  items: ItemSource,
+  type: MapType,
+  hidden: readonly Span[],
+): Promise<void> {
+  const seen = type.dense === true ? seenIndexes(map) : seenKeys(items, type);
+  const last = backwards(items);
+  const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
+  const found = Buffer.alloc(map.valueStride);
+  const wrong = (key: Uint8Array, what: string) =>
+    new BpfimgError('io', `${map.subject}, item ${hex(key)}: read back, it ${what}`);
+  /** Items whose key came before, perhaps, and those of them with another value. */
+  let again = 0;
+  let differing = 0;
+  for (let done = 0; done < items.count; done += batch.room) {
+    const count = Math.min(batch.room, items.count - done);
+    await last.read(done, count, batch.keys, batch.values);
+    for (let i = 0; i < count; i++) {
+      const key = batch.keys.subarray(i * map.keySize, (i + 1) * map.keySize);
+      const value = batch.values.subarray(i * map.valueStride, (i + 1) * map.valueStride);
+      const repeated = seen(batch.keys, i);
+      if (repeated) again++;
+      if (map.lookup(key, 0, found) === undefined) {
+        // An array that was made smaller has no place for it, nor needs one for zero.
+        if (type.dense === true && isZero(value)) continue;
+        throw wrong(key, 'is not there');
+      }
+      for (const { offset, size } of hidden) {
+        found.fill(0, offset, offset + size);
+        value.fill(0, offset, offset + size);
+      }
+      if (found.equals(value)) continue;
+      if (!repeated) throw wrong(key, 'has another value than in the image');
+      differing++;
+    }
+    await pause();
+  }
+  if (type.dense === true) return;
+  const held = await countItems(map);
+  const repeats = items.count - held;
+  if (repeats < 0 || repeats > again || differing > repeats) {
+    const most = items.count - again;
+    throw new BpfimgError('io', `${map.subject}: read back, it has ${held} items, expected ${most} to ${items.count}`);
+  }
+}
