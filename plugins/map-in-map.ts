@@ -19,8 +19,8 @@ const CARRIES: Carries = {
 export const mapInMap: Plugin = {
   name: 'map-in-map',
   types: [
-    { number: 12, name: 'array_of_maps', since: '4.12', key: 'index', refers: true, carries: CARRIES },
-    { number: 13, name: 'hash_of_maps', since: '4.12', key: 'bytes', refers: true, carries: CARRIES },
+    { number: 12, name: 'array_of_maps', since: '4.12', key: 'index', inner: true, refers: true, carries: CARRIES },
+    { number: 13, name: 'hash_of_maps', since: '4.12', key: 'bytes', inner: true, refers: true, carries: CARRIES },
   ],
 
   async capture(map, sink, work) {

@@ -36,6 +36,8 @@ export interface MapType {
   readonly evicts?: true;
   /** Reading an item takes it out of the map. */
   readonly drains?: true;
+  /** Values are ids of other maps, u32. */
+  readonly inner?: true;
   /** What user space reads is not what it writes: ids are read, file descriptors are written. */
   readonly refers?: true;
   /** CRIU 4.2 built with libbpf dumps it. */

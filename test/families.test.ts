@@ -102,8 +102,7 @@ t.test('a graph of maps comes back with the same shape', { skip }, async (t) => 
 
   // Another map in slot 7.
   const text = bpfimg(['decode', here.dump('a')]).stdout;
-  const hexId = (id: number) => u32(id).toString('hex');
-  const rewired = text.replace(`"07000000","value":"${hexId(one.id)}"`, `"07000000","value":"${hexId(two.id)}"`);
+  const rewired = text.replace(`"07000000","value":{"map_id":${one.id}}`, `"07000000","value":{"map_id":${two.id}}`);
   t.not(rewired, text);
   t.equal(bpfimg(['encode', '-D', here.dump('c')], { input: rewired }).status, 0);
   told(t, ['replay', here.dump('c'), '--map', 'slots', '--pin', here.pin('rewired')]);
@@ -138,14 +137,18 @@ t.test('an inner map that is not in the dump is news', { skip }, async (t) => {
   const outer = here.make({ type: 13, keySize: 4, valueSize: 4, maxEntries: 2, name: 'outer', inner: one });
   outer.update(u32(1), u32(one.fd));
   told(t, ['capture', ...ids(outer), '-D', here.dump('a')]);
-  const text = bpfimg(['decode', here.dump('a')]).stdout.replace(
-    `"value":"${u32(one.id).toString('hex')}"`,
-    '"value":"01000000"',
-  );
+  const bytes = bpfimg(['decode', here.dump('a'), '--no-typed', '--format', 'ndjson']).stdout;
+  t.match(bytes, `"value":"${u32(one.id).toString('hex')}"`);
+  const text = bytes.replace(`"value":"${u32(one.id).toString('hex')}"`, '"value":"01000000"');
   t.equal(bpfimg(['encode', '-D', here.dump('b')], { input: text }).status, 0);
   const failed = bpfimg(['replay', here.dump('b'), '--map', 'outer', '--pin', here.pin('b')]);
   t.equal(failed.status, 1);
   t.match(failed.stderr, /^bpfimg: map \d+ \(outer\), item 01000000: its inner map 1 is not in the dump\n$/);
+
+  const odd = bpfimg(['decode', here.dump('a'), '--pretty']).stdout.replace(`"map_id": ${one.id}\n`, '"map_id": -1\n');
+  const refused = bpfimg(['encode', '-D', here.dump('c')], { input: odd });
+  t.equal(refused.status, 1);
+  t.match(refused.stderr, /\/items\/0\/value: must be \{"map_id":N\} with the id of a map, or 8 hex digits/);
 });
 
 const QUEUE = 22;

@@ -4,7 +4,16 @@ import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { type BtfObject, leftOut, writeBase64, writeBtf } from '../json/decode.js';
 import { MAPS_FORMAT } from '../json/encode.js';
-import { ITEM_COMPACT, ItemCursors, type ItemShape, itemIndented, type MapForms, writeItems } from '../json/items.js';
+import {
+  ITEM_COMPACT,
+  ItemCursors,
+  type ItemForms,
+  type ItemShape,
+  itemIndented,
+  type MapForms,
+  writeItems,
+} from '../json/items.js';
+import { mapIdForm } from '../json/map-id.js';
 import { COMPACT, PYTHON_PRETTY, print, type Style } from '../json/print.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import { mapMembers } from './attributes.js';
@@ -19,6 +28,8 @@ export interface DocumentOptions {
   readonly limit?: number;
   /** How items look that are more than plain hex. */
   readonly forms?: DocumentForms | undefined;
+  /** Values that are ids of maps as bytes too. */
+  readonly bytes?: boolean;
 }
 
 /** How the items of a document's maps look that are more than plain hex. */
@@ -192,12 +203,20 @@ class DocumentWriter {
         out.text(line);
         const style = indented ? itemIndented(level + 2) : ITEM_COMPACT;
         const count = options.limit ? Math.min(options.limit, data.count) : data.count;
-        const forms = options.forms?.of(map);
+        const forms = this.#forms(map);
         await writeItems(ItemCursors.over(input, entry), count, shape, style, `,${line}`, out, forms);
         if (indented) out.text(this.#line(level + 1));
       }
       out.text(']');
     }
+  }
+
+  /** How the map's items look: by their types, or as inner maps. */
+  #forms(map: DumpMap): ItemForms | undefined {
+    const typed = this.options.forms?.of(map);
+    const type = map.files[0]?.message.map_type;
+    if (typed !== undefined || this.options.bytes === true || type === undefined) return typed;
+    return this.types.get(type).inner === true ? { value: mapIdForm } : undefined;
   }
 
   /** `{members,"name":` and the beginning of its value. */
@@ -232,7 +251,7 @@ class DocumentWriter {
     out.text(`${print({ ...members, ...more }, COMPACT)}\n`);
     if (data.count === 0) return;
     const cursors = ItemCursors.over(this.dump.data as Input, data.entry);
-    const forms = this.options.forms?.of(map);
+    const forms = this.#forms(map);
     await writeItems(cursors, data.count, shape, ITEM_COMPACT, '\n', out, forms);
     out.text('\n');
   }

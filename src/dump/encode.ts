@@ -15,6 +15,7 @@ import {
   refuseLeftOut,
 } from '../json/encode.js';
 import { type ExpectedItems, FormError, ItemReader } from '../json/items.js';
+import { mapIdForm } from '../json/map-id.js';
 import { JsonReader, type Origin } from '../json/reader.js';
 import type { DocumentTypes } from '../json/types.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
@@ -243,7 +244,10 @@ class DocumentReader {
   /** What the header says of the items behind it. */
   async #expected(header: JsonObject, bad: Bad): Promise<ExpectedItems> {
     const sizes = this.#sizes(header);
-    if (header.types === undefined) return sizes;
+    if (header.types === undefined) {
+      const type = header.type === undefined ? undefined : this.types.parse(header.type as string | number);
+      return type !== undefined && this.types.get(type).inner ? { ...sizes, forms: { value: mapIdForm } } : sizes;
+    }
     try {
       return { ...sizes, forms: await this.#carried().forms(header) };
     } catch (error) {

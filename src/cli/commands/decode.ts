@@ -51,7 +51,8 @@ async function decodeFolder(folder: string, args: DecodeArguments, io: Io): Prom
     const forms = await itemForms(finder, maps, io);
     if (args.typed && !maps.some((map) => forms?.of(map))) io.say(NO_TYPES);
     await written(args.out, io, async (out) => {
-      const options = { lines: args.format === 'ndjson', pretty: args.pretty, noPayload: args.nopl, forms };
+      const bytes = args.typed === false;
+      const options = { lines: args.format === 'ndjson', pretty: args.pretty, noPayload: args.nopl, forms, bytes };
       await writeDocument(dump, maps, new MapTypes(plugins), out, options);
       if (!options.lines) out.text('\n');
     });

@@ -1,0 +1,32 @@
+/** Values of maps of maps: the id of an inner map. */
+import type { Json } from '../image/message.js';
+import { type Form, FormError, rawBytes } from './items.js';
+
+const SIZE = 4;
+
+/** `{"map_id":57}` for the four bytes that say so; editing the number leads to another map. */
+export const mapIdForm: Form = {
+  size: SIZE,
+  show: (view, at) => ({ map_id: view.getUint32(at, true) }),
+  print: (view, at, out) => out.text(`{"map_id":${view.getUint32(at, true)}}`),
+  parse(value, view, at) {
+    const bytes = rawBytes(value, SIZE);
+    const id = bytes === undefined ? idOf(value) : new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
+    view.setUint32(at, id, true);
+  },
+};
+
+function idOf(value: Json): number {
+  const { map_id: id, ...more } =
+    typeof value === 'object' && value !== null && !Array.isArray(value) ? value : { map_id: undefined };
+  if (
+    Object.keys(more).length === 0 &&
+    typeof id === 'number' &&
+    Number.isInteger(id) &&
+    id >= 0 &&
+    id <= 0xffff_ffff
+  ) {
+    return id;
+  }
+  throw new FormError('', 'must be {"map_id":N} with the id of a map, or 8 hex digits');
+}
