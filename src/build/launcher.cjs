@@ -26,7 +26,7 @@ function run(name) {
   try {
     cachedData = fs.readFileSync(cache);
   } catch {}
-  const source = Module.wrap(fs.readFileSync(file, 'utf8'));
+  const source = Module.wrap(fs.readFileSync(file, 'latin1'));
   const script = new vm.Script(source, { filename: file, cachedData });
   if (cachedData === undefined || script.cachedDataRejected) {
     process.once('exit', (code) => code === 0 && keep(script, cache));

@@ -160,7 +160,7 @@ if (!options.live) {
   for (const count of why === undefined ? sizes : []) {
     const budget = count === 1_000_000 ? '≤ 1.0, ≤ 200 MiB' : '≤ 200 MiB';
     table(`${count.toLocaleString('en')} items of live maps`, 'work', 's', 'C, s', 'ratio', 'peak MiB', 'budget');
-    for (const { work, ms, reference, ratio, peak } of await measureLive(folder, count, count > 1_000_000 ? 3 : 11)) {
+    for (const { work, ms, reference, ratio, peak } of await measureLive(folder, count, count > 1_000_000 ? 3 : 7)) {
       const compared =
         ratio === undefined || reference === undefined ? ['', ''] : [seconds(reference), ratio.toFixed(2)];
       line(work, seconds(ms), ...compared, mib(peak), ratio === undefined ? '' : budget);
