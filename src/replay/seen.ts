@@ -35,14 +35,38 @@ const MOST_INDEXES = 29;
 export function seenIndexes(map: Pick<BpfMap, 'maxEntries'>): Seen {
   const { maxEntries } = map;
   if (maxEntries > 2 ** MOST_INDEXES) return () => false;
-  const bits = new Int32Array((maxEntries + 31) >>> 5);
+  const words = new Words();
+  /** All below were there. As a rule that is all: images have the indexes in their order. */
+  let next = 0;
+  let bits: Int32Array | undefined;
   return (keys, item) => {
-    const index = keys.readUInt32LE(item * 4);
+    const index = words.at(keys, item);
+    if (index === next && bits === undefined) {
+      next++;
+      return false;
+    }
     if (index >= maxEntries) return false;
+    if (index < next) return true;
+    bits ??= new Int32Array((maxEntries + 31) >>> 5);
     const word = bits[index >>> 5] as number;
     bits[index >>> 5] = word | (1 << (index & 31));
     return (word & (1 << (index & 31))) !== 0;
   };
+}
+
+/** A batch's keys as words of 4 bytes. */
+class Words {
+  #keys: Buffer | undefined;
+  #words: Uint32Array = new Uint32Array(0);
+
+  at(keys: Buffer, index: number): number {
+    if (keys !== this.#keys) {
+      if (keys.byteOffset % 4 !== 0) return keys.readUInt32LE(4 * index);
+      this.#keys = keys;
+      this.#words = new Uint32Array(keys.buffer, keys.byteOffset, keys.length >>> 2);
+    }
+    return this.#words[index] as number;
+  }
 }
 
 function mixed(hash: number, word: number): number {
