@@ -105,3 +105,37 @@ t.test('libbpf loads an object: captured, destroyed, replayed', { skip: await sk
       t.equal(printed('btf', 'dump', 'id', String(btf_id)), before.types, `${name}: the same BTF`);
   }
 });
+
+t.test(
+  'a CRIU dump, read by the types of its program, edited and replayed',
+  { skip: await skipWithoutMaps() },
+  async (t) => {
+    const folder = workFolder();
+    const pins = bpffs();
+    t.teardown(() => {
+      pins.remove();
+      fs.rmSync(folder, { recursive: true });
+    });
+    const object = path.join(TOP, 'fixtures/btf/flowd.o');
+    const text = bpfimg(['decode', path.join(folder, 'flowd'), '--map', 'flows', '--btf', object]).stdout;
+    const edited = text.replace('"packets":84001,', '"packets":4242424242,');
+    t.not(edited, text);
+    t.equal(bpfimg(['encode', '-D', path.join(folder, 'edited')], { input: edited }).status, 0);
+    const replayed = bpfimg([
+      'replay',
+      path.join(folder, 'edited'),
+      '--pin',
+      path.join(pins.folder, 'new'),
+      '--verify',
+    ]);
+    t.equal(replayed.status, 0, replayed.stderr);
+    const shown = printed('-j', 'map', 'dump', 'pinned', path.join(pins.folder, 'new/flows'));
+    const items = JSON.parse(shown) as { formatted: { value: { packets: number } } }[];
+    t.equal(items.length, 200);
+    t.equal(
+      items.filter(({ formatted }) => formatted.value.packets === 4242424242).length,
+      1,
+      'bpftool reads the same types',
+    );
+  },
+);

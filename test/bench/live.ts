@@ -3,8 +3,10 @@ import { spawnSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { BpfMap } from '../../src/kernel/map.js';
+import { loadBtf } from '../../src/kernel/btf.js';
+import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
 import { openSys, type Sys } from '../../src/kernel/sys.js';
+import { BtfWriter } from '../helpers/btf-writer.js';
 import { BPFIMG, TOP } from '../helpers/command.js';
 import { bpffs } from '../helpers/kernel-live.js';
 import { type Measured, median, run } from './measure.js';
@@ -35,13 +37,14 @@ export function unable(): string | undefined {
   return undefined;
 }
 
-function makeMap(sys: Sys, { type, keySize, valueSize, count }: Size): BpfMap {
+function makeMap(sys: Sys, { type, keySize, valueSize, count }: Size, btf?: MapSpec['btf']): BpfMap {
   const map = BpfMap.create(sys, {
     type: type === 'hash' ? 1 : 2,
     keySize,
     valueSize,
     maxEntries: count,
     name: 'bench',
+    ...(btf ? { btf } : {}),
   });
   const batch = map.batch(10_000);
   for (let done = 0; done < count; done += batch.room) {
@@ -126,6 +129,38 @@ async function measureSize(
 function rest(): Promise<void> {
   spawnSync('sync');
   return new Promise((resolve) => setTimeout(resolve, 500));
+}
+
+/** Typed JSON of `count` items with a 16-byte key and a value of 8 fields, against bpftool's of the same map. */
+export async function measureTyped(folder: string, count: number, runs: number): Promise<LiveRow[]> {
+  const writer = new BtfWriter();
+  const [u32, u64] = [writer.int('__u32', 4), writer.int('__u64', 8)];
+  const struct = (name: string, type: number, size: number, members: number) =>
+    writer.struct(
+      name,
+      size * members,
+      Array.from({ length: members }, (_, i) => ({ name: `${name}_${i}`, type, at: 8 * size * i })),
+    );
+  const [keyType, valueType] = [struct('key', u32, 4, 4), struct('value', u64, 8, 8)];
+  const sys = await openSys();
+  const fd = loadBtf(sys, writer.bytes());
+  const size: Size = { name: '', type: 'hash', keySize: 16, valueSize: 64, count };
+  const map = makeMap(sys, size, { fd, keyType, valueType });
+  sys.close(fd);
+  const [dump, json] = [path.join(folder, 'typed'), path.join(folder, 'typed.json')];
+  try {
+    await run([BPFIMG, 'capture', '--id', String(map.id), '-D', dump], undefined, '/dev/null');
+    const tool = await run(['bpftool', '-j', 'map', 'dump', 'id', String(map.id)], undefined, json);
+    const all: Measured[] = [];
+    for (let i = 0; i < runs; i++) all.push(await run([BPFIMG, 'decode', dump], undefined, json));
+    const [ms, peak] = [median(all.map((one) => one.ms)), Math.max(...all.map((one) => one.peak))];
+    const work = 'decode to typed items (C: bpftool -j map dump)';
+    return [{ work, ms, reference: tool.ms, ratio: ms / tool.ms, peak }];
+  } finally {
+    map.close();
+    fs.rmSync(dump, { recursive: true, force: true });
+    fs.rmSync(json, { force: true });
+  }
 }
 
 /** Runs ours and the reference in turn, `clear` before each of ours and at the end. */
