@@ -157,8 +157,17 @@ export interface TypeFacts {
   readonly value: number;
 }
 
+/** A type of the kernel's own BTF, whose id changes with every build of a kernel. */
+export interface KernelTypeFacts {
+  readonly id: number;
+  /** Undefined where the kernel's BTF cannot be read. */
+  readonly name: string | undefined;
+}
+
 /** What CRIU's images have no room for; it is kept in bpfmap-meta.img. */
 export interface MapFacts {
+  /** Of values that are structures of the kernel (struct_ops). */
+  readonly kernelType?: KernelTypeFacts | undefined;
   readonly types?: TypeFacts | undefined;
   readonly template?: Template | undefined;
   readonly references?: readonly Reference[] | undefined;

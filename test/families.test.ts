@@ -4,12 +4,15 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { plugins, strangers } from '../plugins/index.js';
+import { Btf } from '../src/btf/btf.js';
 import { capture } from '../src/capture/capture.js';
 import { MAP_FLAG } from '../src/kernel/abi.js';
+import { loadBtf } from '../src/kernel/btf.js';
 import { LiveMaps } from '../src/kernel/live.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
 import { MapTypes } from '../src/maptype.js';
+import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, bpfimg, workFolder } from './helpers/command.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
 
@@ -319,3 +322,30 @@ t.test('a type newer than bpfimg is captured and replayed as plain bytes', { ski
   told(t, ['replay', here.dump('a'), '--pin', here.pin('a'), '--verify']);
   t.same(witness(here.pinned('a/newer')), witness(map));
 });
+
+t.test(
+  'values that are structures of the kernel are named, for their id is another one elsewhere',
+  { skip },
+  async (t) => {
+    const here = place(t);
+    const kernel = Btf.parse(fs.readFileSync('/sys/kernel/btf/vmlinux'), { name: 'vmlinux' });
+    const type = kernel.find('STRUCT', 'bpf_struct_ops_tcp_congestion_ops');
+    if (type === undefined) return t.pass('this kernel has no such operations');
+    const writer = new BtfWriter();
+    writer.int('int', 4);
+    const fd = loadBtf(sys, writer.bytes());
+    const valueSize = kernel.size(type);
+    const btf = { fd, keyType: 0, valueType: 0, vmlinuxType: type };
+    const map = here.make({ type: 26, keySize: 4, valueSize, maxEntries: 1, name: 'ops', btf });
+    sys.close(fd);
+    const rows = told(t, ['capture', ...ids(map), '-D', here.dump('a')]);
+    t.match(rows.get(map.id)?.report, /^metadata only: lost: the operations/);
+    const [shown] = (JSON.parse(bpfimg(['decode', here.dump('a')]).stdout) as { maps: { meta: object }[] }).maps;
+    const named = { btf_vmlinux_value_type_id: type, btf_vmlinux_value_type: 'bpf_struct_ops_tcp_congestion_ops' };
+    t.match(shown?.meta, named);
+    // Creating one takes its types of this very kernel, and its programs to mean anything.
+    const failed = bpfimg(['replay', here.dump('a'), '--pin', here.pin('a')]);
+    t.equal(failed.status, 1);
+    t.match(failed.stderr, /^bpfimg: map \d+ \(ops\): [^\n]+\n$/);
+  },
+);

@@ -27,6 +27,7 @@ import {
   type Doing,
   type Drain,
   type ItemSink,
+  type KernelTypeFacts,
   type MapFacts,
   type MapTypes,
   type Report,
@@ -197,7 +198,7 @@ class DumpWriter {
     const info = map.info();
     const types = this.#typesOf(info);
     const itemSize = keySize + valueStride;
-    let facts: MapFacts = types instanceof Error ? {} : { types };
+    let facts: MapFacts = { kernelType: kernelTypeOf(info), ...(types instanceof Error ? {} : { types }) };
     const work: CaptureWork = {
       type: this.types.get(type),
       subject: map.subject,
@@ -324,6 +325,21 @@ class DumpWriter {
 
   #end(whole: boolean): void {
     for (const end of this.#ends.splice(0)) end(whole);
+  }
+}
+
+/** The kernel's BTF object that is not a module's has the first id of all. */
+const VMLINUX = 1;
+
+/** The kernel's type of a map's values, with its name, for its id is another one in the next kernel. */
+function kernelTypeOf({ btfVmlinuxValueType: id, btfVmlinuxId }: MapInfo): KernelTypeFacts | undefined {
+  if (id === 0) return undefined;
+  if (btfVmlinuxId !== VMLINUX) return { id, name: undefined };
+  try {
+    const blob = fs.readFileSync('/sys/kernel/btf/vmlinux');
+    return { id, name: Btf.parse(blob, { name: 'vmlinux' }).nameOf(id) };
+  } catch {
+    return { id, name: undefined };
   }
 }
 

@@ -17,11 +17,15 @@ function bytesOf(value: Json | undefined): Uint8Array | undefined {
 }
 
 /** The members of a bpfmap_meta_entry that keep `facts`. */
-export function factMembers({ types, template, references = [] }: MapFacts): JsonObject {
+export function factMembers({ types, kernelType, template, references = [] }: MapFacts): JsonObject {
   const members: JsonObject = {};
   if (types !== undefined) {
     const { btf, key, value } = types;
     Object.assign(members, { btf_id: btf, btf_key_type_id: key, btf_value_type_id: value });
+  }
+  if (kernelType !== undefined) {
+    members.btf_vmlinux_value_type_id = kernelType.id;
+    if (kernelType.name !== undefined) members.btf_vmlinux_value_type = kernelType.name;
   }
   if (template !== undefined) {
     const { type, keySize, valueSize, maxEntries, flags } = template;
@@ -62,7 +66,10 @@ export function factsOf(meta: JsonObject | undefined): MapFacts {
   const references = (meta?.references ?? []) as JsonObject[];
   const btf = meta?.btf_id as number | undefined;
   const id = (member: string) => (meta?.[member] ?? 0) as number;
+  const kernelType = id('btf_vmlinux_value_type_id');
+  const name = meta?.btf_vmlinux_value_type as string | undefined;
   return {
+    kernelType: kernelType === 0 ? undefined : { id: kernelType, name },
     types: btf === undefined ? undefined : { btf, key: id('btf_key_type_id'), value: id('btf_value_type_id') },
     template: inner && {
       type: inner.map_type as number,
