@@ -349,3 +349,30 @@ t.test(
     t.match(failed.stderr, /^bpfimg: map \d+ \(ops\): [^\n]+\n$/);
   },
 );
+
+t.test('prefixes of tries can be shown as addresses', async (t) => {
+  const folder = workFolder();
+  t.teardown(() => fs.rmSync(folder, { recursive: true }));
+  const map = (id: number, size: number, keys: readonly string[]) => ({
+    ...{ map_id: id, name: `v${size}`, type: 'lpm_trie', key_size: size, value_size: 1, max_entries: 9, memlock: 0 },
+    ...{ map_flags: ['BPF_F_NO_PREALLOC'], map_extra: '0x0', frozen: false, ifindex: 0 },
+    items: keys.map((key) => ({ key, value: '01' })),
+  });
+  const six = (length: number, address: string) => `${u32(length).toString('hex')}${address.padEnd(32, '0')}`;
+  const maps = [
+    map(1, 8, ['100000000a010000', '000000000a020304']),
+    map(2, 20, [
+      six(32, '20010db8'),
+      six(128, '20010db8000000000001000000000001'),
+      six(0, ''),
+      six(8, `${'fe'.padEnd(31, '0')}1`),
+    ]),
+    map(3, 7, ['08000000aabbcc']),
+  ];
+  const input = JSON.stringify({ format: 'bpfimg-maps/1', maps });
+  t.equal(bpfimg(['encode', '-D', path.join(folder, 'tries')], { input }).status, 0);
+  const { stdout } = bpfimg(['show', path.join(folder, 'tries'), '--text']);
+  const wanted = ['10.1.0.0/16', '10.2.3.4/0', '2001:db8::/32', '2001:db8::1:0:0:1/128', '::/0', 'fe00::1/8'];
+  for (const text of wanted) t.match(stdout, ` ${text} `);
+  t.notMatch(bpfimg(['show', path.join(folder, 'tries')]).stdout, '10.1.0.0/16', 'only when asked for');
+});

@@ -129,6 +129,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
           })
           .options(types)
           .option('raw', { ...boolean, describe: 'bytes, also where types are known' })
+          .option('text', { ...boolean, describe: 'keys of tries as addresses, where they have the size of one' })
           .option('types', { ...boolean, describe: 'the types of keys and values as C, in place of items' })
           .option('json', json),
       (args) => {

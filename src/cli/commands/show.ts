@@ -34,6 +34,8 @@ export interface ShowArguments extends TypeArguments {
   readonly map: readonly string[];
   readonly limit: number;
   readonly raw: boolean;
+  /** Prefixes as addresses. */
+  readonly text?: boolean | undefined;
   readonly types: boolean;
   readonly json: boolean;
   readonly color?: boolean | undefined;
@@ -41,6 +43,7 @@ export interface ShowArguments extends TypeArguments {
 
 /** Digits of the largest index. */
 const WIDEST_INDEX = String(0xffff_ffff).length;
+const WIDEST_PREFIX = 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128'.length;
 
 /** Bytes of one key or value that are shown; `decode` has all. */
 const SHOWN_BYTES = 64;
@@ -92,7 +95,9 @@ async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> 
         out.text('\n');
         return;
       }
-      await new Show(dump, types, out, colours(coloured(io, args.color)), args.limit, forms).maps(maps);
+      await new Show(dump, types, out, colours(coloured(io, args.color)), args.limit, forms, args.text === true).maps(
+        maps,
+      );
     });
   } finally {
     dump.close();
@@ -127,6 +132,8 @@ class Show {
     readonly look: Colours,
     readonly limit: number,
     readonly forms: DocumentForms | undefined,
+    /** Prefixes as addresses. */
+    readonly text: boolean,
   ) {}
 
   #line(text = ''): void {
@@ -213,7 +220,8 @@ class Show {
     const valueSize = shape.perCpu ?? shape.valueSize;
     const keyWidth = width(shape.keySize);
     const text = this.#keyText(file);
-    const keyText = text === undefined ? Math.min(shape.keySize, DUMP_WIDTH) : WIDEST_INDEX;
+    const keyText =
+      text === undefined ? Math.min(shape.keySize, DUMP_WIDTH) : shape.keySize > 8 ? WIDEST_PREFIX : WIDEST_INDEX;
     const valueWidth = width(valueSize);
     for (let item = 0; item < shown; item++) {
       const key = await this.#bytes(data, item * shape.keySize, shape.keySize);
@@ -226,7 +234,7 @@ class Show {
           const part = (bytes: Uint8Array) => bytes.subarray(line * DUMP_WIDTH, (line + 1) * DUMP_WIDTH);
           const cells = [
             `  ${hexGroups(part(keyPart)).padEnd(keyWidth)}`,
-            look.dim((text?.(part(keyPart)) ?? asciiText(part(keyPart))).padEnd(keyText)),
+            look.dim(((line === 0 ? text?.(keyPart) : text && '') ?? asciiText(part(keyPart))).padEnd(keyText)),
             ...(shape.perCpu === undefined ? [] : [line === 0 ? `cpu${cpu}`.padEnd(6) : ''.padEnd(6)]),
             hexGroups(part(value)).padEnd(valueWidth),
             look.dim(asciiText(part(value))),
@@ -264,7 +272,8 @@ class Show {
     if (file === undefined) return undefined;
     const type = this.types.get(file.map_type);
     const plugin = this.types.plugin(file.map_type);
-    return plugin.keyText === undefined || type.key !== 'index' ? undefined : (key) => plugin.keyText?.(key, type);
+    const shown = type.key === 'index' || (type.key === 'prefix' && this.text);
+    return shown && plugin.keyText !== undefined ? (key) => plugin.keyText?.(key, type) : undefined;
   }
 
   /** The first bytes of a key or value at `at` within the entry's extra. */
