@@ -292,6 +292,11 @@ export function mapFlagNames(flags: number): string[] {
   return rest === 0 ? names : [...names, `0x${rest.toString(16)}`];
 }
 
+/** Names of {@link mapFlagNames} as tables show them: `no_prealloc mmapable`. */
+export function flagWords(names: readonly string[]): string {
+  return names.map((name) => name.replace('BPF_F_', '').toLowerCase()).join(' ');
+}
+
 /** The reverse of {@link mapFlagNames}; undefined when a word is neither a name nor a number. */
 export function parseMapFlags(names: readonly (string | number)[]): number | undefined {
   let flags = 0;

@@ -1,7 +1,7 @@
 import { plugins } from '../../../plugins/index.js';
 import { type LiveMap, LiveMaps } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
-import { MapTypes, mapFlagNames } from '../../maptype.js';
+import { flagWords, MapTypes, mapFlagNames } from '../../maptype.js';
 import { colours, nameText, table } from '../../render.js';
 import { coloured, type Io } from '../io.js';
 import { type SelectorArguments, selectorsOf, unseenText } from '../selectors.js';
@@ -87,7 +87,7 @@ function row(map: LiveMap, types: MapTypes): string[] {
     size(map.keySize),
     size(map.valueSize),
     size(map.maxEntries),
-    flags.map((name) => name.replace('BPF_F_', '').toLowerCase()).join(' '),
+    flagWords(flags),
     map.frozen === undefined ? UNKNOWN : map.frozen ? 'yes' : 'no',
     size(map.memlock),
     map.btfId === 0 ? '' : size(map.btfId),

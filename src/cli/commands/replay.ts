@@ -7,7 +7,7 @@ import { BpfimgError, ClosedPipe, EXIT, ioError } from '../../errors.js';
 import { BpfMap } from '../../kernel/map.js';
 import { MAP_RULES } from '../../kernel/rules.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
-import { type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
+import { flagWords, type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import type { CpuFold } from '../../replay/items.js';
 import { PinFolder, pinName } from '../../replay/pins.js';
@@ -291,7 +291,7 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
     String(row.key_size),
     String(row.value_size),
     String(row.max_entries),
-    row.map_flags.map((name) => name.replace('BPF_F_', '').toLowerCase()).join(' '),
+    flagWords(row.map_flags),
     row.frozen ? 'yes' : 'no',
     String(row.items),
     sizeText(row.memory),

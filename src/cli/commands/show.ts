@@ -10,7 +10,7 @@ import { Cursor, type Input, openInput } from '../../io/input.js';
 import type { Output } from '../../io/output.js';
 import { decodeImage } from '../../json/decode.js';
 import { fitting, type ItemForms, type ItemShape } from '../../json/items.js';
-import { MapTypes, mapFlagNames } from '../../maptype.js';
+import { flagWords, MapTypes, mapFlagNames } from '../../maptype.js';
 import {
   asciiText,
   type Colours,
@@ -181,9 +181,7 @@ class Show {
       String(file.key_size),
       String(file.value_size),
       `${used}/${file.max_entries}`,
-      mapFlagNames(file.map_flags)
-        .map((name) => name.replace('BPF_F_', '').toLowerCase())
-        .join(' '),
+      flagWords(mapFlagNames(file.map_flags)),
       file.frozen ? 'yes' : 'no',
       holdersText(map),
     ];
