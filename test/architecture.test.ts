@@ -18,11 +18,13 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   dump: ['json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
   capture: ['btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   replay: ['btf', 'dump', 'maptype', 'kernel', 'io', 'bytes', 'errors'],
+  criu: ['capture', 'replay', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   toolkit: ['capture', 'replay', 'maptype'],
   render: ['bytes'],
   cli: [
     'render',
     'toolkit',
+    'criu',
     'plugins',
     'capture',
     'replay',

@@ -209,6 +209,57 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
         chosen = async (io) => (await import('./commands/replay.js')).run({ ...args, command }, io);
       },
     )
+    .command(
+      'diff <a> <b>',
+      'what differs between two dumps, images, documents or live maps',
+      (y) =>
+        y
+          .positional('a', { type: 'string', demandOption: true, describe: 'dump folder, image, JSON or live maps' })
+          .positional('b', { type: 'string', demandOption: true, describe: 'the same, compared with it' })
+          .option('map', map)
+          .option('json', json),
+      (args) => {
+        chosen = async (io) => (await import('./commands/diff.js')).run(args, io);
+      },
+    )
+    .command('criu', "the CRIU plugin's tools", (y) =>
+      y
+        .command(
+          'check <pid>',
+          'will CRIU dump this process and its children?',
+          (y) =>
+            y
+              .positional('pid', { type: 'number', demandOption: true, describe: 'process to be dumped' })
+              .option('criu', { ...string, describe: "CRIU's program, where it is not in PATH" })
+              .option('json', json),
+          (args) => {
+            chosen = async (io) => (await import('./commands/criu-check.js')).run(args, io);
+          },
+        )
+        .command(
+          'convert <dir>',
+          "a CRIU dump of the plugin's into one for CRIU's own BPF support, or back",
+          (y) =>
+            y.positional('dir', { type: 'string', demandOption: true, describe: 'dump folder' }).option('to', {
+              choices: ['native', 'plugin'] as const,
+              demandOption: true,
+              requiresArg: true,
+              describe: 'what shall restore it: CRIU built with libbpf, or the plugin',
+            }),
+          (args) => {
+            chosen = async (io) => (await import('./commands/criu-convert.js')).run(args, io);
+          },
+        )
+        .command(
+          'build',
+          'compile the plugin on this machine',
+          (y) => y.option('out', { ...string, describe: 'folder for bpfimg.so' }),
+          (args) => {
+            chosen = async (io) => (await import('./commands/criu-build.js')).run(args, io);
+          },
+        )
+        .demandCommand(1, 'criu: no command given'),
+    )
     .completion('completion', 'print a completion script for bash or zsh')
     .option('debug', { type: 'boolean', default: false, describe: 'show where an error came from' })
     .option('color', { type: 'boolean', describe: 'colours; --no-color or NO_COLOR turns them off' })

@@ -84,6 +84,24 @@ export const IMAGE = {
   btf: 'bpfmap-btf.img',
 } as const;
 
+/** Names of the images of a dump. */
+export type ImageNames = { readonly [name in keyof typeof IMAGE]: string };
+
+/**
+ * Names of the same images in a CRIU dump that our CRIU plugin has made: CRIU removes images of its own names
+ * that it has not written itself.
+ */
+export const PLUGIN_IMAGE: ImageNames = {
+  files: 'files.img',
+  bpfmapFile: 'bpfimg-file.img',
+  data: 'bpfimg-data.img',
+  meta: 'bpfimg-meta.img',
+  btf: 'bpfimg-btf.img',
+};
+
+/** The plugin's table of open files, text: a line `ID MAP_ID FLAGS` each (hex, decimal, octal). */
+export const PLUGIN_TABLE = 'bpfimg-files.txt';
+
 /** A dump that was read: everything but the items, which stay in {@link data}. */
 export interface Dump {
   /** The folder, or the one image that was read in place of a folder. */
