@@ -82,24 +82,30 @@ fs.writeFileSync(launcher, text, { mode: 0o755 });
 fs.writeFileSync(path.join(dist, 'package.json'), '{ "type": "commonjs" }\n');
 
 // The first run of each command leaves its compiled code beside the bundle (see launcher.cjs).
-const bpfimg = (args, input) =>
-  execFileSync(process.execPath, [launcher, ...args], { cwd: path.join(top, 'fixtures/flowd'), input, stdio: 'pipe' });
+const bpfimg = (args, input, cwd = path.join(top, 'fixtures/flowd')) =>
+  execFileSync(process.execPath, [launcher, ...args], { cwd, input, stdio: 'pipe' });
 const json = bpfimg(['decode', 'bpfmap-data.img']);
 bpfimg(['encode'], json);
 bpfimg(['--version']);
-for (const args of [
-  ['info', 'inventory.img'],
-  ['show', '.'],
-  ['verify', '.'],
-  ['list'],
-  ['replay', '.', '--dry-run'],
+const empty = fs.mkdtempSync(path.join(dist, 'dump-'));
+for (const [args, cwd] of [
+  [['info', 'inventory.img']],
+  [['show', '.']],
+  [['verify', '.']],
+  [['list']],
+  [['replay', '.', '--dry-run']],
+  // What the CRIU plugin runs, for a CRIU that traces nobody: the maps of no task.
+  [['criu-dump', 'none.conf', String(process.pid)], empty],
+  [['criu-restore', 'none.conf'], empty],
 ]) {
   try {
-    bpfimg(args);
+    bpfimg(args, '', cwd);
   } catch {
     // It only starts slower: a machine that cannot look at live maps, or a fault for the tests to find.
   }
 }
+
+fs.rmSync(empty, { recursive: true });
 
 // In one step as far as that goes: somebody may be running the old one.
 const [place, old] = [path.join(top, 'dist'), `${dist}.old`];

@@ -14,7 +14,7 @@ const Module = require('node:module');
 const vm = require('node:vm');
 
 const BUILD = '@BUILD@'; // V8 tells sources apart by length only
-const command = /^(decode|encode|info|show|verify|list|capture|replay)$/.test(process.argv[2])
+const command = /^(decode|encode|info|show|verify|list|capture|replay|criu-dump|criu-restore)$/.test(process.argv[2])
   ? process.argv[2]
   : 'other';
 

@@ -9,7 +9,7 @@ import * as os from 'node:os';
 import { Btf } from '../btf/btf.js';
 import { SPECIAL, specialFields } from '../btf/special.js';
 import { factMembers } from '../dump/facts.js';
-import { IMAGE } from '../dump/model.js';
+import { IMAGE, type ImageNames } from '../dump/model.js';
 import { BpfimgError, ioError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
@@ -20,7 +20,7 @@ import { readBtf } from '../kernel/btf.js';
 import { KernelError } from '../kernel/error.js';
 import { isLive, type LiveMap, openLive } from '../kernel/live.js';
 import type { BpfMap, MapInfo } from '../kernel/map.js';
-import type { Access, Holder } from '../kernel/proc.js';
+import { type Access, bootId, type Holder } from '../kernel/proc.js';
 import type { Sys } from '../kernel/sys.js';
 import {
   type CaptureWork,
@@ -41,6 +41,8 @@ import { MaskedSink } from './mask.js';
 export interface CaptureOptions {
   /** Replace a dump of bpfimg's that stands in the folder. */
   readonly force?: boolean;
+  /** Names of the images, in a folder that has other images as well; a dump of its own when not said. */
+  readonly images?: ImageNames;
   /** Maps that are gone before they could be opened are left out, not an error. */
   readonly lenient?: boolean;
   /** Which holders the images name; all of them when not said. */
@@ -74,7 +76,7 @@ export async function capture(
   types: MapTypes,
   options: CaptureOptions = {},
 ): Promise<CapturedMap[]> {
-  checkFolder(folder, options.force === true);
+  if (options.images === undefined) checkFolder(folder, options.force === true);
   const images = new FolderOutput(folder);
   let writer: DumpWriter | undefined;
   try {
@@ -135,9 +137,11 @@ class DumpWriter {
   readonly #files: FileOutput;
   readonly #data: FileOutput;
   readonly #meta: FileOutput;
+  readonly #names: ImageNames;
   #btfImage: FileOutput | undefined;
   /** BTF objects by id: parsed, not understood, or not to be had. */
   readonly #btf = new Map<number, Btf | undefined | KernelError>();
+  readonly #boot: string | undefined;
   #fileId = 0;
   /** What plugins want done in the end. */
   readonly #ends: ((whole: boolean) => void)[] = [];
@@ -149,15 +153,17 @@ class DumpWriter {
     readonly options: CaptureOptions,
   ) {
     this.#folder = folder;
-    this.#files = this.#image(IMAGE.bpfmapFile, BPFMAP_FILE);
-    this.#data = this.#image(IMAGE.data, BPFMAP_DATA);
-    this.#meta = this.#image(IMAGE.meta, BPFMAP_META);
+    this.#names = options.images ?? IMAGE;
+    this.#boot = bootId(sys.proc);
+    this.#files = this.#image('bpfmapFile', BPFMAP_FILE);
+    this.#data = this.#image('data', BPFMAP_DATA);
+    this.#meta = this.#image('meta', BPFMAP_META);
     // One of an earlier capture must not stay beside images that know nothing of it.
-    if (folder.has(IMAGE.btf)) this.#btfImage = this.#image(IMAGE.btf, BPFMAP_BTF);
+    if (folder.has(this.#names.btf)) this.#btfImage = this.#image('btf', BPFMAP_BTF);
   }
 
-  #image(name: string, kind: Kind): FileOutput {
-    const out = this.#folder.file(name);
+  #image(name: keyof ImageNames, kind: Kind): FileOutput {
+    const out = this.#folder.file(this.#names[name]);
     writeHead(out, kind);
     return out;
   }
@@ -232,7 +238,7 @@ class DumpWriter {
       const { id, name, kernel, blob } = readBtf(this.sys, btfId);
       // The kernel's own are on every machine, in the version that fits it.
       if (!kernel) {
-        this.#btfImage ??= this.#image(IMAGE.btf, BPFMAP_BTF);
+        this.#btfImage ??= this.#image('btf', BPFMAP_BTF);
         const message = { btf_id: id, size: blob.length, ...(name === '' ? {} : { name }) };
         writeMessage(this.#btfImage, encodeMessage(BPFMAP_BTF.message, message));
         this.#btfImage.write(blob);
@@ -302,6 +308,7 @@ class DumpWriter {
       writeMessage(this.#files, encodeMessage(BPFMAP_FILE.message, message, 'latin1'));
     }
     const message: JsonObject = { map_id: live.id, nr_cpus: this.sys.cpus, kernel_release: os.release() };
+    if (this.#boot !== undefined) message.boot_id = this.#boot;
     if (live.pins.length > 0) message.pins = live.pins;
     if (holders.length > 0) {
       message.holders = holders.map(({ pid, fd, access, cloexec }) => {

@@ -253,7 +253,10 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
         .command(
           'build',
           'compile the plugin on this machine',
-          (y) => y.option('out', { ...string, describe: 'folder for bpfimg.so' }),
+          (y) =>
+            y
+              .option('out', { ...string, default: '/usr/local/lib/bpfimg', describe: 'folder for bpfimg.so' })
+              .option('config', { ...string, describe: 'file with settings, in place of /etc/bpfimg/criu.conf' }),
           (args) => {
             chosen = async (io) => (await import('./commands/criu-build.js')).run(args, io);
           },

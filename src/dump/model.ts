@@ -16,6 +16,7 @@ import {
   FDINFO,
   FILES,
   IDS,
+  INVENTORY,
   type Kind,
   PSTREE,
 } from '../image/kinds.js';
@@ -25,6 +26,7 @@ import { Cursor, type Input, openInput } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { type ItemShape, itemShape } from '../json/items.js';
 import type { MapType, MapTypes } from '../maptype.js';
+import { readTable, type TableLine } from './plugin-table.js';
 
 /** What bpfmap_file_entry says of a map; `map_name` is one character a byte. */
 export interface FileMessage extends JsonObject {
@@ -84,7 +86,7 @@ export const IMAGE = {
   btf: 'bpfmap-btf.img',
 } as const;
 
-/** Names of the images of a dump. */
+/** Names of the images of a dump, by what is in them. */
 export type ImageNames = { readonly [name in keyof typeof IMAGE]: string };
 
 /**
@@ -102,11 +104,26 @@ export const PLUGIN_IMAGE: ImageNames = {
 /** The plugin's table of open files, text: a line `ID MAP_ID FLAGS` each (hex, decimal, octal). */
 export const PLUGIN_TABLE = 'bpfimg-files.txt';
 
+/** The plugin's name in inventory.img. */
+export const PLUGIN = 'bpfimg';
+
+/** What the CRIU plugin says of a dump that it has made. */
+export interface PluginDump {
+  /** The table's lines, by the id of the open file. */
+  readonly files: ReadonlyMap<number, TableLine>;
+  /** The entry of each map, by its id: what is said of the map once for all of its open files. */
+  readonly maps: ReadonlyMap<number, FileMessage>;
+}
+
 /** A dump that was read: everything but the items, which stay in {@link data}. */
 export interface Dump {
   /** The folder, or the one image that was read in place of a folder. */
   readonly name: string;
   readonly maps: readonly DumpMap[];
+  /** What its images are called. */
+  readonly names: ImageNames;
+  /** Defined for a CRIU dump that our CRIU plugin has made. */
+  readonly plugin: PluginDump | undefined;
   /** The open data image, when there is one. */
   readonly data: Input | undefined;
   /** BTF objects by id. */
@@ -139,6 +156,15 @@ export interface Lost {
   readonly fds: (Holder & { readonly id: number })[];
   /** File entries whose id another one has already. */
   readonly files: MapFile[];
+  /** What is wrong between the CRIU plugin's images and CRIU's own. */
+  readonly plugin: PluginProblem[];
+}
+
+/** One thing of {@link Lost.plugin}. */
+export interface PluginProblem {
+  readonly code: 'plugin-file' | 'plugin-map' | 'plugin-lost' | 'plugin-mixed' | 'plugin-stale';
+  readonly image: string;
+  readonly message: string;
 }
 
 /** How to go on when one image of a dump is broken: rethrow, or note it (`verify` does). */
@@ -159,16 +185,18 @@ export async function openDump(folder: string, onBroken: OnBroken = rethrow): Pr
   } catch (error) {
     throw ioError(folder, 'read it', error);
   }
-  if (![IMAGE.files, IMAGE.bpfmapFile, IMAGE.data].some((name) => names.has(name))) {
+  const known = [IMAGE.files, IMAGE.bpfmapFile, IMAGE.data, PLUGIN_IMAGE.bpfmapFile, PLUGIN_IMAGE.data];
+  if (!known.some((name) => names.has(name))) {
     throw new BpfimgError(
       'notFound',
       `${folder}: no ${IMAGE.files}, ${IMAGE.bpfmapFile} or ${IMAGE.data} in it, expected a dump`,
     );
   }
   const builder = new DumpBuilder(folder, onBroken);
+  const open = (name: string) => openInput(path.join(folder, name));
   const each: EachEntry = async (name, kind, take) => {
     if (!names.has(name)) return;
-    const input = await openInput(path.join(folder, name));
+    const input = await open(name);
     try {
       await builder.read(input, name, kind, take);
     } finally {
@@ -176,12 +204,55 @@ export async function openDump(folder: string, onBroken: OnBroken = rethrow): Pr
     }
   };
   await each(IMAGE.files, FILES, (entry) => builder.filesEntry(entry));
-  await each(IMAGE.bpfmapFile, BPFMAP_FILE, (entry) => builder.bpfmapFileEntry(entry));
+  const part = await pluginPart(names, builder, each);
+  if (part === undefined) {
+    await each(IMAGE.bpfmapFile, BPFMAP_FILE, (entry) => builder.bpfmapFileEntry(entry));
+  } else {
+    await each(PLUGIN_IMAGE.bpfmapFile, BPFMAP_FILE, (entry) => builder.pluginMap(entry));
+    const table = names.has(PLUGIN_TABLE) ? await open(PLUGIN_TABLE) : undefined;
+    try {
+      await builder.pluginFiles(table, part);
+    } finally {
+      table?.close();
+    }
+  }
   await readHolders(names, builder, each);
-  await each(IMAGE.meta, BPFMAP_META, ({ message }) => builder.meta(message));
-  if (names.has(IMAGE.btf)) await builder.btfImage(await openInput(path.join(folder, IMAGE.btf)), IMAGE.btf);
-  if (names.has(IMAGE.data)) await builder.dataImage(await openInput(path.join(folder, IMAGE.data)), IMAGE.data);
+  const { meta, btf, data } = builder.names;
+  await each(meta, BPFMAP_META, ({ message }) => builder.meta(message));
+  if (names.has(btf)) await builder.btfImage(await open(btf), btf);
+  if (names.has(data)) await builder.dataImage(await open(data), data);
   return builder.dump();
+}
+
+/** The part that our CRIU plugin had in a dump. */
+interface PluginPart {
+  /** inventory.img names it. */
+  readonly named: boolean;
+  /** Other plugins may have had a part in it. */
+  readonly others: boolean;
+}
+
+/** The plugin's part in the dump; undefined for none. */
+async function pluginPart(
+  names: ReadonlySet<string>,
+  builder: DumpBuilder,
+  each: EachEntry,
+): Promise<PluginPart | undefined> {
+  const ours = [PLUGIN_TABLE, PLUGIN_IMAGE.bpfmapFile, PLUGIN_IMAGE.data].filter((name) => names.has(name));
+  if (ours.length === 0 && builder.external.size === 0) return undefined;
+  let listed: readonly string[] | undefined;
+  // CRIU before 4.1 has no list of plugins, and a folder that is not CRIU's has no inventory.
+  await each('inventory.img', INVENTORY, ({ message }) => {
+    const entry = message.plugins_entry as JsonObject | undefined;
+    if (entry !== undefined) listed = (entry.plugins ?? []) as string[];
+  });
+  if (listed === undefined) return ours.length === 0 ? undefined : { named: false, others: true };
+  if (listed.includes(PLUGIN)) return { named: true, others: listed.some((name) => name !== PLUGIN) };
+  for (const image of ours) {
+    const message = `nothing reads it: inventory.img does not name the plugin ${PLUGIN}`;
+    builder.lost.plugin.push({ code: 'plugin-stale', image, message });
+  }
+  return undefined;
 }
 
 /**
@@ -208,21 +279,32 @@ class DumpBuilder {
   readonly #maps = new Map<number, { files: MapFile[]; data: MapData[]; meta: JsonObject | undefined }>();
   readonly #images = new Set<string>();
   readonly files = new Map<number, MapFile>();
-  readonly lost: Lost = { fds: [], files: [] };
+  /** Open files that CRIU left to plugins: what files.img says of their owners, by id. */
+  readonly external = new Map<number, JsonObject>();
+  readonly lost: Lost = { fds: [], files: [], plugin: [] };
   readonly btf = new Map<number, DumpBtf>();
   readonly #inputs: Input[] = [];
   #data: Input | undefined;
   #entries = 0;
+  /** Whether our CRIU plugin has made the dump, the entry it wrote for each map, and its table. */
+  #plugin = false;
+  readonly #pluginMaps = new Map<number, { readonly entry: number; readonly message: FileMessage }>();
+  readonly #table = new Map<number, TableLine>();
+  names: ImageNames = IMAGE;
 
   constructor(
     readonly name: string,
     readonly onBroken: OnBroken,
   ) {}
 
-  #map(id: number) {
+  #count(): void {
     if (++this.#entries > MAX_ENTRIES) {
       throw new BpfimgError('badImage', `${this.name}: more than ${MAX_ENTRIES} entries of BPF maps`);
     }
+  }
+
+  #map(id: number) {
+    this.#count();
     let map = this.#maps.get(id);
     if (map === undefined) {
       map = { files: [], data: [], meta: undefined };
@@ -234,7 +316,7 @@ class DumpBuilder {
   /** Passes each entry of an image on; a broken image is the caller's to judge. */
   async read(input: Input, name: string, kind: Kind, take: (entry: Entry) => void): Promise<void> {
     this.#images.add(name);
-    try {
+    await this.#guarded(name, async () => {
       const reader = await ImageReader.open(input, 'latin1');
       if (reader.kind !== kind) {
         throw new BpfimgError('badImage', `${input.name}: it is a ${reader.kind.name} image, expected ${kind.name}`);
@@ -243,6 +325,12 @@ class DumpBuilder {
         take(entry);
         await pause();
       }
+    });
+  }
+
+  async #guarded(name: string, read: () => Promise<void>): Promise<void> {
+    try {
+      await read();
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
       this.onBroken(error, name);
@@ -251,6 +339,10 @@ class DumpBuilder {
 
   filesEntry({ index, message }: Entry): void {
     if (message.bpf !== undefined) this.#file(IMAGE.files, index, message.bpf as FileMessage);
+    else if (message.ext !== undefined) {
+      this.#count();
+      this.external.set(message.id as number, message.ext as JsonObject);
+    }
   }
 
   bpfmapFileEntry({ index, message }: Entry): void {
@@ -269,9 +361,79 @@ class DumpBuilder {
     this.#map(message.map_id).files.push(file);
   }
 
+  /** What the plugin's image says of a map. */
+  pluginMap({ index, message }: Entry): void {
+    this.#count();
+    const { map_id } = message as FileMessage;
+    if (this.#pluginMaps.has(map_id)) {
+      this.#problem('plugin-map', PLUGIN_IMAGE.bpfmapFile, `entry ${index}: map ${map_id} stands twice`);
+    } else this.#pluginMaps.set(map_id, { entry: index, message: message as FileMessage });
+  }
+
+  #problem(code: PluginProblem['code'], image: string, message: string): void {
+    this.lost.plugin.push({ code, image, message });
+  }
+
+  /** Makes the open files of maps: one for each line of the plugin's table, and one for each map without a line. */
+  async pluginFiles(table: Input | undefined, { named, others }: PluginPart): Promise<void> {
+    this.names = PLUGIN_IMAGE;
+    this.#plugin = true;
+    if (this.files.size > 0) {
+      const message = `${this.files.size} open files of maps that CRIU itself has dumped, beside those of the plugin`;
+      this.#problem('plugin-mixed', IMAGE.files, message);
+    }
+    const taken = new Set([...this.files.keys(), ...this.external.keys()]);
+    if (table !== undefined) {
+      await this.#guarded(PLUGIN_TABLE, async () => {
+        for await (const line of readTable(table)) this.#tableLine(line);
+      });
+      for (const id of this.#table.keys()) taken.add(id);
+      for (const id of others ? [] : this.external.keys()) {
+        if (!this.#table.has(id))
+          this.#problem('plugin-lost', IMAGE.files, `open file ${id} stands in no line of ${PLUGIN_TABLE}`);
+      }
+    } else if (named || this.external.size > 0) {
+      const message = `${path.join(this.name, PLUGIN_TABLE)}: it is missing, and without it nothing says which maps were open`;
+      this.onBroken(new BpfimgError('notFound', message, { code: 'plugin-table' }), PLUGIN_TABLE);
+    }
+    // What nobody holds gets an id by which documents can name it; the image's own is a running number.
+    let id = 1;
+    for (const [mapId, { entry, message }] of this.#pluginMaps) {
+      if (this.#maps.has(mapId)) continue;
+      while (taken.has(id)) id++;
+      const image = PLUGIN_IMAGE.bpfmapFile;
+      this.#map(mapId).files.push({ image, entry, message: { ...message, id: id++ }, holders: [] });
+    }
+  }
+
+  #tableLine(line: TableLine): void {
+    this.#count();
+    const { id, mapId, flags } = line;
+    const bad = (code: PluginProblem['code'], what: string) =>
+      this.#problem(code, PLUGIN_TABLE, `line ${line.line}: ${what}`);
+    const map = this.#pluginMaps.get(mapId);
+    const owner = this.external.get(id);
+    if (this.#table.has(id)) {
+      bad('plugin-file', `open file ${id} stands twice`);
+      return;
+    }
+    if (this.#images.has(IMAGE.files) && owner === undefined) {
+      bad('plugin-file', `open file ${id} is no plugin's in ${IMAGE.files}`);
+    } else if (map === undefined) bad('plugin-map', `map ${mapId} does not stand in ${PLUGIN_IMAGE.bpfmapFile}`);
+    else {
+      const message: FileMessage = { ...map.message, id, flags };
+      if (owner?.fown !== undefined) message.fown = owner.fown;
+      const file: MapFile = { image: PLUGIN_IMAGE.bpfmapFile, entry: map.entry, message, holders: [] };
+      this.files.set(id, file);
+      this.#map(mapId).files.push(file);
+    }
+    this.#table.set(id, line);
+  }
+
   meta(message: JsonObject): void {
     const map = this.#map(message.map_id as number);
     map.meta = message;
+    if (this.#plugin) return;
     // A dump without processes (ours) keeps here who held the files.
     for (const holder of (message.holders ?? []) as Record<string, number>[]) {
       const { file_id = 0, pid = 0, fd = 0, fd_flags = 0 } = holder;
@@ -312,6 +474,10 @@ class DumpBuilder {
     return {
       name: this.name,
       maps: [...this.#maps].map(([mapId, map]) => ({ mapId, ...map })),
+      names: this.names,
+      plugin: this.#plugin
+        ? { files: this.#table, maps: new Map([...this.#pluginMaps].map(([id, { message }]) => [id, message])) }
+        : undefined,
       data: this.#data,
       btf: this.btf,
       lost: this.lost,
@@ -344,9 +510,14 @@ async function readHolders(names: ReadonlySet<string>, builder: DumpBuilder, eac
     if (filesId === undefined) continue;
     await each(`fdinfo-${filesId}.img`, FDINFO, ({ message }) => {
       const holder = { pid, fd: message.fd as number, cloexec: ((message.flags as number) & 1) !== 0 };
-      const file = builder.files.get(message.id as number);
+      const id = message.id as number;
+      if (message.type !== 'BPFMAP' && message.type !== 'EXT') return;
+      const file = builder.files.get(id);
       if (file) file.holders.push(holder);
-      else if (message.type === 'BPFMAP') builder.lost.fds.push({ ...holder, id: message.id as number });
+      // Of an open file that a plugin has, only files.img says that it is there.
+      else if (message.type === 'BPFMAP' || (builder.names === PLUGIN_IMAGE && !builder.external.has(id))) {
+        builder.lost.fds.push({ ...holder, id });
+      }
     });
   }
 }

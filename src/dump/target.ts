@@ -7,13 +7,14 @@ import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
-import { Cursor, type Input, openInput } from '../io/input.js';
+import { type Input, openInput } from '../io/input.js';
 import { FolderOutput, type Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import { AttributeError, fileMessage } from './attributes.js';
 import { factMembers } from './facts.js';
 import { type Dump, type DumpMap, IMAGE, openDump } from './model.js';
+import { copyInput } from './rewrite.js';
 
 /** One data entry of the document: its message, and where its keys and values wait. */
 export interface Body {
@@ -109,15 +110,6 @@ function filesOf(map: DocumentMap): JsonObject[] {
 async function writeBody(body: Body, map: DocumentMap, out: Output): Promise<void> {
   writeMessage(out, await encoded(BPFMAP_DATA, body.message, map, ''));
   for (const part of body.parts) await copyInput(part.input(), 0, part.length, out);
-}
-
-async function copyInput(input: Input, from: number, size: number, out: Output): Promise<void> {
-  const cursor = new Cursor(input, from, from + size);
-  while ((await cursor.fill()) > 0) {
-    out.write(cursor.bytes.subarray(cursor.at, cursor.end));
-    cursor.at = cursor.end;
-    await out.turn();
-  }
 }
 
 /** A new dump of our own images; in place of such a dump when it stood there. */

@@ -15,7 +15,7 @@ import { formsOf, type NamedTypes } from '../json/types.js';
 import type { TypeFacts } from '../maptype.js';
 import type { DocumentForms } from './document.js';
 import { factsOf } from './facts.js';
-import { type Dump, type DumpMap, IMAGE } from './model.js';
+import type { Dump, DumpMap } from './model.js';
 import { mapName } from './select.js';
 
 /** What a user says of types. */
@@ -195,7 +195,7 @@ export class TypeFinder {
     if (types === undefined) return undefined;
     if (!this.#dump.btf.has(types.btf)) {
       if (types.key !== 0 || types.value !== 0) {
-        const message = `types in BTF object ${types.btf}, which ${IMAGE.btf} does not have`;
+        const message = `types in BTF object ${types.btf}, which ${this.#dump.names.btf} does not have`;
         this.problems.push({ code: 'btf-missing', map, message });
       }
       return undefined;

@@ -14,6 +14,7 @@ import {
   dataShape,
   type FileMessage,
   IMAGE,
+  type ImageNames,
   type MapData,
   type MapFile,
   sameData,
@@ -36,6 +37,15 @@ export const FINDINGS = {
   'duplicate-file': ['error', 'two file entries have one id'],
   'lost-fd': ['error', 'an fd leads to a BPF map file that no image describes'],
   'unheld-file': ['warning', 'an open file of a map that no fd leads to'],
+  'plugin-table': ['error', 'the table of the CRIU plugin is missing or breaks its form'],
+  'plugin-file': [
+    'error',
+    'a line of that table is of no open file that a plugin has, or of one that has a line already',
+  ],
+  'plugin-map': ['error', 'a line of that table is of a map that bpfimg-file.img does not have, or has twice'],
+  'plugin-lost': ['error', 'an open file that only our plugin can have, and no line of the table is of it'],
+  'plugin-mixed': ['error', "open files of maps of CRIU's own in a dump of the plugin"],
+  'plugin-stale': ['warning', 'an image or table that nothing reads: the dump is not of the kind it belongs to'],
   'duplicate-key': ['error', 'one key stands twice: the later value wins on restore'],
   'index-range': ['error', 'an array index at or above max_entries'],
   'index-order': ['warning', 'array indexes are not in ascending order'],
@@ -68,12 +78,18 @@ export interface Finding {
   readonly message: string;
 }
 
+/** Whether a file stands for a map that the plugin captured because another one leads to it. */
+function neverOpen({ plugin }: Dump, file: MapFile): boolean {
+  return plugin !== undefined && !plugin.files.has(file.message.id);
+}
+
 /** Findings of one kind that are told one by one; more are counted. */
 const TOLD = 5;
 
 /** Collects findings while a dump is read and examined. */
 export class Verifier {
   readonly findings: Finding[] = [];
+  #names: ImageNames = IMAGE;
   /** What is worth saying and no finding. */
   readonly notes: string[] = [];
 
@@ -117,7 +133,8 @@ export class Verifier {
    * @param types those that its maps should have, besides what the dump says itself
    */
   async check(dump: Dump, types: TypeOptions = {}): Promise<void> {
-    const whole = dump.images.has(IMAGE.files) || dump.images.has(IMAGE.bpfmapFile);
+    this.#names = dump.names;
+    const whole = dump.images.has(dump.names.files) || dump.images.has(dump.names.bpfmapFile);
     for (const file of dump.lost.files) {
       this.#add(
         'duplicate-file',
@@ -129,11 +146,12 @@ export class Verifier {
     for (const { pid, fd, id } of dump.lost.fds) {
       this.#add(
         'lost-fd',
-        IMAGE.files,
+        dump.names.files,
         undefined,
         `fd ${fd} of process ${pid} is file ${id}, which no image describes`,
       );
     }
+    for (const { code, image, message } of dump.lost.plugin) this.#add(code, image, undefined, message);
     for (const map of dump.maps) {
       this.#files(dump, map);
       if (dump.data !== undefined) await this.#data(dump.data, map, whole);
@@ -152,15 +170,15 @@ export class Verifier {
     for (const { code, map, message } of finder.problems) {
       if (code === undefined) continue;
       // Sizes are the map's, wherever its types come from.
-      const image = code.endsWith('-size') ? (map?.files[0]?.image ?? IMAGE.data) : IMAGE.meta;
-      this.#add(code, map === undefined ? IMAGE.btf : image, map, message);
+      const image = code.endsWith('-size') ? (map?.files[0]?.image ?? this.#names.data) : this.#names.meta;
+      this.#add(code, map === undefined ? this.#names.btf : image, map, message);
     }
     const unused = finder.unused(dump.maps);
     if (unused !== undefined) this.notes.push(unused);
   }
 
   #noData(map: DumpMap): void {
-    this.#add('no-data', IMAGE.data, map, 'no data entry');
+    this.#add('no-data', this.#names.data, map, 'no data entry');
   }
 
   #files(dump: Dump, map: DumpMap): void {
@@ -170,25 +188,26 @@ export class Verifier {
     const type = this.types.get(message.map_type);
     if (!this.types.has(message.map_type)) {
       this.#add('unknown-type', image, map, `map type ${message.map_type}`);
-    } else if (!type.criu) {
+    } else if (!type.criu && dump.plugin === undefined) {
       this.#add('criu-type', image, map, `type ${type.name}, CRIU dumps hash and array`);
     }
     const keySize = { index: 4, fd: 4, none: 0, bytes: undefined, prefix: undefined }[type.key];
     if (keySize !== undefined && message.key_size !== keySize) {
       this.#add('type-key-size', image, map, `key_size ${message.key_size}, ${type.name} has ${keySize}`);
     }
-    if (message.map_extra !== undefined && BigInt(message.map_extra as number | bigint) !== 0n) {
+    const native = dump.plugin === undefined;
+    if (native && message.map_extra !== undefined && BigInt(message.map_extra as number | bigint) !== 0n) {
       this.#add('map-extra', image, map, `map_extra 0x${(message.map_extra as number | bigint).toString(16)}`);
     }
-    if (others.length > 0) {
+    if (native && others.length > 0) {
       const ids = map.files.map((file) => file.message.id).join(', ');
       this.#add('criu-splits', image, map, `open files ${ids}: CRIU restores ${map.files.length} maps in its place`);
     }
     for (const other of others) this.#sameAttributes(map, first, other);
     for (const file of map.files) {
       this.#encoding(file.image, map, 'bpfmap_file_entry', file.message, `file ${file.message.id}`);
-      // Only images of processes can say that nobody holds a file.
-      if (file.holders.length === 0 && dump.images.has('pstree.img')) {
+      // Only images of processes can say that nobody holds a file; that of an inner map was never open.
+      if (!neverOpen(dump, file) && file.holders.length === 0 && dump.images.has('pstree.img')) {
         this.#add('unheld-file', file.image, map, `no fd leads to file ${file.message.id}`);
       }
     }
@@ -215,16 +234,17 @@ export class Verifier {
   async #data(input: Input, map: DumpMap, whole: boolean): Promise<void> {
     const file = map.files[0]?.message;
     if (map.data.length === 0) this.#noData(map);
-    else if (file === undefined && whole) this.#add('no-file', IMAGE.data, map, 'no file entry describes this map');
+    else if (file === undefined && whole)
+      this.#add('no-file', this.#names.data, map, 'no file entry describes this map');
     for (const [i, data] of map.data.entries()) {
-      this.#encoding(IMAGE.data, map, 'bpfmap_data_entry', data.entry.message, `entry ${data.entry.index}`);
+      this.#encoding(this.#names.data, map, 'bpfmap_data_entry', data.entry.message, `entry ${data.entry.index}`);
       const last = map.data.at(-1) as MapData;
       const differs = data !== last && !(await sameData(input, data, last));
       if (differs) {
         const { index } = last.entry;
         this.#add(
           'copies-differ',
-          IMAGE.data,
+          this.#names.data,
           map,
           `entries ${data.entry.index} and ${index} differ, CRIU restores ${index}`,
         );
@@ -236,7 +256,7 @@ export class Verifier {
 
   async #items(input: Input, map: DumpMap, data: MapData, file: FileMessage | undefined): Promise<void> {
     const add = (code: FindingCode, message: string) =>
-      this.#add(code, IMAGE.data, map, `entry ${data.entry.index}: ${message}`);
+      this.#add(code, this.#names.data, map, `entry ${data.entry.index}: ${message}`);
     const { count, keysBytes, valuesBytes } = data;
     const { shape, oddKey, oddValue } = dataShape(data, file, this.types);
     if (shape === undefined) {

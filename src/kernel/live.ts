@@ -152,6 +152,20 @@ export class LiveMaps {
     return new LiveMaps(sys, maps, { ids: ids === undefined, processes: hidden, types });
   }
 
+  /** The maps that these processes hold, and nothing else that is known of them: no pins, no other holders. */
+  static ofProcesses(sys: Sys, pids: readonly number[]): LiveMaps {
+    const found = new Found(sys);
+    let hidden = 0;
+    for (const pid of pids) {
+      const open = mapsOfProcess(pid, sys.proc);
+      if (open === 'hidden') hidden++;
+      else if (open !== 'gone') for (const { holder, map } of open) found.add(map).holders.push(holder);
+    }
+    found.addNames(false);
+    const maps = [...found.maps.values()].sort((a, b) => a.id - b.id);
+    return new LiveMaps(sys, maps, { ids: false, processes: hidden, types: 0 });
+  }
+
   /**
    * The maps that `selectors` name, in ascending id; all of them when there are none.
    * @throws BpfimgError `notFound`, or `usage` for a name that several maps have; KernelError
@@ -350,7 +364,7 @@ function described(map: KernelMap): Partial<LiveMap> {
 }
 
 /** Programs by the ids of maps they use, for the maps in `wanted`. Opening a program has no side effects. */
-function programsByMap(sys: Sys, wanted: ReadonlySet<number>): Map<number, Program[]> {
+export function programsByMap(sys: Sys, wanted: ReadonlySet<number>): Map<number, Program[]> {
   const users = new Map<number, Program[]>();
   let ids = pinned(4 * 64);
   for (const id of walkIds(sys, 'PROG_GET_NEXT_ID') ?? []) {

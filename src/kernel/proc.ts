@@ -6,7 +6,7 @@
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { errnoOf, ioError } from '../errors.js';
+import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { BPF_FS_MAGIC, MAP_LINK, type MapShape } from './abi.js';
 
 /** What a file descriptor of a map is good for: reading and writing, only reading, only writing. */
@@ -155,6 +155,18 @@ export function processes(proc = '/proc'): number[] {
     .map(Number);
 }
 
+/** The process that traces `pid`; 0 for none, undefined when it is gone. */
+export function tracerOf(pid: number, proc = '/proc'): number | undefined {
+  const text = attempt(() => readSmall(`${proc}/${pid}/status`));
+  const tracer = /^TracerPid:\s*(\d+)/m.exec(text ?? '')?.[1];
+  return tracer === undefined ? undefined : Number(tracer);
+}
+
+/** What this boot of the kernel is called: ids of maps are those of one boot. Undefined where it cannot be read. */
+export function bootId(proc = '/proc'): string | undefined {
+  return attempt(() => readSmall(`${proc}/sys/kernel/random/boot_id`).trim());
+}
+
 /** The open maps of one process: `gone`, `hidden` (no permission), or each in ascending file descriptor. */
 export function mapsOfProcess(pid: number, proc = '/proc'): OpenMap[] | 'gone' | 'hidden' {
   const folder = `${proc}/${pid}/fd`;
@@ -187,6 +199,90 @@ export function openMaps(proc = '/proc'): Scan {
     else if (found !== 'gone') for (const one of found) open.push(one);
   }
   return { open, hidden };
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Process trees, and what a process holds that is no file of a file system
+
+/** What stands before the kind of a file that belongs to no file system. */
+const ANONYMOUS = 'anon_inode:';
+/** A BPF token is in its BPF file system, under a name that is not there. */
+const TOKEN = '/bpf-token (deleted)';
+
+/** What `link` says of an anonymous file: `bpf-map`, `[eventpoll]`; undefined for others. */
+function anonymousKind(link: string): string | undefined {
+  if (link === TOKEN) return 'bpf-token';
+  return link.startsWith(ANONYMOUS) ? link.slice(ANONYMOUS.length) : undefined;
+}
+
+/** An open file of a process that is no file of a file system. */
+export interface AnonymousFile {
+  readonly fd: number;
+  /** As the kernel names it: `bpf-map`, `bpf_link`, `[eventpoll]`. */
+  readonly kind: string;
+  /** The text of its fdinfo, at most 4 KiB. */
+  readonly fdinfo: string;
+}
+
+/** The anonymous files of a process in ascending file descriptor: `gone`, or `hidden` (no permission). */
+export function anonymousFiles(pid: number, proc = '/proc'): AnonymousFile[] | 'gone' | 'hidden' {
+  const folder = `${proc}/${pid}/fd`;
+  const fds = orErrno(() => fs.readdirSync(folder));
+  if (typeof fds === 'string') return isForbidden(fds) ? 'hidden' : 'gone';
+  const found: AnonymousFile[] = [];
+  for (const name of fds) {
+    const link = orErrno(() => [fs.readlinkSync(`${folder}/${name}`)]);
+    if (typeof link === 'string' && isForbidden(link)) return 'hidden';
+    const kind = anonymousKind(link[0] as string);
+    if (kind === undefined) continue;
+    const fdinfo = attempt(() => readSmall(`${proc}/${pid}/fdinfo/${name}`));
+    if (fdinfo !== undefined) found.push({ fd: Number(name), kind, fdinfo });
+  }
+  return found.sort((a, b) => a.fd - b.fd);
+}
+
+/** A part of a process's memory that is an anonymous file. */
+export interface AnonymousMapping {
+  readonly start: bigint;
+  readonly end: bigint;
+  /** Bytes from the file's start. */
+  readonly offset: bigint;
+  readonly access: Access;
+  /** As in {@link AnonymousFile}. */
+  readonly kind: string;
+}
+
+/** The anonymous files that a process has mapped, by address: `gone`, or `hidden` (no permission). */
+export function anonymousMappings(pid: number, proc = '/proc'): AnonymousMapping[] | 'gone' | 'hidden' {
+  const lines = orErrno(() => fs.readFileSync(`${proc}/${pid}/maps`, 'latin1').split('\n'));
+  if (typeof lines === 'string') return isForbidden(lines) ? 'hidden' : 'gone';
+  return lines.flatMap((line): AnonymousMapping[] => {
+    // start-end, permissions, offset, device, inode, name
+    const match = /^([\da-f]+)-([\da-f]+) (..).. ([\da-f]+) \S+ \d+ +anon_inode:(.+)$/.exec(line);
+    if (match === null) return [];
+    const [, start, end, permissions, offset, kind = ''] = match;
+    const access = permissions === 'rw' ? 'rw' : permissions === '-w' ? 'wo' : 'ro';
+    const number = (hex = '') => BigInt(`0x${hex}`);
+    return [{ start: number(start), end: number(end), offset: number(offset), access, kind }];
+  });
+}
+
+/**
+ * The children of a process, of all its tasks, in ascending process id; `gone` when it is.
+ * @throws BpfimgError `unsupported` when the kernel does not tell (CONFIG_PROC_CHILDREN)
+ */
+export function childrenOf(pid: number, proc = '/proc'): number[] | 'gone' {
+  const folder = `${proc}/${pid}/task`;
+  const children: number[] = [];
+  for (const task of attempt(() => fs.readdirSync(folder)) ?? []) {
+    const text = attempt(() => fs.readFileSync(`${folder}/${task}/children`, 'latin1'));
+    if (text !== undefined) for (const [child] of text.matchAll(/\d+/g)) children.push(Number(child));
+    else if (attempt(() => fs.statSync(`${folder}/${task}/stat`)) !== undefined) {
+      const why = 'this kernel does not tell the children of a process (CONFIG_PROC_CHILDREN)';
+      throw new BpfimgError('unsupported', `${folder}/${task}/children: ${why}`);
+    }
+  }
+  return attempt(() => fs.statSync(folder)) === undefined ? 'gone' : children.sort((a, b) => a - b);
 }
 
 // ---------------------------------------------------------------------------------------------------

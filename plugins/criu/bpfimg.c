@@ -1,0 +1,622 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * bpfimg.so: what CRIU loads to carry BPF maps. `bpfimg criu build` compiles it.
+ *
+ * It reads no map and knows no image: it runs bpfimg's helpers, which do, and remembers which open file was
+ * of which map. Dump: the first hook call for a map has all maps of the frozen tasks captured. Restore: all
+ * maps are made before CRIU makes the first task; a task's hook only opens one by its id.
+ *
+ * CRIU's side (its ABI as of 2.0 to 4.2 and after) is declared here, so that no header of CRIU's is needed.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <link.h>
+#include <linux/bpf.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#if !defined(VERSION) || !defined(NODE) || !defined(BPFIMG) || !defined(CONFIG)
+#error "compiled by `bpfimg criu build`, which says where it is itself"
+#endif
+
+#define NAME "bpfimg"
+#define TABLE "bpfimg-files.txt"
+
+/* For `bpfimg criu check`, which reads this file without loading it. */
+__attribute__((used)) static const char marker[] =
+	"bpfimg-plugin\n" VERSION "\n" NODE "\n" BPFIMG "\n" CONFIG "\n";
+
+/* ------------------------------------------------------------------ CRIU */
+
+enum { DUMP = 0, RESTORE = 2 }; /* 1 is pre-dump, which dumps no files */
+enum { LOG_ERROR = 1, LOG_WARNING, LOG_INFO };
+
+/* What not every CRIU has is weak: a symbol that is missing would make every dump on this host fail. */
+#define WEAK __attribute__((weak))
+extern int criu_get_image_dir(void);
+extern void print_on_level(unsigned int level, const char *format, ...) WEAK;
+extern int log_get_fd(void) WEAK;
+extern int add_inventory_plugin(const char *name) WEAK;                          /* 4.1 */
+extern bool check_and_remove_inventory_plugin(const char *name, size_t size) WEAK; /* 4.1 */
+extern int __userns_call(const char *name, int (*call)(void *, int, pid_t), int flags, void *arg, size_t size,
+			 int fd) WEAK;
+#define FD_OUT 2 /* flag of __userns_call: what `call` returns is an fd for the caller */
+
+/* How CRIU dumps a kind of open file; there are two of interest where it is built with libbpf. */
+struct dump_ops {
+	unsigned int type;
+	void *dump, *pre_dump;
+};
+extern struct dump_ops bpfmap_dump_ops WEAK, ext_dump_ops WEAK;
+enum { TYPE_EXT = 16, TYPE_BPFMAP = 19 };
+
+/* Puts a line into CRIU's log; returns -1, for errors. */
+__attribute__((format(printf, 2, 3))) static int say(int level, const char *format, ...)
+{
+	char text[1024];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	if (print_on_level)
+		print_on_level(level, level == LOG_ERROR ? "Error (bpfimg): %s\n" : "bpfimg: %s\n", text);
+	else
+		fprintf(stderr, "bpfimg: %s\n", text);
+	return -1;
+}
+#define error(...) say(LOG_ERROR, __VA_ARGS__)
+
+/* -------------------------------------------------------------- settings */
+
+static struct {
+	bool take_over;
+	int dump_timeout, restore_timeout; /* seconds without a sign of life */
+	int hook_arguments;                /* of the restore hook; 0: find out */
+} settings;
+
+static bool is_yes(const char *word)
+{
+	return strcmp(word, "yes") == 0;
+}
+
+/* Lines `NAME VALUE`. The helpers read the same file, and tell of what is wrong with it. */
+static void read_settings(void)
+{
+	char line[256], name[32], value[32];
+	FILE *file = fopen(CONFIG, "re");
+
+	settings.take_over = false;
+	settings.dump_timeout = settings.restore_timeout = 60;
+	settings.hook_arguments = 0;
+	while (file && fgets(line, sizeof(line), file)) {
+		if (sscanf(line, " %31[^# \t\n] %31[^# \t\n]", name, value) != 2)
+			continue;
+		if (strcmp(name, "take-over") == 0)
+			settings.take_over = is_yes(value);
+		else if (strcmp(name, "dump-timeout") == 0)
+			settings.dump_timeout = atoi(value);
+		else if (strcmp(name, "restore-timeout") == 0)
+			settings.restore_timeout = atoi(value);
+		else if (strcmp(name, "restore-hook-arguments") == 0)
+			settings.hook_arguments = atoi(value);
+	}
+	if (file)
+		fclose(file);
+}
+
+/* ---------------------------------------------------------------- tables */
+
+/* An open file that was a map. */
+struct file {
+	unsigned int id, map, flags; /* CRIU's id, the dumped map's, and fcntl(F_GETFL) */
+	unsigned int fresh;          /* id of the map that is there for it now */
+	int fd;                      /* keeps that one */
+};
+static struct file *files;
+static size_t file_count;
+
+/* A map that the helper was asked for or has told of. */
+struct map {
+	unsigned int id;
+	char *problem; /* why it cannot be dumped */
+};
+static struct map *maps;
+static size_t map_count;
+
+/* A longer array, its new last element zeroed; NULL without memory. */
+static void *longer(void **array, size_t *count, size_t size)
+{
+	char *more = realloc(*array, (*count + 1) * size);
+
+	if (!more)
+		return NULL;
+	*array = more;
+	return memset(more + (*count)++ * size, 0, size);
+}
+
+static struct map *find_map(unsigned int id)
+{
+	for (size_t i = 0; i < map_count; i++)
+		if (maps[i].id == id)
+			return &maps[i];
+	return NULL;
+}
+
+static struct file *find_file(unsigned int id)
+{
+	for (size_t i = 0; i < file_count; i++)
+		if (files[i].id == id)
+			return &files[i];
+	return NULL;
+}
+
+/* -------------------------------------------------------------- bpf(2) */
+
+static int bpf(int command, union bpf_attr *attr)
+{
+	return syscall(SYS_bpf, command, attr, sizeof(*attr));
+}
+
+/* The start of struct bpf_map_info; the kernel fills in as much as there is room for. */
+struct info {
+	__u32 type, id, key_size, value_size, max_entries, map_flags;
+	char name[16];
+};
+
+static int map_info(int fd, struct info *info)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	memset(info, 0, sizeof(*info));
+	attr.info.bpf_fd = fd;
+	attr.info.info_len = sizeof(*info);
+	attr.info.info = (unsigned long)info;
+	return bpf(BPF_OBJ_GET_INFO_BY_FD, &attr);
+}
+
+/* Opens the map of a file, for what the file was good for. Its signature is what __userns_call takes. */
+static int open_map(void *arg, int unused_fd, pid_t unused_pid)
+{
+	const struct file *file = arg;
+	union bpf_attr attr;
+
+	(void)unused_fd;
+	(void)unused_pid;
+	memset(&attr, 0, sizeof(attr));
+	attr.map_id = file->fresh;
+	if ((file->flags & O_ACCMODE) == O_RDONLY)
+		attr.open_flags = BPF_F_RDONLY;
+	else if ((file->flags & O_ACCMODE) == O_WRONLY)
+		attr.open_flags = BPF_F_WRONLY;
+	return bpf(BPF_MAP_GET_FD_BY_ID, &attr);
+}
+
+/* --------------------------------------------------------------- helpers */
+
+/* In the child: exactly the fds that a helper gets, and nothing of CRIU's. */
+__attribute__((noreturn)) static void become_helper(char **args, int in, int out, pid_t parent)
+{
+	char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+	char *environment[] = { path, NULL };
+	int log = log_get_fd ? log_get_fd() : -1;
+	/* Above those they are going to be, which may be any of them. */
+	int fds[] = { fcntl(in, F_DUPFD, 10), fcntl(out, F_DUPFD, 10), fcntl(log >= 0 ? log : 2, F_DUPFD, 10),
+		      fcntl(criu_get_image_dir(), F_DUPFD, 10) };
+	sigset_t none;
+
+	for (int signal = 1; signal < NSIG; signal++)
+		sigaction(signal, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	/* It puts back what it has taken out of a queue, which a SIGKILL would not let it. */
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
+	if (getppid() != parent)
+		_exit(127);
+	for (int i = 0; i < 4; i++)
+		if (dup2(fds[i], i) < 0 && i != 2)
+			_exit(127);
+	/* CRIU has files of the dumped tasks open: pipes, sockets, maps. */
+	if (syscall(SYS_close_range, 4, ~0U, 0) != 0)
+		for (int fd = 4; fd < 65536; fd++)
+			close(fd);
+	if (fchdir(3) == 0)
+		execve(args[0], args, environment);
+	dprintf(1, "error cannot run %s: %s\n", args[0], strerror(errno));
+	_exit(127);
+}
+
+/* Ends a helper that does not end itself. */
+static void stop(pid_t pid, int *status)
+{
+	kill(pid, SIGTERM);
+	for (int i = 0; i < 100; i++) {
+		if (waitpid(pid, status, WNOHANG) == pid)
+			return;
+		nanosleep(&(struct timespec){ .tv_nsec = 50 * 1000 * 1000 }, NULL);
+	}
+	kill(pid, SIGKILL);
+	waitpid(pid, status, 0);
+}
+
+/* Takes a line that any helper may print; other ones are for `line`, which returns 0 if they are right. */
+static int take_line(char *text, int *end, int (*line)(char *))
+{
+	if (strncmp(text, "error ", 6) == 0)
+		return error("%s", text + 6);
+	if (strncmp(text, "warn ", 5) == 0)
+		say(LOG_WARNING, "%s", text + 5);
+	else if (strncmp(text, "info ", 5) == 0)
+		say(LOG_INFO, "%s", text + 5);
+	else if (strcmp(text, "end") == 0 && *end >= 0)
+		*end = close(*end) - 1;
+	else if (strcmp(text, "busy") != 0 && line(text) != 0)
+		return error("unexpected answer: %s", text);
+	return 0;
+}
+
+/* Takes a helper's lines until it closes its output; `end` has its input, `*end`, closed, so that it ends. */
+static int listen_to(int from, int *end, int timeout, int (*line)(char *))
+{
+	char text[4096];
+	size_t used = 0;
+	int failed = 0;
+
+	for (;;) {
+		struct pollfd one = { .fd = from, .events = POLLIN };
+		int ready = poll(&one, 1, timeout * 1000);
+		ssize_t got = ready > 0 ? read(from, text + used, sizeof(text) - used) : ready;
+		char *start = text, *stop;
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (ready == 0)
+			return error("no sign of life for %d seconds", timeout);
+		if (got < 0)
+			return error("%s", strerror(errno));
+		if (got == 0)
+			return failed;
+		used += got;
+		while ((stop = memchr(start, '\n', text + used - start))) {
+			*stop = '\0';
+			failed |= take_line(start, end, line);
+			start = stop + 1;
+		}
+		used -= start - text;
+		if (used == sizeof(text))
+			return error("an answer without end");
+		memmove(text, start, used);
+	}
+}
+
+/*
+ * Runs a helper, and returns when it has ended and was waited for: a child that is left would make CRIU take
+ * it for one of the tasks, and end itself or them.
+ */
+static int run_helper(char **args, int timeout, int (*line)(char *))
+{
+	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, status = 0, failed = -1;
+	sigset_t child, before;
+	pid_t pid = -1, parent = getpid();
+
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &child, &before);
+	if (pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0)
+		pid = fork();
+	if (pid == 0)
+		become_helper(args, in[0], out[1], parent);
+	close(in[0]);
+	close(out[1]);
+	if (pid > 0) {
+		failed = listen_to(out[0], &in[1], timeout, line);
+		if (failed)
+			stop(pid, &status);
+		else
+			while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+				;
+	}
+	if (pid < 0)
+		error("%s: %s", args[2], strerror(errno));
+	else if (failed)
+		error("%s failed", args[2]);
+	else if (WIFSIGNALED(status))
+		failed = error("%s: ended by signal %d", args[2], WTERMSIG(status));
+	else if (WEXITSTATUS(status) != 0)
+		failed = error("%s: exit status %d", args[2], WEXITSTATUS(status));
+	else if (in[1] >= 0)
+		failed = error("%s: it ended before it was done", args[2]);
+	close(in[1]);
+	close(out[0]);
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return failed;
+}
+
+/* ------------------------------------------------------------------ dump */
+
+static FILE *table;
+
+static int dump_line(char *text)
+{
+	unsigned int id;
+	int at = 0;
+	struct map *map;
+
+	if (sscanf(text, "map %u%n", &id, &at) != 1 && sscanf(text, "skip %u %n", &id, &at) != 1)
+		return -1;
+	map = find_map(id);
+	if (!map && !(map = longer((void **)&maps, &map_count, sizeof(*maps))))
+		return -1;
+	map->id = id;
+	free(map->problem);
+	map->problem = *text == 's' ? strdup(text + at) : NULL;
+	return 0;
+}
+
+/* Has every map of the frozen tasks captured, and those that were asked for by then. */
+static int capture(unsigned int wanted)
+{
+	enum { FIXED = 5 };
+	char **args = calloc(map_count + FIXED + 2, sizeof(*args));
+	char *numbers = calloc(map_count + 2, 16);
+	int failed = -1;
+
+	if (args && numbers) {
+		const char *fixed[] = { NODE, BPFIMG, "criu-dump", CONFIG };
+
+		memcpy(args, fixed, sizeof(fixed));
+		snprintf(args[4] = numbers, 16, "%d", (int)getpid());
+		for (size_t i = 0; i <= map_count; i++) {
+			args[FIXED + i] = numbers + (i + 1) * 16;
+			snprintf(args[FIXED + i], 16, "%u", i < map_count ? maps[i].id : wanted);
+		}
+		failed = run_helper(args, settings.dump_timeout, dump_line);
+	}
+	free(args);
+	free(numbers);
+	return failed;
+}
+
+static int open_table(void)
+{
+	int fd = openat(criu_get_image_dir(), TABLE, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	table = fd < 0 ? NULL : fdopen(fd, "w");
+	if (!table)
+		return error("%s: %s", TABLE, strerror(errno));
+	return 0;
+}
+
+static int dump_map(int fd, unsigned int id, const struct info *info)
+{
+	const struct map *map = find_map(info->id);
+
+	if (!map) {
+		if (capture(info->id) != 0)
+			return -1;
+		map = find_map(info->id);
+	}
+	if (!map)
+		return error("the helper says nothing of it");
+	if (map->problem)
+		return error("%s", map->problem);
+	if (!table && open_table() != 0)
+		return -1;
+	if (fprintf(table, "%x %u %#o\n", id, info->id, fcntl(fd, F_GETFL)) < 0 || fflush(table) != 0)
+		return error("%s: %s", TABLE, strerror(errno));
+	if (file_count++ == 0 && add_inventory_plugin && add_inventory_plugin(NAME) != 0)
+		return error("CRIU does not note that the plugin is needed");
+	return 0;
+}
+
+static int dump_ext_file(int fd, int id)
+{
+	char path[64], link[64] = "";
+	struct info info;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (readlink(path, link, sizeof(link) - 1) < 0)
+		return -ENOTSUP;
+	if (strcmp(link, "anon_inode:bpf-map") != 0) {
+		if (strncmp(link, "anon_inode:bpf", 14) == 0 || strcmp(link, "anon_inode:btf") == 0)
+			error("%s: of BPF objects, only maps can be dumped: close it before the dump", link);
+		return -ENOTSUP;
+	}
+	if (map_info(fd, &info) != 0)
+		return error("a BPF map: %s", strerror(errno));
+	if (dump_map(fd, id, &info) == 0)
+		return 0;
+	return error("BPF map %u (%.16s, type %u) was not dumped", info.id, info.name, info.type);
+}
+
+/* ---------------------------------------------------------------- restore */
+
+static int restore_line(char *text)
+{
+	unsigned int from, to;
+
+	if (sscanf(text, "map %u %u", &from, &to) != 2)
+		return -1;
+	for (size_t i = 0; i < file_count; i++) {
+		struct file *file = &files[i];
+
+		if (file->map != from)
+			continue;
+		file->fresh = to;
+		/* At once, while the helper holds it. */
+		file->fd = open_map(file, -1, 0);
+		if (file->fd < 0)
+			return error("map %u, made of map %u: %s", to, from, strerror(errno));
+	}
+	return 0;
+}
+
+/* Reads the table; 1 when there is none. */
+static int read_table(void)
+{
+	int fd = openat(criu_get_image_dir(), TABLE, O_RDONLY | O_CLOEXEC);
+	FILE *from = fd < 0 ? NULL : fdopen(fd, "r");
+	char line[64];
+	int at;
+
+	if (!from)
+		return errno == ENOENT ? 1 : error("%s: %s", TABLE, strerror(errno));
+	while (fgets(line, sizeof(line), from)) {
+		struct file *file = longer((void **)&files, &file_count, sizeof(*files));
+
+		at = 0;
+		if (!file || sscanf(line, "%x %u %o%n", &file->id, &file->map, &file->flags, &at) != 3 || line[at] != '\n') {
+			fclose(from);
+			return error("%s: line %zu: expected `ID MAP_ID FLAGS`", TABLE, file_count);
+		}
+		file->fd = -1;
+	}
+	fclose(from);
+	return 0;
+}
+
+static int find_argument(struct dl_phdr_info *object, size_t size, void *found)
+{
+	/* It came with the second argument, in the same series of patches. */
+	static const char sign[] = "cr_plugin_dump_devices_late";
+
+	(void)size;
+	for (int i = 0; i < object->dlpi_phnum; i++) {
+		const ElfW(Phdr) *part = &object->dlpi_phdr[i];
+
+		if (part->p_type == PT_LOAD && (part->p_flags & (PF_R | PF_W)) == PF_R &&
+		    memmem((void *)(object->dlpi_addr + part->p_vaddr), part->p_filesz, sign, sizeof(sign) - 1))
+			*(bool *)found = true;
+	}
+	return 1; /* the first object is the program, and the only one to look at */
+}
+
+static int prepare_restore(void)
+{
+	char *args[] = { NODE, BPFIMG, "criu-restore", CONFIG, NULL };
+	bool needed = !check_and_remove_inventory_plugin || check_and_remove_inventory_plugin(NAME, strlen(NAME));
+	bool known = check_and_remove_inventory_plugin != NULL;
+	bool two = false;
+	int failed;
+
+	if (!needed)
+		return 0;
+	failed = read_table();
+	if (failed == 1)
+		return known ? error("%s is missing: it says which files of the dump are BPF maps", TABLE) : 0;
+	if (failed)
+		return -1;
+	if (settings.hook_arguments == 0) {
+		dl_iterate_phdr(find_argument, &two);
+		settings.hook_arguments = two ? 2 : 1;
+	}
+	if (run_helper(args, settings.restore_timeout, restore_line) != 0)
+		return error("the BPF maps of this dump were not restored");
+	for (size_t i = 0; i < file_count; i++)
+		if (files[i].fd < 0)
+			return error("BPF map %u (file 0x%x) was not restored", files[i].map, files[i].id);
+	return 0;
+}
+
+static int restore_ext_file(int id, bool *retry)
+{
+	struct file *file = find_file(id);
+	int fd;
+
+	if (!file)
+		return -ENOTSUP;
+	fd = open_map(file, -1, 0);
+	if (fd < 0 && errno == EPERM && __userns_call) /* ids are the initial user namespace's; CRIU has a daemon there */
+		fd = __userns_call("bpfimg", open_map, FD_OUT, file, sizeof(*file), -1);
+	if (fd < 0)
+		return error("BPF map %u, now %u: cannot be opened: %s", file->map, file->fresh, strerror(errno));
+	if (file->flags & (O_APPEND | O_NONBLOCK))
+		fcntl(fd, F_SETFL, file->flags & (O_APPEND | O_NONBLOCK));
+	/*
+	 * CRIU after 4.2 passes the address of a variable of its caller's, not set; CRIU up to 4.2 passes nothing,
+	 * so that it is whatever stood in the register. A variable of the caller's is a little above our own.
+	 */
+	if (settings.hook_arguments == 2) {
+		size_t above = (char *)retry - (char *)__builtin_frame_address(0);
+
+		if (above < 4096)
+			*retry = false;
+	}
+	return fd;
+}
+
+/* ---------------------------------------------------------------- plugin */
+
+/* A CRIU with libbpf keeps two types of maps for itself and refuses all others: has files of maps dumped as ours. */
+static int take_over(void)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+	char *from = (char *)((size_t)&bpfmap_dump_ops & ~(page - 1));
+	size_t size = (char *)(&bpfmap_dump_ops + 1) - from;
+
+	if (!&bpfmap_dump_ops || !&ext_dump_ops)
+		return 0;
+	if (bpfmap_dump_ops.type == TYPE_EXT)
+		return 0;
+	if (bpfmap_dump_ops.type != TYPE_BPFMAP || ext_dump_ops.type != TYPE_EXT)
+		return error("take-over: this is another CRIU than those it was made for");
+	if (mprotect(from, size, PROT_READ | PROT_WRITE) != 0)
+		return error("take-over: %s", strerror(errno));
+	memcpy(&bpfmap_dump_ops, &ext_dump_ops, sizeof(ext_dump_ops));
+	mprotect(from, size, PROT_READ);
+	say(LOG_INFO, "takes over from CRIU's own BPF support");
+	return 0;
+}
+
+static int init(int stage)
+{
+	read_settings();
+	if (stage == DUMP && settings.take_over)
+		return take_over();
+	return stage == RESTORE ? prepare_restore() : 0;
+}
+
+static void finish(int stage, int failed)
+{
+	static const char *const ours[] = { TABLE,	      "bpfimg-file.img", "bpfimg-data.img",
+					    "bpfimg-meta.img", "bpfimg-btf.img" };
+
+	if (table)
+		fclose(table);
+	table = NULL;
+	/* An older dump in this folder had maps, this one has none. */
+	if (stage == DUMP && !failed && file_count == 0)
+		for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++)
+			unlinkat(criu_get_image_dir(), ours[i], 0);
+	for (size_t i = 0; stage == RESTORE && i < file_count; i++)
+		close(files[i].fd);
+}
+
+/* As CRIU has it, but for the hooks that came after the fourth: CRIU takes a shorter table, never a longer one. */
+__attribute__((visibility("default"))) struct {
+	const char *name;
+	int (*init)(int stage);
+	void (*exit)(int stage, int failed);
+	unsigned int version, max_hooks;
+	void *hooks[4];
+} CR_PLUGIN_DESC = {
+	.name = NAME,
+	.init = init,
+	.exit = finish,
+	.version = 0x000200,
+	.max_hooks = 4,
+	.hooks = { [2] = dump_ext_file, [3] = restore_ext_file },
+};

@@ -1,0 +1,90 @@
+/** Compiles the CRIU plugin on the machine whose CRIU will load it. */
+import { spawnSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { BpfimgError, ioError } from '../errors.js';
+import { finished, unfinished } from '../io/unfinished.js';
+import { CONFIG_FILE } from './config.js';
+
+/** Name of the plugin's file: CRIU loads whatever ends so. */
+export const PLUGIN_FILE = 'bpfimg.so';
+
+/** What a plugin says of itself, as lines behind this one: version, node, bpfimg, settings. */
+export const MARKER = 'bpfimg-plugin\n';
+
+const here = fileURLToPath(import.meta.url);
+/** In the bundle this module is dist/bpfimg.cjs, else build/src/criu/build.js. */
+const bundled = path.basename(here) === 'bpfimg.cjs';
+const top = path.resolve(path.dirname(here), bundled ? '..' : '../../..');
+
+/** The script that node runs as bpfimg, and the plugin's source. */
+const PROGRAM = bundled ? path.join(top, 'dist/bpfimg') : path.join(top, 'build/src/cli/bin.js');
+const SOURCE = path.join(top, 'plugins/criu/bpfimg.c');
+
+export interface BuildOptions {
+  readonly version: string;
+  /** File with settings; {@link CONFIG_FILE} when not said. */
+  readonly config?: string | undefined;
+  /** Compiler; `cc` when not said. */
+  readonly compiler?: string | undefined;
+}
+
+/**
+ * Compiles the plugin into `folder`, which is made when it is not there. It calls this bpfimg and this node by
+ * their absolute paths. Nothing is replaced unless it has been compiled: a broken plugin breaks every dump.
+ * @returns the plugin's path
+ * @throws BpfimgError with what the compiler says
+ */
+export function buildPlugin(folder: string, { version, config, compiler = 'cc' }: BuildOptions): string {
+  const place = path.resolve(folder);
+  const macros = {
+    VERSION: version,
+    NODE: process.execPath,
+    BPFIMG: PROGRAM,
+    CONFIG: path.resolve(config ?? CONFIG_FILE),
+  };
+  const defines = Object.entries(macros).map(([name, text]) => {
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: which neither a C string nor the marker takes
+    if (/[\x00-\x1f]/.test(text)) throw new BpfimgError('unsupported', `${text}: a path with control characters`);
+    return `-D${name}=${JSON.stringify(text)}`;
+  });
+  // Not named *.so: CRIU would load it.
+  const aside = path.join(place, `.${PLUGIN_FILE}.${process.pid}`);
+  try {
+    fs.mkdirSync(place, { recursive: true });
+  } catch (error) {
+    throw ioError(place, 'make the folder', error);
+  }
+  unfinished(aside);
+  try {
+    const options = ['-std=gnu11', '-O2', '-Wall', '-fPIC', '-shared', '-fvisibility=hidden'];
+    const done = spawnSync(compiler, [...options, ...defines, '-o', aside, SOURCE], { encoding: 'utf8' });
+    if (done.error !== undefined) {
+      const hint = 'a C compiler and the headers of libc are needed (Debian: gcc libc6-dev)';
+      throw new BpfimgError('unsupported', `${compiler}: cannot be run: ${done.error.message}; ${hint}`);
+    }
+    if (done.status !== 0) {
+      const first = done.stderr.split('\n').find((line) => /error|cannot/i.test(line)) ?? `exit status ${done.status}`;
+      throw new BpfimgError('unsupported', `${SOURCE}: ${compiler}: ${first.trim()}`);
+    }
+    putInPlace(aside, path.join(place, PLUGIN_FILE));
+  } finally {
+    fs.rmSync(aside, { force: true });
+    finished(aside);
+  }
+  return path.join(place, PLUGIN_FILE);
+}
+
+/** On disk before it has its name: half a library would break every dump after a crash. */
+function putInPlace(aside: string, file: string): void {
+  try {
+    const fd = fs.openSync(aside, 'r');
+    fs.fchmodSync(fd, 0o755);
+    fs.fsyncSync(fd);
+    fs.closeSync(fd);
+    fs.renameSync(aside, file);
+  } catch (error) {
+    throw ioError(file, 'put it in place', error);
+  }
+}

@@ -1,0 +1,79 @@
+/** Settings of the CRIU plugin: one file, because what runs CRIU passes no environment on. */
+import * as fs from 'node:fs';
+import { BpfimgError, errnoOf, ioError } from '../errors.js';
+import type { CpuFold } from '../replay/items.js';
+
+/** Where the settings are, unless `criu build` was told otherwise. */
+export const CONFIG_FILE = '/etc/bpfimg/criu.conf';
+
+export interface CriuConfig {
+  /** On restore, take a live map of the same boot, id and attributes in place of a fresh one. */
+  readonly reuse: boolean;
+  /** Read queues and stacks by emptying and refilling them. */
+  readonly drain: boolean;
+  /** What to do with a map that cannot be carried whole. */
+  readonly partial: 'warn' | 'fail';
+  /** What to do with items that refer to what this host does not have. */
+  readonly unresolved: 'fail' | 'skip';
+  /** Per-CPU values of a machine with other CPUs. */
+  readonly percpu: CpuFold | undefined;
+  /** Folders with plugins for map types. */
+  readonly libdir: readonly string[];
+  /** The plugin stands in for the BPF support of a CRIU built with libbpf. Read by the plugin. */
+  readonly takeOver: boolean;
+}
+
+const yesNo = ['yes', 'no'] as const;
+const seconds = /^[1-9]\d{0,4}$/;
+
+/** Names of settings, and what they may be. Those of the plugin itself are checked here as well. */
+const SETTINGS: Readonly<Record<string, readonly string[] | RegExp>> = {
+  reuse: yesNo,
+  drain: yesNo,
+  partial: ['warn', 'fail'],
+  unresolved: ['fail', 'skip'],
+  percpu: ['first', 'sum', 'spread'],
+  libdir: /^\//,
+  'take-over': yesNo,
+  'dump-timeout': seconds,
+  'restore-timeout': seconds,
+  'restore-hook-arguments': ['1', '2'],
+};
+
+/**
+ * Reads the settings; a file that is not there says nothing.
+ * @throws BpfimgError naming file and line
+ */
+export function readConfig(file: string = CONFIG_FILE): CriuConfig {
+  let text = '';
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw ioError(file, 'read it', error);
+  }
+  const said = new Map<string, string[]>();
+  for (const [i, line] of text.split('\n').entries()) {
+    const [name, value = '', ...rest] = line.replace(/#.*/, '').trim().split(/\s+/);
+    if (name === undefined || name === '') continue;
+    const bad = (what: string) => new BpfimgError('badImage', `${file}: line ${i + 1}: ${what}`);
+    const allowed = SETTINGS[name];
+    if (allowed === undefined || !Object.hasOwn(SETTINGS, name)) throw bad(`no setting is named ${name}`);
+    const fits = allowed instanceof RegExp ? allowed.test(value) : allowed.includes(value);
+    if (!fits || rest.length > 0) {
+      const wanted =
+        allowed instanceof RegExp ? (name === 'libdir' ? 'an absolute path' : 'seconds') : allowed.join(', ');
+      throw bad(`${name} ${[value, ...rest].join(' ')}: expected ${wanted}`);
+    }
+    said.set(name, [...(said.get(name) ?? []), value]);
+  }
+  const last = (name: string) => said.get(name)?.at(-1);
+  return {
+    reuse: last('reuse') === 'yes',
+    drain: last('drain') !== 'no',
+    partial: last('partial') === 'fail' ? 'fail' : 'warn',
+    unresolved: last('unresolved') === 'skip' ? 'skip' : 'fail',
+    percpu: last('percpu') as CpuFold | undefined,
+    libdir: said.get('libdir') ?? [],
+    takeOver: last('take-over') === 'yes',
+  };
+}

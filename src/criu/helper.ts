@@ -1,0 +1,139 @@
+/**
+ * What the CRIU plugin has done for it, in a process of its own that lives no longer than CRIU's call: all maps
+ * of the frozen tasks into images, and all maps of a dump from its images.
+ *
+ * Answers are lines: `map ID`, `skip ID WHY`, `map OLD NEW`, `warn TEXT`, `busy` as a sign of life, `end`.
+ */
+import { capture } from '../capture/capture.js';
+import { type Dump, openDump, PLUGIN_IMAGE } from '../dump/model.js';
+import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
+import type { BpfMap } from '../kernel/map.js';
+import { bootId, processes, tracerOf } from '../kernel/proc.js';
+import type { Sys } from '../kernel/sys.js';
+import { type MapTypes, reportText } from '../maptype.js';
+import { type PlannedMap, planMap, planMaps } from '../replay/plan.js';
+import { replay } from '../replay/replay.js';
+import type { CriuConfig } from './config.js';
+
+/** Prints one line of an answer. */
+export type Answer = (line: string) => void;
+
+/** Milliseconds between signs of life. */
+const BUSY_MS = 1000;
+
+function signOfLife(answer: Answer): () => void {
+  let last = Date.now();
+  return () => {
+    const now = Date.now();
+    if (now - last < BUSY_MS) return;
+    last = now;
+    answer('busy');
+  };
+}
+
+/**
+ * Captures every map that the tasks traced by `criu` hold, and those of `wanted` beside them, into `folder`.
+ * @throws BpfimgError, KernelError: then nothing of it stands there
+ */
+export async function dumpMaps(
+  sys: Sys,
+  folder: string,
+  criu: number,
+  wanted: readonly number[],
+  types: MapTypes,
+  config: CriuConfig,
+  answer: Answer,
+): Promise<void> {
+  const tasks = processes(sys.proc).filter((pid) => tracerOf(pid, sys.proc) === criu);
+  const live = LiveMaps.ofProcesses(sys, tasks);
+  // Looking at the whole machine takes longer; the tasks are frozen meanwhile.
+  let all: LiveMaps | undefined;
+  const find = (id: number): LiveMap | undefined => {
+    const known = live.maps.find((map) => map.id === id);
+    if (known !== undefined) return known;
+    all ??= LiveMaps.look(sys);
+    return all.maps.find((map) => map.id === id);
+  };
+  // An fd on its way through a socket is in nobody's table.
+  const elsewhere = wanted.flatMap((id) => (live.maps.some((map) => map.id === id) ? [] : (find(id) ?? [])));
+  const rows = await capture(sys, [...live.maps, ...elsewhere], folder, types, {
+    images: PLUGIN_IMAGE,
+    // fdinfo images say who holds what.
+    holders: () => false,
+    drain: config.drain ? 'restore' : 'no',
+    find,
+    progress: signOfLife(answer),
+  });
+  for (const { id, name, report } of rows) {
+    const text = reportText(report);
+    const fails = report.kind === 'not supported' || (report.kind !== 'full' && config.partial === 'fail');
+    answer(fails ? `skip ${id} ${text}` : `map ${id}`);
+    if (!fails && report.kind !== 'full') answer(`warn BPF map ${id} (${name}): ${text}`);
+  }
+}
+
+/**
+ * Makes the maps of the dump in `folder` anew.
+ * @returns the maps, open: whoever shall have them opens them by id before the caller closes them
+ */
+export async function restoreMaps(
+  sys: Sys,
+  folder: string,
+  types: MapTypes,
+  config: CriuConfig,
+  answer: Answer,
+): Promise<BpfMap[]> {
+  const open: BpfMap[] = [];
+  const dump = await openDump(folder);
+  try {
+    const reused = config.reuse ? reuse(sys, dump, types) : new Map<number, BpfMap>();
+    for (const [id, map] of reused) {
+      open.push(map);
+      answer(`info BPF map ${id} is still there, and taken as it is`);
+      answer(`map ${id} ${id}`);
+    }
+    const wanted = dump.maps.filter(({ mapId, files }) => files.length > 0 && !reused.has(mapId));
+    const plans = await planMaps(dump, wanted, types, { cpus: sys.cpus, perCpu: config.percpu });
+    const fresh = await replay(sys, plans, {
+      unresolved: config.unresolved,
+      progress: signOfLife(answer),
+    });
+    for (const { plan, map, report } of fresh) {
+      open.push(map);
+      if (report.kind !== 'full') answer(`warn BPF ${plan.subject}: ${reportText(report)}`);
+      answer(`map ${plan.mapId} ${map.id}`);
+    }
+    return open;
+  } catch (error) {
+    for (const map of open) map.close();
+    throw error;
+  } finally {
+    dump.close();
+  }
+}
+
+/** Live maps that are those of the dump: of the same boot, with the same id and attributes. */
+function reuse(sys: Sys, dump: Dump, types: MapTypes): Map<number, BpfMap> {
+  const boot = bootId(sys.proc);
+  const live = LiveMaps.look(sys);
+  const same = new Map<number, BpfMap>();
+  for (const map of dump.maps) {
+    const found = live.maps.find(({ id }) => id === map.mapId);
+    if (found === undefined || map.files.length === 0 || map.meta?.boot_id !== boot) continue;
+    if (isLike(found, planMap(dump, map, types, { cpus: sys.cpus }))) same.set(map.mapId, openLive(sys, found));
+  }
+  return same;
+}
+
+function isLike(live: LiveMap, { spec, frozen }: PlannedMap): boolean {
+  return (
+    live.name === spec.name &&
+    live.type === spec.type &&
+    live.keySize === spec.keySize &&
+    live.valueSize === spec.valueSize &&
+    live.maxEntries === spec.maxEntries &&
+    live.flags === spec.flags &&
+    (live.extra ?? 0n) === spec.extra &&
+    live.frozen === frozen
+  );
+}

@@ -1,0 +1,707 @@
+/**
+ * Which items of two data entries differ, whatever order they stand in, in memory that does not grow with them.
+ *
+ * Both entries are read side by side first: what is equal at one place is as a rule most of it. What is left is put
+ * aside in parts by a hash of its key, and each part is compared in memory. Of several items with one key in one
+ * entry the last counts, as it does for CRIU's restore and for a replay.
+ */
+import { viewOf } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
+import { Cursor, type Input } from '../io/input.js';
+import { pause } from '../io/pause.js';
+import type { ItemDifferences } from './differences.js';
+import { KeyHash } from './key-hash.js';
+import { Parts } from './parts.js';
+
+/** The items of one data entry. */
+export interface Items {
+  readonly input: Input;
+  /** Positions in the input. */
+  readonly keysAt: number;
+  readonly valuesAt: number;
+  readonly count: number;
+  /** Bytes of a key, and of all of an item's value. */
+  readonly keySize: number;
+  readonly valueSize: number;
+}
+
+/** What is special about the items of a map type. */
+export interface ItemRules {
+  /** Items have no keys: their order is what they are. `queue`: those before are taken out at the front. */
+  readonly ordered?: 'queue' | 'stack' | undefined;
+  /** Blanks what makes no difference in the key at `at`. */
+  readonly blankKey?: ((view: DataView, at: number, size: number) => void) | undefined;
+  /** Whether two values are the same that have one key, where that is not a matter of bytes alone. */
+  readonly sameValue?: ((key: Place, a: Place, b: Place) => boolean) | undefined;
+}
+
+/** Bytes within a buffer. */
+export interface Place {
+  readonly view: DataView;
+  readonly at: number;
+  readonly size: number;
+}
+
+/** Sizes that decide which way items are compared; tests have their own. */
+export interface Limits {
+  /** Bytes of an item from which on it is compared where it stands. */
+  readonly wide: number;
+  /** Of a part's items on one side, to be held at once. */
+  readonly bytes: number;
+  readonly items: number;
+  /** Parts at most that items are put aside in at once. */
+  readonly parts: number;
+  /** Items of a queue that are held at once. */
+  readonly queue: number;
+}
+
+const LIMITS: Limits = {
+  wide: 16 * 1024,
+  bytes: 12 * 1024 * 1024,
+  items: 512 * 1024,
+  parts: 128,
+  queue: 4 * 1024 * 1024,
+};
+
+/**
+ * Notes in `found` which items of `a` and `b` differ.
+ * @throws BpfimgError when an input ends early
+ */
+export async function diffItems(
+  a: Items,
+  b: Items,
+  rules: ItemRules,
+  found: ItemDifferences,
+  limits: Limits = LIMITS,
+): Promise<void> {
+  if (rules.ordered !== undefined) return new Sequences(a, b, rules.ordered, found, limits).compare();
+  if (a.keySize !== b.keySize && a.count > 0 && b.count > 0) {
+    // No key of one side can be on the other.
+    await diffItems(a, { ...a, count: 0 }, rules, found, limits);
+    await diffItems({ ...b, count: 0 }, b, rules, found, limits);
+    return;
+  }
+  const size = (items: Items) => (items.count === 0 ? 0 : items.keySize + items.valueSize);
+  if (Math.max(size(a), size(b)) >= limits.wide) return new WideItems(a, b, rules, found).compare();
+  return new ManyItems(a, b, rules, found, limits).compare();
+}
+
+function shorter(items: Items): BpfimgError {
+  return new BpfimgError('badImage', `${items.input.name}: it has become shorter while it was read`);
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Many items
+
+/** Whether `size` bytes are equal. */
+function equal(a: DataView, aAt: number, b: DataView, bAt: number, size: number): boolean {
+  let i = 0;
+  for (; i + 4 <= size; i += 4) if (a.getInt32(aAt + i, true) !== b.getInt32(bAt + i, true)) return false;
+  for (; i < size; i++) if (a.getUint8(aAt + i) !== b.getUint8(bAt + i)) return false;
+  return true;
+}
+
+function copy(from: DataView, at: number, to: DataView, toAt: number, size: number): void {
+  let i = 0;
+  for (; i + 4 <= size; i += 4) to.setInt32(toAt + i, from.getInt32(at + i, true), true);
+  for (; i < size; i++) to.setUint8(toAt + i, from.getUint8(at + i));
+}
+
+/** Keys and values of an entry from a position on. */
+class Stream {
+  readonly keys: Cursor;
+  readonly values: Cursor;
+
+  constructor(
+    readonly items: Items,
+    readonly blankKey: ItemRules['blankKey'],
+    from = 0,
+  ) {
+    const { input, keysAt, valuesAt, count, keySize, valueSize } = items;
+    this.keys = new Cursor(input, keysAt + from * keySize, keysAt + count * keySize);
+    this.values = new Cursor(input, valuesAt + from * valueSize, valuesAt + count * valueSize);
+  }
+
+  /** Makes items ready, `most` at most; returns how many. */
+  async ready(most: number): Promise<number> {
+    const { keySize, valueSize } = this.items;
+    const keys = keySize === 0 ? most : Math.floor((await this.keys.fill(keySize)) / keySize);
+    const values = valueSize === 0 ? most : Math.floor((await this.values.fill(valueSize)) / valueSize);
+    const count = Math.min(most, keys, values);
+    if (count === 0) throw shorter(this.items);
+    return count;
+  }
+
+  /** Blanks what makes no difference in the next `count` keys. */
+  blank(count: number): void {
+    const { keys, blankKey } = this;
+    const { keySize } = this.items;
+    if (blankKey !== undefined) for (let i = 0; i < count; i++) blankKey(keys.view, keys.at + i * keySize, keySize);
+  }
+
+  skip(count: number): void {
+    this.keys.at += count * this.items.keySize;
+    this.values.at += count * this.items.valueSize;
+  }
+}
+
+/** What is told of items at the same place of both entries; both streams stand at the first of them. */
+type Visit = (position: number, count: number, same: boolean) => void;
+
+/** One part's items of one side, in memory: of each key the last. */
+class Table {
+  /** Records as {@link Parts} have them: position, key, value. */
+  records: Buffer;
+  view: DataView;
+  count = 0;
+  readonly #size: number;
+  #hashes: Uint32Array;
+  /** Number of a record + 1; 0 is free. */
+  #slots: Int32Array;
+
+  constructor(
+    readonly keySize: number,
+    valueSize: number,
+    readonly hash: KeyHash,
+    readonly limits: Limits,
+  ) {
+    this.#size = 4 + keySize + valueSize;
+    this.records = Buffer.from(new ArrayBuffer(64 * this.#size));
+    this.view = viewOf(this.records);
+    this.#hashes = new Uint32Array(64);
+    this.#slots = new Int32Array(256);
+  }
+
+  /** Takes in the record at `at`; false when that is one too many. */
+  put(from: DataView, at: number): boolean {
+    const hash = this.hash.of(from, at + 4, this.keySize);
+    const slot = this.#slot(from, at + 4, hash);
+    const known = this.#slots[slot] as number;
+    if (known > 0) {
+      const place = (known - 1) * this.#size;
+      if (from.getUint32(at, true) > this.view.getUint32(place, true)) copy(from, at, this.view, place, this.#size);
+      return true;
+    }
+    if (this.count === this.limits.items || (this.count + 1) * this.#size > this.limits.bytes) return false;
+    if (this.count === this.#hashes.length) this.#grow();
+    copy(from, at, this.view, this.count * this.#size, this.#size);
+    this.#hashes[this.count] = hash;
+    this.#slots[slot] = ++this.count;
+    if (this.count * 2 > this.#slots.length) this.#rehash();
+    return true;
+  }
+
+  /** The record with the key at `at`; -1 when there is none. */
+  find(from: DataView, at: number): number {
+    return (this.#slots[this.#slot(from, at, this.hash.of(from, at, this.keySize))] as number) - 1;
+  }
+
+  /** Where in {@link records} a record stands. */
+  at(record: number): number {
+    return record * this.#size;
+  }
+
+  /** The slot that the key at `at` has or would get. */
+  #slot(from: DataView, at: number, hash: number): number {
+    const mask = this.#slots.length - 1;
+    for (let slot = hash & mask; ; slot = (slot + 1) & mask) {
+      const record = (this.#slots[slot] as number) - 1;
+      if (record < 0) return slot;
+      if (this.#hashes[record] !== hash) continue;
+      if (equal(from, at, this.view, record * this.#size + 4, this.keySize)) return slot;
+    }
+  }
+
+  #grow(): void {
+    const records = Buffer.from(new ArrayBuffer(2 * this.records.length));
+    records.set(this.records);
+    this.records = records;
+    this.view = viewOf(records);
+    const hashes = new Uint32Array(2 * this.#hashes.length);
+    hashes.set(this.#hashes);
+    this.#hashes = hashes;
+  }
+
+  #rehash(): void {
+    this.#slots = new Int32Array(4 * this.#slots.length);
+    const mask = this.#slots.length - 1;
+    for (let record = 0; record < this.count; record++) {
+      let slot = (this.#hashes[record] as number) & mask;
+      while (this.#slots[slot] !== 0) slot = (slot + 1) & mask;
+      this.#slots[slot] = record + 1;
+    }
+  }
+}
+
+/** Bits of {@link KeyFilter} at most: 32 MiB. */
+const FILTER_BITS = 28;
+
+/** Hashes of keys that were put aside; now and then takes another for one of them. */
+class KeyFilter {
+  readonly #words: Int32Array;
+  readonly #shift: number;
+
+  constructor(keys: number) {
+    const bits = Math.min(FILTER_BITS, Math.max(10, Math.ceil(Math.log2(16 * Math.max(1, keys)))));
+    this.#words = new Int32Array(1 << (bits - 5));
+    this.#shift = 32 - bits;
+  }
+
+  add(hash: number): void {
+    const bit = hash >>> this.#shift;
+    this.#words[bit >>> 5] = (this.#words[bit >>> 5] as number) | (1 << (bit & 31));
+  }
+
+  has(hash: number): boolean {
+    const bit = hash >>> this.#shift;
+    return ((this.#words[bit >>> 5] as number) & (1 << (bit & 31))) !== 0;
+  }
+}
+
+/** Levels of parts within parts: no hash needs more, whatever the keys. */
+const MOST_LEVELS = 12;
+
+class ManyItems {
+  readonly #hash = new KeyHash();
+
+  constructor(
+    readonly a: Items,
+    readonly b: Items,
+    readonly rules: ItemRules,
+    readonly found: ItemDifferences,
+    readonly limits: Limits,
+  ) {}
+
+  async compare(): Promise<void> {
+    const { a, b, limits } = this;
+    const bytes = Math.max(...[a, b].map(({ count, keySize, valueSize }) => count * (4 + keySize + valueSize)));
+    const wanted = Math.max((2 * bytes) / limits.bytes, (2 * Math.max(a.count, b.count)) / limits.items);
+    const sides = this.#parts(Math.min(limits.parts, Math.max(1, Math.ceil(wanted))));
+    try {
+      if (await this.#putAside(sides)) await this.#join(sides, this.#hash, 0);
+    } finally {
+      for (const side of sides) side.close();
+    }
+  }
+
+  #parts(count: number): [Parts, Parts] {
+    const { a, b } = this;
+    return [new Parts(count, 4 + a.keySize + a.valueSize), new Parts(count, 4 + b.keySize + b.valueSize)];
+  }
+
+  /** Puts aside what is not the same at the same place, and whatever has a key of that; whether that is anything. */
+  async #putAside(sides: readonly [Parts, Parts]): Promise<boolean> {
+    const { a, b } = this;
+    const shared = Math.min(a.count, b.count);
+    const filter = new KeyFilter(a.count + b.count);
+    let streams: [Stream, Stream] = this.#streams();
+    const hashOf = ({ keys, items }: Stream, i: number) =>
+      this.#hash.of(keys.view, keys.at + i * items.keySize, items.keySize);
+    const put = (side: 0 | 1, position: number, i: number, hash: number) => {
+      const { items, keys, values } = streams[side];
+      const { keySize, valueSize } = items;
+      const parts = sides[side];
+      const at = parts.slot(Math.floor((hash * parts.count) / 0x1_0000_0000));
+      parts.view.setUint32(at, position, true);
+      copy(keys.view, keys.at + i * keySize, parts.view, at + 4, keySize);
+      copy(values.view, values.at + i * valueSize, parts.view, at + 4 + keySize, valueSize);
+    };
+    let aside = 0;
+    const differ = (side: 0 | 1, position: number, i: number) => {
+      const hash = hashOf(streams[side], i);
+      filter.add(hash);
+      put(side, position, i, hash);
+      aside++;
+    };
+    let passed = 0;
+    await this.#lockStep(streams, shared, (position, count, same) => {
+      if (same) {
+        passed += count;
+        return;
+      }
+      for (let i = 0; i < count; i++) {
+        differ(0, position + i, i);
+        differ(1, position + i, i);
+      }
+    });
+    for (const side of [0, 1] as const) {
+      const stream = streams[side];
+      for (let position = shared; position < stream.items.count; ) {
+        const ready = await stream.ready(stream.items.count - position);
+        stream.blank(ready);
+        for (let i = 0; i < ready; i++) differ(side, position + i, i);
+        stream.skip(ready);
+        position += ready;
+        await pause();
+      }
+    }
+    if (aside === 0) return false;
+    if (passed === 0) return true;
+    // A key may stand twice in an entry: once where both are the same, and once where they are not.
+    streams = this.#streams();
+    await this.#lockStep(streams, shared, (position, count, same) => {
+      if (!same) return;
+      for (let i = 0; i < count; i++) {
+        const hash = hashOf(streams[0], i);
+        if (!filter.has(hash)) continue;
+        put(0, position + i, i, hash);
+        put(1, position + i, i, hash);
+      }
+    });
+    return true;
+  }
+
+  #streams(): [Stream, Stream] {
+    const { blankKey } = this.rules;
+    return [new Stream(this.a, blankKey), new Stream(this.b, blankKey)];
+  }
+
+  /** Goes through the first `shared` items of both. */
+  async #lockStep([a, b]: readonly [Stream, Stream], shared: number, visit: Visit): Promise<void> {
+    const { keySize, valueSize } = this.a;
+    const bytesAlone = this.rules.sameValue === undefined && valueSize === this.b.valueSize;
+    const part = (cursor: Cursor, size: number) => cursor.bytes.subarray(cursor.at, cursor.at + size);
+    const same = (left: Cursor, right: Cursor, size: number) =>
+      Buffer.compare(part(left, size), part(right, size)) === 0;
+    for (let done = 0; done < shared; ) {
+      const ready = Math.min(await a.ready(shared - done), await b.ready(shared - done));
+      a.blank(ready);
+      b.blank(ready);
+      if (bytesAlone && same(a.keys, b.keys, ready * keySize) && same(a.values, b.values, ready * valueSize)) {
+        visit(done, ready, true);
+        a.skip(ready);
+        b.skip(ready);
+      } else {
+        for (let i = 0; i < ready; i++) {
+          const sameKey = equal(a.keys.view, a.keys.at, b.keys.view, b.keys.at, keySize);
+          visit(done + i, 1, sameKey && this.#sameValue(a.keys.view, a.keys.at, a.values, b.values));
+          a.skip(1);
+          b.skip(1);
+        }
+      }
+      done += ready;
+      await pause();
+    }
+  }
+
+  #sameValue(
+    key: DataView,
+    keyAt: number,
+    { view: a, at: aAt }: { view: DataView; at: number },
+    { view: b, at: bAt }: { view: DataView; at: number },
+  ): boolean {
+    const [aSize, bSize] = [this.a.valueSize, this.b.valueSize];
+    const { sameValue } = this.rules;
+    if (sameValue !== undefined) {
+      const keyPlace = { view: key, at: keyAt, size: this.a.keySize };
+      return sameValue(keyPlace, { view: a, at: aAt, size: aSize }, { view: b, at: bAt, size: bSize });
+    }
+    return aSize === bSize && equal(a, aAt, b, bAt, aSize);
+  }
+
+  async #join(sides: readonly [Parts, Parts], hash: KeyHash, level: number): Promise<void> {
+    for (let part = 0; part < sides[0].count && !this.found.enough; part++) {
+      const a = await this.#load(sides[0], part, this.a, hash);
+      const b = a && (await this.#load(sides[1], part, this.b, hash));
+      if (a !== undefined && b !== undefined) this.#compare(a, b);
+      else await this.#split(sides, part, level + 1);
+      await pause();
+    }
+  }
+
+  /** A part's items; undefined when they are too many. */
+  async #load(parts: Parts, part: number, items: Items, hash: KeyHash): Promise<Table | undefined> {
+    const table = new Table(items.keySize, items.valueSize, hash, this.limits);
+    for await (const page of parts.read(part)) {
+      const view = viewOf(page);
+      for (let at = 0; at < page.length; at += parts.size) if (!table.put(view, at)) return undefined;
+      await pause();
+    }
+    return table;
+  }
+
+  #compare(a: Table, b: Table): void {
+    const { found } = this;
+    const { keySize, valueSize } = this.a;
+    const matched = new Uint8Array(b.count);
+    for (let record = 0; record < a.count; record++) {
+      const at = a.at(record);
+      const other = b.find(a.view, at + 4);
+      if (other < 0) {
+        found.removed.add(a.view.getUint32(at, true), 0);
+        continue;
+      }
+      matched[other] = 1;
+      const otherAt = b.at(other);
+      const [left, right] = [
+        { view: a.view, at: at + 4 + keySize },
+        { view: b.view, at: otherAt + 4 + keySize },
+      ];
+      if (valueSize === this.b.valueSize && this.rules.sameValue === undefined) {
+        if (equal(left.view, left.at, right.view, right.at, valueSize)) continue;
+      } else if (this.#sameValue(a.view, at + 4, left, right)) continue;
+      found.changed.add(a.view.getUint32(at, true), b.view.getUint32(otherAt, true));
+    }
+    for (let record = 0; record < b.count; record++) {
+      if (matched[record] === 0) found.added.add(b.view.getUint32(b.at(record), true), 0);
+    }
+  }
+
+  /** Compares a part that is too large for memory in parts of its own. */
+  async #split(sides: readonly [Parts, Parts], part: number, level: number): Promise<void> {
+    if (level > MOST_LEVELS) throw new Error(`parts of ${this.a.input.name} do not get smaller`);
+    const hash = new KeyHash();
+    const smaller = this.#parts(Math.min(this.limits.parts, 16));
+    try {
+      for (const [side, parts] of smaller.entries()) {
+        const from = sides[side] as Parts;
+        for await (const page of from.read(part)) {
+          const view = viewOf(page);
+          for (let at = 0; at < page.length; at += from.size) {
+            const of = hash.of(view, at + 4, this.a.keySize);
+            const to = parts.slot(Math.floor((of * parts.count) / 0x1_0000_0000));
+            copy(view, at, parts.view, to, from.size);
+          }
+          await pause();
+        }
+      }
+      await this.#join(smaller, hash, level);
+    } finally {
+      for (const one of smaller) one.close();
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Wide items
+
+/** Bytes that are looked at in one piece. */
+const PIECE = 64 * 1024;
+
+/** Whether `size` bytes of two inputs are equal. */
+export async function equalBytes(a: Input, aAt: number, b: Input, bAt: number, size: number): Promise<boolean> {
+  const left = new Cursor(a, aAt, aAt + size);
+  const right = new Cursor(b, bAt, bAt + size);
+  for (let done = 0; done < size; ) {
+    const ready = Math.min(await left.fill(), await right.fill());
+    if (ready === 0) return false;
+    const part = ({ bytes, at }: Cursor) => bytes.subarray(at, at + ready);
+    if (Buffer.compare(part(left), part(right)) !== 0) return false;
+    left.at += ready;
+    right.at += ready;
+    done += ready;
+    await pause();
+  }
+  return true;
+}
+
+/** Items so large that there cannot be many: they are found by hashes of their keys and compared where they stand. */
+class WideItems {
+  readonly #hashes = [new KeyHash(), new KeyHash()] as const;
+
+  constructor(
+    readonly a: Items,
+    readonly b: Items,
+    readonly rules: ItemRules,
+    readonly found: ItemDifferences,
+  ) {}
+
+  async compare(): Promise<void> {
+    const { a, b, found } = this;
+    const left = await this.#index(a);
+    const right = await this.#index(b);
+    const matched = new Set<number>();
+    for (const [digest, positions] of left) {
+      for (const position of positions) {
+        if (found.enough) return;
+        const other = await this.#find(right.get(digest), b, position, a);
+        if (other === undefined) found.removed.add(position, 0);
+        else {
+          matched.add(other);
+          if (!(await this.#sameValue(position, other))) found.changed.add(position, other);
+        }
+      }
+    }
+    for (const positions of right.values()) {
+      for (const position of positions) if (!matched.has(position)) found.added.add(position, 0);
+    }
+  }
+
+  /** Positions of the last item of each key, by a hash of the key. */
+  async #index(items: Items): Promise<Map<number, number[]>> {
+    const index = new Map<number, number[]>();
+    for (let position = 0; position < items.count; position++) {
+      const digest = await this.#digest(items, position);
+      const positions = index.get(digest) ?? [];
+      index.set(digest, positions);
+      const before = await this.#find(positions, items, position, items);
+      if (before === undefined) positions.push(position);
+      else positions[positions.indexOf(before)] = position;
+      await pause();
+    }
+    return index;
+  }
+
+  /** Which of `positions` in `items` has the key of item `position` of `other`. */
+  async #find(
+    positions: readonly number[] | undefined,
+    items: Items,
+    position: number,
+    other: Items,
+  ): Promise<number | undefined> {
+    for (const one of positions ?? []) if (await this.#sameKey(items, one, other, position)) return one;
+    return undefined;
+  }
+
+  /** A key that is not too large to be looked at in one piece. */
+  async #key(items: Items, position: number): Promise<DataView | undefined> {
+    const { input, keysAt, keySize } = items;
+    if (keySize > PIECE) return undefined;
+    const view = viewOf(await piece(items, input, keysAt + position * keySize, keySize));
+    this.rules.blankKey?.(view, 0, keySize);
+    return view;
+  }
+
+  async #digest(items: Items, position: number): Promise<number> {
+    const { input, keysAt, keySize } = items;
+    const [one, two] = this.#hashes;
+    const whole = await this.#key(items, position);
+    // 53 bits of two hashes.
+    if (whole !== undefined) return one.of(whole, 0, keySize) * 0x20_0000 + (two.of(whole, 0, keySize) >>> 11);
+    const sums = viewOf(new Uint8Array(12));
+    for (let done = 0; done < keySize; done += PIECE) {
+      const size = Math.min(PIECE, keySize - done);
+      const view = viewOf(await piece(items, input, keysAt + position * keySize + done, size));
+      sums.setUint32(8, one.of(view, 0, size));
+      sums.setUint32(0, one.of(sums, 0, 12));
+      sums.setUint32(8, two.of(view, 0, size));
+      sums.setUint32(4, two.of(sums, 0, 12));
+    }
+    return sums.getUint32(0) * 0x20_0000 + (sums.getUint32(4) >>> 11);
+  }
+
+  async #sameKey(a: Items, position: number, b: Items, other: number): Promise<boolean> {
+    const { keySize } = a;
+    const left = await this.#key(a, position);
+    const right = await this.#key(b, other);
+    if (left !== undefined && right !== undefined) return equal(left, 0, right, 0, keySize);
+    return equalBytes(a.input, a.keysAt + position * keySize, b.input, b.keysAt + other * keySize, keySize);
+  }
+
+  async #sameValue(position: number, other: number): Promise<boolean> {
+    const { a, b } = this;
+    const [aAt, bAt] = [a.valuesAt + position * a.valueSize, b.valuesAt + other * b.valueSize];
+    if (a.valueSize !== b.valueSize) return false;
+    return equalBytes(a.input, aAt, b.input, bAt, a.valueSize);
+  }
+}
+
+async function piece(items: Items, input: Input, at: number, size: number): Promise<Uint8Array> {
+  const bytes = await new Cursor(input, at, at + size, size).take(size);
+  if (bytes.length < size) throw shorter(items);
+  return bytes;
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Sequences
+
+/** Values without keys, whose order is what they are. */
+class Sequences {
+  readonly #hashes = [new KeyHash(), new KeyHash()] as const;
+
+  constructor(
+    readonly a: Items,
+    readonly b: Items,
+    readonly kind: 'queue' | 'stack',
+    readonly found: ItemDifferences,
+    readonly limits: Limits,
+  ) {}
+
+  async compare(): Promise<void> {
+    const { a, b } = this;
+    const size = a.valueSize;
+    if (a.count === 0 || b.count === 0 || size !== b.valueSize) return this.#between(0, a.count, b.count);
+    if (a.count === b.count && (await equalBytes(a.input, a.valuesAt, b.input, b.valuesAt, a.count * size))) return;
+    if (Math.max(a.count, b.count) > this.limits.queue) return this.#places();
+    const [left, right] = [await this.#digests(a), await this.#digests(b)];
+    const most = Math.min(a.count, b.count);
+    // What both begin with, and what both end with.
+    let front = 0;
+    while (front < most && left[front] === right[front]) front++;
+    let back = 0;
+    while (back < most - front && left[a.count - 1 - back] === right[b.count - 1 - back]) back++;
+    const shared = this.kind === 'queue' ? overlap(left, right) : 0;
+    if (shared > front + back) {
+      this.#between(0, a.count - shared, 0);
+      this.#between(shared, 0, b.count);
+    } else if (a.count === b.count) {
+      for (let i = front; i < a.count - back; i++) if (left[i] !== right[i]) this.found.changed.add(i, i);
+    } else this.#between(front, a.count - back, b.count - back);
+  }
+
+  /** What stands from `from` to the ends has been taken out, or put in. */
+  #between(from: number, aEnd: number, bEnd: number): void {
+    for (let i = from; i < aEnd; i++) this.found.removed.add(i, 0);
+    for (let i = from; i < bEnd; i++) this.found.added.add(i, 0);
+  }
+
+  /** Each value and the one at its place. */
+  async #places(): Promise<void> {
+    const [a, b] = [new Stream(this.a, undefined), new Stream(this.b, undefined)];
+    const shared = Math.min(this.a.count, this.b.count);
+    for (let done = 0; done < shared; ) {
+      const ready = Math.min(await a.ready(shared - done), await b.ready(shared - done));
+      for (let i = 0; i < ready; i++, done++) {
+        const same = equal(a.values.view, a.values.at, b.values.view, b.values.at, this.a.valueSize);
+        if (!same) this.found.changed.add(done, done);
+        a.skip(1);
+        b.skip(1);
+      }
+      await pause();
+    }
+    this.#between(shared, this.a.count, this.b.count);
+  }
+
+  /** 53 bits of two hashes of each value. */
+  async #digests(items: Items): Promise<Float64Array> {
+    const { input, valuesAt, count, valueSize } = items;
+    const [one, two] = this.#hashes;
+    const digests = new Float64Array(count);
+    const cursor = new Cursor(input, valuesAt, valuesAt + count * valueSize);
+    const sums = viewOf(new Uint8Array(12));
+    for (let i = 0; i < count; i++) {
+      sums.setFloat64(0, 0);
+      for (let left = valueSize; left > 0; ) {
+        const size = Math.min(left, PIECE);
+        if (cursor.ready < size && (await cursor.fill(size)) < size) throw shorter(items);
+        sums.setUint32(8, one.of(cursor.view, cursor.at, size));
+        sums.setUint32(0, one.of(sums, 0, 12));
+        sums.setUint32(8, two.of(cursor.view, cursor.at, size));
+        sums.setUint32(4, two.of(sums, 0, 12));
+        cursor.at += size;
+        left -= size;
+      }
+      digests[i] = sums.getUint32(0) * 0x20_0000 + (sums.getUint32(4) >>> 11);
+      if ((i & 1023) === 0) await pause();
+    }
+    return digests;
+  }
+}
+
+/** How many of the last of `a` are the first of `b`: a queue that went on (Knuth, Morris and Pratt). */
+function overlap(a: Float64Array, b: Float64Array): number {
+  /** For each beginning of `b`: how much of its end is a beginning again. */
+  const again = new Int32Array(b.length);
+  const next = (held: number, value: number | undefined) => {
+    let length = held === b.length ? (again[held - 1] as number) : held;
+    while (length > 0 && b[length] !== value) length = again[length - 1] as number;
+    return b[length] === value ? length + 1 : 0;
+  };
+  for (let i = 1, length = 0; i < b.length; i++) {
+    length = next(length, b[i]);
+    again[i] = length;
+  }
+  let held = 0;
+  for (let i = 0; i < a.length; i++) held = next(held, a[i]);
+  return held;
+}

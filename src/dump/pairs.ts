@@ -1,0 +1,87 @@
+/** Which map of one dump is which of another. */
+import { itemShape } from '../json/items.js';
+import type { Dump, DumpMap } from './model.js';
+import { mapName } from './select.js';
+
+/** A map in two dumps, or in one of them. */
+export type MapPair =
+  | { readonly a: DumpMap; readonly b: DumpMap }
+  | { readonly a: DumpMap; readonly b: undefined }
+  | { readonly a: undefined; readonly b: DumpMap };
+
+/** What two maps must share; undefined for a map that this rule does not pair. */
+type Trait = (map: DumpMap) => string | undefined;
+
+/** A trait made of attributes, which only maps with an open file have. */
+const attributes =
+  (...names: readonly string[]): Trait =>
+  ({ files: [file] }) =>
+    file && JSON.stringify(names.map((name) => String(file.message[name])));
+
+const id: Trait = ({ mapId }) => String(mapId);
+const sizes: Trait = ({ data }) => {
+  const last = data.at(-1);
+  const shape = last && itemShape(last.count, last.keysBytes, last.valuesBytes);
+  return shape && `${shape.keySize} ${shape.valueSize}`;
+};
+const named =
+  (trait: Trait): Trait =>
+  (map) =>
+    mapName(map) === '' ? undefined : trait(map);
+
+/** Whether a map is known by its data alone. */
+const bare = (map: DumpMap) => map.files.length === 0;
+
+interface Rule {
+  readonly trait: Trait;
+  /** Only where the attributes of a map are not known on one side. */
+  readonly bare?: true;
+}
+
+/**
+ * The same id is the same map where name and type agree. After a replay ids are others: then names tell, the more
+ * that is the same the better; maps that share a name, or have none, are paired in their order.
+ */
+const RULES: readonly Rule[] = [
+  { trait: attributes('map_id', 'map_name', 'map_type') },
+  { trait: id, bare: true },
+  { trait: attributes('map_name', 'map_type', 'key_size', 'value_size', 'max_entries') },
+  { trait: attributes('map_name', 'map_type', 'key_size', 'value_size') },
+  { trait: named(attributes('map_name', 'map_type')) },
+  { trait: named(attributes('map_name')) },
+  { trait: attributes('map_id', 'map_type', 'key_size', 'value_size') },
+  { trait: sizes, bare: true },
+];
+
+/** The maps of both dumps: those of A in its order, then those that are only in B. */
+export function pairMaps(a: Dump, b: Dump): MapPair[] {
+  const found = new Map<DumpMap, DumpMap>();
+  const taken = new Set<DumpMap>();
+  const pair = (left: DumpMap, right: DumpMap) => {
+    found.set(left, right);
+    taken.add(right);
+  };
+  for (const { trait, bare: bareOnly } of RULES) {
+    const waiting = new Map<string, DumpMap[]>();
+    for (const map of b.maps) {
+      const key = taken.has(map) ? undefined : trait(map);
+      if (key !== undefined) waiting.set(key, [...(waiting.get(key) ?? []), map]);
+    }
+    for (const list of waiting.values()) list.reverse();
+    for (const map of a.maps) {
+      const key = found.has(map) ? undefined : trait(map);
+      const list = key === undefined ? undefined : waiting.get(key);
+      const other = list?.at(-1);
+      if (other === undefined || (bareOnly && !bare(map) && !bare(other))) continue;
+      list?.pop();
+      pair(map, other);
+    }
+  }
+  const [only, other] = [a.maps[0], b.maps[0]];
+  // Whoever names one map and another means these two.
+  if (only && other && a.maps.length === 1 && b.maps.length === 1 && found.size === 0) pair(only, other);
+  return [
+    ...a.maps.map((map): MapPair => ({ a: map, b: found.get(map) }) as MapPair),
+    ...b.maps.filter((map) => !taken.has(map)).map((map) => ({ a: undefined, b: map })),
+  ];
+}
