@@ -9,6 +9,7 @@
  * CRIU's side (its ABI as of 2.0 to 4.2 and after) is declared here, so that no header of CRIU's is needed.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
@@ -87,11 +88,6 @@ static struct {
 	int hook_arguments;                /* of the restore hook; 0: find out */
 } settings;
 
-static bool is_yes(const char *word)
-{
-	return strcmp(word, "yes") == 0;
-}
-
 /* Lines `NAME VALUE`. The helpers read the same file, and tell of what is wrong with it. */
 static void read_settings(void)
 {
@@ -105,7 +101,7 @@ static void read_settings(void)
 		if (sscanf(line, " %31[^# \t\n] %31[^# \t\n]", name, value) != 2)
 			continue;
 		if (strcmp(name, "take-over") == 0)
-			settings.take_over = is_yes(value);
+			settings.take_over = strcmp(value, "yes") == 0;
 		else if (strcmp(name, "dump-timeout") == 0)
 			settings.dump_timeout = atoi(value);
 		else if (strcmp(name, "restore-timeout") == 0)
@@ -319,6 +315,8 @@ static int run_helper(char **args, int timeout, int (*line)(char *))
 		pid = fork();
 	if (pid == 0)
 		become_helper(args, in[0], out[1], parent);
+	if (pid < 0)
+		error("%s: %s", args[2], strerror(errno));
 	close(in[0]);
 	close(out[1]);
 	if (pid > 0) {
@@ -329,9 +327,7 @@ static int run_helper(char **args, int timeout, int (*line)(char *))
 			while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
 				;
 	}
-	if (pid < 0)
-		error("%s: %s", args[2], strerror(errno));
-	else if (failed)
+	if (failed)
 		error("%s failed", args[2]);
 	else if (WIFSIGNALED(status))
 		failed = error("%s: ended by signal %d", args[2], WTERMSIG(status));
@@ -589,18 +585,36 @@ static int init(int stage)
 	return stage == RESTORE ? prepare_restore() : 0;
 }
 
+/* What we, or helpers that were killed, have put into the folder. */
+static bool is_ours(const char *name)
+{
+	const char *dot = strrchr(name, '.');
+
+	if (strncmp(name, ".bpfimg-", 8) == 0)
+		return true;
+	return strcmp(name, TABLE) == 0 || (strncmp(name, "bpfimg-", 7) == 0 && dot && strcmp(dot, ".img") == 0);
+}
+
+/* Removes it after a dump that failed, or that has no maps while an older one in the folder had some. */
+static void remove_ours(void)
+{
+	DIR *folder = fdopendir(openat(criu_get_image_dir(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+	struct dirent *entry;
+
+	while (folder && (entry = readdir(folder)))
+		if (is_ours(entry->d_name))
+			unlinkat(dirfd(folder), entry->d_name, 0);
+	if (folder)
+		closedir(folder);
+}
+
 static void finish(int stage, int failed)
 {
-	static const char *const ours[] = { TABLE,	      "bpfimg-file.img", "bpfimg-data.img",
-					    "bpfimg-meta.img", "bpfimg-btf.img" };
-
 	if (table)
 		fclose(table);
 	table = NULL;
-	/* An older dump in this folder had maps, this one has none. */
-	if (stage == DUMP && !failed && file_count == 0)
-		for (size_t i = 0; i < sizeof(ours) / sizeof(*ours); i++)
-			unlinkat(criu_get_image_dir(), ours[i], 0);
+	if (stage == DUMP && (failed || file_count == 0))
+		remove_ours();
 	for (size_t i = 0; stage == RESTORE && i < file_count; i++)
 		close(files[i].fd);
 }

@@ -7,7 +7,7 @@
 import * as fs from 'node:fs';
 import { readConfig } from '../../criu/config.js';
 import { dumpMaps, restoreMaps } from '../../criu/helper.js';
-import { BpfimgError, EXIT } from '../../errors.js';
+import { BpfimgError, EXIT, oneLine } from '../../errors.js';
 import { openSys } from '../../kernel/sys.js';
 import type { Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
@@ -43,8 +43,9 @@ export async function run(words: readonly string[], io: Io): Promise<number> {
     for (const map of maps) map.close();
     return EXIT.ok;
   } catch (error) {
-    answer(`error ${error instanceof Error ? error.message : String(error)}`);
-    throw error;
+    if (!(error instanceof BpfimgError) && error instanceof Error) io.say(error.stack ?? error.message);
+    answer(`error ${oneLine(error instanceof Error ? error.message : String(error))}`);
+    return EXIT.failed;
   }
 }
 
