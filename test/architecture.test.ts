@@ -89,9 +89,9 @@ t.test('one place knows each outside thing', async (t) => {
       what,
     );
   };
-  only(/\bprocess\.(stdout|stderr|stdin|exit|argv)\b/, ['src/cli/main.ts', 'src/cli/io.ts'], 'the process');
+  only(/\bprocess\.(stdout|stderr|stdin|exit|argv)\b/, ['src/cli/start.ts', 'src/cli/io.ts'], 'the process');
   only(/\bconsole\./, ['src/index.ts'], 'the console (in an example)');
   only(/\\x1b\[/, ['src/render.ts'], 'colours');
   only(/['"]koffi['"]/, ['src/kernel/sys.ts'], 'koffi');
-  only(/from 'yargs/, ['src/cli/commands.ts', 'src/cli/main.ts'], 'yargs');
+  only(/from 'yargs/, ['src/cli/commands.ts'], 'yargs');
 });

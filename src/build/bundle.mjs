@@ -47,16 +47,20 @@ const options = {
 };
 
 process.on('exit', () => fs.rmSync(dist, { recursive: true, force: true }));
-const { metafile } = await build({
-  ...options,
-  entryPoints: ['src/cli/bin.ts'],
-  outfile: path.join(dist, 'bpfimg.cjs'),
-  sourcemap: 'linked', // for --debug
-  sourcesContent: false,
-  banner: { js: 'const bundleUrl=require("node:url").pathToFileURL(__filename).href;' },
-  define: { 'import.meta.url': 'bundleUrl', BPFIMG_VERSION: JSON.stringify(version) },
-  plugins: [parts],
-});
+/** A bundle of `entry` in dist/. */
+const bundle = (entry, name) =>
+  build({
+    ...options,
+    entryPoints: [entry],
+    outfile: path.join(dist, name),
+    sourcemap: 'linked', // for --debug
+    sourcesContent: false,
+    banner: { js: 'const bundleUrl=require("node:url").pathToFileURL(__filename).href;' },
+    define: { 'import.meta.url': 'bundleUrl', BPFIMG_VERSION: JSON.stringify(version) },
+    plugins: [parts],
+  });
+const { metafile } = await bundle('src/cli/bin.ts', 'bpfimg.cjs');
+await bundle('src/cli/criu-bin.ts', 'criu.cjs');
 await build({ ...options, entryPoints: ['src/json/validators.gen.ts'], outfile: path.join(dist, 'validators.cjs') });
 
 // The bundle carries code of others: their licences go with it.
@@ -73,6 +77,7 @@ fs.writeFileSync(path.join(dist, 'THIRD-PARTY.txt'), licences.join(`\n${'-'.repe
 
 const id = createHash('sha256')
   .update(fs.readFileSync(path.join(dist, 'bpfimg.cjs')))
+  .update(fs.readFileSync(path.join(dist, 'criu.cjs')))
   .update(fs.readFileSync(path.join(dist, 'validators.cjs')))
   .digest('hex')
   .slice(0, 8);

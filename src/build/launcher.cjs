@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 'use strict';
-// Runs bpfimg.cjs with what V8 compiled of it before: half of what bpfimg costs over starting Node is
+// Runs a bundle with what V8 compiled of it before: half of what bpfimg costs over starting Node is
 // compiling it.
 //
 // The compiled code lies beside the bundle, a file for each command and version of Node, much as Python's
@@ -14,9 +14,13 @@ const Module = require('node:module');
 const vm = require('node:vm');
 
 const BUILD = '@BUILD@'; // V8 tells sources apart by length only
-const command = /^(decode|encode|info|show|verify|list|capture|replay|criu-dump|criu-restore)$/.test(process.argv[2])
+const command = /^(decode|encode|info|show|verify|list|capture|replay|diff|criu-dump|criu-restore)$/.test(
+  process.argv[2],
+)
   ? process.argv[2]
   : 'other';
+// A part of the whole, for tasks are frozen while it starts.
+const bundle = command.startsWith('criu-') ? 'criu.cjs' : 'bpfimg.cjs';
 
 /** Runs a file of this folder as `require` would. */
 function run(name) {
@@ -61,5 +65,5 @@ if (process.argv.includes('--debug')) {
   process.setSourceMapsEnabled(true);
   require('./bpfimg.cjs');
 } else {
-  run('bpfimg.cjs');
+  run(bundle);
 }

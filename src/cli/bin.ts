@@ -1,3 +1,4 @@
-import { start } from './main.js';
+import { main } from './main.js';
+import { start } from './start.js';
 
-void start();
+void start(main);

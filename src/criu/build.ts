@@ -18,8 +18,8 @@ const here = fileURLToPath(import.meta.url);
 const bundled = path.basename(here) === 'bpfimg.cjs';
 const top = path.resolve(path.dirname(here), bundled ? '..' : '../../..');
 
-/** The script that node runs as bpfimg, and the plugin's source. */
-const PROGRAM = bundled ? path.join(top, 'dist/bpfimg') : path.join(top, 'build/src/cli/bin.js');
+/** The script that node runs as the plugin's helper, and the plugin's source. */
+const PROGRAM = path.join(top, bundled ? 'dist/bpfimg' : 'build/src/cli/criu-bin.js');
 const SOURCE = path.join(top, 'plugins/criu/bpfimg.c');
 
 export interface BuildOptions {

@@ -5,12 +5,12 @@
  * standard input ends when it needs nothing more. The tasks are frozen meanwhile, so this way is short.
  */
 import * as fs from 'node:fs';
-import { readConfig } from '../../criu/config.js';
-import { dumpMaps, restoreMaps } from '../../criu/helper.js';
-import { BpfimgError, EXIT, oneLine } from '../../errors.js';
-import { openSys } from '../../kernel/sys.js';
-import type { Io } from '../io.js';
-import { mapTypes } from '../plugins.js';
+import { readConfig } from '../criu/config.js';
+import { dumpMaps, restoreMaps } from '../criu/helper.js';
+import { BpfimgError, EXIT, oneLine } from '../errors.js';
+import { openSys } from '../kernel/sys.js';
+import type { Io } from './io.js';
+import { mapTypes } from './plugins.js';
 
 /** Where the plugin has put us: the folder of the images. */
 const FOLDER = '.';
@@ -19,20 +19,21 @@ const answer = (line: string): void => {
   fs.writeSync(1, `${line}\n`);
 };
 
-export async function run(words: readonly string[], io: Io): Promise<number> {
-  const [command, file = '', ...rest] = words;
+export async function helper(argv: readonly string[], io: Io): Promise<number> {
+  const [command, file = '', ...rest] = argv;
   const numbers = rest.map(Number);
   const [criu, ...wanted] = numbers;
   const fits = command === 'criu-restore' ? criu === undefined : criu !== undefined;
   if (file === '' || !fits || numbers.some((number) => !(number > 0 && number <= 0xffff_ffff))) {
-    throw new BpfimgError('usage', `${command} is for the CRIU plugin: see bpfimg criu build`);
+    io.say(`bpfimg: ${command} is for the CRIU plugin: see bpfimg criu build`);
+    return EXIT.usage;
   }
   try {
     const config = readConfig(file);
     const types = await mapTypes(config.libdir, io);
     const sys = await openSys();
-    if (command === 'criu-dump') {
-      await dumpMaps(sys, FOLDER, criu as number, wanted, types, config, answer);
+    if (criu !== undefined) {
+      await dumpMaps(sys, FOLDER, criu, wanted, types, config, answer);
       answer('end');
       return EXIT.ok;
     }

@@ -1,0 +1,39 @@
+/** The process around a command line: its signals, its exit code. */
+import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../errors.js';
+import { removeUnfinished } from '../io/unfinished.js';
+import { type Io, processIo } from './io.js';
+
+/** Runs a command line (without node and script name), and says with which code the process ends. */
+export type Main = (argv: readonly string[], io: Io) => Promise<number>;
+
+/**
+ * Tells of an error through `io`.
+ * @returns the exit code
+ */
+export function reported(error: unknown, io: Io, debug: boolean): number {
+  if (error instanceof ClosedPipe) return EXIT.ok;
+  if (debug && error instanceof Error) io.say(error.stack ?? error.message);
+  if (error instanceof BpfimgError) {
+    io.say(`bpfimg: ${error.message}`);
+    return error.exitCode;
+  }
+  const what = error instanceof Error ? error.message : String(error);
+  io.say(`bpfimg: internal error: ${oneLine(what)} (please report it; --debug shows where)`);
+  return EXIT.failed;
+}
+
+/** Exit codes a shell expects of a program that a signal ended. */
+const SIGNALS = { SIGINT: EXIT.interrupted, SIGTERM: 143, SIGHUP: 129 } as const;
+
+/** Runs the process's own command line. */
+export async function start(main: Main): Promise<void> {
+  for (const [signal, code] of Object.entries(SIGNALS)) {
+    process.on(signal, () => {
+      removeUnfinished();
+      process.exit(code);
+    });
+  }
+  process.exitCode = await main(process.argv.slice(2), processIo());
+  // Commands clean up after themselves; this is for what failed before it could be handed to anyone.
+  removeUnfinished();
+}
