@@ -1,0 +1,673 @@
+/**
+ * Will CRIU with bpfimg's plugin dump this process tree? Every BPF object that its processes hold, and what will
+ * become of it. Looks only; what is said of a map is what its plugin says where that takes nothing out of it.
+ */
+import { BpfimgError } from '../errors.js';
+import { MAP_FLAG } from '../kernel/abi.js';
+import { type LiveMap, LiveMaps, openLive, type Program, programsByMap, type Unseen } from '../kernel/live.js';
+import { mapSubject } from '../kernel/map.js';
+import { Programs } from '../kernel/objects.js';
+import {
+  type Access,
+  type AnonymousFile,
+  type AnonymousMapping,
+  anonymousFiles,
+  anonymousMappings,
+  childrenOf,
+  commandOf,
+  parseFdinfo,
+  parseMapFdinfo,
+} from '../kernel/proc.js';
+import type { Sys } from '../kernel/sys.js';
+import {
+  type CaptureWork,
+  type Carries,
+  FULL,
+  type ItemSink,
+  type MapType,
+  type MapTypes,
+  type Report,
+  reportText,
+  type Template,
+} from '../maptype.js';
+import type { CriuHost } from './criu-program.js';
+
+/** What will become of an object. */
+export type Outcome =
+  | { readonly kind: 'full' }
+  | { readonly kind: 'partial' | 'metadata only' | 'blocked'; readonly why: string };
+
+/** A BPF object that a process holds. */
+export interface HeldObject {
+  readonly kind: 'map' | 'mapping' | 'program' | 'link' | 'btf' | 'iterator' | 'token' | 'epoll' | 'other';
+  /** Its file descriptors; none of a mapping, and of a map that is held by another map alone. */
+  readonly fds: readonly number[];
+  readonly access?: Access | undefined;
+  readonly id?: number | undefined;
+  /** One character a byte. Of a link its program's. */
+  readonly name?: string | undefined;
+  /** Of the map, program or link. */
+  readonly type?: string | undefined;
+  readonly map?: LiveMap | undefined;
+  /** Maps of maps that hold it, when no file descriptor does. */
+  readonly innerOf?: readonly number[] | undefined;
+  readonly mapping?: AnonymousMapping | undefined;
+  /** Maps that the mapping may be of: the kernel does not tell. */
+  readonly candidates?: readonly number[] | undefined;
+  /** File descriptors of maps that an epoll set waits for. */
+  readonly watches?: readonly number[] | undefined;
+  readonly outcome: Outcome;
+}
+
+/** A process of the tree. */
+export interface CheckedProcess {
+  readonly pid: number;
+  /** Undefined of the tree's root. */
+  readonly parent: number | undefined;
+  readonly command: string;
+  readonly objects: readonly HeldObject[];
+}
+
+/** What a check found. */
+export interface TreeCheck {
+  readonly pid: number;
+  /** Nothing that is known of stops a dump. */
+  readonly dumps: boolean;
+  /** The tree from its root down. */
+  readonly processes: readonly CheckedProcess[];
+  /** The blocked objects, a line each. */
+  readonly blocked: readonly string[];
+  /** What else stops a dump. */
+  readonly blocks: readonly string[];
+  readonly warnings: readonly string[];
+  /** Open files that are no BPF objects, and that CRIU is not known to dump. */
+  readonly strangers: number;
+  /** What could not be seen. */
+  readonly unseen: Unseen;
+}
+
+/**
+ * Checks process `pid` and its descendants.
+ * @param own processes that are ours, and leave before a dump
+ * @throws BpfimgError `notFound` when there is no such process, `io` when it may not be looked at; KernelError
+ */
+export async function checkTree(
+  sys: Sys,
+  pid: number,
+  types: MapTypes,
+  criu: CriuHost,
+  own: readonly number[] = [process.pid],
+): Promise<TreeCheck> {
+  return new Check(sys, types, criu, own).tree(pid);
+}
+
+// ---------------------------------------------------------------------------------------------------
+// What there is
+
+/** A BPF object that is no map: what it is called, and what its fdinfo says of it. */
+interface ObjectKind {
+  readonly kind: HeldObject['kind'];
+  readonly what: string;
+  readonly id?: string;
+  readonly type?: string;
+}
+
+/** BPF objects by the kernel's names, but for maps. None of them is dumped. */
+const OBJECT_KINDS: Readonly<Record<string, ObjectKind>> = {
+  'bpf-prog': { kind: 'program', what: 'programs', id: 'prog_id', type: 'prog_type' },
+  bpf_link: { kind: 'link', what: 'links', id: 'link_id', type: 'link_type' },
+  btf: { kind: 'btf', what: 'BTF objects', id: 'btf_id' },
+  bpf_iter: { kind: 'iterator', what: 'iterators' },
+  'bpf-token': { kind: 'token', what: 'tokens' },
+};
+const OTHER_KIND: ObjectKind = { kind: 'other', what: 'BPF objects of this kind' };
+
+/** BPF_PROG_TYPE_* as bpftool spells them, by number. */
+const PROGRAM_TYPES: readonly string[] = [
+  'unspec',
+  'socket_filter',
+  'kprobe',
+  'sched_cls',
+  'sched_act',
+  'tracepoint',
+  'xdp',
+  'perf_event',
+  'cgroup_skb',
+  'cgroup_sock',
+  'lwt_in',
+  'lwt_out',
+  'lwt_xmit',
+  'sock_ops',
+  'sk_skb',
+  'cgroup_device',
+  'sk_msg',
+  'raw_tracepoint',
+  'cgroup_sock_addr',
+  'lwt_seg6local',
+  'lirc_mode2',
+  'sk_reuseport',
+  'flow_dissector',
+  'cgroup_sysctl',
+  'raw_tracepoint_writable',
+  'cgroup_sockopt',
+  'tracing',
+  'struct_ops',
+  'ext',
+  'lsm',
+  'sk_lookup',
+  'syscall',
+  'netfilter',
+];
+
+/** Other anonymous files that CRIU dumps itself. */
+const CRIUS_OWN: ReadonlySet<string> = new Set([
+  '[eventfd]',
+  '[eventpoll]',
+  'inotify',
+  '[fanotify]',
+  '[signalfd]',
+  '[timerfd]',
+  '[pidfd]',
+]);
+
+const MAP = 'bpf-map';
+const EPOLL = '[eventpoll]';
+
+function isBpf(kind: string): boolean {
+  return kind.startsWith('bpf') || kind === 'btf';
+}
+
+/** A process as it was found. */
+interface Found {
+  readonly pid: number;
+  readonly parent: number | undefined;
+  readonly command: string;
+  readonly files: readonly AnonymousFile[];
+  readonly mappings: readonly AnonymousMapping[];
+}
+
+/** Numbers behind `tfd:` in the fdinfo of an epoll set: the file descriptors it waits for. */
+function watchedFds(fdinfo: string): number[] {
+  return [...fdinfo.matchAll(/^tfd:\s*(\d+)/gm)].map(([, fd]) => Number(fd));
+}
+
+// ---------------------------------------------------------------------------------------------------
+// What will become of it
+
+const MAPPED =
+  'CRIU fails on a mapped map before it asks any plugin ("Can\'t open … mapfile link"): unmap it before the dump';
+
+/** Why a CRIU with BPF support of its own does not dump a type. */
+const refusal = (number: number) =>
+  `this CRIU is built with libbpf, and fails: "CRIU does not currently support dumping BPF map type ${number}!"`;
+
+/** What a map has to be for a mapping to be of it: a type that can be mapped, and its size in memory. */
+function mappedSize({ type, flags = 0, valueSize = 0, maxEntries = 0 }: LiveMap, page: number): number | undefined {
+  const pages = (bytes: number) => Math.ceil(bytes / page) * page;
+  if (type === 2 && (flags & MAP_FLAG.MMAPABLE) !== 0) return pages(maxEntries * Math.ceil(valueSize / 8) * 8);
+  // The consumer's page, the producer's, and the records twice.
+  if (type === 27 || type === 31) return 2 * page + 2 * maxEntries;
+  return type === 33 ? maxEntries * page : undefined;
+}
+
+/** Bytes of a map that are read to see whether there is anything that would not come back. */
+const MOST_READ = 64 * 1024 * 1024;
+
+/** Bytes that a map's items may have. */
+function memoryOf(map: LiveMap, page: number): number {
+  const { keySize = 0, valueSize = 0, maxEntries = 0 } = map;
+  return mappedSize(map, page) ?? maxEntries * (keySize + valueSize);
+}
+
+/** The maps that `mapping` may be of: those whose end (or, of a ring buffer, first page) it is, else all it fits into. */
+function candidatesOf(mapping: AnonymousMapping, maps: readonly LiveMap[], page: number): LiveMap[] {
+  const [offset, length] = [Number(mapping.offset), Number(mapping.end - mapping.start)];
+  const fits: LiveMap[] = [];
+  const exact: LiveMap[] = [];
+  for (const map of maps) {
+    const size = mappedSize(map, page);
+    if (size === undefined || offset + length > size) continue;
+    fits.push(map);
+    const consumer = map.type !== 2 && map.type !== 33 && offset === 0 && length === page;
+    if (offset + length === size || consumer) exact.push(map);
+  }
+  return exact.length > 0 ? exact : fits;
+}
+
+/** The worse of what is captured and what comes back. */
+function joined(captured: Report, restored: Report): Outcome {
+  if (captured.kind === 'not supported') return { kind: 'blocked', why: captured.why };
+  if (restored.kind === 'not supported') return { kind: 'blocked', why: restored.why };
+  const first = captured.kind === 'full' ? restored : captured;
+  if (first.kind === 'full' || first.kind === 'not supported') return FULL as Outcome;
+  return { kind: first.kind, why: first.why };
+}
+
+/** What a replay leaves out of a map of this type, whatever was captured. */
+function lostAtRestore({ carries }: MapType): Report {
+  if (carries === undefined || carries.replayed === 'items') return FULL;
+  return { kind: carries.replayed === 'empty' ? 'metadata only' : 'partial', why: `lost: ${carries.lost}` };
+}
+
+class Check {
+  readonly #blocked: string[] = [];
+  readonly #blocks: string[] = [];
+  readonly #warnings: string[] = [];
+  /** Maps by id, of the whole machine. */
+  readonly #live = new Map<number, LiveMap>();
+  readonly #outcomes = new Map<number, Outcome>();
+  /** Maps that were read, and had no items. */
+  readonly #empty = new Set<number>();
+  /** Maps that a map of maps leads to. */
+  readonly #inner = new Map<number, readonly number[]>();
+  readonly #programs: Programs;
+  /** All dumps of maps go CRIU's own way. */
+  readonly #native: boolean;
+
+  constructor(
+    readonly sys: Sys,
+    readonly types: MapTypes,
+    readonly criu: CriuHost,
+    readonly own: readonly number[],
+  ) {
+    this.#programs = new Programs(sys);
+    this.#native = criu.libbpf === true && !(criu.plugin !== undefined && criu.config.takeOver);
+  }
+
+  async tree(root: number): Promise<TreeCheck> {
+    const found = this.#walk(root);
+    // After the files: what they are and still is there, is seen.
+    const live = LiveMaps.look(this.sys);
+    for (const map of live.maps) this.#live.set(map.id, map);
+    const processes: CheckedProcess[] = [];
+    for (const one of found) processes.push(await this.#process(one));
+    this.#warnOfMaps(processes);
+    const strangers = this.#warnOfStrangers(found);
+    this.#judgeHost(processes);
+    const [blocked, blocks, warnings] = [this.#blocked, this.#blocks, this.#warnings];
+    const dumps = blocked.length + blocks.length === 0;
+    return { pid: root, dumps, processes, blocked, blocks, warnings, strangers, unseen: live.unseen };
+  }
+
+  /** The processes from the root down, children in ascending process id. */
+  #walk(root: number): Found[] {
+    const found: Found[] = [];
+    const queue: [pid: number, parent: number | undefined][] = [[root, undefined]];
+    const seen = new Set<number>([root]);
+    // It grows while it is gone over.
+    for (const [pid, parent] of queue) {
+      if (this.own.includes(pid)) {
+        this.#warnings.push('bpfimg itself runs in that tree: CRIU must run outside of what it dumps');
+        continue;
+      }
+      const process = this.#look(pid, parent);
+      const children = process === undefined ? 'gone' : childrenOf(pid, this.sys.proc);
+      if (process === undefined || children === 'gone') {
+        if (pid === root) throw new BpfimgError('notFound', `process ${pid}: no such process`);
+        continue;
+      }
+      found.push(process);
+      for (const child of children) if (!seen.has(child)) queue.push([child, pid]);
+      for (const child of children) seen.add(child);
+    }
+    return found;
+  }
+
+  #look(pid: number, parent: number | undefined): Found | undefined {
+    const { proc } = this.sys;
+    const files = anonymousFiles(pid, proc);
+    const mappings = files === 'gone' ? files : anonymousMappings(pid, proc);
+    if (files === 'gone' || mappings === 'gone') return undefined;
+    if (files === 'hidden' || mappings === 'hidden') {
+      const what = `process ${pid}: its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE)`;
+      if (parent === undefined) throw new BpfimgError('io', what);
+      this.#blocks.push(what);
+      return { pid, parent, command: commandOf(pid, proc), files: [], mappings: [] };
+    }
+    return { pid, parent, command: commandOf(pid, proc), files, mappings };
+  }
+
+  async #process({ pid, parent, command, files, mappings }: Found): Promise<CheckedProcess> {
+    const maps = this.#heldMaps(files);
+    const mapped = mappings.filter(({ kind }) => kind === MAP).map((one) => this.#mapping(one, maps));
+    const objects: HeldObject[] = [];
+    const inner = new Map<number, number[]>();
+    for (const { map, access, fds } of maps) {
+      const by = mapped.find(({ candidates }) => candidates?.length === 1 && candidates[0] === map.id);
+      const outcome = await this.#outcome(map);
+      objects.push(
+        this.#mapRow(map, fds, by ? by.outcome : this.#native ? this.#nativeAccess(outcome, access) : outcome, access),
+      );
+      for (const id of this.#inner.get(map.id) ?? []) inner.set(id, [...new Set([...(inner.get(id) ?? []), map.id])]);
+    }
+    for (const [id, innerOf] of inner) {
+      const map = this.#live.get(id);
+      if (map === undefined || maps.some((one) => one.map.id === id)) continue;
+      objects.push({ ...this.#mapRow(map, [], await this.#outcome(map)), innerOf });
+    }
+    objects.push(...mapped, ...this.#epolls(files), ...this.#otherObjects(files));
+    const place = ({ fds }: HeldObject) => fds[0] ?? Number.POSITIVE_INFINITY;
+    objects.sort((a, b) => (place(a) === place(b) ? 0 : place(a) - place(b)));
+    const here = `process ${pid} (${command})`;
+    for (const object of objects) {
+      if (object.outcome.kind === 'blocked')
+        this.#blocked.push(`${here}, ${objectText(object)}: ${object.outcome.why}`);
+    }
+    return { pid, parent, command, objects };
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // Maps
+
+  /** The maps among `files`; those of one map that are good for the same are one. */
+  #heldMaps(files: readonly AnonymousFile[]): { map: LiveMap; access: Access; fds: number[] }[] {
+    const held = new Map<string, { map: LiveMap; access: Access; fds: number[] }>();
+    for (const { fd, kind, fdinfo } of files) {
+      const info = kind === MAP ? parseMapFdinfo(fdinfo) : undefined;
+      const map = info && this.#live.get(info.id);
+      // One that has been closed since.
+      if (info === undefined || map === undefined) continue;
+      const key = `${info.id} ${info.access}`;
+      const known = held.get(key);
+      if (known === undefined) held.set(key, { map, access: info.access, fds: [fd] });
+      else known.fds.push(fd);
+    }
+    return [...held.values()];
+  }
+
+  #mapRow(map: LiveMap, fds: readonly number[], outcome: Outcome, access?: Access): HeldObject {
+    const type = map.type === undefined ? undefined : this.types.get(map.type).name;
+    return { kind: 'map', fds, access, id: map.id, name: map.name, type, map, outcome };
+  }
+
+  async #outcome(map: LiveMap): Promise<Outcome> {
+    const known = this.#outcomes.get(map.id);
+    if (known !== undefined) return known;
+    const outcome = this.#native ? this.#nativeOutcome(map) : await this.#pluginOutcome(map);
+    this.#outcomes.set(map.id, outcome);
+    return outcome;
+  }
+
+  /** What CRIU's own BPF support makes of a map. */
+  #nativeOutcome({ type, btfId }: LiveMap): Outcome {
+    if (type === undefined || this.types.get(type).criu !== true) return { kind: 'blocked', why: refusal(type ?? 0) };
+    if (btfId !== undefined && btfId !== 0) return { kind: 'partial', why: 'lost: its types (BTF)' };
+    return { kind: 'full' };
+  }
+
+  /** And of a file descriptor that is not for both reading and writing. */
+  #nativeAccess(outcome: Outcome, access: Access): Outcome {
+    if (outcome.kind === 'blocked' || access === 'rw') return outcome;
+    if (access === 'wo')
+      return { kind: 'blocked', why: 'CRIU reads through the fd it dumps, and this one is write-only' };
+    const lost = outcome.kind === 'full' ? '' : `; ${outcome.why}`;
+    return { kind: 'partial', why: `its fd comes back for writing too${lost}` };
+  }
+
+  async #pluginOutcome(map: LiveMap): Promise<Outcome> {
+    if (map.type === undefined) return { kind: 'blocked', why: 'its type cannot be seen' };
+    const type = this.types.get(map.type);
+    const captured = await this.#captured(map, type);
+    if (captured.kind !== 'full' && captured.kind !== 'not supported' && this.criu.config.partial === 'fail') {
+      return { kind: 'blocked', why: `${reportText(captured)} ("partial fail" in ${this.criu.configFile})` };
+    }
+    return joined(captured, this.#restored(map, type));
+  }
+
+  /** What a capture would report. */
+  async #captured(map: LiveMap, type: MapType): Promise<Report> {
+    const unable: Report = { kind: 'not supported', why: `bpfimg cannot capture ${type.name} maps` };
+    if (this.types.plugin(type.number).capture === undefined) return unable;
+    if (type.drains === true) {
+      if (map.frozen === true) return { kind: 'not supported', why: 'it is frozen, so its items cannot be taken out' };
+      if (this.criu.config.drain) return FULL;
+      const why = `reading it takes its items out, and ${this.criu.configFile} says "drain no"`;
+      return { kind: 'not supported', why };
+    }
+    if (!this.types.has(type.number)) {
+      return { kind: 'partial', why: 'bpfimg does not know this type: its items are carried as they are, if at all' };
+    }
+    // Of all others every item is carried.
+    if (type.carries === undefined && type.inner !== true) return FULL;
+    if (type.inner !== true && memoryOf(map, this.sys.pageSize) > MOST_READ) {
+      const { captured, lost } = type.carries as Carries;
+      return captured === 'items'
+        ? FULL
+        : { kind: captured === 'metadata only' ? captured : 'partial', why: `lost: ${lost}` };
+    }
+    return this.#probe(map, type);
+  }
+
+  /** Captures a map into nothing. */
+  async #probe(live: LiveMap, type: MapType): Promise<Report> {
+    const ends: ((whole: boolean) => void)[] = [];
+    const inner = new Set<number>();
+    const sink = new Nowhere();
+    const work: CaptureWork = {
+      type,
+      subject: mapSubject(live.id, live.name ?? ''),
+      drain: 'no',
+      follow: (id) => {
+        inner.add(id);
+        const found = this.#live.get(id);
+        return found && templateOf(found);
+      },
+      afterwards: (end) => ends.push(end),
+      keep: () => {},
+      progress: () => {},
+    };
+    try {
+      using map = openLive(this.sys, live);
+      const report = await this.types.plugin(type.number).capture?.(map, sink, work);
+      this.#inner.set(live.id, [...inner]);
+      if (sink.count === 0) this.#empty.add(live.id);
+      return report ?? FULL;
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      return { kind: 'not supported', why: error.message };
+    } finally {
+      for (const end of ends) end(false);
+    }
+  }
+
+  /** What a restore would leave out, as far as that is known beforehand. */
+  #restored(map: LiveMap, type: MapType): Report {
+    const plugin = this.types.plugin(type.number);
+    if (plugin.replay === undefined) {
+      return { kind: 'not supported', why: `it could not be restored: bpfimg cannot fill ${type.name} maps` };
+    }
+    const { name = '', keySize = 0, valueSize = 0, maxEntries = 0, flags = 0 } = map;
+    try {
+      plugin.attributes?.({ type: type.number, name, keySize, valueSize, maxEntries, flags }, type);
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      return { kind: 'not supported', why: `it could not be restored: ${error.message}` };
+    }
+    return this.#empty.has(map.id) ? FULL : lostAtRestore(type);
+  }
+
+  #mapping(mapping: AnonymousMapping, held: readonly { map: LiveMap }[]): HeldObject {
+    const maps = new Map(held.map(({ map }) => [map.id, map]));
+    const candidates = candidatesOf(mapping, [...maps.values()], this.sys.pageSize).map(({ id }) => id);
+    return { kind: 'mapping', fds: [], mapping, candidates, outcome: { kind: 'blocked', why: MAPPED } };
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // Other objects
+
+  #epolls(files: readonly AnonymousFile[]): HeldObject[] {
+    const maps = new Set(files.filter(({ kind }) => kind === MAP).map(({ fd }) => fd));
+    return files.flatMap(({ fd, kind, fdinfo }): HeldObject[] => {
+      const watches = kind === EPOLL ? watchedFds(fdinfo).filter((one) => maps.has(one)) : [];
+      return watches.length === 0 ? [] : [{ kind: 'epoll', fds: [fd], watches, outcome: { kind: 'full' } }];
+    });
+  }
+
+  #otherObjects(files: readonly AnonymousFile[]): HeldObject[] {
+    const held = new Map<string, HeldObject & { fds: number[] }>();
+    for (const { fd, kind, fdinfo } of files) {
+      if (kind === MAP || !isBpf(kind)) continue;
+      const row = OBJECT_KINDS[kind] ?? OTHER_KIND;
+      const fields = parseFdinfo(fdinfo);
+      const number = (name: string | undefined) => {
+        const text = name === undefined ? undefined : fields.get(name);
+        return text !== undefined && /^\d+$/.test(text) ? Number(text) : undefined;
+      };
+      const id = number(row.id);
+      const key = id === undefined ? `fd ${fd}` : `${kind} ${id}`;
+      const known = held.get(key);
+      if (known !== undefined) {
+        known.fds.push(fd);
+        continue;
+      }
+      const program = number('prog_id');
+      const typeText = row.type === undefined ? undefined : fields.get(row.type);
+      held.set(key, {
+        kind: row.kind,
+        fds: [fd],
+        id,
+        name: program === undefined ? undefined : this.#programs.get(program)?.name,
+        type:
+          row.kind === 'program' ? (PROGRAM_TYPES[Number(typeText)] ?? typeText) : (typeText ?? otherName(row, kind)),
+        outcome: {
+          kind: 'blocked',
+          why: `${row.what} cannot be dumped: to be closed before the dump, and opened again after the restore`,
+        },
+      });
+    }
+    return [...held.values()];
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // Warnings
+
+  /** What stays behind: a restored process has new maps. */
+  #warnOfMaps(processes: readonly CheckedProcess[]): void {
+    const tree = new Set(processes.map(({ pid }) => pid));
+    const objects = processes.flatMap((one) => one.objects.filter(({ kind }) => kind === 'map'));
+    const maps = new Map(objects.map(({ map }) => [(map as LiveMap).id, map as LiveMap]));
+    const users = programsByMap(this.sys, new Set(maps.keys()));
+    const { reuse } = this.criu.config;
+    for (const map of [...maps.values()].sort((a, b) => a.id - b.id)) {
+      const subject = mapSubject(map.id, map.name ?? '');
+      const outside = map.holders.filter(({ pid }) => !tree.has(pid) && !this.own.includes(pid));
+      const left = [pinsText(map.pins), programsText(users.get(map.id) ?? []), processesText(outside)].filter(
+        (text) => text !== '',
+      );
+      if (left.length > 0) {
+        const after = reuse
+          ? 'a restore takes it as it is while it is there; else these still have the old map, and the process a new one'
+          : 'after a restore these still have the old map, and the process a new one';
+        this.#warnings.push(`${subject}: ${left.join('; ')}: ${after}`);
+      }
+      if (
+        map.type !== undefined &&
+        this.types.get(map.type).drains === true &&
+        this.#outcomes.get(map.id)?.kind === 'full'
+      ) {
+        this.#warnings.push(
+          `${subject}: its items are taken out and put back while the processes are frozen; others must not use it meanwhile`,
+        );
+      }
+      // Whether two file descriptors are one open file, only kcmp(2) tells.
+      const files = objects.filter(({ id }) => id === map.id).flatMap(({ fds }) => fds);
+      if (this.#native && files.length > 1 && this.#outcomes.get(map.id)?.kind !== 'blocked') {
+        this.#warnings.push(
+          `${subject}: it has several file descriptors; those that were opened on their own, and are no duplicates, come back as different maps`,
+        );
+      }
+    }
+  }
+
+  /** Open files that are not ours to judge. Returns how many there are. */
+  #warnOfStrangers(found: readonly Found[]): number {
+    let count = 0;
+    for (const { pid, command, files, mappings } of found) {
+      const kinds = new Map<string, string[]>();
+      const add = (kind: string, where: string) => kinds.set(kind, [...(kinds.get(kind) ?? []), where]);
+      const isStrange = (kind: string) => !isBpf(kind) && !CRIUS_OWN.has(kind);
+      for (const { fd, kind } of files) if (isStrange(kind)) add(kind, `fd ${fd}`);
+      for (const { kind } of mappings) {
+        if (isStrange(kind) && !(kinds.get(kind) ?? []).includes('mapped')) add(kind, 'mapped');
+      }
+      for (const [kind, where] of kinds) {
+        count++;
+        this.#warnings.push(
+          `process ${pid} (${command}), ${where.join(', ')}: anon_inode:${kind} is no BPF object, and CRIU is not known to dump it`,
+        );
+      }
+    }
+    return count;
+  }
+
+  /** Whether this host's CRIU does what the rows say. */
+  #judgeHost(processes: readonly CheckedProcess[]): void {
+    const maps = processes.some(({ objects }) => objects.some(({ kind }) => kind === 'map'));
+    for (const { stops, text } of this.criu.findings) {
+      const blocks = stops === 'every dump' || (stops === 'maps' && maps && !this.#native);
+      (blocks ? this.#blocks : this.#warnings).push(text);
+    }
+    if (this.#native && maps) {
+      const how = 'it is built with libbpf: it dumps hash and array maps its own way, and fails on all others';
+      const plugin = `bpfimg's plugin dumps all types once ${this.criu.configFile} says "take-over yes"`;
+      this.#warnings.push(`${this.criu.program}: ${how}; ${plugin}`);
+    }
+  }
+}
+
+/** What an object of no known kind is. */
+function otherName({ kind }: ObjectKind, link: string): string | undefined {
+  return kind === 'other' ? link : undefined;
+}
+
+/** How a line names an object. */
+function objectText({ kind, fds, id, name = '', mapping, innerOf = [], candidates = [] }: HeldObject): string {
+  if (mapping !== undefined) return `mapping at 0x${mapping.start.toString(16)}${candidatesText(candidates)}`;
+  const what = id === undefined ? kind : `${kind} ${id}${name === '' ? '' : ` ${name}`}`;
+  if (fds.length === 0) return `${what} in map ${innerOf.join(', ')}`;
+  return `fd ${fds.join(', ')} (${what})`;
+}
+
+/** Which maps a mapping may be of, as the end of a line. */
+function candidatesText(candidates: readonly number[]): string {
+  if (candidates.length === 0) return ', of a map whose fd is closed';
+  return ` of map ${candidates.join(' or ')}`;
+}
+
+function templateOf({ type, keySize, valueSize, maxEntries, flags }: LiveMap): Template | undefined {
+  if (type === undefined || keySize === undefined || valueSize === undefined) return undefined;
+  if (maxEntries === undefined || flags === undefined) return undefined;
+  return { type, keySize, valueSize, maxEntries, flags };
+}
+
+/** Things named in one line. */
+const NAMED = 5;
+
+function listText(list: readonly string[]): string {
+  const more = list.length - NAMED;
+  return [...list.slice(0, NAMED), ...(more > 0 ? [`${more} more`] : [])].join(', ');
+}
+
+function pinsText(pins: readonly string[]): string {
+  return pins.length === 0 ? '' : `pinned at ${listText(pins)}`;
+}
+
+function programsText(programs: readonly Program[]): string {
+  if (programs.length === 0) return '';
+  return `used by program ${listText(programs.map(({ id, name }) => (name === '' ? `${id}` : `${id} (${name})`)))}`;
+}
+
+function processesText(holders: LiveMap['holders']): string {
+  if (holders.length === 0) return '';
+  const processes = new Map(holders.map(({ pid, command }) => [pid, `${pid} (${command})`]));
+  return `held by process ${listText([...processes.values()])}`;
+}
+
+/** Takes items and keeps none. */
+class Nowhere implements ItemSink {
+  count = 0;
+
+  async put(_keys: Uint8Array, _values: Uint8Array, count: number): Promise<void> {
+    this.count += count;
+  }
+}

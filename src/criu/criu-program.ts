@@ -1,0 +1,366 @@
+/**
+ * The CRIU of this host, as a dump would meet it: the program, how it was built, its plugin folder, and whether
+ * bpfimg's plugin in there is sound. It is asked for its version and its help, never for a dump.
+ */
+import { spawnSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { BpfimgError, errnoOf } from '../errors.js';
+import { MARKER } from './build.js';
+import { CONFIG_FILE, type CriuConfig, readConfig } from './config.js';
+import { type DynamicObject, readDynamicObject } from './elf.js';
+
+/** What keeps a dump from succeeding: of any process, only of one that holds BPF maps, or nothing. */
+export type Stops = 'every dump' | 'maps' | 'nothing';
+
+/** Something about this host that is worth a line. */
+export interface HostFinding {
+  readonly stops: Stops;
+  readonly text: string;
+}
+
+/** Where CRIU looks for plugins. */
+export interface PluginFolder {
+  readonly path: string;
+  /** What says so: a configuration file, `CRIU_LIBS_DIR`, or `built in`. */
+  readonly from: string;
+}
+
+/** bpfimg's plugin, as it was built. */
+export interface OurPlugin {
+  readonly path: string;
+  readonly version: string;
+  /** What it runs. */
+  readonly node: string;
+  readonly bpfimg: string;
+  /** Its settings file. */
+  readonly config: string;
+}
+
+/** The CRIU of this host. */
+export interface CriuHost {
+  /** Undefined when there is none. */
+  readonly program: string | undefined;
+  /** As it says itself. */
+  readonly version: string | undefined;
+  /** Whether it has BPF support of its own, which comes before any plugin; undefined where one cannot tell. */
+  readonly libbpf: boolean | undefined;
+  readonly folder: PluginFolder | undefined;
+  readonly plugin: OurPlugin | undefined;
+  /** Names of further plugins in that folder. */
+  readonly others: readonly string[];
+  readonly config: CriuConfig;
+  readonly configFile: string;
+  readonly findings: readonly HostFinding[];
+}
+
+/** How to look at the host. */
+export interface HostOptions {
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** CRIU's program; when not said, the one in PATH. */
+  readonly program?: string | undefined;
+  /** Version of this bpfimg. */
+  readonly version: string;
+  /** Folder of CRIU's configuration files. */
+  readonly etc?: string;
+}
+
+/** Folders with programs for root, which others' PATH leaves out. */
+const SYSTEM_FOLDERS = ['/usr/local/sbin', '/usr/sbin', '/sbin'];
+/** Milliseconds that CRIU may take to say its version. */
+const PATIENCE = 10_000;
+/** CRIU's record of how it dumps files of BPF maps, exported where it can. */
+const OWN_SUPPORT = 'bpfmap_dump_ops';
+const DESCRIPTOR = 'CR_PLUGIN_DESC';
+
+/** What CRIU releases before these lack, newest last. */
+const RELEASES: readonly (readonly [before: string, stops: Stops, why: string])[] = [
+  ['2.0', 'maps', 'its plugins are of another make; CRIU 2.0 or later is needed'],
+  ['3.17', 'nothing', 'bpfimg is not tested with releases before 3.17'],
+  ['4.1', 'nothing', 'its images do not say that they need the plugin: a restore without it fails with less to go by'],
+];
+
+/**
+ * Looks at the CRIU of this host. What is wrong with it is a finding, not an error.
+ * @throws BpfimgError `notFound` for a program that was named and is not there
+ */
+export function lookAtCriu(options: HostOptions): CriuHost {
+  return new Look(options).host();
+}
+
+class Look {
+  readonly #findings: HostFinding[] = [];
+
+  constructor(readonly options: HostOptions) {}
+
+  host(): CriuHost {
+    const program = this.#find();
+    const said = program === undefined ? undefined : this.#ask(program);
+    const binary = program === undefined ? undefined : this.#binary(program, said?.programs ?? []);
+    const libbpf = binary && builtWithLibbpf(binary);
+    if (program !== undefined && libbpf === undefined) {
+      this.#note('nothing', `${program}: one cannot tell whether it is built with libbpf; taken as if it is not`);
+    }
+    const folder = said?.folder === undefined ? undefined : this.#folder(said.folder);
+    const names = folder === undefined ? [] : this.#names(folder);
+    const plugins = names.flatMap((name) => this.#plugin(path.join((folder as PluginFolder).path, name), binary) ?? []);
+    const [plugin, second] = plugins;
+    if (second !== undefined) {
+      this.#note('nothing', `${second.path}: bpfimg's plugin a second time; CRIU loads both`);
+    }
+    const others = names.filter((name) => !plugins.some((one) => path.basename(one.path) === name));
+    const { config, configFile } = this.#config(plugin);
+    if (plugin !== undefined) {
+      this.#checkPlugin(plugin);
+      this.#checkOthers(others);
+    } else if (folder !== undefined && libbpf !== true) {
+      const text = `bpfimg's plugin is not in ${folder.path} (${folder.from}), where CRIU looks for plugins`;
+      this.#note('maps', `${text}; "bpfimg criu build" makes it`);
+    }
+    this.#checkContainers(folder);
+    return {
+      program,
+      version: said?.version,
+      libbpf,
+      folder,
+      plugin,
+      others,
+      config,
+      configFile,
+      findings: this.#findings,
+    };
+  }
+
+  #note(stops: Stops, text: string): void {
+    this.#findings.push({ stops, text });
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // The program
+
+  #find(): string | undefined {
+    const { program = 'criu', env } = this.options;
+    const folders = [...(env.PATH ?? '').split(':').filter((one) => one !== ''), ...SYSTEM_FOLDERS];
+    const places = program.includes('/') ? [path.resolve(program)] : folders.map((one) => path.join(one, program));
+    const found = places.find(isProgram);
+    if (found !== undefined) return found;
+    if (this.options.program !== undefined) {
+      throw new BpfimgError('notFound', `--criu ${program}: no such program`);
+    }
+    this.#note('every dump', 'there is no criu in PATH; --criu names one that is elsewhere');
+    return undefined;
+  }
+
+  /** What CRIU says of itself. */
+  #ask(program: string): { version: string | undefined; folder: string | undefined; programs: string[] } {
+    const run = (...args: string[]) => {
+      // The loader's own words: which program a script ends in.
+      const env = { ...this.options.env, LD_DEBUG: 'libs', LC_ALL: 'C' };
+      return spawnSync(program, args, {
+        env,
+        encoding: 'latin1',
+        timeout: PATIENCE,
+        stdio: ['ignore', 'pipe', 'pipe'],
+      });
+    };
+    const { error, stdout = '', stderr = '' } = run('--version');
+    const version = /^Version:\s*(\S+)/m.exec(stdout ?? '')?.[1];
+    if (version === undefined) {
+      const why = error?.message ?? (stderr ?? '').split('\n').find((line) => !/^\s*\d+:\s/.test(line) && line !== '');
+      this.#note('every dump', `${program}: it does not say its version: ${why ?? 'it says nothing'}`);
+    } else this.#checkRelease(program, version);
+    const folder = /plugin directory \(by default ([^)\n]+)\)/.exec(run('--help').stdout ?? '')?.[1];
+    const programs = [...(stderr ?? '').matchAll(/initialize program: (.+)$/gm)].map(([, name = '']) => name);
+    return { version, folder, programs };
+  }
+
+  #checkRelease(program: string, version: string): void {
+    const found = RELEASES.find(([before]) => isBefore(version, before));
+    if (found !== undefined) this.#note(found[1], `${program}: CRIU ${version}: ${found[2]}`);
+  }
+
+  /** CRIU's own file: `program`, or the last one that it started. */
+  #binary(program: string, started: readonly string[]): DynamicObject | undefined {
+    for (const file of [program, ...started.map((name) => path.resolve(name)).reverse()]) {
+      try {
+        const object = readDynamicObject(file);
+        if (object.symbols.get('criu_get_image_dir')?.defined === true) return object;
+      } catch (error) {
+        if (!(error instanceof BpfimgError)) throw error;
+      }
+    }
+    return undefined;
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // Its plugins
+
+  /** The folder in use. What is said later overrules: configuration files, the environment, what is built in. */
+  #folder(builtIn: string): PluginFolder {
+    const { env, etc = '/etc/criu' } = this.options;
+    const files = [path.join(etc, 'default.conf')];
+    if (env.HOME !== undefined) files.push(path.join(env.HOME, '.criu/default.conf'));
+    if (env.CRIU_CONFIG_FILE !== undefined) files.push(env.CRIU_CONFIG_FILE);
+    const named = files.flatMap((file): PluginFolder[] => {
+      const folder = libdirIn(file);
+      return folder === undefined ? [] : [{ path: folder, from: file }];
+    });
+    const last = named.at(-1);
+    if (last !== undefined) return last;
+    if (env.CRIU_LIBS_DIR !== undefined) return { path: env.CRIU_LIBS_DIR, from: 'CRIU_LIBS_DIR' };
+    return { path: builtIn, from: 'built in' };
+  }
+
+  /** Names of the plugins in a folder, as CRIU chooses them. */
+  #names(folder: PluginFolder): string[] {
+    const { path: where, from } = folder;
+    if (!path.isAbsolute(where)) {
+      this.#note('every dump', `${from}: libdir ${where} is not absolute: CRIU looks for it in the images folder`);
+      return [];
+    }
+    try {
+      return fs
+        .readdirSync(where)
+        .filter((name) => name.endsWith('.so'))
+        .sort();
+    } catch (error) {
+      const missing = errnoOf(error) === 'ENOENT' && from === 'built in';
+      if (!missing) this.#note('every dump', `${where} (${from}): the plugin folder cannot be read: ${errnoOf(error)}`);
+      return [];
+    }
+  }
+
+  /** The plugin in `file` when it is bpfimg's. A file that CRIU cannot load is a finding: it stops at that. */
+  #plugin(file: string, criu: DynamicObject | undefined): OurPlugin | undefined {
+    const stop = (why: string) => {
+      this.#note('every dump', `${file}: CRIU cannot load it, and stops: ${why}`);
+      return undefined;
+    };
+    let object: DynamicObject;
+    try {
+      object = readDynamicObject(file);
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      if (error.kind === 'notFound') return stop('it is a link to what is not there');
+      return stop(error.message.replace(`${file}: `, ''));
+    }
+    if (criu !== undefined && (object.machine !== criu.machine || object.littleEndian !== criu.littleEndian)) {
+      return stop('it is for another machine');
+    }
+    const missing = criu && unresolved(object, criu);
+    if (missing !== undefined) return stop(`it needs ${missing}, which this CRIU does not have`);
+    if (object.symbols.get(DESCRIPTOR)?.defined !== true) {
+      this.#note('nothing', `${file}: no plugin (it has no ${DESCRIPTOR}); CRIU only warns of it`);
+    }
+    const marker = markerIn(object.bytes);
+    return marker && { path: file, ...marker };
+  }
+
+  #checkPlugin({ path: file, version, node, bpfimg }: OurPlugin): void {
+    const again = '"bpfimg criu build" makes it anew';
+    if (!isProgram(node)) this.#note('maps', `${file}: it runs ${node}, which is not there; ${again}`);
+    if (!fs.existsSync(bpfimg)) this.#note('maps', `${file}: it runs ${bpfimg}, which is not there; ${again}`);
+    if (version !== this.options.version) {
+      this.#note('nothing', `${file}: it is of bpfimg ${version}, this is ${this.options.version}; ${again}`);
+    }
+  }
+
+  /** Plugins that spoil it for others. */
+  #checkOthers(others: readonly string[]): void {
+    if (!others.includes('amdgpu_plugin.so')) return;
+    const why = 'it may answer for files that are not its own, and whichever plugin CRIU asks first decides';
+    this.#note('nothing', `amdgpu_plugin.so is in the same folder: ${why}; a folder of its own (libdir) avoids that`);
+  }
+
+  /** Settings as the plugin's helpers read them. */
+  #config(plugin: OurPlugin | undefined): { config: CriuConfig; configFile: string } {
+    const configFile = plugin?.config ?? CONFIG_FILE;
+    try {
+      return { config: readConfig(configFile), configFile };
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      if (plugin !== undefined) this.#note('maps', error.message);
+      return { config: readConfig('/dev/null'), configFile };
+    }
+  }
+
+  /** Container runtimes have CRIU read a file of their own. */
+  #checkContainers(folder: PluginFolder | undefined): void {
+    for (const name of ['runc.conf', 'crun.conf']) {
+      const file = path.join(this.options.etc ?? '/etc/criu', name);
+      const libdir = libdirIn(file);
+      if (libdir === undefined || path.resolve(libdir) === (folder && path.resolve(folder.path))) continue;
+      this.#note('nothing', `${file}: containers have plugins of ${libdir}, not of the folder looked at here`);
+    }
+  }
+}
+
+function isProgram(file: string): boolean {
+  try {
+    fs.accessSync(file, fs.constants.X_OK);
+    return fs.statSync(file).isFile();
+  } catch {
+    return false;
+  }
+}
+
+/** Whether release `version` is older than `other`; false where it is no number. */
+function isBefore(version: string, other: string): boolean {
+  const numbers = (text: string) => text.split('.').map((part) => Number.parseInt(part, 10));
+  const [mine, theirs] = [numbers(version), numbers(other)];
+  for (const [i, number] of theirs.entries()) {
+    const own = mine[i] ?? 0;
+    if (Number.isNaN(own)) return false;
+    if (own !== number) return own < number;
+  }
+  return false;
+}
+
+/** Whether this CRIU has BPF support of its own. */
+function builtWithLibbpf({ symbols, needed }: DynamicObject): boolean {
+  return symbols.get(OWN_SUPPORT)?.defined === true || needed.some((name) => name.startsWith('libbpf.so'));
+}
+
+/** `libdir` of one of CRIU's configuration files: the last counts. */
+function libdirIn(file: string): string | undefined {
+  let text: string;
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch {
+    return undefined;
+  }
+  const last = [...text.matchAll(/^[ \t]*libdir[ \t]+(?:"([^"\n]*)"|([^\s#]+))/gm)].at(-1);
+  return last?.[1] ?? last?.[2];
+}
+
+/** Libraries whose symbols all have versions: what has none comes from elsewhere. */
+const VERSIONED_LIBRARIES = /^(libc\.so|ld-linux|ld64\.so|libgcc_s\.so)/;
+
+/** The first symbol that `plugin` cannot do without and nobody has; undefined where one cannot tell. */
+function unresolved(plugin: DynamicObject, criu: DynamicObject): string | undefined {
+  if (!plugin.needed.every((name) => VERSIONED_LIBRARIES.test(name))) return undefined;
+  for (const [name, { defined, weak, versioned }] of plugin.symbols) {
+    if (!defined && !weak && !versioned && name !== '' && criu.symbols.get(name)?.defined !== true) return name;
+  }
+  return undefined;
+}
+
+const MARKER_BYTES = Buffer.from(MARKER);
+/** Lines of the marker behind its first, and bytes that they have at most. */
+const MARKER_LINES = 4;
+const MARKER_SIZE = 4 * 4096 + 64;
+
+/**
+ * What bpfimg's plugin says of itself in its data: five lines, the first of which is `bpfimg-plugin`; undefined
+ * for another plugin.
+ */
+function markerIn(bytes: Buffer): Omit<OurPlugin, 'path'> | undefined {
+  for (let at = bytes.indexOf(MARKER_BYTES); at >= 0; at = bytes.indexOf(MARKER_BYTES, at + 1)) {
+    const start = at + MARKER_BYTES.length;
+    const lines = bytes.toString('utf8', start, start + MARKER_SIZE).split('\n', MARKER_LINES + 1);
+    const [version, node, bpfimg, config] = lines;
+    const whole = lines.length > MARKER_LINES && lines.every((line, i) => i === MARKER_LINES || !line.includes('\0'));
+    if (whole && version && node && bpfimg && config) return { version, node, bpfimg, config };
+  }
+  return undefined;
+}

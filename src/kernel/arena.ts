@@ -1,0 +1,130 @@
+/**
+ * The memory of arenas, which stands at one address for all who map it.
+ *
+ * Whether a page is there cannot be asked: who touches one that is not makes it, unless the arena has
+ * BPF_F_SEGV_ON_FAULT. But procfs tells which pages a process has touched where it has the arena mapped, and
+ * those are there.
+ */
+import * as fs from 'node:fs';
+import { errnoOf } from '../errors.js';
+import { MAP_FLAG, MAP_LINK } from './abi.js';
+import type { BpfMap, Mapping } from './map.js';
+import { type OpenMap, openMaps } from './proc.js';
+
+const ARENA = 33;
+
+/** Entries of pagemap that are read in one go. */
+const ENTRIES = 65_536;
+/** Bytes of an entry; the highest bit of its last says that the page is there (admin-guide/mm/pagemap.rst). */
+const ENTRY = 8;
+const PRESENT = 0x80;
+
+/** An arena, mapped at its address. Mapping it makes no page. */
+export class Arena implements Disposable {
+  readonly #memory: Mapping;
+  readonly #fd: number;
+
+  /**
+   * @param address its map_extra; not 0
+   * @throws KernelError where it cannot be mapped: something else may stand at its address
+   */
+  constructor(
+    readonly map: BpfMap,
+    readonly address: bigint,
+    writable = false,
+  ) {
+    this.#memory = map.mmap({ address, length: map.maxEntries * map.sys.pageSize, writable });
+    try {
+      this.#fd = fs.openSync(`${map.sys.proc}/self/mem`, 'r');
+    } catch (error) {
+      this.#memory.close();
+      throw error;
+    }
+  }
+
+  /** Whether touching a page that is not there is an error, and makes none. */
+  get asks(): boolean {
+    return (this.map.flags & MAP_FLAG.SEGV_ON_FAULT) !== 0;
+  }
+
+  /**
+   * The pages that processes have touched, a byte for each page: 0 for those that nobody has.
+   * @returns undefined when no process is seen to have it mapped
+   */
+  touched(): Uint8Array | undefined {
+    const pages = new Uint8Array(this.map.maxEntries);
+    const { proc } = this.map.sys;
+    const open = openMaps(proc).open.filter(({ map }) => map.type === ARENA && map.extra === this.address);
+    let seen = false;
+    for (const pid of new Set(open.filter((one) => this.#isOf(one)).map(({ holder }) => holder.pid))) {
+      // Of two arenas with one address a process can have mapped the other.
+      if (open.some((one) => one.holder.pid === pid && !this.#isOf(one))) continue;
+      if (pid !== process.pid && this.#markPresent(`${proc}/${pid}`, pages)) seen = true;
+    }
+    return seen ? pages : undefined;
+  }
+
+  #isOf({ map }: OpenMap): boolean {
+    return map.id === this.map.id;
+  }
+
+  /** Marks the pages that a process has touched; false when it does not have the arena mapped. */
+  #markPresent(folder: string, pages: Uint8Array): boolean {
+    const size = BigInt(this.map.sys.pageSize);
+    const [from, to] = [this.address, this.address + BigInt(pages.length) * size].map((at) =>
+      at.toString(16).padStart(8, '0'),
+    );
+    let fd: number;
+    try {
+      const own = new RegExp(`^${from}-${to} .* ${MAP_LINK}$`, 'm');
+      if (!own.test(fs.readFileSync(`${folder}/maps`, 'latin1'))) return false;
+      fd = fs.openSync(`${folder}/pagemap`, 'r');
+    } catch {
+      // It has ended, or is not for us.
+      return false;
+    }
+    try {
+      const entries = Buffer.alloc(ENTRY * Math.min(ENTRIES, pages.length));
+      const first = this.address / size;
+      for (let page = 0; page < pages.length; ) {
+        const want = ENTRY * Math.min(ENTRIES, pages.length - page);
+        const got = fs.readSync(fd, entries, 0, want, (first + BigInt(page)) * BigInt(ENTRY));
+        // A process that ends has no memory any more.
+        if (got < ENTRY) break;
+        for (let at = 0; at + ENTRY <= got; at += ENTRY, page++) {
+          if (((entries[at + ENTRY - 1] as number) & PRESENT) !== 0) pages[page] = 1;
+        }
+      }
+    } finally {
+      fs.closeSync(fd);
+    }
+    return true;
+  }
+
+  /** Reads pages from `page` on into `into`; how many there were, up to the first that is not there. */
+  read(page: number, into: Buffer): number {
+    const size = this.map.sys.pageSize;
+    try {
+      const at = this.address + BigInt(page) * BigInt(size);
+      return Math.floor(fs.readSync(this.#fd, into, 0, into.length, at) / size);
+    } catch (error) {
+      // Through the file, for touching it ourselves would be SIGSEGV.
+      if (errnoOf(error) === 'EIO') return 0;
+      throw error;
+    }
+  }
+
+  /** Writes a page, which is made if it is not there. */
+  write(page: number, bytes: Uint8Array): void {
+    this.#memory.bytes.set(bytes, page * this.map.sys.pageSize);
+  }
+
+  close(): void {
+    fs.closeSync(this.#fd);
+    this.#memory.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
