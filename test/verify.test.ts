@@ -7,7 +7,7 @@ import { FINDINGS } from '../src/dump/verify.js';
 import { bufferInput } from '../src/io/input.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { bpfimg, copyDump, TOP } from './helpers/command.js';
-import { filesImage, folderOf, mapFile } from './helpers/dumps.js';
+import { filesImage, folderOf, mapFile, pluginDump, processOf } from './helpers/dumps.js';
 import { fixture } from './helpers/fixtures.js';
 import { blob, entry, type Item, image, item, mapData, scalar, varint, words } from './helpers/images.js';
 import { Random } from './helpers/random.js';
@@ -37,6 +37,16 @@ function oneMap(values: Partial<Parameters<typeof mapFile>[0]>, items: readonly 
 }
 
 const good = oneMap({}, [item('01000000', eight), item('02000000', eight)]);
+
+/** A dump of the CRIU plugin's with map 7, open as file 4. */
+function plugins(what: Parameters<typeof pluginDump>[0] = {}): Record<string, Uint8Array> {
+  const maps = [mapFile({ id: 1, map_id: 7 })];
+  const images = pluginDump({ maps, table: '4 7 02\n', external: [4], ...what });
+  return { ...images, ...processOf({ 3: [16, 4] }), 'bpfimg-data.img': data(mapData(7, [])) };
+}
+
+/** The entry of a map that CRIU has dumped itself. */
+const native = filesImage(mapFile({ id: 9, map_id: 7 })).subarray(8);
 
 /** Images of a dump, and the codes `verify` must find in it: these and no others. */
 const cases: readonly [name: string, images: Record<string, Uint8Array>, codes: (keyof typeof FINDINGS)[]][] = [
@@ -150,7 +160,35 @@ const cases: readonly [name: string, images: Record<string, Uint8Array>, codes: 
   ['a type that is not there', typed({ value: 99 }), ['bad-type']],
   ['keys of another type', typed({ key: 2 }), ['btf-key-size']],
   ['values of another type', typed({ value: 1 }), ['btf-value-size']],
+  ["a dump of the plugin's", plugins(), []],
+  ["the plugin's, by a CRIU without a list of plugins", plugins({ plugins: null }), []],
+  ["a file opened twice, the plugin's", plugins({ table: '4 7 02\n5 7 0\n', external: [4, 5] }), ['unheld-file']],
+  ['a map that is only led to', plugins({ maps: [7, 8].map((map_id) => mapFile({ id: 1, map_id })) }), ['no-data']],
+  ['no table', without(plugins(), 'bpfimg-files.txt'), ['plugin-table']],
+  [
+    'no table and nothing else',
+    without(plugins(), 'bpfimg-files.txt', 'bpfimg-file.img', 'bpfimg-data.img'),
+    ['plugin-table'],
+  ],
+  ['a table that is cut off', plugins({ table: '4 7 0' }), ['plugin-table']],
+  ['a line of a file that is not there', plugins({ table: '4 7 02\n5 7 02\n' }), ['plugin-file']],
+  ['a line that stands twice', plugins({ table: '4 7 02\n4 7 02\n' }), ['plugin-file']],
+  ['a line of a map that is not there', plugins({ table: '4 7 02\n5 8 02\n', external: [4, 5] }), ['plugin-map']],
+  ['a map that stands twice', plugins({ maps: [1, 2].map((id) => mapFile({ id, map_id: 7 })) }), ['plugin-map']],
+  ['a file without a line', plugins({ external: [4, 5] }), ['plugin-lost']],
+  ["a file without a line, perhaps another plugin's", plugins({ external: [4, 5], plugins: ['bpfimg', 'gpu'] }), []],
+  ["maps of CRIU's own and the plugin's", plugins({ others: [native] }), ['plugin-mixed', 'unheld-file']],
+  [
+    'images of an earlier dump',
+    { ...plugins({ plugins: [] }), ...good },
+    ['plugin-stale', 'plugin-stale', 'plugin-stale', 'unheld-file'],
+  ],
+  ["images of CRIU's own", { ...plugins(), 'bpfmap-data.img': data() }, ['plugin-stale']],
 ];
+
+function without(images: Record<string, Uint8Array>, ...names: string[]): Record<string, Uint8Array> {
+  return Object.fromEntries(Object.entries(images).filter(([name]) => !names.includes(name)));
+}
 
 /** A captured map whose keys are of type 1 and whose values are of type 2 of BTF object 57, unless said otherwise. */
 function typed(what: { key?: number; value?: number; btf?: number; blob?: Buffer }): Record<string, Uint8Array> {

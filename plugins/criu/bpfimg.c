@@ -504,27 +504,26 @@ static int prepare_restore(void)
 {
 	char *args[] = { NODE, BPFIMG, "criu-restore", CONFIG, NULL };
 	bool needed = !check_and_remove_inventory_plugin || check_and_remove_inventory_plugin(NAME, strlen(NAME));
-	bool known = check_and_remove_inventory_plugin != NULL;
 	bool two = false;
-	int failed;
+	int failed, missing = 0;
 
 	if (!needed)
 		return 0;
 	failed = read_table();
-	if (failed == 1)
-		return known ? error("%s is missing: it says which files of the dump are BPF maps", TABLE) : 0;
+	/* Where CRIU has no list of plugins (before 4.1), every one seems to be needed. */
+	if (failed == 1 && faccessat(criu_get_image_dir(), "bpfimg-file.img", F_OK, 0) != 0)
+		return 0;
 	if (failed)
-		return -1;
+		return failed == 1 ? error("%s is missing: it says which files of the dump are BPF maps", TABLE) : -1;
 	if (settings.hook_arguments == 0) {
 		dl_iterate_phdr(find_argument, &two);
 		settings.hook_arguments = two ? 2 : 1;
 	}
-	if (run_helper(args, settings.restore_timeout, restore_line) != 0)
-		return error("the BPF maps of this dump were not restored");
+	failed = run_helper(args, settings.restore_timeout, restore_line);
 	for (size_t i = 0; i < file_count; i++)
-		if (files[i].fd < 0)
-			return error("BPF map %u (file 0x%x) was not restored", files[i].map, files[i].id);
-	return 0;
+		if (failed || files[i].fd < 0)
+			missing = error("BPF map %u (file 0x%x) was not restored", files[i].map, files[i].id);
+	return failed | missing;
 }
 
 static int restore_ext_file(int id, bool *retry)
@@ -532,6 +531,8 @@ static int restore_ext_file(int id, bool *retry)
 	struct file *file = find_file(id);
 	int fd;
 
+	if (!file && file_count == 0)
+		say(LOG_WARNING, "file 0x%x: no BPF map, as far as one can tell without %s", id, TABLE);
 	if (!file)
 		return -ENOTSUP;
 	fd = open_map(file, -1, 0);

@@ -5,7 +5,9 @@
  * Answers are lines: `map ID`, `skip ID WHY`, `map OLD NEW`, `warn TEXT`, `busy` as a sign of life, `end`.
  */
 import { capture } from '../capture/capture.js';
+import { factsOf } from '../dump/facts.js';
 import { type Dump, openDump, PLUGIN_IMAGE } from '../dump/model.js';
+import { BpfimgError } from '../errors.js';
 import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
 import type { BpfMap } from '../kernel/map.js';
 import { bootId, processes, tracerOf } from '../kernel/proc.js';
@@ -94,6 +96,10 @@ export async function restoreMaps(
     }
     const wanted = dump.maps.filter(({ mapId, files }) => files.length > 0 && !reused.has(mapId));
     const plans = await planMaps(dump, wanted, types, { cpus: sys.cpus, perCpu: config.percpu });
+    for (const { mapId, subject } of plans) {
+      const lost = lostOf(dump, mapId);
+      if (lost !== undefined) throw new BpfimgError('badImage', `${subject}: ${lost}`);
+    }
     const fresh = await replay(sys, plans, {
       unresolved: config.unresolved,
       progress: signOfLife(answer),
@@ -110,6 +116,21 @@ export async function restoreMaps(
   } finally {
     dump.close();
   }
+}
+
+/**
+ * What the images had of a map when they were made and have no more, where reading them shows it: a process that
+ * runs on must not find its map emptied.
+ */
+function lostOf(dump: Dump, mapId: number): string | undefined {
+  const map = dump.maps.find((one) => one.mapId === mapId);
+  if (map === undefined) return undefined;
+  const { report } = map.meta ?? {};
+  const without = typeof report === 'string' && report.startsWith('metadata only');
+  if (map.data.length === 0 && !without) return `its items are lost: ${dump.names.data} has none of it`;
+  const { types } = factsOf(map.meta);
+  if (types !== undefined && !dump.btf.has(types.btf)) return `its types are lost: ${dump.names.btf} has none of them`;
+  return undefined;
 }
 
 /** Live maps that are those of the dump: of the same boot, with the same id and attributes. */

@@ -124,6 +124,11 @@ export function mapMembers(map: DumpMap, types: MapTypes): JsonObject {
   return members;
 }
 
+/** Text to compare what file entries say of their maps, without what each open file has of its own. */
+export function mapText({ id: _, flags: __, fown: ___, $raw: ____, ...message }: JsonObject): string {
+  return JSON.stringify(message, (_, value) => (typeof value === 'bigint' ? String(value) : value));
+}
+
 /** A file entry's message as it is when nothing is said of it. */
 function fresh(id: number): JsonObject {
   const defaults = { map_flags: 0, memlock: 0, frozen: false, map_name: '', ifindex: 0 };

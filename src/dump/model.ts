@@ -209,6 +209,9 @@ export async function openDump(folder: string, onBroken: OnBroken = rethrow): Pr
     await each(IMAGE.bpfmapFile, BPFMAP_FILE, (entry) => builder.bpfmapFileEntry(entry));
   } else {
     await each(PLUGIN_IMAGE.bpfmapFile, BPFMAP_FILE, (entry) => builder.pluginMap(entry));
+    if (builder.files.size === 0) {
+      for (const image of ownImages(IMAGE)) if (names.has(image)) builder.stale(image, 'the dump is one of the plugin');
+    }
     const table = names.has(PLUGIN_TABLE) ? await open(PLUGIN_TABLE) : undefined;
     try {
       await builder.pluginFiles(table, part);
@@ -238,7 +241,9 @@ async function pluginPart(
   builder: DumpBuilder,
   each: EachEntry,
 ): Promise<PluginPart | undefined> {
-  const ours = [PLUGIN_TABLE, PLUGIN_IMAGE.bpfmapFile, PLUGIN_IMAGE.data].filter((name) => names.has(name));
+  const ours = ownImages(PLUGIN_IMAGE)
+    .concat(PLUGIN_TABLE)
+    .filter((name) => names.has(name));
   if (ours.length === 0 && builder.external.size === 0) return undefined;
   let listed: readonly string[] | undefined;
   // CRIU before 4.1 has no list of plugins, and a folder that is not CRIU's has no inventory.
@@ -246,13 +251,22 @@ async function pluginPart(
     const entry = message.plugins_entry as JsonObject | undefined;
     if (entry !== undefined) listed = (entry.plugins ?? []) as string[];
   });
-  if (listed === undefined) return ours.length === 0 ? undefined : { named: false, others: true };
-  if (listed.includes(PLUGIN)) return { named: true, others: listed.some((name) => name !== PLUGIN) };
+  if (listed?.includes(PLUGIN)) return { named: true, others: listed.some((name) => name !== PLUGIN) };
+  const needed = [PLUGIN_TABLE, PLUGIN_IMAGE.bpfmapFile, PLUGIN_IMAGE.data].some((name) => names.has(name));
+  const native = builder.files.size > 0 || names.has(IMAGE.bpfmapFile);
+  if (listed === undefined && needed && (builder.external.size > 0 || !native)) return { named: false, others: true };
   for (const image of ours) {
-    const message = `nothing reads it: inventory.img does not name the plugin ${PLUGIN}`;
-    builder.lost.plugin.push({ code: 'plugin-stale', image, message });
+    builder.stale(
+      image,
+      listed ? `inventory.img does not name the plugin ${PLUGIN}` : 'the dump is one of CRIU itself',
+    );
   }
   return undefined;
+}
+
+/** The images of a form that hold nothing but maps. */
+export function ownImages({ bpfmapFile, data, meta, btf }: ImageNames): string[] {
+  return [bpfmapFile, data, meta, btf];
 }
 
 /**
@@ -328,12 +342,15 @@ class DumpBuilder {
     });
   }
 
-  async #guarded(name: string, read: () => Promise<void>): Promise<void> {
+  /** @returns whether all of it was read */
+  async #guarded(name: string, read: () => Promise<void>): Promise<boolean> {
     try {
       await read();
+      return true;
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
       this.onBroken(error, name);
+      return false;
     }
   }
 
@@ -374,6 +391,11 @@ class DumpBuilder {
     this.lost.plugin.push({ code, image, message });
   }
 
+  /** Notes an image that is not of this dump. */
+  stale(image: string, why: string): void {
+    this.#problem('plugin-stale', image, `nothing reads it, for ${why}`);
+  }
+
   /** Makes the open files of maps: one for each line of the plugin's table, and one for each map without a line. */
   async pluginFiles(table: Input | undefined, { named, others }: PluginPart): Promise<void> {
     this.names = PLUGIN_IMAGE;
@@ -384,11 +406,11 @@ class DumpBuilder {
     }
     const taken = new Set([...this.files.keys(), ...this.external.keys()]);
     if (table !== undefined) {
-      await this.#guarded(PLUGIN_TABLE, async () => {
-        for await (const line of readTable(table)) this.#tableLine(line);
+      const whole = await this.#guarded(PLUGIN_TABLE, async () => {
+        await readTable(table, (line) => this.#tableLine(line));
       });
       for (const id of this.#table.keys()) taken.add(id);
-      for (const id of others ? [] : this.external.keys()) {
+      for (const id of others || !whole ? [] : this.external.keys()) {
         if (!this.#table.has(id))
           this.#problem('plugin-lost', IMAGE.files, `open file ${id} stands in no line of ${PLUGIN_TABLE}`);
       }

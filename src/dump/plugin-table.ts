@@ -4,7 +4,6 @@
  */
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
-import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 
 /** One open file of a map. */
@@ -16,6 +15,8 @@ export interface TableLine {
   readonly mapId: number;
   /** As F_GETFL gives them. */
   readonly flags: number;
+  /** The line as it stands there, its end included. */
+  readonly text: string;
 }
 
 const FORM = /^(0|[1-9a-f][0-9a-f]{0,7}) (0|[1-9][0-9]{0,9}) ([0-7]{1,12})$/;
@@ -25,33 +26,37 @@ const LONGEST = 8 + 1 + 10 + 1 + 12 + 1;
 
 /**
  * Reads the table's lines in order.
- * @throws BpfimgError `badImage`, with the line
+ * @throws BpfimgError `badImage`, with the line; what `take` throws
  */
-export async function* readTable(input: Input): AsyncGenerator<TableLine> {
+export async function readTable(input: Input, take: (line: TableLine) => void): Promise<void> {
   const cursor = new Cursor(input);
-  for (let line = 1; ; line++) {
-    const ready = Math.min(await cursor.fill(LONGEST), LONGEST);
-    if (ready === 0) return;
-    const text = Buffer.from(cursor.bytes.subarray(cursor.at, cursor.at + ready)).toString('latin1');
-    const end = text.indexOf('\n');
-    const match = end < 0 ? null : FORM.exec(text.slice(0, end));
-    const [id = 0, mapId = 0, flags = 0] = match
-      ? [16, 10, 8].map((base, i) => Number.parseInt(match[i + 1] ?? '', base))
-      : [];
-    if (match === null || mapId > 0xffffffff || flags > 0xffffffff) {
-      const shown = JSON.stringify(end < 0 ? text : text.slice(0, end));
-      const expected = 'expected the id of an open file (hex), of a map (decimal) and open flags (octal)';
-      throw new BpfimgError('badImage', `${input.name}: line ${line} is ${shown}, ${expected}`, {
-        code: 'plugin-table',
-      });
-    }
-    yield { line, id, mapId, flags };
-    cursor.at += end + 1;
+  let line = 1;
+  while ((await cursor.fill(LONGEST)) > 0) {
+    // Only at the end of the table are there fewer bytes than the longest line has.
+    const least = cursor.ready < LONGEST ? 1 : LONGEST;
+    for (; cursor.ready >= least; line++) take(lineOf(input, cursor, line));
     await pause();
   }
 }
 
-/** Writes a line of the table as the plugin does. */
-export function writeLine(out: Output, { id, mapId, flags }: Omit<TableLine, 'line'>): void {
-  out.text(`${id.toString(16)} ${mapId} ${flags === 0 ? '' : '0'}${flags.toString(8)}\n`);
+function lineOf(input: Input, cursor: Cursor, line: number): TableLine {
+  const { bytes, at, ready } = cursor;
+  const start = Buffer.from(bytes.buffer, bytes.byteOffset + at, Math.min(ready, LONGEST));
+  const end = start.indexOf(0x0a);
+  const text = start.toString('latin1', 0, end < 0 ? undefined : end);
+  const match = end < 0 ? null : FORM.exec(text);
+  const number = (part: number, base: number) => Number.parseInt(match?.[part] ?? '', base);
+  const [id, mapId, flags] = [number(1, 16), number(2, 10), number(3, 8)];
+  if (match === null || mapId > 0xffffffff || flags > 0xffffffff) {
+    const expected = 'expected the id of an open file (hex), of a map (decimal) and open flags (octal)';
+    const message = `${input.name}: line ${line} is ${JSON.stringify(text)}, ${expected}`;
+    throw new BpfimgError('badImage', message, { code: 'plugin-table' });
+  }
+  cursor.at += end + 1;
+  return { line, id, mapId, flags, text: `${text}\n` };
+}
+
+/** A line as the plugin writes it. */
+export function tableText({ id, mapId, flags }: Pick<TableLine, 'id' | 'mapId' | 'flags'>): string {
+  return `${id.toString(16)} ${mapId} ${flags === 0 ? '' : '0'}${flags.toString(8)}\n`;
 }

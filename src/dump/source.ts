@@ -22,7 +22,8 @@ export async function openImageSource(given: Input, onBroken?: OnBroken): Promis
   }
 }
 
-async function aside(input: Input): Promise<Input> {
+/** The bytes of a pipe, put aside so that they can be read at any place. */
+export async function aside(input: Input): Promise<Input> {
   const spool = new Spool();
   const cursor = new Cursor(input);
   while ((await cursor.fill()) > 0) {

@@ -11,10 +11,21 @@ import { type Input, openInput } from '../io/input.js';
 import { FolderOutput, type Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
-import { AttributeError, fileMessage } from './attributes.js';
+import { AttributeError, fileMessage, mapText } from './attributes.js';
 import { factMembers } from './facts.js';
-import { type Dump, type DumpMap, IMAGE, openDump } from './model.js';
-import { copyInput } from './rewrite.js';
+import {
+  type Dump,
+  type DumpMap,
+  type FileMessage,
+  IMAGE,
+  type MapFile,
+  openDump,
+  PLUGIN_IMAGE,
+  PLUGIN_TABLE,
+  type PluginDump,
+} from './model.js';
+import { tableText } from './plugin-table.js';
+import { copyInput, rewriteImage } from './rewrite.js';
 
 /** One data entry of the document: its message, and where its keys and values wait. */
 export interface Body {
@@ -55,7 +66,17 @@ export async function openTarget(folder: string, force: boolean, types: MapTypes
   if (names.length > 0 && images.length === 0) {
     throw new BpfimgError('conflict', `${folder}: not empty and no dump, expected a new or empty folder`);
   }
-  if (names.includes(IMAGE.files)) return new ChangedDump(folder, await openDump(folder), types);
+  if ([IMAGE.files, PLUGIN_IMAGE.bpfmapFile, PLUGIN_IMAGE.data].some((name) => names.includes(name))) {
+    const dump = await openDump(folder);
+    const broken = dump.lost.plugin.find(({ code }) => code !== 'plugin-stale');
+    if (broken !== undefined) {
+      dump.close();
+      throw new BpfimgError('badImage', `${path.join(folder, broken.image)}: ${broken.message}`);
+    }
+    return dump.plugin === undefined
+      ? new ChangedDump(folder, dump, types)
+      : new ChangedPluginDump(folder, dump, dump.plugin, types);
+  }
   return new FreshDump(folder, types, names.includes(IMAGE.data) ? await mapIds(folder) : new Set());
 }
 
@@ -202,7 +223,8 @@ interface Stored {
 class ChangedDump implements Target {
   /** New data entries, whole, in the order of the document. */
   readonly #store = new Spool();
-  readonly #files = new Map<number, JsonObject>();
+  /** What the document says of open files, by id. */
+  protected readonly files = new Map<number, JsonObject>();
   /** New data by the map id that the dump has now. */
   readonly #data = new Map<number, Stored[]>();
   #output: FolderOutput | undefined;
@@ -214,7 +236,7 @@ class ChangedDump implements Target {
   ) {}
 
   /** CRIU has no room for types; the document's are only there to read its items by. */
-  async btf(): Promise<void> {}
+  async btf(_message: JsonObject, _input: Input, _at: number, _size: number): Promise<void> {}
 
   async map(map: DocumentMap): Promise<void> {
     const here = await this.#here(map);
@@ -229,10 +251,14 @@ class ChangedDump implements Target {
       }
       const message = await messageOf(before.message, before.message.id, map, index, this.types);
       await encoded(BPFMAP_FILE, message, map, '');
-      this.#files.set(before.message.id, message);
+      this.files.set(before.message.id, message);
     }
+    await this.changes(map, here);
     if (map.bodies.length > 0) this.#data.set(here.mapId, await this.#keep(map, here));
   }
+
+  /** For what else a document can change of a map. */
+  protected async changes(_map: DocumentMap, _here: DumpMap): Promise<void> {}
 
   /** The dump's map that the document's is: by its open files, else by id. */
   async #here(map: DocumentMap): Promise<DumpMap> {
@@ -266,38 +292,44 @@ class ChangedDump implements Target {
 
   async commit(): Promise<void> {
     this.#output = new FolderOutput(this.folder);
-    await this.#rewrite(IMAGE.files, FILES, 'bpf');
-    await this.#rewrite(IMAGE.bpfmapFile, BPFMAP_FILE);
-    await this.#rewriteData();
+    await this.images(this.#output);
+    await this.#rewriteData(this.#output);
     await this.#output.commit();
     this.#end();
   }
 
-  /** Copies an image of open files with the changed ones replaced. */
-  async #rewrite(name: string, kind: Kind, member?: string): Promise<void> {
-    if (!fs.existsSync(path.join(this.folder, name))) return;
+  /** Writes the images but that of data. */
+  protected async images(output: FolderOutput): Promise<void> {
+    const changed = (message: JsonObject | undefined) => message && this.files.get(message.id as number);
+    await this.rewrite(output, IMAGE.files, FILES, (message) => {
+      const bpf = changed(message.bpf as JsonObject | undefined);
+      return bpf === undefined ? message : { ...message, bpf };
+    });
+    await this.rewrite(output, IMAGE.bpfmapFile, BPFMAP_FILE, (message) => changed(message) ?? message);
+  }
+
+  /** Copies an image, when it is there, with some messages changed. */
+  protected async rewrite(
+    output: FolderOutput,
+    name: string,
+    kind: Kind,
+    change: (message: JsonObject) => JsonObject,
+  ): Promise<Output | undefined> {
+    if (!output.has(name)) return undefined;
     const input = await openInput(path.join(this.folder, name));
     try {
-      const reader = await ImageReader.open(input, 'latin1');
-      const out = (this.#output as FolderOutput).file(name);
-      writeHead(out, kind, reader.head);
-      for await (const { message } of reader.entries()) {
-        const inner = (member === undefined ? message : message[member]) as JsonObject | undefined;
-        const changed = inner && this.#files.get(inner.id as number);
-        const entry =
-          changed === undefined ? message : member === undefined ? changed : { ...message, [member]: changed };
-        writeMessage(out, encodeMessage(kind.message, entry, 'latin1'));
-        await out.turn();
-      }
+      const out = output.file(name);
+      await rewriteImage(input, kind, out, change);
+      return out;
     } finally {
       input.close();
     }
   }
 
-  async #rewriteData(): Promise<void> {
+  async #rewriteData(output: FolderOutput): Promise<void> {
     const { data } = this.dump;
     if (data === undefined && this.#data.size === 0) return;
-    const out = (this.#output as FolderOutput).file(IMAGE.data);
+    const out = output.file(this.dump.names.data);
     const taken = new Map<number, number>();
     if (data === undefined) {
       writeHead(out, BPFMAP_DATA);
@@ -328,5 +360,141 @@ class ChangedDump implements Target {
   #end(): void {
     this.#store.close();
     this.dump.close();
+  }
+}
+
+/** A BTF object of the document. */
+interface Blob {
+  readonly message: JsonObject;
+  readonly input: Input;
+  readonly at: number;
+  readonly size: number;
+}
+
+/**
+ * A CRIU dump of the plugin's: what CRIU has written stays as it is. Of a map all open files share one entry;
+ * only how they were opened is each one's own, and stands in the table.
+ */
+class ChangedPluginDump extends ChangedDump {
+  /** New entries by map id. */
+  readonly #maps = new Map<number, JsonObject>();
+  readonly #meta = new Map<number, JsonObject>();
+  readonly #blobs = new Map<number, Blob>();
+
+  constructor(
+    folder: string,
+    dump: Dump,
+    readonly plugin: PluginDump,
+    types: MapTypes,
+  ) {
+    super(folder, dump, types);
+  }
+
+  override async btf(message: JsonObject, input: Input, at: number, size: number): Promise<void> {
+    this.#blobs.set(message.btf_id as number, { message, input, at, size });
+  }
+
+  protected override async changes(map: DocumentMap, here: DumpMap): Promise<void> {
+    const { mapId } = here;
+    if (map.header.map_id !== mapId) {
+      throw await map.bad('/map_id', `it is map ${mapId} in ${PLUGIN_TABLE}, which names the maps that were open`);
+    }
+    let first: string | undefined;
+    for (const [index, { id }] of filesOf(map).entries()) {
+      const message = this.files.get(id as number) as JsonObject;
+      const before = here.files.find((one) => one.message.id === id) as MapFile;
+      if (message.map_id !== mapId)
+        throw await map.bad(`/files/${index}/map_id`, `must be ${mapId}, as ${PLUGIN_TABLE} has it`);
+      if (JSON.stringify(message.fown) !== JSON.stringify(before.message.fown)) {
+        throw await map.bad(`/files/${index}/fown`, `stands in ${IMAGE.files}, which is left alone`);
+      }
+      const entry = this.#entry(mapId, message);
+      const text = mapText(entry);
+      first ??= text;
+      if (text !== first) throw await map.bad(`/files/${index}`, 'differs from the file before in more than its flags');
+      this.#maps.set(mapId, entry);
+    }
+    await this.#changedMeta(map, here);
+  }
+
+  /** The entry that says of the map what `message` says of an open file. */
+  #entry(mapId: number, message: JsonObject): JsonObject {
+    const { id, fown, flags } = this.plugin.maps.get(mapId) as FileMessage;
+    // How a map would be opened that nobody had open stands nowhere else.
+    const own = this.plugin.files.has(message.id as number) ? { flags } : {};
+    return { ...message, id, ...own, ...(fown === undefined ? {} : { fown }) };
+  }
+
+  async #changedMeta(map: DocumentMap, here: DumpMap): Promise<void> {
+    const { meta } = map.header;
+    if (meta === undefined) return;
+    const entry: JsonObject = { ...(meta as JsonObject), map_id: here.mapId };
+    if (here.meta?.holders !== undefined) entry.holders = here.meta.holders;
+    if (entry.btf_id === undefined && map.types !== undefined) Object.assign(entry, factMembers({ types: map.types }));
+    await encoded(BPFMAP_META, entry, map, '/meta');
+    this.#meta.set(here.mapId, entry);
+  }
+
+  protected override async images(output: FolderOutput): Promise<void> {
+    await this.rewrite(output, PLUGIN_IMAGE.bpfmapFile, BPFMAP_FILE, (message) => {
+      return this.#maps.get(message.map_id as number) ?? message;
+    });
+    await this.#metaImage(output);
+    await this.#btfImage(output);
+    await this.#table(output);
+  }
+
+  async #metaImage(output: FolderOutput): Promise<void> {
+    const left = new Map(this.#meta);
+    const change = (message: JsonObject) => {
+      const id = message.map_id as number;
+      const changed = left.get(id) ?? message;
+      left.delete(id);
+      return changed;
+    };
+    let out = await this.rewrite(output, PLUGIN_IMAGE.meta, BPFMAP_META, change);
+    if (left.size === 0) return;
+    if (out === undefined) {
+      out = output.file(PLUGIN_IMAGE.meta);
+      writeHead(out, BPFMAP_META);
+    }
+    for (const message of left.values()) writeMessage(out, encodeMessage(BPFMAP_META.message, message, 'latin1'));
+  }
+
+  /** Adds the types that maps now have and the dump has not. */
+  async #btfImage(output: FolderOutput): Promise<void> {
+    const ids = new Set([...this.#meta.values()].map((meta) => meta.btf_id as number));
+    const added = [...ids].flatMap((id) => (this.dump.btf.has(id) ? [] : (this.#blobs.get(id) ?? [])));
+    if (added.length === 0) return;
+    const there = output.has(PLUGIN_IMAGE.btf);
+    const out = output.file(PLUGIN_IMAGE.btf);
+    if (there) {
+      const input = await openInput(path.join(this.folder, PLUGIN_IMAGE.btf));
+      try {
+        await copyInput(input, 0, input.size as number, out);
+      } finally {
+        input.close();
+      }
+    } else writeHead(out, BPFMAP_BTF);
+    for (const { message, input, at, size } of added) {
+      writeMessage(out, encodeMessage(BPFMAP_BTF.message, message, 'latin1'));
+      await copyInput(input, at, size, out);
+    }
+  }
+
+  /** Open flags; the table stays as it is where none of them changed. */
+  async #table(output: FolderOutput): Promise<void> {
+    const changed = new Map<number, number>();
+    for (const [id, { flags }] of this.plugin.files) {
+      const now = this.files.get(id)?.flags as number | undefined;
+      if (now !== undefined && now !== flags) changed.set(id, now);
+    }
+    if (changed.size === 0) return;
+    const out = output.file(PLUGIN_TABLE);
+    for (const line of this.plugin.files.values()) {
+      const flags = changed.get(line.id);
+      out.text(flags === undefined ? line.text : tableText({ ...line, flags }));
+      await out.turn();
+    }
   }
 }

@@ -6,7 +6,7 @@ import { ImageReader } from '../image/reader.js';
 import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
-import type { MapTypes } from '../maptype.js';
+import { isKept, type MapTypes } from '../maptype.js';
 import { duplicateKeys } from './keys.js';
 import {
   type Dump,
@@ -80,7 +80,7 @@ export interface Finding {
 
 /** Whether a file stands for a map that the plugin captured because another one leads to it. */
 function neverOpen({ plugin }: Dump, file: MapFile): boolean {
-  return plugin !== undefined && !plugin.files.has(file.message.id);
+  return plugin !== undefined && file.image !== IMAGE.files && !plugin.files.has(file.message.id);
 }
 
 /** Findings of one kind that are told one by one; more are counted. */
@@ -268,8 +268,9 @@ export class Verifier {
       return;
     }
     const type = this.types.get(file.map_type);
-    if (oddKey) add('key-size', `keys of ${shape.keySize} bytes, key_size is ${file.key_size}`);
-    if (oddValue) {
+    const kept = isKept(type, shape.keySize, shape.valueSize);
+    if (oddKey && !kept) add('key-size', `keys of ${shape.keySize} bytes, key_size is ${file.key_size}`);
+    if (oddValue && !kept) {
       const expected = type.perCpu
         ? `a multiple of ${Math.ceil(file.value_size / 8) * 8} (value_size ${file.value_size} for each CPU)`
         : `value_size ${file.value_size}`;

@@ -10,6 +10,7 @@ type Names = readonly (readonly [name: string, bits: number])[];
 
 /** open(2) flags as crit names them. FASYNC and O_LARGEFILE are the kernel's values on x86-64. */
 const OPEN_FLAGS: Names = [
+  ['O_RDONLY', 0], // never shown, but understood
   ['O_WRONLY', 0o1],
   ['O_RDWR', 0o2],
   ['O_CREAT', 0o100],

@@ -41,3 +41,44 @@ export function folderOf(t: { testdir(): string }, images: Readonly<Record<strin
   for (const [name, bytes] of Object.entries(images)) fs.writeFileSync(path.join(folder, name), bytes);
   return folder;
 }
+
+const PLUGIN_DUMP = {
+  /** Messages of {@link mapFile}. */
+  maps: [] as readonly Uint8Array[],
+  /** The table. */
+  table: '',
+  /** Ids of open files that files.img leaves to plugins. */
+  external: [] as readonly number[],
+  /** Plugins that inventory.img lists; null for no list. */
+  plugins: ['bpfimg'] as readonly string[] | null,
+  /** Other entries of files.img. */
+  others: [] as readonly Uint8Array[],
+};
+
+/** Images of a dump that the CRIU plugin has made, but for data. */
+export function pluginDump(what: Partial<typeof PLUGIN_DUMP>): Record<string, Uint8Array> {
+  const { maps, table, external, plugins, others } = { ...PLUGIN_DUMP, ...what };
+  const fown = Buffer.concat([1, 2, 3, 4, 5].map((no) => scalar(no, 0)));
+  const owner = (id: number) =>
+    entry(Buffer.concat([scalar(1, 16), scalar(2, id), blob(15, scalar(1, id), blob(5, fown))]));
+  const list = plugins === null ? [] : [blob(12, ...plugins.map((name) => blob(12, Buffer.from(name))))];
+  return {
+    'files.img': image('FILES', ...external.map(owner), ...others),
+    'inventory.img': image('INVENTORY', entry(Buffer.concat([scalar(1, 2), ...list]))),
+    'bpfimg-file.img': image('BPFMAP_FILE', ...maps.map((message) => entry(message))),
+    'bpfimg-files.txt': Buffer.from(table),
+  };
+}
+
+/** An image with what a process with pid 1 holds: fds by number, each an open file's type and id. */
+export function processOf(fds: Readonly<Record<number, readonly [type: number, id: number]>>): Record<string, Buffer> {
+  const ids = Array.from({ length: 4 }, (_, i) => scalar(i + 1, 1));
+  const held = Object.entries(fds).map(([fd, [type, id]]) =>
+    entry(Buffer.concat([scalar(1, id), scalar(2, 0), scalar(3, type), scalar(4, Number(fd))])),
+  );
+  return {
+    'pstree.img': image('PSTREE', entry(Buffer.concat([1, 2, 3, 4].map((no) => scalar(no, no === 2 ? 0 : 1))))),
+    'ids-1.img': image('IDS', entry(Buffer.concat(ids))),
+    'fdinfo-1.img': image('FDINFO', ...held),
+  };
+}

@@ -1,7 +1,7 @@
 import * as path from 'node:path';
 import { plugins } from '../../../plugins/index.js';
 import { writeDocument } from '../../dump/document.js';
-import { type Dump, type DumpMap, IMAGE, openDump } from '../../dump/model.js';
+import { type Dump, type DumpMap, IMAGE, openDump, PLUGIN_IMAGE } from '../../dump/model.js';
 import { selectMaps } from '../../dump/select.js';
 import { BpfimgError } from '../../errors.js';
 import { BPFMAP_DATA } from '../../image/kinds.js';
@@ -110,8 +110,12 @@ async function imageForms(
 
 /** The dump in whose folder an image stands. */
 async function beside(image: string): Promise<Dump | undefined> {
-  const folder = path.dirname(image);
-  return path.basename(image) === IMAGE.data ? openDump(folder) : undefined;
+  const name = path.basename(image);
+  if (name !== IMAGE.data && name !== PLUGIN_IMAGE.data) return undefined;
+  const dump = await openDump(path.dirname(image));
+  if (dump.names.data === name) return dump;
+  dump.close();
+  return undefined;
 }
 
 /** Within a single image maps have no names: only ids select. */

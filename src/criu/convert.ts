@@ -1,0 +1,278 @@
+/**
+ * CRIU dumps whose maps the plugin restores, made into such that CRIU's own BPF support (CRIU built with libbpf)
+ * restores without any plugin, and back.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { mapText } from '../dump/attributes.js';
+import {
+  type Dump,
+  type DumpMap,
+  type FileMessage,
+  IMAGE,
+  type ImageNames,
+  openDump,
+  ownImages,
+  PLUGIN,
+  PLUGIN_IMAGE,
+  PLUGIN_TABLE,
+} from '../dump/model.js';
+import { tableText } from '../dump/plugin-table.js';
+import { copyInput, rewriteImage } from '../dump/rewrite.js';
+import { BpfimgError, ioError } from '../errors.js';
+import { BPFMAP_FILE, FDINFO, FILES, INVENTORY, type Kind } from '../image/kinds.js';
+import type { JsonObject } from '../image/message.js';
+import { ImageReader } from '../image/reader.js';
+import { encodeMessage } from '../image/wire.js';
+import { writeHead, writeMessage } from '../image/writer.js';
+import { openInput } from '../io/input.js';
+import { FolderOutput } from '../io/output.js';
+import { FULL, type MapTypes, type Report } from '../maptype.js';
+import { nativeFate } from './native.js';
+
+/** Who restores the maps of a dump: CRIU itself, or the plugin. */
+export type Form = 'native' | 'plugin';
+
+/** One map of a dump that was converted. */
+export interface ConvertedMap {
+  readonly mapId: number;
+  readonly name: string;
+  readonly type: number;
+  readonly items: number;
+  /** What a restore will give back. */
+  readonly report: Report;
+}
+
+/** Maps that were converted, or why there was nothing to do. */
+export type Conversion = { readonly maps: readonly ConvertedMap[] } | { readonly nothing: string };
+
+/**
+ * Converts the dump in `folder`, whole or not at all.
+ * @throws BpfimgError `unsupported` when its maps would be damaged by the other way of restoring them
+ */
+export async function convert(folder: string, to: Form, types: MapTypes): Promise<Conversion> {
+  const dump = await openDump(folder);
+  try {
+    if (!dump.images.has(IMAGE.files)) {
+      throw new BpfimgError('unsupported', `${folder}: no ${IMAGE.files} in it, so it is no dump of CRIU's`);
+    }
+    checkSound(dump);
+    if (dump.plugin === undefined && dump.maps.length === 0) return { nothing: 'no BPF maps in it' };
+    if ((dump.plugin === undefined ? 'native' : 'plugin') === to) {
+      const who = to === 'native' ? 'CRIU built with libbpf' : 'the CRIU plugin';
+      return { nothing: `${who} restores it already` };
+    }
+    const maps = dump.maps.map((map) => (to === 'native' ? nativeRow : pluginRow)(dump, map, types));
+    const refused = maps.filter(({ problem }) => problem !== undefined);
+    if (refused.length > 0) {
+      const told = refused.slice(0, TOLD).map(({ row, problem }) => {
+        return `map ${row.mapId}${row.name === '' ? '' : ` (${row.name})`}, type ${types.get(row.type).name}: ${problem}`;
+      });
+      const more = refused.length > TOLD ? `; and ${refused.length - TOLD} more maps` : '';
+      const whose = to === 'native' ? 'CRIU without the plugin' : 'the plugin';
+      throw new BpfimgError('unsupported', `${folder}: ${whose} cannot restore ${told.join('; ')}${more}`);
+    }
+    await write(dump, folder, to === 'native' ? toNative(dump) : toPlugin(dump));
+    return { maps: maps.map(({ row }) => row) };
+  } finally {
+    dump.close();
+  }
+}
+
+/** Maps that a message names. */
+const TOLD = 5;
+
+/** @throws BpfimgError for images that contradict each other: what they say cannot be carried over */
+function checkSound(dump: Dump): void {
+  const { fds, files, plugin } = dump.lost;
+  const wrong =
+    plugin.find(({ code }) => code !== 'plugin-stale')?.message ??
+    fds.map(({ pid, fd, id }) => `fd ${fd} of process ${pid} is file ${id}, which no image describes`)[0] ??
+    files.map(({ message }) => `file id ${message.id} stands twice`)[0] ??
+    dump.maps
+      .filter((map) => map.files.length === 0)
+      .map(({ mapId }) => `no open file of map ${mapId}, which has data`)[0];
+  if (wrong === undefined) return;
+  throw new BpfimgError('badImage', `${dump.name}: ${wrong}; bpfimg verify tells more`);
+}
+
+interface Judged {
+  readonly row: ConvertedMap;
+  readonly problem: string | undefined;
+}
+
+function judged(map: DumpMap, problem: string | undefined, lacks: readonly string[]): Judged {
+  const { map_name: name, map_type: type } = (map.files[0] as DumpMap['files'][0]).message;
+  const report: Report = lacks.length === 0 ? FULL : { kind: 'partial', why: lacks.join('; ') };
+  return { row: { mapId: map.mapId, name, type, items: map.data.at(-1)?.count ?? 0, report }, problem };
+}
+
+function nativeRow(dump: Dump, map: DumpMap, types: MapTypes): Judged {
+  const { problem, lacks } = nativeFate(dump, map, types);
+  return judged(map, problem, lacks);
+}
+
+function pluginRow(_dump: Dump, map: DumpMap, types: MapTypes): Judged {
+  const [first, ...others] = map.files.map(({ message }) => mapText(message));
+  const { map_type: type } = (map.files[0] as DumpMap['files'][0]).message;
+  const problem = others.some((one) => one !== first)
+    ? 'its open files disagree about what it is'
+    : types.plugin(type).replay === undefined
+      ? 'bpfimg cannot fill maps of that type'
+      : undefined;
+  return judged(map, problem, map.data.length === 0 ? ['no items, for the dump has no data entry of it'] : []);
+}
+
+/** What the plugin's images say elsewhere, of each open file. */
+const OPEN_FILE = { id: 0, flags: 0o2, fown: { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 } };
+
+/** What changes in a dump. */
+interface Change {
+  /** What its images will be called. */
+  readonly names: ImageNames;
+  /** Entry of files.img for each open file of a map, by its id: the members of the old form are taken out. */
+  readonly files: ReadonlyMap<number, JsonObject>;
+  /** What fdinfo images call these files. */
+  readonly fdType: string;
+  /** Maps that have an image of their own, with their open files or without. */
+  readonly maps: readonly FileMessage[];
+  /** Open files that the plugin's table has; undefined for none. */
+  readonly table: readonly FileMessage[] | undefined;
+  /** The names of plugins in inventory.img. */
+  plugins(listed: readonly string[]): string[];
+}
+
+function toNative(dump: Dump): Change {
+  const files = dump.maps.flatMap((map) => map.files.map(({ message }) => message));
+  const open = files.filter(({ id }) => dump.plugin?.files.has(id));
+  return {
+    names: IMAGE,
+    files: new Map(open.map((bpf) => [bpf.id, { type: 'BPFMAP', bpf }])),
+    fdType: 'BPFMAP',
+    // CRIU looks at those in files.img alone: what nobody had open stays, and is not restored.
+    maps: files.filter(({ id }) => !dump.plugin?.files.has(id)),
+    table: undefined,
+    plugins: (listed) => listed.filter((name) => name !== PLUGIN),
+  };
+}
+
+function toPlugin(dump: Dump): Change {
+  const open = dump.maps
+    .flatMap(({ files }) => files.filter(({ image }) => image === IMAGE.files))
+    .sort((a, b) => a.entry - b.entry)
+    .map(({ message }) => message);
+  return {
+    names: PLUGIN_IMAGE,
+    files: new Map(open.map(({ id, fown = OPEN_FILE.fown }) => [id, { type: 'EXT', ext: { id, fown } }])),
+    fdType: 'EXT',
+    maps: dump.maps.map(({ files }, i) => ({ ...(files[0] as (typeof files)[0]).message, ...OPEN_FILE, id: i + 1 })),
+    table: open,
+    plugins: (listed) => (listed.includes(PLUGIN) ? [...listed] : [...listed, PLUGIN]),
+  };
+}
+
+async function write(dump: Dump, folder: string, change: Change): Promise<void> {
+  const { names, maps, table } = change;
+  const images = new FolderOutput(folder);
+  const written = new Set<string>();
+  const file = (name: string) => {
+    written.add(name);
+    return images.file(name);
+  };
+  const rewrite = async (name: string, kind: Kind, edit: (message: JsonObject) => JsonObject) => {
+    const input = await openInput(path.join(folder, name));
+    try {
+      await rewriteImage(input, kind, file(name), edit);
+    } finally {
+      input.close();
+    }
+  };
+  try {
+    await rewrite(IMAGE.files, FILES, (message) => changedFile(message, change));
+    for (const name of fdinfoImages(folder)) {
+      if (await leadsTo(path.join(folder, name), change)) {
+        await rewrite(name, FDINFO, (message) => changedFd(message, change));
+      }
+    }
+    if (fs.existsSync(path.join(folder, INVENTORY_IMAGE))) {
+      await rewrite(INVENTORY_IMAGE, INVENTORY, (message) => changedInventory(message, change));
+    }
+    for (const what of ['data', 'meta', 'btf'] as const) {
+      if (!images.has(dump.names[what])) continue;
+      const input = await openInput(path.join(folder, dump.names[what]));
+      try {
+        await copyInput(input, 0, input.size as number, file(names[what]));
+      } finally {
+        input.close();
+      }
+    }
+    if (maps.length > 0) {
+      const out = file(names.bpfmapFile);
+      writeHead(out, BPFMAP_FILE);
+      for (const message of maps) {
+        writeMessage(out, encodeMessage(BPFMAP_FILE.message, message, 'latin1'));
+        await out.turn();
+      }
+    }
+    if (table !== undefined) {
+      const out = file(PLUGIN_TABLE);
+      for (const { id, map_id, flags } of table) out.text(tableText({ id, mapId: map_id, flags }));
+    }
+    await images.commit();
+  } catch (error) {
+    await images.abort();
+    throw error;
+  }
+  // Nothing reads them any more, and beside the new ones they would be somebody's riddle.
+  for (const name of ALL_NAMES) if (!written.has(name)) remove(path.join(folder, name));
+}
+
+const INVENTORY_IMAGE = 'inventory.img';
+
+/** All that is of maps alone, in both forms. */
+const ALL_NAMES: readonly string[] = [IMAGE, PLUGIN_IMAGE].flatMap(ownImages).concat(PLUGIN_TABLE);
+
+function remove(file: string): void {
+  try {
+    fs.rmSync(file, { force: true });
+  } catch (error) {
+    throw ioError(file, 'remove it', error);
+  }
+}
+
+function fdinfoImages(folder: string): string[] {
+  return fs.readdirSync(folder).filter((name) => /^fdinfo-\d{1,10}\.img$/.test(name));
+}
+
+/** Whether a descriptor of the image leads to a map. */
+async function leadsTo(file: string, change: Change): Promise<boolean> {
+  const input = await openInput(file);
+  try {
+    for await (const { message } of (await ImageReader.open(input, 'latin1')).entries()) {
+      if (changedFd(message, change) !== message) return true;
+    }
+    return false;
+  } finally {
+    input.close();
+  }
+}
+
+function changedFile(message: JsonObject, { files }: Change): JsonObject {
+  const { bpf, ext, ...rest } = message;
+  const changed = bpf === undefined && ext === undefined ? undefined : files.get(message.id as number);
+  return changed === undefined ? message : { ...rest, ...changed };
+}
+
+function changedFd(message: JsonObject, { files, fdType }: Change): JsonObject {
+  const { type } = message;
+  const ours = (type === 'BPFMAP' || type === 'EXT') && type !== fdType && files.has(message.id as number);
+  return ours ? { ...message, type: fdType } : message;
+}
+
+/** CRIU before 4.1 keeps no list of plugins, and one that is there keeps plugins it does not name from their work. */
+function changedInventory(message: JsonObject, { plugins }: Change): JsonObject {
+  const entry = message.plugins_entry as JsonObject | undefined;
+  if (entry === undefined) return message;
+  // A list that becomes empty stays: where there is none, CRIU has every plugin believe that it is needed.
+  return { ...message, plugins_entry: { ...entry, plugins: plugins((entry.plugins ?? []) as string[]) } };
+}
