@@ -97,6 +97,7 @@ for (const [args, cwd] of [
   [['info', 'inventory.img']],
   [['show', '.']],
   [['verify', '.']],
+  [['diff', '.', '.']],
   [['list']],
   [['replay', '.', '--dry-run']],
   // What the CRIU plugin runs, for a CRIU that traces nobody: the maps of no task.

@@ -216,7 +216,18 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
         y
           .positional('a', { type: 'string', demandOption: true, describe: 'dump folder, image, JSON or live maps' })
           .positional('b', { type: 'string', demandOption: true, describe: 'the same, compared with it' })
-          .option('map', map)
+          .epilogue('Live maps are id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD and all:.')
+          .option('map', { ...map, describe: 'only this map: its id or name in A or B' })
+          .option('limit', {
+            type: 'number',
+            requiresArg: true,
+            defaultDescription: '10, with --json 0',
+            describe: 'differing items of each kind of each map; 0 shows all',
+          })
+          .option('quiet', { ...boolean, alias: 'q', describe: 'print nothing: the exit code tells' })
+          .option('holders', { ...boolean, describe: 'compare who holds the maps as well' })
+          .options(types)
+          .option('libdir', libdir)
           .option('json', json),
       (args) => {
         chosen = async (io) => (await import('./commands/diff.js')).run(args, io);

@@ -268,7 +268,7 @@ export class Verifier {
       return;
     }
     const type = this.types.get(file.map_type);
-    const kept = isKept(type, shape.keySize, shape.valueSize);
+    const kept = isKept(type, shape.keySize, shape.valueSize, oddValue);
     if (oddKey && !kept) add('key-size', `keys of ${shape.keySize} bytes, key_size is ${file.key_size}`);
     if (oddValue && !kept) {
       const expected = type.perCpu

@@ -13,7 +13,7 @@ import { Output } from './output.js';
 const IN_MEMORY = 4 * 1024 * 1024;
 
 /** Where large temporaries go: TMPDIR when set; else /var/tmp, because /tmp is often memory. */
-function spoolFolder(): string {
+export function spoolFolder(): string {
   return process.env.TMPDIR ?? (fs.existsSync('/var/tmp') ? '/var/tmp' : os.tmpdir());
 }
 

@@ -1,6 +1,231 @@
-import { BpfimgError } from '../../errors.js';
-import type { Io } from '../io.js';
+import { type DiffOptions, isDifferent, MapComparison } from '../../diff/diff.js';
+import { type MapPair, pairMaps } from '../../diff/pairs.js';
+import type { DocumentForms } from '../../dump/document.js';
+import type { Dump, DumpMap } from '../../dump/model.js';
+import { mapName } from '../../dump/select.js';
+import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../../errors.js';
+import type { ItemForms } from '../../json/items.js';
+import { mapIdForm } from '../../json/map-id.js';
+import type { Sys } from '../../kernel/sys.js';
+import type { MapTypes } from '../../maptype.js';
+import { colours, nameText } from '../../render.js';
+import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
+import { openSource, sourceName } from '../diff-sources.js';
+import { coloured, type Io } from '../io.js';
+import { mapTypes } from '../plugins.js';
+import { DASH } from '../source.js';
+import { itemForms, type TypeArguments, typeFinder } from '../types.js';
+import { written } from '../written.js';
 
-export async function run(_args: { a: string; b: string; map: string[]; json: boolean }, _io: Io): Promise<number> {
-  throw new BpfimgError('unsupported', 'diff: to come');
+export interface DiffArguments extends TypeArguments {
+  readonly a: string;
+  readonly b: string;
+  readonly map: readonly string[];
+  /** 10 in text and all in JSON when not said. */
+  readonly limit?: number | undefined;
+  readonly quiet: boolean;
+  readonly holders: boolean;
+  readonly libdir: readonly string[];
+  readonly json: boolean;
+  readonly color?: boolean | undefined;
+}
+
+/** As with diff(1), 1 is an answer: whatever goes wrong is 2. */
+class Trouble extends BpfimgError {
+  override get exitCode(): number {
+    return EXIT.usage;
+  }
+}
+
+/** Items of each kind that are shown of a map. */
+const SHOWN = 10;
+
+/** @param sys the kernel; tests have their own */
+export async function run(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
+  try {
+    return await diff(args, io, sys);
+  } catch (error) {
+    if (error instanceof ClosedPipe) throw error;
+    const known = error instanceof BpfimgError;
+    const what = error instanceof Error ? error.message : String(error);
+    const trouble = new Trouble(
+      known ? error.kind : 'unsupported',
+      known ? what : `internal error: ${oneLine(what)} (please report it; --debug shows where)`,
+      { cause: error },
+    );
+    if (error instanceof Error && error.stack !== undefined) trouble.stack = error.stack;
+    throw trouble;
+  }
+}
+
+async function diff(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
+  if (args.limit !== undefined && !(Number.isInteger(args.limit) && args.limit >= 0)) {
+    throw new BpfimgError('usage', '--limit takes a whole number; 0 shows every item');
+  }
+  if (args.a === DASH && args.b === DASH) {
+    throw new BpfimgError('usage', 'two inputs from standard input: name a file for one of them');
+  }
+  const types = await mapTypes(args.libdir, io);
+  const a = await openSource(args.a, types, io, sys);
+  try {
+    const b = await openSource(args.b, types, io, sys);
+    try {
+      return await new Diff(a, b, types, args, io).run();
+    } finally {
+      b.close();
+    }
+  } finally {
+    a.close();
+  }
+}
+
+class Diff {
+  readonly #labels: readonly [string, string];
+  readonly #options: DiffOptions;
+  #different = false;
+
+  constructor(
+    readonly a: Dump,
+    readonly b: Dump,
+    readonly types: MapTypes,
+    readonly args: DiffArguments,
+    readonly io: Io,
+  ) {
+    this.#labels = [sourceName(args.a), sourceName(args.b)];
+    const limit = args.limit ?? (args.json ? 0 : SHOWN);
+    this.#options = { holders: args.holders, limit, once: args.quiet };
+  }
+
+  async run(): Promise<number> {
+    const { a, b, args, io } = this;
+    const all = pairMaps(a, b);
+    const pairs = this.#selected(all);
+    const [aForms, bForms] = args.quiet ? [] : await this.#forms(pairs);
+    const own = { type: [] };
+    const comparison = new MapComparison(
+      { dump: a, types: await typeFinder(a, own) },
+      { dump: b, types: await typeFinder(b, own) },
+      this.types,
+      this.#options,
+      all,
+    );
+    if (args.quiet) {
+      for (const pair of pairs) if (await this.#compare(pair, comparison)) return EXIT.failed;
+      return EXIT.ok;
+    }
+    this.#sayUnknown(pairs);
+    try {
+      await written(undefined, io, async (out) => {
+        const report = args.json
+          ? new JsonReport(out, this.types, this.#labels)
+          : new TextReport(out, colours(coloured(io, args.color)), this.types, this.#labels, this.#options.limit);
+        report.begin();
+        for (const pair of pairs) await this.#compare(pair, comparison, report, aForms, bForms);
+        report.end(this.#different);
+      });
+    } catch (error) {
+      // Whoever has read enough of it knows.
+      if (!(error instanceof ClosedPipe) || !this.#different) throw error;
+    }
+    return this.#different ? EXIT.failed : EXIT.ok;
+  }
+
+  /** Compares one pair; whether it differs. */
+  async #compare(
+    pair: MapPair,
+    comparison: MapComparison,
+    report?: DiffReport,
+    aForms?: DocumentForms,
+    bForms?: DocumentForms,
+  ): Promise<boolean> {
+    const { a, b } = pair;
+    if (a === undefined || b === undefined) {
+      this.#different = true;
+      await report?.only(pair);
+      return true;
+    }
+    const difference = await comparison.compare(a, b);
+    try {
+      const { unknown } = difference;
+      if (unknown !== undefined && report !== undefined) {
+        this.io.say(`bpfimg: note: ${subject(a, b)}: items not compared: ${oneLine(unknown)}`);
+      }
+      if (!isDifferent(difference)) return false;
+      this.#different = true;
+      const [left, right] = [aForms?.of(a), bForms?.of(b)];
+      const forms = (map: DumpMap, own: ItemForms | undefined, other: ItemForms | undefined) => ({
+        map,
+        forms: own ?? other ?? this.#inner(a, b),
+      });
+      await report?.both(forms(a, left, right), forms(b, right, left), difference);
+      return true;
+    } finally {
+      difference.items?.found.close();
+    }
+  }
+
+  /** The form of values that are ids of maps. */
+  #inner(a: DumpMap, b: DumpMap): ItemForms | undefined {
+    const file = a.files[0] ?? b.files[0];
+    return file !== undefined && this.types.get(file.message.map_type).inner ? { value: mapIdForm } : undefined;
+  }
+
+  /** The pairs that `--map` names: one map of a pair, by id or name, is enough. */
+  #selected(pairs: readonly MapPair[]): readonly MapPair[] {
+    const { map: selectors } = this.args;
+    if (selectors.length === 0) return pairs;
+    const chosen = new Set<MapPair>();
+    for (const selector of selectors) {
+      const some = (is: (map: DumpMap) => boolean) => pairs.filter(({ a, b }) => (a && is(a)) || (b && is(b)));
+      const byId = /^\d{1,10}$/.test(selector) ? some(({ mapId }) => mapId === Number(selector)) : [];
+      const found = byId.length > 0 ? byId : some((map) => mapName(map) === selector);
+      if (found.length === 0) {
+        throw new BpfimgError('notFound', `--map ${selector}: no such map in ${this.#labels.join(' or ')}`);
+      }
+      for (const pair of found) chosen.add(pair);
+    }
+    return pairs.filter((pair) => chosen.has(pair));
+  }
+
+  /** How items look on either side. */
+  async #forms(pairs: readonly MapPair[]): Promise<(DocumentForms | undefined)[]> {
+    const { args, io } = this;
+    const named = (text: string) => text.slice(0, Math.max(0, text.indexOf('=')));
+    const has = ({ maps }: Dump, text: string) =>
+      maps.some((map) => mapName(map) === named(text) || String(map.mapId) === named(text));
+    const lost = args.type.find((text) => named(text) !== '' && ![this.a, this.b].some((dump) => has(dump, text)));
+    if (lost !== undefined) {
+      throw new BpfimgError('notFound', `--type ${lost}: no such map in ${this.#labels.join(' or ')}`);
+    }
+    const forms = [];
+    for (const [side, dump] of [this.a, this.b].entries()) {
+      const type = args.type.filter((text) => named(text) === '' || has(dump, text));
+      const maps = pairs.flatMap(({ a, b }) => [side === 0 ? a : b].filter((map) => map !== undefined));
+      forms.push(await itemForms(await typeFinder(dump, { btf: args.btf, type }), maps, io));
+    }
+    return forms;
+  }
+
+  /** Says where attributes are known on one side only. */
+  #sayUnknown(pairs: readonly MapPair[]): void {
+    for (const [side, other] of [
+      ['a', 'b'],
+      ['b', 'a'],
+    ] as const) {
+      const bare = pairs.filter((pair) => pair[side]?.files.length === 0 && (pair[other]?.files.length ?? 0) > 0);
+      const label = this.#labels[side === 'a' ? 0 : 1];
+      if (this[side].data === undefined && this[other].data !== undefined) {
+        this.io.say(`bpfimg: note: ${oneLine(label)}: there are no items in it: only attributes are compared`);
+      }
+      if (bare.length === 0) continue;
+      const whole = bare.length === pairs.filter((pair) => pair[side] !== undefined).length;
+      const which = whole ? 'its maps' : `map ${bare.map((pair) => pair[side]?.mapId).join(', ')}`;
+      this.io.say(`bpfimg: note: ${oneLine(label)}: attributes of ${which} are unknown: only items are compared`);
+    }
+  }
+}
+
+function subject(a: DumpMap, b: DumpMap): string {
+  const name = mapName(a) || mapName(b);
+  return `map ${a.mapId}${name ? ` (${nameText(name)})` : ''}`;
 }

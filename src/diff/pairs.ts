@@ -1,7 +1,8 @@
 /** Which map of one dump is which of another. */
+
+import type { Dump, DumpMap } from '../dump/model.js';
+import { mapName } from '../dump/select.js';
 import { itemShape } from '../json/items.js';
-import type { Dump, DumpMap } from './model.js';
-import { mapName } from './select.js';
 
 /** A map in two dumps, or in one of them. */
 export type MapPair =
@@ -34,6 +35,8 @@ const bare = (map: DumpMap) => map.files.length === 0;
 
 interface Rule {
   readonly trait: Trait;
+  /** It goes by ids, which mean nothing in another boot of the kernel. */
+  readonly byId?: true;
   /** Only where the attributes of a map are not known on one side. */
   readonly bare?: true;
 }
@@ -43,15 +46,19 @@ interface Rule {
  * that is the same the better; maps that share a name, or have none, are paired in their order.
  */
 const RULES: readonly Rule[] = [
-  { trait: attributes('map_id', 'map_name', 'map_type') },
-  { trait: id, bare: true },
+  { trait: attributes('map_id', 'map_name', 'map_type'), byId: true },
+  { trait: id, byId: true, bare: true },
   { trait: attributes('map_name', 'map_type', 'key_size', 'value_size', 'max_entries') },
   { trait: attributes('map_name', 'map_type', 'key_size', 'value_size') },
   { trait: named(attributes('map_name', 'map_type')) },
   { trait: named(attributes('map_name')) },
-  { trait: attributes('map_id', 'map_type', 'key_size', 'value_size') },
+  { trait: attributes('map_id', 'map_type', 'key_size', 'value_size'), byId: true },
   { trait: sizes, bare: true },
 ];
+
+/** The boot of the kernel that a dump's ids are of, where it says so. */
+const bootOf = ({ maps }: Dump) => maps.find(({ meta }) => meta?.boot_id !== undefined)?.meta?.boot_id;
+const areOther = (a: unknown, b: unknown) => a !== undefined && b !== undefined && a !== b;
 
 /** The maps of both dumps: those of A in its order, then those that are only in B. */
 export function pairMaps(a: Dump, b: Dump): MapPair[] {
@@ -61,11 +68,16 @@ export function pairMaps(a: Dump, b: Dump): MapPair[] {
     found.set(left, right);
     taken.add(right);
   };
-  for (const { trait, bare: bareOnly } of RULES) {
+  const otherBoot = areOther(bootOf(a), bootOf(b));
+  for (const { trait, byId, bare: bareOnly } of RULES) {
+    if (byId && otherBoot) continue;
     const waiting = new Map<string, DumpMap[]>();
     for (const map of b.maps) {
       const key = taken.has(map) ? undefined : trait(map);
-      if (key !== undefined) waiting.set(key, [...(waiting.get(key) ?? []), map]);
+      if (key === undefined) continue;
+      const list = waiting.get(key);
+      if (list === undefined) waiting.set(key, [map]);
+      else list.push(map);
     }
     for (const list of waiting.values()) list.reverse();
     for (const map of a.maps) {

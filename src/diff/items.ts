@@ -159,10 +159,11 @@ class Table {
   /** Number of a record + 1; 0 is free. */
   #slots: Int32Array;
 
+  #hash = new KeyHash();
+
   constructor(
     readonly keySize: number,
     valueSize: number,
-    readonly hash: KeyHash,
     readonly limits: Limits,
   ) {
     this.#size = 4 + keySize + valueSize;
@@ -172,9 +173,16 @@ class Table {
     this.#slots = new Int32Array(256);
   }
 
+  /** Makes it empty. */
+  clear(hash: KeyHash): void {
+    this.#hash = hash;
+    this.#slots.fill(0);
+    this.count = 0;
+  }
+
   /** Takes in the record at `at`; false when that is one too many. */
   put(from: DataView, at: number): boolean {
-    const hash = this.hash.of(from, at + 4, this.keySize);
+    const hash = this.#hash.of(from, at + 4, this.keySize);
     const slot = this.#slot(from, at + 4, hash);
     const known = this.#slots[slot] as number;
     if (known > 0) {
@@ -193,7 +201,7 @@ class Table {
 
   /** The record with the key at `at`; -1 when there is none. */
   find(from: DataView, at: number): number {
-    return (this.#slots[this.#slot(from, at, this.hash.of(from, at, this.keySize))] as number) - 1;
+    return (this.#slots[this.#slot(from, at, this.#hash.of(from, at, this.keySize))] as number) - 1;
   }
 
   /** Where in {@link records} a record stands. */
@@ -263,6 +271,8 @@ const MOST_LEVELS = 12;
 
 class ManyItems {
   readonly #hash = new KeyHash();
+  /** The part of either side that is being compared. */
+  readonly #tables: readonly [Table, Table];
 
   constructor(
     readonly a: Items,
@@ -270,7 +280,9 @@ class ManyItems {
     readonly rules: ItemRules,
     readonly found: ItemDifferences,
     readonly limits: Limits,
-  ) {}
+  ) {
+    this.#tables = [new Table(a.keySize, a.valueSize, limits), new Table(b.keySize, b.valueSize, limits)];
+  }
 
   async compare(): Promise<void> {
     const { a, b, limits } = this;
@@ -401,23 +413,23 @@ class ManyItems {
 
   async #join(sides: readonly [Parts, Parts], hash: KeyHash, level: number): Promise<void> {
     for (let part = 0; part < sides[0].count && !this.found.enough; part++) {
-      const a = await this.#load(sides[0], part, this.a, hash);
-      const b = a && (await this.#load(sides[1], part, this.b, hash));
-      if (a !== undefined && b !== undefined) this.#compare(a, b);
+      const [a, b] = this.#tables;
+      const fits = (await this.#load(sides[0], part, a, hash)) && (await this.#load(sides[1], part, b, hash));
+      if (fits) this.#compare(a, b);
       else await this.#split(sides, part, level + 1);
       await pause();
     }
   }
 
-  /** A part's items; undefined when they are too many. */
-  async #load(parts: Parts, part: number, items: Items, hash: KeyHash): Promise<Table | undefined> {
-    const table = new Table(items.keySize, items.valueSize, hash, this.limits);
+  /** Takes in a part's items; false when they are too many. */
+  async #load(parts: Parts, part: number, table: Table, hash: KeyHash): Promise<boolean> {
+    table.clear(hash);
     for await (const page of parts.read(part)) {
       const view = viewOf(page);
-      for (let at = 0; at < page.length; at += parts.size) if (!table.put(view, at)) return undefined;
+      for (let at = 0; at < page.length; at += parts.size) if (!table.put(view, at)) return false;
       await pause();
     }
-    return table;
+    return true;
   }
 
   #compare(a: Table, b: Table): void {
@@ -510,47 +522,43 @@ class WideItems {
     const { a, b, found } = this;
     const left = await this.#index(a);
     const right = await this.#index(b);
-    const matched = new Set<number>();
-    for (const [digest, positions] of left) {
-      for (const position of positions) {
-        if (found.enough) return;
-        const other = await this.#find(right.get(digest), b, position, a);
-        if (other === undefined) found.removed.add(position, 0);
-        else {
-          matched.add(other);
-          if (!(await this.#sameValue(position, other))) found.changed.add(position, other);
-        }
+    const matched = new Uint8Array(b.count);
+    for (const position of left.values()) {
+      if (found.enough) return;
+      const { known: other } = await this.#find(right, b, a, position);
+      if (other === undefined) found.removed.add(position, 0);
+      else {
+        matched[other] = 1;
+        if (!(await this.#sameValue(position, other))) found.changed.add(position, other);
       }
     }
-    for (const positions of right.values()) {
-      for (const position of positions) if (!matched.has(position)) found.added.add(position, 0);
-    }
+    for (const position of right.values()) if (matched[position] === 0) found.added.add(position, 0);
   }
 
-  /** Positions of the last item of each key, by a hash of the key. */
-  async #index(items: Items): Promise<Map<number, number[]>> {
-    const index = new Map<number, number[]>();
+  /** Positions of the last item of each key, by a digest of the key. */
+  async #index(items: Items): Promise<Map<number, number>> {
+    const index = new Map<number, number>();
     for (let position = 0; position < items.count; position++) {
-      const digest = await this.#digest(items, position);
-      const positions = index.get(digest) ?? [];
-      index.set(digest, positions);
-      const before = await this.#find(positions, items, position, items);
-      if (before === undefined) positions.push(position);
-      else positions[positions.indexOf(before)] = position;
+      index.set((await this.#find(index, items, items, position)).digest, position);
       await pause();
     }
     return index;
   }
 
-  /** Which of `positions` in `items` has the key of item `position` of `other`. */
+  /**
+   * Which of the items in an index has the key of item `position` of `other`.
+   * @returns its position, and the digest that it has or would get: the next free one, where two keys have the same
+   */
   async #find(
-    positions: readonly number[] | undefined,
+    index: ReadonlyMap<number, number>,
     items: Items,
-    position: number,
     other: Items,
-  ): Promise<number | undefined> {
-    for (const one of positions ?? []) if (await this.#sameKey(items, one, other, position)) return one;
-    return undefined;
+    position: number,
+  ): Promise<{ digest: number; known: number | undefined }> {
+    for (let digest = await this.#digest(other, position); ; digest++) {
+      const known = index.get(digest);
+      if (known === undefined || (await this.#sameKey(items, known, other, position))) return { digest, known };
+    }
   }
 
   /** A key that is not too large to be looked at in one piece. */
@@ -693,7 +701,7 @@ function overlap(a: Float64Array, b: Float64Array): number {
   /** For each beginning of `b`: how much of its end is a beginning again. */
   const again = new Int32Array(b.length);
   const next = (held: number, value: number | undefined) => {
-    let length = held === b.length ? (again[held - 1] as number) : held;
+    let length = held;
     while (length > 0 && b[length] !== value) length = again[length - 1] as number;
     return b[length] === value ? length + 1 : 0;
   };

@@ -1,0 +1,292 @@
+/** What differs between the maps of two dumps: which there are, their attributes, their items. */
+import { hex } from '../bytes.js';
+import { mapMembers } from '../dump/attributes.js';
+import { factsOf } from '../dump/facts.js';
+import { type Dump, type DumpMap, dataShape, type MapData } from '../dump/model.js';
+import type { TypeFinder } from '../dump/types.js';
+import type { Json, JsonObject } from '../image/message.js';
+import type { Input } from '../io/input.js';
+import type { ItemShape } from '../json/items.js';
+import type { MapTypes } from '../maptype.js';
+import { ItemDifferences } from './differences.js';
+import { diffItems, equalBytes, type ItemRules, type Items, type Place } from './items.js';
+import type { MapPair } from './pairs.js';
+
+/** One of the two dumps. */
+export interface Side {
+  readonly dump: Dump;
+  /** Finds the dump's own types; undefined where it has none. */
+  readonly types: TypeFinder | undefined;
+}
+
+/** An attribute that differs. */
+export interface AttributeChange {
+  readonly name: string;
+  readonly a: Json;
+  readonly b: Json;
+}
+
+/** The items of a map on one side, and how a value is cut. */
+export interface SideItems extends Items, Pick<ItemShape, 'perCpu'> {}
+
+/** What differs between a map of A and one of B. Close `items`. */
+export interface MapDifference {
+  readonly attributes: readonly AttributeChange[];
+  /** Undefined where items were not compared one by one. */
+  readonly items: { readonly a: SideItems; readonly b: SideItems; readonly found: ItemDifferences } | undefined;
+  /** Why it is not known whether the items of this map differ. */
+  readonly unknown: string | undefined;
+}
+
+export interface DiffOptions {
+  /** Whether who holds a map, and how, is compared too. */
+  readonly holders: boolean;
+  /** Differing items of each kind that will be asked for; 0 is all. */
+  readonly limit: number;
+  /** Whether one difference is enough. */
+  readonly once: boolean;
+}
+
+export function isDifferent({ attributes, items }: MapDifference): boolean {
+  return attributes.length > 0 || (items !== undefined && items.found.count > 0);
+}
+
+/**
+ * Attributes that are compared. Ids and memlock are other ones in every replay.
+ */
+const COMPARED: readonly string[] = [
+  'name',
+  'type',
+  'key_size',
+  'value_size',
+  'max_entries',
+  'map_flags',
+  'map_extra',
+  'frozen',
+  'ifindex',
+];
+
+/** Compares the maps of two dumps, which belong to each other as `pairs` says. */
+export class MapComparison {
+  /** For each map of B its partner in A, by id. */
+  readonly #partners = new Map<number, number>();
+  readonly #ids: ReadonlySet<number>;
+
+  constructor(
+    readonly a: Side,
+    readonly b: Side,
+    readonly types: MapTypes,
+    readonly options: DiffOptions,
+    pairs: readonly MapPair[],
+  ) {
+    for (const { a: left, b: right } of pairs) if (left && right) this.#partners.set(right.mapId, left.mapId);
+    this.#ids = new Set(a.dump.maps.map(({ mapId }) => mapId));
+  }
+
+  async compare(a: DumpMap, b: DumpMap): Promise<MapDifference> {
+    const attributes = [...this.#attributes(a, b), ...(await this.#typesOf(a, b))];
+    const left = this.#dataOf(this.a.dump, a, b);
+    const right = this.#dataOf(this.b.dump, b, a);
+    if (left === undefined || right === undefined) return { attributes, items: undefined, unknown: undefined };
+    if (left.kind === 'unread' || right.kind === 'unread') {
+      const why = [left, right].map((one, i) => (one.kind === 'unread' ? `${'AB'[i]}: ${one.why}` : ''));
+      return { attributes, items: undefined, unknown: why.filter((text) => text !== '').join('; ') };
+    }
+    if (left.kind === 'blob' || right.kind === 'blob') {
+      if (!(await sameBlobs(left, right))) {
+        attributes.push({ name: 'data', a: dataText(left), b: dataText(right) });
+      }
+      return { attributes, items: undefined, unknown: undefined };
+    }
+    const none: SideItems = { input: nothing, keysAt: 0, valuesAt: 0, count: 0, keySize: 0, valueSize: 0 };
+    const [aItems, bItems] = [left.items ?? sized(none, right.items), right.items ?? sized(none, left.items)];
+    const { limit, once } = this.options;
+    const found = new ItemDifferences(aItems.count, bItems.count, limit, once);
+    try {
+      await diffItems(aItems, bItems, this.#rules(a, b), found);
+    } catch (error) {
+      found.close();
+      throw error;
+    }
+    return { attributes, items: { a: aItems, b: bItems, found }, unknown: undefined };
+  }
+
+  /** Attributes that differ; none where those of one side are not known. */
+  #attributes(a: DumpMap, b: DumpMap): AttributeChange[] {
+    if (a.files.length === 0 || b.files.length === 0) return [];
+    const [left, right] = [mapMembers(a, this.types), mapMembers(b, this.types)];
+    const changes: AttributeChange[] = [];
+    const compare = (name: string, one: Json, other: Json) => {
+      if (JSON.stringify(one) !== JSON.stringify(other)) changes.push({ name, a: one, b: other });
+    };
+    for (const name of COMPARED) compare(name, left[name] ?? null, right[name] ?? null);
+    compare('files', odd(left), odd(right));
+    const [leftMeta, rightMeta] = [a.meta, b.meta];
+    if (leftMeta?.inner !== undefined && rightMeta?.inner !== undefined) {
+      compare('inner', leftMeta.inner, rightMeta.inner);
+    }
+    if (this.options.holders) compare('holders', holders(a), holders(b));
+    return changes;
+  }
+
+  /** Types that differ, as C has them. Only a capture knows that there are none. */
+  async #typesOf(a: DumpMap, b: DumpMap): Promise<AttributeChange[]> {
+    const of = async ({ types }: Side, map: DumpMap): Promise<Json | undefined> => {
+      const [found] = (await types?.definitions([map])) ?? [];
+      if (found === undefined) return map.meta?.kernel_release === undefined ? undefined : null;
+      const { key, value, texts } = found;
+      return { key: key ?? null, value: value ?? null, c: texts.join('\n') };
+    };
+    const [left, right] = [await of(this.a, a), await of(this.b, b)];
+    if (left === undefined || right === undefined || JSON.stringify(left) === JSON.stringify(right)) return [];
+    return [{ name: 'types', a: left, b: right }];
+  }
+
+  /** A map's data; undefined in a dump without any. */
+  #dataOf(dump: Dump, map: DumpMap, other: DumpMap): Data | undefined {
+    const { data: input } = dump;
+    const data = map.data.at(-1);
+    if (input === undefined) return undefined;
+    if (data === undefined) {
+      const report = map.meta?.report;
+      const unread = typeof report === 'string' && /^(metadata only|not supported)/.test(report);
+      return unread ? { kind: 'unread', why: report } : { kind: 'items', items: undefined };
+    }
+    const { shape } = dataShape(data, (map.files[0] ?? other.files[0])?.message, this.types);
+    if (shape === undefined) return { kind: 'blob', data, input };
+    const { keySize, valueSize, perCpu } = shape;
+    const keysAt = data.entry.extraAt;
+    const items = { input, keysAt, valuesAt: keysAt + data.keysBytes, count: data.count, keySize, valueSize, perCpu };
+    return { kind: 'items', items: data.count === 0 ? undefined : (items as SideItems) };
+  }
+
+  #rules(a: DumpMap, b: DumpMap): ItemRules {
+    const file = a.files[0]?.message ?? b.files[0]?.message;
+    if (file === undefined) return {};
+    const type = this.types.get(file.map_type);
+    if (type.key === 'none') return { ordered: type.name === 'stack' ? 'stack' : 'queue' };
+    return {
+      blankKey: type.key === 'prefix' ? blankBeyondPrefix : undefined,
+      sameValue: type.inner ? this.#sameInner : type.refers ? sameReference(a, b) : undefined,
+    };
+  }
+
+  /** Whether two ids of inner maps are of maps that belong to each other. */
+  readonly #sameInner = (_key: Place, a: Place, b: Place): boolean => {
+    if (a.size !== 4 || b.size !== 4) return a.size === b.size && sameBytes(a, b);
+    const id = a.view.getUint32(a.at, true);
+    const other = b.view.getUint32(b.at, true);
+    const partner = this.#partners.get(other);
+    if (partner !== undefined) return partner === id;
+    // Of maps that are not in the dumps, the ids are all that is known.
+    return id === other && !this.#ids.has(id);
+  };
+}
+
+/** What is known of a map's data on one side. */
+type Data =
+  | { readonly kind: 'unread'; readonly why: string }
+  | { readonly kind: 'items'; readonly items: SideItems | undefined }
+  | { readonly kind: 'blob'; readonly data: MapData; readonly input: Input };
+
+const nothing: Input = { name: 'nothing', size: 0, path: undefined, read: () => 0, close() {} };
+
+/** No items, of the size that the other side's have. */
+function sized(none: SideItems, other: SideItems | undefined): SideItems {
+  if (other === undefined) return none;
+  const { keySize, valueSize, perCpu } = other;
+  return { ...none, keySize, valueSize, ...(perCpu === undefined ? {} : { perCpu }) };
+}
+
+async function sameBlobs(a: Data, b: Data): Promise<boolean> {
+  if (a.kind !== 'blob' || b.kind !== 'blob') return false;
+  const members = ['count', 'keysBytes', 'valuesBytes'] as const;
+  if (members.some((name) => a.data[name] !== b.data[name])) return false;
+  const { extraAt, extraSize } = a.data.entry;
+  return equalBytes(a.input, extraAt, b.input, b.data.entry.extraAt, extraSize);
+}
+
+function dataText(data: Data): string {
+  if (data.kind === 'blob') return `${data.data.entry.extraSize} bytes that are not ${data.data.count} equal items`;
+  return data.kind === 'items' ? `${data.items?.count ?? 0} items` : 'not read';
+}
+
+/** Attributes of further open files that are not as those of the first. */
+function odd(members: JsonObject): Json {
+  const files = (members.files ?? []) as JsonObject[];
+  const all = files.map((file) =>
+    Object.fromEntries(COMPARED.filter((name) => Object.hasOwn(file, name)).map((name) => [name, file[name] as Json])),
+  );
+  return all
+    .filter((one) => Object.keys(one).length > 0)
+    .sort((a, b) => (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1));
+}
+
+const ACCESS = ['ro', 'wo', 'rw'] as const;
+
+/** `22137:3 rw`: who holds a map, and how it is open there. */
+function holders(map: DumpMap): Json {
+  const all = map.files.flatMap(({ message, holders: some }) =>
+    some.map(({ pid, fd }) => [pid, fd, ACCESS[message.flags & 3] ?? 'rw'] as const),
+  );
+  return all.sort(([a, x], [b, y]) => a - b || x - y).map(([pid, fd, access]) => `${pid}:${fd} ${access}`);
+}
+
+/** Blanks the bits of a trie's key that are not its prefix: the kernel takes keys that differ in them for one. */
+function blankBeyondPrefix(view: DataView, at: number, size: number): void {
+  if (size < 4) return;
+  let left = view.getUint32(at, true);
+  for (let i = at + 4; i < at + size; i++, left -= 8) {
+    if (left >= 8) continue;
+    view.setUint8(i, left <= 0 ? 0 : view.getUint8(i) & (0xff << (8 - left)));
+  }
+}
+
+function sameBytes(a: Place, b: Place): boolean {
+  if (a.size !== b.size) return false;
+  for (let i = 0; i < a.size; i++) if (a.view.getUint8(a.at + i) !== b.view.getUint8(b.at + i)) return false;
+  return true;
+}
+
+/** What an item refers to, and the numbers in its value that say so on its host alone. */
+interface Target {
+  readonly text: string;
+  readonly ids: ReadonlySet<number>;
+}
+
+/** Of a map's items, by their keys in hex. */
+function targetsOf(map: DumpMap): Map<string, Target> {
+  const targets = new Map<string, Target>();
+  for (const { key, program, ifindex, ifname } of factsOf(map.meta).references ?? []) {
+    const { id, type, name, tag } = program ?? {};
+    const known = tag !== undefined || name !== undefined;
+    const text = JSON.stringify([
+      program && (known ? [type, name, tag && hex(tag)] : id),
+      ifname === undefined ? ifindex : [ifname],
+    ]);
+    targets.set(hex(key), { text, ids: new Set([id, ifindex].filter((one) => one !== undefined)) });
+  }
+  return targets;
+}
+
+/**
+ * Whether two values refer to the same thing, as far as the images say what that is: ids of programs and interfaces
+ * are other ones on another host, or after the next boot.
+ */
+function sameReference(a: DumpMap, b: DumpMap): ItemRules['sameValue'] {
+  const [left, right] = [targetsOf(a), targetsOf(b)];
+  if (left.size === 0 || right.size === 0) return undefined;
+  return (key, x, y) => {
+    if (sameBytes(x, y)) return true;
+    const bytes = hex(new Uint8Array(key.view.buffer, key.view.byteOffset + key.at, key.size));
+    const [one, other] = [left.get(bytes), right.get(bytes)];
+    if (one === undefined || other === undefined || one.text !== other.text) return false;
+    // What is no id in these values, as the length of a queue, is compared as it is.
+    if (x.size !== y.size || x.size % 4 !== 0) return false;
+    for (let i = 0; i < x.size; i += 4) {
+      const [word, otherWord] = [x.view.getUint32(x.at + i, true), y.view.getUint32(y.at + i, true)];
+      if (word !== otherWord && !(one.ids.has(word) && other.ids.has(otherWord))) return false;
+    }
+    return true;
+  };
+}
