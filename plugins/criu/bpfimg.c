@@ -609,6 +609,40 @@ static void remove_ours(void)
 		closedir(folder);
 }
 
+/* The line of a task's file in /proc that has `wanted` in it. */
+static bool find_line(int pid, const char *name, const char *wanted, char line[512])
+{
+	char path[64];
+	bool found = false;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	file = fopen(path, "re");
+	while (file && !found && fgets(line, 512, file))
+		found = strstr(line, wanted) != NULL;
+	if (file)
+		fclose(file);
+	return found;
+}
+
+/* CRIU refuses a task that has a map in its memory before it asks any plugin, and not in these words. */
+static void tell_of_mappings(void)
+{
+	DIR *proc = opendir("/proc");
+	struct dirent *entry;
+	char line[512];
+
+	while (proc && (entry = readdir(proc))) {
+		int pid = atoi(entry->d_name);
+
+		if (pid > 0 && find_line(pid, "status", "TracerPid:", line) && atoi(line + 10) == getpid() &&
+		    find_line(pid, "maps", "anon_inode:bpf-map", line))
+			error("process %d has a BPF map mapped into its memory, which CRIU cannot dump: unmap it", pid);
+	}
+	if (proc)
+		closedir(proc);
+}
+
 static void finish(int stage, int failed)
 {
 	if (table)
@@ -616,6 +650,8 @@ static void finish(int stage, int failed)
 	table = NULL;
 	if (stage == DUMP && (failed || file_count == 0))
 		remove_ours();
+	if (stage == DUMP && failed)
+		tell_of_mappings();
 	for (size_t i = 0; stage == RESTORE && i < file_count; i++)
 		close(files[i].fd);
 }

@@ -1,9 +1,9 @@
 /**
  * `npm run bench`: the budgets, as Markdown on standard output.
  *
- *     npm run --silent bench -- [--quick] [--live] [--size MIB]
+ *     npm run --silent bench -- [--quick] [--live] [--criu] [--size MIB]
  *
- * `--live` leaves the codec out.
+ * `--live` leaves the codec out; `--criu` measures the CRIU plugin and nothing else.
  */
 import { spawnSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
@@ -16,11 +16,17 @@ import { encodeMessage } from '../../src/image/wire.js';
 import { writeHead, writeMessage } from '../../src/image/writer.js';
 import { openOutput } from '../../src/io/output.js';
 import { BPFIMG, TOP } from '../helpers/command.js';
+import { criuUnable, measureCriu, nodeStart } from './criu.js';
 import { measureLive, measureTyped, unable } from './live.js';
 import { inTurn, type Measured, median, run, sameFiles } from './measure.js';
 
 const { values: options } = parseArgs({
-  options: { quick: { type: 'boolean' }, live: { type: 'boolean' }, size: { type: 'string' } },
+  options: {
+    quick: { type: 'boolean' },
+    live: { type: 'boolean' },
+    criu: { type: 'boolean' },
+    size: { type: 'string' },
+  },
 });
 const quick = options.quick === true;
 const size = Number(options.size ?? (quick ? 64 : 1024));
@@ -86,7 +92,7 @@ process.stdout.write(
 );
 
 // ---------------------------------------------------------------------------------------------------
-if (!options.live) {
+if (!options.live && !options.criu) {
   const runs = quick ? 15 : 41;
   const flowd = path.join(TOP, 'fixtures/flowd');
   table('Start-up', 'command', 'ms', '`node -e 0`, ms', 'ratio', 'budget');
@@ -105,7 +111,7 @@ if (!options.live) {
 }
 
 // ---------------------------------------------------------------------------------------------------
-if (!options.live) {
+if (!options.live && !options.criu) {
   const runs = quick ? 1 : 3;
   const maps = 4;
   const image = await dataImage('data.img', maps, Math.ceil((size * MIB) / maps / 80), 16, 64);
@@ -137,7 +143,7 @@ if (!options.live) {
 }
 
 // ---------------------------------------------------------------------------------------------------
-if (!options.live) {
+if (!options.live && !options.criu) {
   const runs = quick ? 1 : 5;
   const count = quick ? 100_000 : 1_000_000;
   const image = await dataImage('items.img', 1, count, 16, 64);
@@ -154,7 +160,7 @@ if (!options.live) {
 }
 
 // ---------------------------------------------------------------------------------------------------
-{
+if (!options.criu) {
   const why = unable();
   const sizes = quick ? [100_000] : [1_000_000, 8_000_000];
   for (const count of why === undefined ? sizes : []) {
@@ -180,4 +186,20 @@ if (!options.live) {
           'Medians of runs in turn; the ratio is the median of the ratios pair by pair; largest peak.\n'
       : `\nLive maps were not measured: ${why}.\n`,
   );
+}
+
+// ---------------------------------------------------------------------------------------------------
+{
+  const why = await criuUnable();
+  if (why === undefined) {
+    const runs = quick ? 3 : 15;
+    table('A process that CRIU dumps and restores', 'maps', 'frozen, ms', 'capture, ms', 'replay, ms');
+    for (const { maps, ...ms } of await measureCriu(folder, runs)) {
+      line(maps, ms.frozen.toFixed(0), ms.capture.toFixed(0), ms.replay.toFixed(0));
+    }
+    process.stdout.write(
+      `\nMedians of ${runs} dumps and restores; \`node -e 0\` takes ${nodeStart(runs).toFixed(0)} ms. Frozen is what CRIU says, ` +
+        'capture is the first call of the plugin, replay its work before the first process is made.\n',
+    );
+  } else process.stdout.write(`\nThe CRIU plugin was not measured: ${why}.\n`);
 }

@@ -1,0 +1,209 @@
+/** What fails while CRIU dumps: it says which map, the process goes on as it was, nothing is left. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import t, { type Test } from 'tap';
+import { BPFIMG } from './helpers/command.js';
+import {
+  Bench,
+  buildPlugin,
+  buildPluginWith,
+  type CriuRan,
+  dump,
+  errors,
+  type Held,
+  processesOf,
+  skipWithoutCriu,
+  zombies,
+} from './helpers/criu.js';
+
+t.setTimeout(180_000);
+const skip = await skipWithoutCriu();
+const bench = await Bench.set(t.testdir(), skip);
+
+/** How often each of the usual failures happens, and how often one that is much like it. */
+const [ROUNDS, FEW] = [50, 5];
+
+/** Seconds that nobody else sleeps. */
+const FOR_EVER = 1_000_000 + process.pid;
+
+let count = 0;
+/** The plugin with a script of shell as its helper; `$1` is criu-dump, `$4` the id of the map that is wanted. */
+function pluginWith(script: string, settings: readonly string[] = []): { plugin: string; file: string } {
+  const folder = path.join(bench.folder, `helper${count++}`);
+  const file = path.join(folder, 'helper.sh');
+  fs.mkdirSync(folder);
+  fs.writeFileSync(file, `${script}\n`);
+  return { plugin: buildPluginWith(folder, '/bin/sh', file, settings), file };
+}
+
+/** CRIU failed, with these lines before its own; the process and its map are as before. */
+async function refused(t: Test, { witness, folder }: Held, ran: CriuRan, lines: readonly (string | RegExp)[]) {
+  const [map] = (await witness.see()).filter(({ map_name }) => map_name === 'm');
+  const wanted = [...lines, `Error (bpfimg): BPF map ${map?.id} (m, type 1) was not dumped`];
+  const said = errors(ran.log).filter((line) => line.includes('bpfimg'));
+  const same =
+    said.length === wanted.length &&
+    wanted.every((line, i) => (typeof line === 'string' ? said[i] === line : line.test(said[i] ?? '')));
+  if (ran.status !== 1 || !same) t.same({ status: ran.status, said }, { status: 1, said: wanted });
+  t.match(ran.log, /Error \(criu\/cr-dump\.c:\d+\): Dumping FAILED/);
+  t.same(
+    fs.readdirSync(folder).filter((name) => name.includes('bpfimg')),
+    [],
+    'no images of ours',
+  );
+}
+
+const failed = 'Error (bpfimg): criu-dump failed';
+
+/** What a helper may do instead of its work, and what the plugin says of it. */
+const HELPERS: readonly [what: string, script: string, lines: readonly (string | RegExp)[], rounds?: number][] = [
+  ['says that it failed', 'echo error injected failure; exit 1', ['Error (bpfimg): injected failure', failed], ROUNDS],
+  ['says that it failed, and ends well', 'echo error injected; echo end', ['Error (bpfimg): injected', failed]],
+  ['exits', 'exit 9', ['Error (bpfimg): criu-dump: exit status 9'], ROUNDS],
+  ['exits after its answer', 'echo map $4; echo end; exit 9', ['Error (bpfimg): criu-dump: exit status 9']],
+  ['crashes', 'kill -SEGV $$', ['Error (bpfimg): criu-dump: ended by signal 11'], ROUNDS],
+  ['crashes after its answer', 'echo map $4; echo end; kill -SEGV $$', [/ended by signal 11$/]],
+  ['ends without an answer', 'exit 0', ['Error (bpfimg): criu-dump: it ended before it was done']],
+  ['says nothing of the map', 'echo end', ['Error (bpfimg): the helper says nothing of it']],
+  ['cannot dump the map', 'echo skip $4 some reason; echo end', ['Error (bpfimg): some reason']],
+  ['babbles', 'echo hello; echo end', ['Error (bpfimg): unexpected answer: hello', failed]],
+  ['babbles without end', 'head -c 9999 /dev/zero', ['Error (bpfimg): an answer without end', failed]],
+];
+
+for (const [what, script, lines, rounds = FEW] of HELPERS) {
+  t.test(`the helper ${what}`, { skip }, async (t) => {
+    const { plugin, file } = pluginWith(script);
+    const held = await bench.witness(t, 'map m', 'fill m 5');
+    const before = await held.witness.see();
+    for (let round = 0; round < rounds; round++) {
+      const ran = await dump(held.witness.pid, held.folder, { plugin });
+      await refused(t, held, ran, lines);
+    }
+    t.same(await held.witness.see(), before, 'the same map, the same items');
+    t.same(processesOf(file), [], 'no helper is left');
+    t.same(zombies(), []);
+    // It is not even unlucky for the next one.
+    t.match(await dump(held.witness.pid, `${held.folder}-good`, { ...bench, more: ['--leave-running'] }), {
+      status: 0,
+    });
+  });
+}
+
+t.test('there is no helper', { skip }, async (t) => {
+  const folder = path.join(bench.folder, 'nowhere');
+  const plugin = buildPluginWith(folder, '/no/such/node', 'bpfimg');
+  const held = await bench.witness(t, 'map m', 'fill m 5');
+  const before = await held.witness.see();
+  for (let round = 0; round < ROUNDS; round++) {
+    const ran = await dump(held.witness.pid, held.folder, { plugin });
+    await refused(t, held, ran, [`Error (bpfimg): cannot run /no/such/node: No such file or directory`, failed]);
+  }
+  t.same(await held.witness.see(), before);
+  t.same(zombies(), []);
+});
+
+t.test('the helper hangs', { skip }, async (t) => {
+  const { plugin, file } = pluginWith(`exec sleep ${FOR_EVER}`, ['dump-timeout 1']);
+  const all = await Promise.all(Array.from({ length: 10 }, () => bench.witness(t, 'map m', 'fill m 5')));
+  await Promise.all(
+    all.map(async (held) => {
+      const before = await held.witness.see();
+      for (let round = 0; round < ROUNDS / 10; round++) {
+        const ran = await dump(held.witness.pid, held.folder, { plugin });
+        await refused(t, held, ran, ['Error (bpfimg): no sign of life for 1 seconds', failed]);
+      }
+      t.same(await held.witness.see(), before);
+    }),
+  );
+  t.same(processesOf(file), []);
+  t.same(processesOf('sleep\x001000'), []);
+  t.same(zombies(), []);
+});
+
+t.test('the helper hangs and does not mind SIGTERM', { skip }, async (t) => {
+  const { plugin, file } = pluginWith("trap '' TERM; while :; do sleep 0.2; done", ['dump-timeout 1']);
+  const held = await bench.witness(t, 'map m', 'fill m 5');
+  const before = await held.witness.see();
+  const ran = await dump(held.witness.pid, held.folder, { plugin });
+  await refused(t, held, ran, ['Error (bpfimg): no sign of life for 1 seconds', failed]);
+  t.same(await held.witness.see(), before);
+  t.same(processesOf(file), []);
+});
+
+t.test('a helper that is slow, but shows that it lives', { skip }, async (t) => {
+  const { plugin } = pluginWith(
+    `for i in 1 2 3 4; do sleep 0.5; echo busy; done; exec ${process.execPath} ${BPFIMG} "$@"`,
+    ['dump-timeout 1'],
+  );
+  const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5');
+  const ran = await dump(witness.pid, folder, { plugin, more: ['--leave-running'] });
+  t.equal(ran.status, 0, errors(ran.log).join('; '));
+});
+
+// ---------------------------------------------------------------------------------------------------
+// The real helper
+
+t.test('images cannot be written', { skip }, async (t) => {
+  const held = await bench.witness(t, 'map m', 'fill m 5');
+  const before = await held.witness.see();
+  for (let round = 0; round < FEW; round++) {
+    // A folder is where the table is to be.
+    fs.mkdirSync(path.join(held.folder, 'bpfimg-files.txt/x'), { recursive: true });
+    const { status, log } = await dump(held.witness.pid, held.folder, bench);
+    t.equal(status, 1);
+    t.match(log, /Error \(bpfimg\): bpfimg-files\.txt: Is a directory\n/);
+    t.match(log, new RegExp(`Error \\(bpfimg\\): BPF map ${before[0]?.id} \\(m, type 1\\) was not dumped\\n`));
+    t.same(await held.witness.see(), before);
+  }
+});
+
+t.test('a setting that is none', { skip }, async (t) => {
+  const plugin = buildPlugin(path.join(bench.folder, 'misspelt'), ['# of ours', 'dump-timeut 5']);
+  const held = await bench.witness(t, 'map m', 'fill m 5');
+  const ran = await dump(held.witness.pid, held.folder, { plugin });
+  await refused(t, held, ran, [/^Error \(bpfimg\): .*criu\.conf: line 2: no setting is named dump-timeut$/, failed]);
+});
+
+t.test('partial fail: what would be carried in part only is refused', { skip }, async (t) => {
+  const plugin = buildPlugin(path.join(bench.folder, 'strict'), ['partial fail']);
+  const { witness, folder } = await bench.witness(t, 'map m', 'map b type=30 key=0 value=8 name=bloom');
+  const [, bloom] = await witness.see();
+  const { status, log } = await dump(witness.pid, folder, { plugin });
+  t.equal(status, 1);
+  t.match(log, new RegExp(`Error \\(bpfimg\\): BPF map ${bloom?.id} \\(bloom, type 30\\) was not dumped\\n`));
+  t.equal((await witness.see()).length, 2);
+});
+
+t.test('drain no: queues are refused, and keep what they have', { skip }, async (t) => {
+  const plugin = buildPlugin(path.join(bench.folder, 'full'), ['drain no']);
+  const { witness, folder } = await bench.witness(t, 'map m', 'map q type=22 key=0 max=9 name=queue', 'fill q 9');
+  const [, queue] = await witness.see();
+  const { status, log } = await dump(witness.pid, folder, { plugin });
+  t.equal(status, 1);
+  t.match(log, new RegExp(`Error \\(bpfimg\\): BPF map ${queue?.id} \\(queue, type 22\\) was not dumped\\n`));
+  const [{ values }] = (await witness.tell('drain q')) as [{ values: string[] }];
+  t.equal(values.length, 9);
+});
+
+t.test('what fails after our part has worked', { skip }, async (t) => {
+  const { witness, folder } = await bench.witness(t, 'map q type=22 key=0 max=9', 'fill q 9', 'map m', 'prog p');
+  const before = await witness.see();
+  for (let round = 0; round < FEW; round++) {
+    const { status, log } = await dump(witness.pid, folder, bench);
+    t.equal(status, 1);
+    t.match(log, /Can't dump file \d+ of that type \[600\] \(anon anon_inode:bpf-prog\)/);
+  }
+  t.same(await witness.see(), before);
+  const [{ values }] = (await witness.tell('drain q')) as [{ values: string[] }];
+  t.equal(values.length, 9, 'the queue is as it was');
+});
+
+t.test('50 dumps in a row that work', { skip }, async (t) => {
+  const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5', 'open reading m ro', 'map n type=6 max=4');
+  const before = await witness.see();
+  for (let round = 0; round < ROUNDS; round++) {
+    const { status, log } = await dump(witness.pid, folder, { ...bench, more: ['--leave-running'] });
+    t.equal(status, 0, errors(log).join('; '));
+    t.same(await witness.see(), before);
+  }
+});
