@@ -1,15 +1,29 @@
 /** The map-type plugins that come with bpfimg. */
 import type { Plugin } from '../src/maptype.js';
+import { arena } from './arena.js';
 import { array } from './array.js';
 import { hash } from './hash.js';
+import { kernel } from './kernel.js';
 import { mapInMap } from './map-in-map.js';
-import { memory } from './memory.js';
 import { percpu } from './percpu.js';
 import { queue } from './queue.js';
 import { references } from './references.js';
+import { ring } from './ring.js';
 import { storage } from './storage.js';
 import { trie } from './trie.js';
 
-export const plugins: readonly Plugin[] = [hash, array, percpu, trie, mapInMap, references, queue, storage, memory];
+export const plugins: readonly Plugin[] = [
+  hash,
+  array,
+  percpu,
+  trie,
+  mapInMap,
+  references,
+  queue,
+  storage,
+  ring,
+  arena,
+  kernel,
+];
 
 export { strangers } from './strangers.js';

@@ -5,6 +5,7 @@ import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import type { Sys } from '../src/kernel/sys.js';
 import type { Carries, ItemSink, ItemSource, Plugin, ReplayWork, Template } from '../src/maptype.js';
 import { fillInOrder } from '../src/replay/fill.js';
+import { indexText } from './array.js';
 
 /** Inner map's id, or file descriptor: u32. */
 const VALUE = 4;
@@ -59,26 +60,36 @@ export const mapInMap: Plugin = {
 
   create(sys, spec, work) {
     const { template } = work.facts;
-    // An inner map of this very map will do where the image does not say.
-    const given = work.needed.map((id) => work.fresh(id)).find((map) => map !== undefined);
+    const inner = work.needed.map((id) => work.fresh(id)).filter((map) => map !== undefined);
+    const [given] = inner;
     if (template === undefined && given === undefined) {
       const why = 'it was empty when it was captured, so what its inner maps must be is not known';
       throw new BpfimgError('unsupported', `${work.subject}: ${why}`);
     }
-    if (template === undefined || (given !== undefined && fits(given, template))) {
+    // Inner maps that were all given another max_entries are what the map is for now.
+    const wanted =
+      template && allHave(inner, given?.maxEntries) ? { ...template, maxEntries: given.maxEntries } : template;
+    // An inner map of this very map will do where the image does not say.
+    if (wanted === undefined || (given !== undefined && fits(given, wanted))) {
       return BpfMap.create(sys, { ...spec, inner: given as BpfMap });
     }
-    return withTemplate(sys, spec, template);
+    return withTemplate(sys, spec, wanted);
   },
 
   replay(map, items, work) {
     return fillInOrder(map, translated(items, work), work);
   },
+
+  keyText: (key, type) => (type.key === 'index' ? indexText(key) : undefined),
 };
 
 function fits(map: BpfMap, { type, keySize, valueSize, maxEntries, flags }: Template): boolean {
   const same = map.type === type && map.keySize === keySize && map.valueSize === valueSize && map.flags === flags;
   return same && map.maxEntries === maxEntries;
+}
+
+function allHave(maps: readonly BpfMap[], maxEntries: number | undefined): maxEntries is number {
+  return maxEntries !== undefined && maps.every((map) => map.maxEntries === maxEntries);
 }
 
 /** Creates a map by a template that goes away again: the kernel needs it for a moment. */

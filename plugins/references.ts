@@ -3,22 +3,22 @@ import { metadataOnly, readKeys } from '../src/capture/read.js';
 import { BpfimgError } from '../src/errors.js';
 import { KernelError } from '../src/kernel/error.js';
 import type { BpfMap } from '../src/kernel/map.js';
-import { type Candidate, Interfaces, Programs, programText } from '../src/kernel/objects.js';
-import {
-  type CaptureWork,
-  type Carries,
-  FULL,
-  type ItemSink,
-  type ItemSource,
-  type MapFacts,
-  type Plugin,
-  type ProgramFacts,
-  type Reference,
-  type ReplayWork,
-  type Report,
+import { type Candidate, Interfaces, Programs, programText, Sockets } from '../src/kernel/objects.js';
+import type {
+  CaptureWork,
+  Carries,
+  ItemSink,
+  ItemSource,
+  MapFacts,
+  Plugin,
+  ProgramFacts,
+  Reference,
+  ReplayWork,
+  Report,
 } from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
 import { indexText } from './array.js';
+import { Doubts, fitting, putEach, socketOf, Unresolved } from './resolve.js';
 
 /** What the numbers in a type's values refer to: bytes from the value's start. Values of 4 bytes end before the second. */
 interface Layout {
@@ -68,9 +68,12 @@ const PROGRAMS = 'program (by pin and tag, else by tag, name and type)';
 const DEVICES = found(`interface (by name) or ${PROGRAMS}`);
 const SOCKETS: Carries = {
   captured: 'some items',
-  replayed: 'empty',
-  lost: 'sockets: only a process that has one open can put it in; with value_size 4 not even their cookies can be read',
+  replayed: 'some items',
+  lost: 'sockets that no process has open any more, all of them after a reboot; with value_size 4 all, for their cookies cannot be read',
 };
+
+/** What the kernel says of a socket that it does not take now. */
+const REFUSED: ReadonlySet<string> = new Set(['EBUSY', 'EINVAL', 'EOPNOTSUPP']);
 
 /** What such a kernel says of a look-up. */
 const UNREADABLE: ReadonlySet<string> = new Set(['EOPNOTSUPP', 'ENOTSUPP']);
@@ -144,30 +147,6 @@ export const references: Plugin = {
 
   keyText: (key, type) => (type.key === 'index' ? indexText(key) : undefined),
 };
-
-/** Objects named in one line of a report. */
-const NAMED = 3;
-
-/** What a report has to say beside `full`: the first few things, and how many more. */
-class Doubts {
-  readonly #lines = new Set<string>();
-
-  add(line: string): void {
-    this.#lines.add(line);
-  }
-
-  /** The first few lines as one. */
-  toString(): string {
-    const more = this.#lines.size - NAMED;
-    return [...[...this.#lines].slice(0, NAMED), ...(more > 0 ? [`${more} more like these`] : [])].join('; ');
-  }
-
-  /** `report` with these doubts. */
-  report(report: Report): Report {
-    if (this.#lines.size === 0) return report;
-    return { kind: 'partial', why: report.kind === 'full' ? `${this}` : `${report.why}; ${this}` };
-  }
-}
 
 // ---------------------------------------------------------------------------------------------------
 // Capture
@@ -267,30 +246,6 @@ class Sight {
   }
 }
 
-/** Bytes of references that a meta entry may have: bpfimg reads entries of 4 MiB. */
-const REFERENCE_BYTES = 3 * 1024 * 1024;
-
-/** Bytes of a reference in the image, at most. */
-function sizeOf({ key, program, ifname = '' }: Reference): number {
-  const pins = program?.pins?.reduce((sum, pin) => sum + 3 * pin.length + 8, 0) ?? 0;
-  return key.length + pins + 2 * (ifname.length + (program?.name?.length ?? 0)) + 80;
-}
-
-/** References as far as there is room: all of them, or one for each thing referred to. */
-function fitting(references: readonly Reference[]): readonly Reference[] {
-  const cut = (list: readonly Reference[]) => {
-    let size = 0;
-    const end = list.findIndex((one) => {
-      size += sizeOf(one);
-      return size > REFERENCE_BYTES;
-    });
-    return end < 0 ? list : list.slice(0, end);
-  };
-  if (cut(references).length === references.length) return references;
-  const things = new Map(references.map((one) => [`${one.program?.id} ${one.ifindex} ${one.cookie}`, one]));
-  return cut([...things.values()]);
-}
-
 /** Sockets of which the kernel tells nothing: their keys, where the map has only keys that are in it. */
 async function captureKeys(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report> {
   const report = await metadataOnly(map, sink, work);
@@ -340,19 +295,13 @@ class Meanings {
   }
 }
 
-/** What an item refers to is not here; the message says what. */
-class Unresolved extends Error {}
-
-/** Items read in one go. */
-const STEP = 1024;
-
 /** Fills one fresh map with what its items refer to on this host. Numbers that were read are never written back. */
 class Refill {
   readonly #meanings: Meanings;
   readonly #programs: Programs;
   readonly #value: Buffer;
   #interfaces: Interfaces | undefined;
-  readonly #missing = new Doubts();
+  #sockets: Sockets | undefined;
   readonly #doubts = new Doubts();
   /** By the recorded id and what is known of it. */
   readonly #found = new Map<ProgramFacts, Candidate[]>();
@@ -368,48 +317,15 @@ class Refill {
   }
 
   async fill(items: ItemSource): Promise<Report> {
-    const { keySize, valueSize } = this.map;
-    const step = Math.max(1, Math.min(STEP, items.count));
-    const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
-    const seen = new Set<string>();
-    let missing = 0;
-    for (let done = 0; done < items.count; done += step) {
-      const count = Math.min(step, items.count - done);
-      await items.read(done, count, keys, values);
-      for (let i = 0; i < count; i++) {
-        const key = keys.subarray(i * keySize, (i + 1) * keySize);
-        seen.add(hex(key));
-        try {
-          this.#item(key, values.subarray(i * valueSize, (i + 1) * valueSize));
-        } catch (error) {
-          if (!(error instanceof Unresolved)) throw error;
-          if (this.work.unresolved === 'fail') throw this.#refused(key, error);
-          missing++;
-          this.#missing.add(`${hex(key)} to ${error.message}`);
-        }
-      }
-      this.work.progress(done + count);
-    }
-    const left: string[] = [];
-    if (missing > 0) {
-      const some = missing === 1 ? '1 item refers' : `${missing} items refer`;
-      left.push(`${some} to what is not to be had here: ${this.#missing}`);
-    }
-    const repeats = items.count - seen.size;
-    if (repeats > 0) left.push(`${repeats} of its ${items.count} items have the key of a later one, which counts`);
-    return this.#doubts.report(left.length === 0 ? FULL : { kind: 'partial', why: left.join('; ') });
-  }
-
-  #refused(key: Uint8Array, { message }: Unresolved): BpfimgError {
-    const what = `${this.work.subject}, item ${hex(key)}: it refers to ${message}`;
-    return new BpfimgError('notFound', `${what}; --unresolved skip leaves such items out`);
+    return this.#doubts.report(await putEach(items, this.work, (key, value) => this.#item(key, value)));
   }
 
   #item(key: Buffer, value: Buffer): void {
     const { program: id, ifindex, cookie } = numbersIn(viewOf(value), 0, value.length, this.layout);
     const name = hex(key);
     if (cookie !== undefined) {
-      throw new Unresolved(`socket with cookie ${cookie}: only a process that has it open can put it in`);
+      this.#socket(key, cookie);
+      return;
     }
     value.copy(this.#value);
     const parts: string[] = [];
@@ -439,6 +355,23 @@ class Refill {
     if (index === undefined) throw new Unresolved(`interface ${ifname}, which ${where} does not have`);
     this.#value.writeUInt32LE(index, this.layout.ifindex as number);
     return `interface ${ifname}`;
+  }
+
+  /** Writes an item with the very socket that it held: a process has it open still. */
+  #socket(key: Buffer, cookie: bigint): void {
+    const text = `socket with cookie ${cookie}`;
+    this.#sockets ??= new Sockets(this.map.sys);
+    const fd = socketOf(cookie, this.#sockets, this.work);
+    try {
+      this.#value.writeBigUInt64LE(BigInt(fd));
+      this.#update(key, [text]);
+    } catch (error) {
+      // Of one that has been shut down meanwhile, or is in another map that does not share.
+      if (!(error instanceof KernelError) || !REFUSED.has(error.code ?? '')) throw error;
+      throw new Unresolved(`${text}, which the kernel does not take: ${error.code} (${error.reason})`);
+    } finally {
+      this.map.sys.close(fd);
+    }
   }
 
   /** Writes an item with the likeliest program that the map takes: another use of the same instructions it does not. */

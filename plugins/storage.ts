@@ -1,6 +1,22 @@
+import { hex, viewOf } from '../src/bytes.js';
 import { metadataOnly, readKeys } from '../src/capture/read.js';
-import type { Carries, Plugin } from '../src/maptype.js';
+import { KernelError } from '../src/kernel/error.js';
+import type { BpfMap } from '../src/kernel/map.js';
+import { Sockets } from '../src/kernel/objects.js';
+import { Cgroups, seesAll, tasks } from '../src/kernel/owners.js';
+import {
+  type CaptureWork,
+  type Carries,
+  FULL,
+  type ItemSink,
+  type MapType,
+  type Plugin,
+  type Reference,
+  type ReplayWork,
+  type Report,
+} from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
+import { Doubts, fitting, putEach, socketOf, Unresolved } from './resolve.js';
 
 const CGROUP: Carries = {
   captured: 'items',
@@ -8,11 +24,93 @@ const CGROUP: Carries = {
   lost: 'values: the kernel has room for them only when a program that uses the map is attached to the cgroup',
 };
 
-const local = (owner: string): Carries => ({
-  captured: 'metadata only',
-  replayed: 'empty',
-  lost: `values: they hang on ${owner}, and only who has one open can ask for its value`,
-});
+/** An object that a value may hang on. */
+interface Owner {
+  /** What stands for it in an image. */
+  readonly key: Buffer;
+  /** Borrowed, until the next one is asked for; negative where it could not be opened. */
+  readonly fd: number;
+  readonly cgroup?: string;
+}
+
+/** Opens what stands for an object in an image. @throws Unresolved */
+type Opener = (key: Uint8Array, known: Reference | undefined) => { readonly fd: number; close(): void };
+
+/** How the values of one type are found: the kernel tells that of an object which one has open, and has no list. */
+interface Owners {
+  /** What messages call them. */
+  readonly name: string;
+  all(map: BpfMap): Iterable<Owner>;
+  /** Which of them are not looked at; undefined when all are. */
+  unseen(map: BpfMap): string | undefined;
+  opener?(map: BpfMap, work: ReplayWork): Opener;
+}
+
+const OWNERS: Readonly<Record<number, Owners>> = {
+  24: {
+    name: 'socket',
+    *all({ sys }) {
+      const sockets = new Sockets(sys);
+      for (const cookie of sockets.cookies()) {
+        const fd = sockets.open(cookie);
+        if (fd === undefined) continue;
+        try {
+          yield { key: keyOf(cookie, 8), fd };
+        } finally {
+          sys.close(fd);
+        }
+      }
+    },
+    unseen: () => 'sockets that no process is seen to have open',
+    opener({ sys }, work) {
+      const sockets = new Sockets(sys);
+      return (key) => {
+        const fd = socketOf(viewOf(key).getBigUint64(0, true), sockets, work);
+        return { fd, close: () => sys.close(fd) };
+      };
+    },
+  },
+  29: {
+    name: 'task',
+    *all({ sys }) {
+      for (const { id, fd } of tasks(sys)) yield { key: keyOf(BigInt(id), 4), fd };
+    },
+    unseen: ({ sys }) => (seesAll('pid', sys.proc) ? undefined : 'tasks of other PID namespaces'),
+  },
+  32: {
+    name: 'cgroup',
+    *all({ sys }) {
+      for (const { id, path, fd } of new Cgroups(sys.proc).all()) yield { key: keyOf(id, 8), fd, cgroup: path };
+    },
+    unseen({ sys }) {
+      if (new Cgroups(sys.proc).mount === undefined) return 'cgroups, for no cgroup2 file system is mounted';
+      return seesAll('cgroup', sys.proc) ? undefined : 'cgroups outside of our namespace';
+    },
+    opener({ sys }) {
+      const cgroups = new Cgroups(sys.proc);
+      return (key, known) => {
+        if (known?.cgroup === undefined)
+          throw new Unresolved(`cgroup ${viewOf(key).getBigUint64(0, true)}, whose path is not known`);
+        const fd = cgroups.open(known.cgroup);
+        if (fd === undefined) throw new Unresolved(`cgroup ${known.cgroup}, which is not here`);
+        return { fd, close: () => cgroups.close(fd) };
+      };
+    },
+  },
+};
+
+function keyOf(number: bigint, size: number): Buffer {
+  const key = Buffer.alloc(8);
+  key.writeBigUInt64LE(number);
+  return key.subarray(0, size);
+}
+
+const local = (captured: Carries['captured'], replayed: Carries['replayed'], lost: string): Carries => {
+  return { captured, replayed, lost };
+};
+const row = (number: number, name: string, since: string, carries: Carries, key?: number): MapType => {
+  return { number, name, since, key: 'fd', carries, ...(key === undefined ? {} : { kept: { key } }) };
+};
 
 /** Storage that hangs on another kernel object: cgroup, socket, inode, task. */
 export const storage: Plugin = {
@@ -20,12 +118,94 @@ export const storage: Plugin = {
   types: [
     { number: 19, name: 'cgroup_storage', since: '4.19', key: 'bytes', carries: CGROUP },
     { number: 21, name: 'percpu_cgroup_storage', since: '4.20', key: 'bytes', perCpu: true, carries: CGROUP },
-    { number: 24, name: 'sk_storage', since: '5.2', key: 'fd', carries: local('sockets') },
-    { number: 28, name: 'inode_storage', since: '5.10', key: 'fd', carries: local('files') },
-    { number: 29, name: 'task_storage', since: '5.11', key: 'fd', carries: local('tasks') },
-    { number: 32, name: 'cgrp_storage', since: '6.2', key: 'fd', carries: local('cgroups') },
+    row(
+      24,
+      'sk_storage',
+      '5.2',
+      local('some items', 'some items', 'values of sockets that no process has open; all of them after a reboot'),
+      8,
+    ),
+    row(
+      28,
+      'inode_storage',
+      '5.10',
+      local('metadata only', 'empty', 'values: they hang on files, and only who has one open can ask for its value'),
+    ),
+    row(
+      29,
+      'task_storage',
+      '5.11',
+      local('items', 'empty', 'values: they hang on tasks, which ids do not name for good'),
+    ),
+    row(
+      32,
+      'cgrp_storage',
+      '6.2',
+      local('items', 'some items', 'values of cgroups (by path) that the host does not have'),
+      8,
+    ),
   ],
-  capture: (map, sink, work) =>
-    work.type.carries?.captured === 'items' ? readKeys(map, sink, work) : metadataOnly(map, sink, work),
-  replay: leaveEmpty,
+
+  async capture(map, sink, work) {
+    const owners = OWNERS[work.type.number];
+    if (owners !== undefined) return captureOwned(map, sink, work, owners);
+    return work.type.carries?.captured === 'items' ? readKeys(map, sink, work) : metadataOnly(map, sink, work);
+  },
+
+  async replay(map, items, work) {
+    const open = OWNERS[work.type.number]?.opener?.(map, work);
+    if (open === undefined) return leaveEmpty(map, items, work);
+    const known = new Map(work.facts.references?.map((one) => [hex(one.key), one]));
+    const key = Buffer.alloc(4);
+    return putEach(items, work, (name, value) => {
+      const owner = open(name, known.get(hex(name)));
+      try {
+        key.writeInt32LE(owner.fd);
+        map.update(key, value);
+      } catch (error) {
+        throw error instanceof KernelError ? error.of(`item ${hex(name)}`) : error;
+      } finally {
+        owner.close();
+      }
+    });
+  },
 };
+
+/** Values handed on in one go. */
+const STEP = 256;
+
+/** Asks for the value of each object there is. */
+async function captureOwned(map: BpfMap, sink: ItemSink, work: CaptureWork, owners: Owners): Promise<Report> {
+  const references: Reference[] = [];
+  const key = Buffer.alloc(4);
+  let [keys, values]: [Buffer[], Uint8Array[]] = [[], []];
+  let unopened = 0;
+  const put = async () => {
+    await sink.put(Buffer.concat(keys), Buffer.concat(values), keys.length);
+    [keys, values] = [[], []];
+    work.progress(sink.count);
+  };
+  for (const owner of owners.all(map)) {
+    if (owner.fd < 0) {
+      unopened++;
+      continue;
+    }
+    key.writeInt32LE(owner.fd);
+    const value = map.lookup(key);
+    if (value === undefined) continue;
+    keys.push(owner.key);
+    values.push(value);
+    if (owner.cgroup !== undefined) references.push({ key: owner.key, cgroup: owner.cgroup });
+    if (keys.length === STEP) await put();
+  }
+  await put();
+  const kept = fitting(references);
+  work.keep({ references: kept });
+  const doubts = new Doubts();
+  const unseen = owners.unseen(map);
+  if (unseen !== undefined) doubts.add(`lost: values of ${unseen}`);
+  if (unopened > 0) doubts.add(`${unopened} ${owners.name}s could not be opened, and asked for their values`);
+  if (kept.length < references.length)
+    doubts.add(`of ${references.length - kept.length} ${owners.name}s the path is not kept`);
+  return doubts.report(FULL);
+}

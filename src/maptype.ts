@@ -40,10 +40,38 @@ export interface MapType {
   readonly inner?: true;
   /** What user space reads is not what it writes: ids are read, file descriptors are written. */
   readonly refers?: true;
+  /** What an item is in an image, of a type that has none for bpf(2), or whose keys mean nothing elsewhere. */
+  readonly kept?: Kept;
   /** CRIU 4.2 built with libbpf dumps it. */
   readonly criu?: true;
   /** What bpfimg carries of it; everything when not said. */
   readonly carries?: Carries;
+}
+
+/** Bytes of an item's key and value, where they are not key_size and value_size. */
+export interface Kept {
+  readonly key: number;
+  /** A page is that of the machine which the image is of; the map's own value when not said. */
+  readonly value?: number | 'page';
+}
+
+/** Bytes of the items that a capture of `map` makes. */
+export function itemSizes({ kept }: MapType, map: BpfMap): { readonly key: number; readonly value: number } {
+  const { key = map.keySize, value = map.valueStride } = kept ?? {};
+  return { key, value: value === 'page' ? map.sys.pageSize : value };
+}
+
+/** Smallest page of a machine that Linux runs on. */
+const PAGE = 4096;
+
+/**
+ * Whether items of these sizes, which are not the map's own, are what images have of its type.
+ * @param oddValue the value's size is not the map's own
+ */
+export function isKept({ kept }: MapType, keySize: number, valueSize: number, oddValue: boolean): boolean {
+  if (kept === undefined || keySize !== kept.key) return false;
+  if (kept.value === 'page') return valueSize > 0 && valueSize % PAGE === 0;
+  return kept.value === undefined ? !oddValue : valueSize === kept.value;
 }
 
 /** What is carried of a map type that is not carried whole. */
@@ -171,6 +199,8 @@ export interface MapFacts {
   readonly types?: TypeFacts | undefined;
   readonly template?: Template | undefined;
   readonly references?: readonly Reference[] | undefined;
+  /** The boot that they are of, where they mean nothing in another one. */
+  readonly boot?: string | undefined;
 }
 
 /** How maps are captured whose reading takes items out. */

@@ -286,7 +286,7 @@ t.test('the committed objects are what their source compiles to', { skip: noComp
   const folder = t.testdir();
   const { status, stderr } = spawnSync('sh', [path.join(TOP, 'fixtures/btf/rebuild.sh'), folder], { encoding: 'utf8' });
   t.equal(status, 0, stderr);
-  for (const name of ['values.o', 'values.eb.o', 'special.o', 'flowd.o']) {
+  for (const name of ['values.o', 'values.eb.o', 'special.o', 'flowd.o', 'rings.o', 'arena.o']) {
     // What maps and their values are, for compilers number types, and spell those of their own, as they like.
     const meaning = (bytes: Buffer) => {
       const { btf, maps } = readBtfFile(bytes, { name });

@@ -1,4 +1,7 @@
 /** The kernel layer without a kernel: what it makes of errors, partial results and odd machines. */
+import * as fs from 'node:fs';
+import { constants } from 'node:os';
+import * as path from 'node:path';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t, { type Test } from 'tap';
@@ -461,6 +464,17 @@ t.test('errno texts', async (t) => {
   const error = new KernelError('map 1', 'BPF_MAP_LOOKUP_BATCH', 524);
   t.match(error, { kind: 'unsupported', code: 'ENOTSUPP', errno: 524, exitCode: 1 });
   t.equal(error.message, 'map 1: BPF_MAP_LOOKUP_BATCH: ENOTSUPP (not supported for maps of this type)');
+});
+
+t.test('reading files and asking sockets: errors are answers', async (t) => {
+  const sys = await openSys();
+  const fd = fs.openSync(path.join(t.testdir({ file: 'abcdef' }), 'file'), 'r');
+  t.teardown(() => fs.closeSync(fd));
+  const bytes = Buffer.alloc(4);
+  t.same([sys.pread(fd, bytes, 1n), bytes.toString()], [4, 'bcde']);
+  t.equal(sys.pread(fd, bytes, 5n), 1);
+  t.equal(sys.pread(-1, bytes, 0n), -E.EBADF);
+  t.equal(sys.getsockopt(fd, 57, bytes), -constants.errno.ENOTSOCK);
 });
 
 t.test('a scripted kernel is a whole Sys', async (t) => {

@@ -27,6 +27,7 @@ import {
   type Doing,
   type Drain,
   type ItemSink,
+  itemSizes,
   type KernelTypeFacts,
   type MapFacts,
   type MapTypes,
@@ -199,11 +200,12 @@ class DumpWriter {
 
   async #read(map: BpfMap, live: LiveMap, follow: CaptureWork['follow']): Promise<CapturedMap> {
     const { frozen = live.frozen ?? false, memlock = live.memlock ?? 0 } = map.state();
-    const { id, name, type, keySize, valueSize, valueStride, maxEntries, flags } = map;
-    const entry = new EntryWriter(this.#data, id, keySize, valueStride, maxEntries);
+    const { id, name, type, keySize, valueSize, maxEntries, flags } = map;
+    const item = itemSizes(this.types.get(type), map);
+    const entry = new EntryWriter(this.#data, id, item.key, item.value, maxEntries);
     const info = map.info();
     const types = this.#typesOf(info);
-    const itemSize = keySize + valueStride;
+    const itemSize = item.key + item.value;
     let facts: MapFacts = { kernelType: kernelTypeOf(info), ...(types instanceof Error ? {} : { types }) };
     const work: CaptureWork = {
       type: this.types.get(type),

@@ -268,12 +268,17 @@ export class Verifier {
       return;
     }
     const type = this.types.get(file.map_type);
-    const kept = isKept(type, shape.keySize, shape.valueSize, oddValue);
-    if (oddKey && !kept) add('key-size', `keys of ${shape.keySize} bytes, key_size is ${file.key_size}`);
-    if (oddValue && !kept) {
+    const { kept } = type;
+    if (kept === undefined ? oddKey : shape.keySize !== kept.key) {
+      const expected = kept === undefined ? `key_size is ${file.key_size}` : `items of ${type.name} have ${kept.key}`;
+      add('key-size', `keys of ${shape.keySize} bytes, ${expected}`);
+    }
+    if (kept === undefined ? oddValue : !isKept(type, kept.key, shape.valueSize, oddValue)) {
       const expected = type.perCpu
         ? `a multiple of ${Math.ceil(file.value_size / 8) * 8} (value_size ${file.value_size} for each CPU)`
-        : `value_size ${file.value_size}`;
+        : kept?.value === 'page'
+          ? 'pages'
+          : (kept?.value ?? `value_size ${file.value_size}`);
       add('value-size', `values of ${shape.valueSize} bytes, expected ${expected}`);
     }
     if (file.max_entries > 0 && count > file.max_entries) {

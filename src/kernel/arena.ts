@@ -6,10 +6,11 @@
  * those are there.
  */
 import * as fs from 'node:fs';
-import { errnoOf } from '../errors.js';
 import { MAP_FLAG, MAP_LINK } from './abi.js';
+import { KernelError } from './error.js';
 import type { BpfMap, Mapping } from './map.js';
 import { type OpenMap, openMaps } from './proc.js';
+import { ERRNO } from './sys.js';
 
 const ARENA = 33;
 
@@ -103,15 +104,13 @@ export class Arena implements Disposable {
 
   /** Reads pages from `page` on into `into`; how many there were, up to the first that is not there. */
   read(page: number, into: Buffer): number {
-    const size = this.map.sys.pageSize;
-    try {
-      const at = this.address + BigInt(page) * BigInt(size);
-      return Math.floor(fs.readSync(this.#fd, into, 0, into.length, at) / size);
-    } catch (error) {
-      // Through the file, for touching it ourselves would be SIGSEGV.
-      if (errnoOf(error) === 'EIO') return 0;
-      throw error;
-    }
+    const { sys } = this.map;
+    const at = this.address + BigInt(page) * BigInt(sys.pageSize);
+    // Through the file, for touching one that is not there would be SIGSEGV.
+    const got = sys.pread(this.#fd, into, at);
+    if (got >= 0) return Math.floor(got / sys.pageSize);
+    if (got === -ERRNO.EIO) return 0;
+    throw new KernelError(`${this.map.subject}, page ${page}`, 'pread', -got);
   }
 
   /** Writes a page, which is made if it is not there. */

@@ -1,15 +1,16 @@
 /**
- * What user space can see of the kernel objects that maps refer to, programs and network interfaces, and how
- * to find them again on another day or another host.
+ * What user space can see of the kernel objects that maps refer to, programs, network interfaces and sockets,
+ * and how to find them again: sockets as long as the machine runs, the others also on another day or another host.
  *
- * Sockets, cgroups and perf events are missing here: the kernel tells of them a cookie that says nothing
- * elsewhere, or nothing at all.
+ * Cgroups and perf events are missing here: the kernel tells nothing of them.
  */
+import * as fs from 'node:fs';
 import { hex } from '../bytes.js';
 import { ATTR, PROG_INFO, PROG_LINK } from './abi.js';
+import { KernelError } from './error.js';
 import { walkIds } from './live.js';
 import { nameOf, openPin } from './map.js';
-import { fdLink, interfacesOf, networkOf, openMaps, pinFiles } from './proc.js';
+import { fdLink, interfacesOf, networkOf, openMaps, pinFiles, processes } from './proc.js';
 import { Attr, ERRNO, type Result, type Sys } from './sys.js';
 
 /** A loaded program. */
@@ -186,5 +187,91 @@ export class Interfaces {
 
   indexOf(name: string): number | undefined {
     return this.#indexes.get(name);
+  }
+}
+
+/** The option that tells a socket's number: no two sockets have the same from boot to shutdown. */
+const SO_COOKIE = 57;
+
+/** An open socket of a process. */
+interface OpenSocket {
+  readonly pid: number;
+  readonly fd: number;
+}
+
+/** The sockets that processes of this machine have open, as far as we may look at them. */
+export class Sockets {
+  #found: ReadonlyMap<bigint, OpenSocket> | undefined;
+
+  constructor(readonly sys: Sys) {}
+
+  /** Cookies of all of them. */
+  cookies(): Iterable<bigint> {
+    this.#found ??= this.#walk();
+    return this.#found.keys();
+  }
+
+  /**
+   * Opens the socket with this cookie: the same one that a process has.
+   * @returns a file descriptor, the caller's to close; undefined when no process has it
+   */
+  open(cookie: bigint): number | undefined {
+    this.#found ??= this.#walk();
+    const found = this.#found.get(cookie);
+    const fd = found === undefined ? undefined : this.#get(found);
+    // The file descriptor may be another file's by now.
+    if (fd === undefined || this.#cookieOf(fd) === cookie) return fd;
+    this.sys.close(fd);
+    return undefined;
+  }
+
+  #cookieOf(fd: number): bigint | undefined {
+    const bytes = Buffer.alloc(8);
+    return this.sys.getsockopt(fd, SO_COOKIE, bytes) < 0 ? undefined : bytes.readBigUInt64LE();
+  }
+
+  #get({ pid, fd }: OpenSocket): number | undefined {
+    const pidfd = this.sys.pidfdOpen(pid);
+    if (pidfd < 0) return undefined;
+    const own = this.sys.pidfdGetfd(pidfd, fd);
+    this.sys.close(pidfd);
+    // With too few file descriptors of our own no socket would seem to be there.
+    if (own === -ERRNO.EMFILE) throw new KernelError('open sockets', 'pidfd_getfd', -own);
+    return own < 0 ? undefined : own;
+  }
+
+  #walk(): Map<bigint, OpenSocket> {
+    const found = new Map<bigint, OpenSocket>();
+    /** Links to those that were looked at: a socket can be in many hands. */
+    const seen = new Set<string>();
+    for (const pid of processes(this.sys.proc)) {
+      for (const [fd, link] of socketLinks(pid, this.sys.proc)) {
+        if (seen.has(link)) continue;
+        const own = this.#get({ pid, fd });
+        if (own === undefined) continue;
+        seen.add(link);
+        const cookie = this.#cookieOf(own);
+        this.sys.close(own);
+        if (cookie !== undefined) found.set(cookie, { pid, fd });
+      }
+    }
+    return found;
+  }
+}
+
+/** The open sockets of a process with what their links say; none of one that has ended or is not for us. */
+function socketLinks(pid: number, proc: string): [fd: number, link: string][] {
+  const folder = `${proc}/${pid}/fd`;
+  try {
+    return fs.readdirSync(folder).flatMap((name): [number, string][] => {
+      try {
+        const link = fs.readlinkSync(`${folder}/${name}`);
+        return link.startsWith('socket:') ? [[Number(name), link]] : [];
+      } catch {
+        return [];
+      }
+    });
+  } catch {
+    return [];
   }
 }

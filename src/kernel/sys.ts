@@ -22,6 +22,7 @@ export const ERRNO = {
   ENOENT: os.errno.ENOENT,
   ESRCH: os.errno.ESRCH,
   EINTR: os.errno.EINTR,
+  EIO: os.errno.EIO,
   E2BIG: os.errno.E2BIG,
   EBADF: os.errno.EBADF,
   EAGAIN: os.errno.EAGAIN,
@@ -61,10 +62,14 @@ export interface Sys {
   bpfAsync(command: Command, attr: Attr): Promise<Result>;
   /** Address of `bytes`, good as long as something else refers to them: an address does not keep them. */
   address(bytes: Uint8Array): bigint;
-  /** Opens a process as a file descriptor. Since Linux 5.3. */
-  pidfdOpen(pid: number): Result;
+  /** Opens a process as a file descriptor, since Linux 5.3; or one of its threads, since 6.9. */
+  pidfdOpen(pid: number, thread?: boolean): Result;
   /** A duplicate of file descriptor `fd` of another process: the same open file. Since Linux 5.6. */
   pidfdGetfd(pidfd: number, fd: number): Result;
+  /** pread(2): bytes read. For files where an error is a usual answer, for those of Node's cost far more than the call. */
+  pread(fd: number, into: Uint8Array, position: bigint): Result;
+  /** getsockopt(2) of level SOL_SOCKET: the option goes into `value`. */
+  getsockopt(fd: number, option: number, value: Uint8Array): Result;
   /**
    * Maps memory, always MAP_SHARED.
    * @param address where, without moving what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose
@@ -205,6 +210,8 @@ const PROT_WRITE = 2;
 const MAP_SHARED = 1;
 const MAP_POPULATE = 0x8000;
 const MAP_FIXED_NOREPLACE = 0x100000;
+const PIDFD_THREAD = 0x80;
+const SOL_SOCKET = 1;
 /** cpu_set_t of glibc: 1024 CPUs. */
 const CPU_SET = 128;
 
@@ -238,6 +245,8 @@ class KernelSys implements Sys {
   readonly #syscall: (number: number, a: number, b: number, c: number) => number;
   readonly #mmap: (at: bigint, length: number, protection: number, flags: number, fd: number, offset: number) => bigint;
   readonly #munmap: (address: bigint, length: number) => number;
+  readonly #pread: (fd: number, into: Uint8Array, size: number, position: bigint) => number;
+  readonly #getsockopt: (fd: number, level: number, option: number, value: Uint8Array, size: Uint8Array) => number;
   readonly #getAffinity: (pid: number, size: number, set: Uint8Array) => number;
   readonly #setAffinity: (pid: number, size: number, set: Uint8Array) => number;
   /** A call that costs nothing, for a thread of the pool. */
@@ -257,6 +266,8 @@ class KernelSys implements Sys {
     this.#syscall = libc.func('long syscall(long, long, long, long)');
     this.#mmap = libc.func('void *mmap(uintptr_t, size_t, int, int, int, int64_t)');
     this.#munmap = libc.func('int munmap(uintptr_t, size_t)');
+    this.#pread = libc.func('long pread(int, _Out_ void *, size_t, int64_t)');
+    this.#getsockopt = libc.func('int getsockopt(int, int, int, _Out_ void *, _Inout_ void *)');
     this.#getAffinity = libc.func('int sched_getaffinity(int, size_t, _Out_ void *)');
     this.#setAffinity = libc.func('int sched_setaffinity(int, size_t, void *)');
     this.#nothing = libc.func('int getppid()') as unknown as { async(done: () => void): void };
@@ -320,12 +331,26 @@ class KernelSys implements Sys {
     return this.#koffi.address(bytes);
   }
 
-  pidfdOpen(pid: number): Result {
-    return this.#opened(this.#result(this.#syscall(this.#numbers.pidfd_open, pid, 0, 0)), 'pidfd_open');
+  pidfdOpen(pid: number, thread = false): Result {
+    const flags = thread ? PIDFD_THREAD : 0;
+    return this.#opened(this.#result(this.#syscall(this.#numbers.pidfd_open, pid, flags, 0)), 'pidfd_open');
   }
 
   pidfdGetfd(pidfd: number, fd: number): Result {
     return this.#opened(this.#result(this.#syscall(this.#numbers.pidfd_getfd, pidfd, fd, 0)), 'pidfd_getfd');
+  }
+
+  pread(fd: number, into: Uint8Array, position: bigint): Result {
+    return this.#result(this.#pread(fd, into, into.length, position));
+  }
+
+  getsockopt(fd: number, option: number, value: Uint8Array): Result {
+    const bytes = pinned(value.length);
+    const size = pinned(4);
+    size.writeUInt32LE(value.length);
+    const result = this.#result(this.#getsockopt(fd, SOL_SOCKET, option, bytes, size));
+    if (result >= 0) value.set(bytes);
+    return result;
   }
 
   mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult {

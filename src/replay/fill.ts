@@ -445,6 +445,8 @@ function countKeys(map: BpfMap): number {
 }
 
 /** Puts nothing into the map, and says what is missing. */
-export async function leaveEmpty(_map: BpfMap, _items: ItemSource, { type }: Work): Promise<Report> {
+export async function leaveEmpty(_map: BpfMap, items: ItemSource, { type }: Work): Promise<Report> {
+  // Of a map that had nothing, nothing is.
+  if (type.carries?.captured === 'items' && items.count === 0) return FULL;
   return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
 }

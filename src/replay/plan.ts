@@ -8,8 +8,8 @@ import { pause } from '../io/pause.js';
 import { MAP_FLAG } from '../kernel/abi.js';
 import { type MapSpec, mapSubject } from '../kernel/map.js';
 import type { Access } from '../kernel/proc.js';
-import { breaches } from '../kernel/rules.js';
-import type { ItemSource, MapFacts, MapType, MapTypes, Plugin } from '../maptype.js';
+import { breaches, MAP_RULES } from '../kernel/rules.js';
+import { type ItemSource, isKept, type MapFacts, type MapType, type MapTypes, type Plugin } from '../maptype.js';
 import { type CpuFold, foldCpus, imageItems, noItems } from './items.js';
 import { memoryNeed } from './memory.js';
 
@@ -39,8 +39,10 @@ export interface PlannedMap {
 }
 
 export interface PlanOptions {
-  /** Instead of each map's own max_entries. */
+  /** Instead of each map's own max_entries; {@link planMaps} leaves some maps their own. */
   readonly maxEntries?: number | undefined;
+  /** The maps were chosen one by one: `maxEntries` is meant for each of them. */
+  readonly chosen?: boolean | undefined;
   readonly perCpu?: CpuFold | undefined;
   /** Possible CPUs here. */
   readonly cpus: number;
@@ -88,7 +90,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const told = map.meta?.report;
   if (typeof told === 'string') lacks.push(`captured ${told}`);
   else if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
-  const facts = factsOf(map.meta);
+  const facts: MapFacts = { ...factsOf(map.meta), boot: map.meta?.boot_id as string | undefined };
   if (facts.types !== undefined && !dump.btf.has(facts.types.btf)) lacks.push('its types, which no image has');
   const shape = { ...spec, flags: spec.flags ?? 0 };
   return {
@@ -110,6 +112,9 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
 
 /**
  * Works out `maps`, those of the dump that they lead to, and the order in which they must be created.
+ *
+ * Another max_entries is for `maps`, not for what comes along with them; of maps that nobody has chosen one by
+ * one also not for inner maps, which must be as the maps want them that hold them, nor where it is no choice.
  * @throws BpfimgError for what the images lack or contradict
  */
 export async function planMaps(
@@ -118,20 +123,32 @@ export async function planMaps(
   types: MapTypes,
   options: PlanOptions,
 ): Promise<PlannedMap[]> {
-  const planned: PlannedMap[] = [];
+  const planned: { readonly map: DumpMap; readonly plan: PlannedMap }[] = [];
   /** Ids that were begun: a map that leads back to itself ends there. */
   const begun = new Set<number>();
+  const inner = new Set<number>();
+  const { maxEntries, chosen = false, ...rest } = options;
   const add = async (map: DumpMap): Promise<void> => {
     if (begun.has(map.mapId)) return;
     begun.add(map.mapId);
-    const plan = planMap(dump, map, types, options);
+    const plan = planMap(dump, map, types, chosen && maps.includes(map) ? options : rest);
     const needed = (await plan.plugin.needs?.(plan.items)) ?? [];
-    const inner = new Set(needed);
-    for (const one of inner.size === 0 ? [] : dump.maps) if (inner.has(one.mapId)) await add(one);
-    planned.push({ ...plan, needed });
+    const wanted = new Set(needed);
+    for (const id of wanted) inner.add(id);
+    for (const one of wanted.size === 0 ? [] : dump.maps) if (wanted.has(one.mapId)) await add(one);
+    planned.push({ map, plan: { ...plan, needed } });
   };
   for (const map of maps) await add(map);
-  return planned;
+  return planned.map(({ map, plan }) => {
+    const resized = maxEntries !== undefined && !chosen && maps.includes(map) && !inner.has(map.mapId);
+    return resized && isSizable(plan) ? { ...planMap(dump, map, types, options), needed: plan.needed } : plan;
+  });
+}
+
+/** Whether maps of this type may have one max_entries or another. */
+function isSizable({ spec }: PlannedMap): boolean {
+  const entries = MAP_RULES[spec.type]?.entries;
+  return entries === undefined || entries.min < entries.max;
 }
 
 const SHAPE = ['map_type', 'key_size', 'value_size', 'max_entries', 'map_flags', 'frozen'] as const;
@@ -158,12 +175,19 @@ function itemsOf(
   if (data === undefined || data.count === 0) return noItems(file.key_size, stride);
   const { shape, oddKey, oddValue } = dataShape(data, file, types);
   const { count, keysBytes, valuesBytes } = data;
-  if (shape === undefined || oddKey || oddValue) {
+  const odd = oddKey || oddValue;
+  if (
+    shape === undefined ||
+    (type.kept === undefined ? odd : !isKept(type, shape.keySize, shape.valueSize, oddValue))
+  ) {
     const got = `${keysBytes} bytes of keys and ${valuesBytes} of values`;
-    throw bad(`its ${count} items have ${got}, expected ${file.key_size} and ${file.value_size} bytes each`);
+    const { key = file.key_size, value = file.value_size } = type.kept ?? {};
+    throw bad(
+      `its ${count} items have ${got}, expected ${key} and ${value === 'page' ? 'those of a page' : value} bytes each`,
+    );
   }
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);
-  if (items.valueSize === stride) return items;
+  if (items.valueSize === stride || type.kept !== undefined) return items;
   const from = shape.valueSize / roundUp8(file.value_size);
   const subject = `${dump.name}: ${mapSubject(map.mapId, file.map_name)}`;
   if (from > MOST_CPUS) throw bad(`it has values of ${from} CPUs, expected at most ${MOST_CPUS}`);
@@ -191,15 +215,21 @@ export async function planProblems(plan: PlannedMap): Promise<string[]> {
     ...spec,
     extra: spec.extra ?? 0n,
     name: Buffer.from(spec.name, 'latin1'),
-    btf: spec.btf !== undefined,
-    inner: spec.inner !== undefined,
+    // What a replay gives it when it is created.
+    btf: plan.btf !== undefined && MAP_RULES[spec.type]?.btf !== 'no',
+    inner: plan.facts.template !== undefined || plan.needed.length > 0,
   });
   if (plan.plugin.replay === undefined) problems.push(noReplay(type));
-  else if (problems.length === 0 && items.count > spec.maxEntries && type.evicts !== true) {
+  else if (problems.length === 0 && isFull(plan)) {
     const many = `${items.count} items do not fit, max_entries is ${spec.maxEntries}`;
     if (type.dense !== true || (await hasBeyond(items, spec.maxEntries))) problems.push(many);
   }
   return problems;
+}
+
+/** Whether there are more items than the map takes; what hangs on other objects is not counted. */
+function isFull({ spec: { maxEntries }, items, type }: PlannedMap): boolean {
+  return maxEntries > 0 && items.count > maxEntries && type.evicts !== true;
 }
 
 /** What is said of a map type that no plugin fills. */

@@ -158,7 +158,8 @@ async function fillMap(
   const { items, plugin, type } = plan;
   const filled = (await plugin.replay?.(map, items, work)) as Report;
   // Of a map that is known to lack items, nothing else would be found.
-  if (verify !== undefined && filled.kind === 'full' && type.refers !== true && type.key !== 'none') {
+  const keyed = type.key !== 'none' && type.kept === undefined && type.refers !== true;
+  if (verify !== undefined && filled.kind === 'full' && keyed) {
     await compareItems(map, items, type, verify);
   }
   // Last, for nothing can be written afterwards.

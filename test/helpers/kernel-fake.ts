@@ -68,6 +68,12 @@ export class FakeSys implements Sys {
   pidfdGetfd(): Result {
     return -ERRNO.ENOSYS;
   }
+  pread(): Result {
+    return -ERRNO.ENOSYS;
+  }
+  getsockopt(): Result {
+    return -ERRNO.ENOSYS;
+  }
   mmap(..._call: Parameters<Sys['mmap']>): MapResult {
     return BigInt(-ERRNO.ENOTSUPP);
   }

@@ -56,8 +56,9 @@ export function vethPair([a, i]: readonly [string, number], [b, j]: readonly [st
 }
 
 /**
- * Opens what JavaScript cannot, says so in one line, and waits: listening TCP sockets, a reuseport pair, an
- * AF_XDP socket (each with its fd and SO_COOKIE), and a perf event of the software clock.
+ * Opens what JavaScript cannot, says so in one line, and waits: listening TCP sockets, two that are connected
+ * with each other over loopback, a reuseport pair, an AF_XDP socket (each with its fd and SO_COOKIE), and a perf
+ * event of the software clock.
  */
 const OPENER = `
 import ctypes, json, socket, struct, sys
@@ -74,12 +75,13 @@ def shared(port):
     s.bind(('127.0.0.1', port))
     return s
 listening = [tcp(), tcp()]
+connected = [socket.create_connection(listening[0].getsockname()), listening[0].accept()[0]]
 first = shared(0)
 reuseport = [first, shared(first.getsockname()[1])]
 xdp = [socket.socket(44, socket.SOCK_RAW, 0)]
 attr = ctypes.create_string_buffer(struct.pack('IIQ', 1, 112, 0), 112)
 perf = ctypes.CDLL(None).syscall(298, attr, -1, 0, -1, 0)
-kinds = {'listening': listening, 'reuseport': reuseport, 'xdp': xdp}
+kinds = {'listening': listening, 'connected': connected, 'reuseport': reuseport, 'xdp': xdp}
 out = {kind: [{'fd': s.fileno(), 'cookie': cookie(s)} for s in some] for kind, some in kinds.items()}
 out['perf'] = [{'fd': perf, 'cookie': ''}]
 print(json.dumps(out), flush=True)
@@ -91,7 +93,7 @@ export interface OpenedSocket {
   /** As getsockopt() tells it, in decimal. */
   readonly cookie: string;
 }
-export type Kind = 'listening' | 'reuseport' | 'xdp' | 'perf';
+export type Kind = 'listening' | 'connected' | 'reuseport' | 'xdp' | 'perf';
 
 /** A process with sockets; our duplicates of them keep them open until it is stopped. */
 export class SocketHolder {

@@ -158,11 +158,17 @@ export class MeddledSys implements Sys {
   address(bytes: Uint8Array): bigint {
     return this.real.address(bytes);
   }
-  pidfdOpen(pid: number): Result {
-    return this.real.pidfdOpen(pid);
+  pidfdOpen(pid: number, thread?: boolean): Result {
+    return this.real.pidfdOpen(pid, thread);
   }
   pidfdGetfd(pidfd: number, fd: number): Result {
     return this.real.pidfdGetfd(pidfd, fd);
+  }
+  pread(fd: number, into: Uint8Array, position: bigint): Result {
+    return this.real.pread(fd, into, position);
+  }
+  getsockopt(fd: number, option: number, value: Uint8Array): Result {
+    return this.real.getsockopt(fd, option, value);
   }
   mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult {
     return this.real.mmap(fd, offset, length, writable, populate, address);

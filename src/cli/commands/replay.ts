@@ -72,7 +72,8 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
 
 function plansOf(dump: Dump, args: ReplayArguments, types: MapTypes, sys: Sys): Promise<PlannedMap[]> {
   const { maxEntries, percpu: perCpu } = args;
-  return planMaps(dump, selectMaps(dump, args.map), types, { maxEntries, perCpu, cpus: sys.cpus });
+  const chosen = args.map.length > 0;
+  return planMaps(dump, selectMaps(dump, args.map), types, { maxEntries, chosen, perCpu, cpus: sys.cpus });
 }
 
 async function create(sys: Sys, plans: readonly PlannedMap[], args: ReplayArguments, io: Io): Promise<FreshMap[]> {

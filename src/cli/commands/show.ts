@@ -1,5 +1,5 @@
 import { plugins } from '../../../plugins/index.js';
-import { roundUp8 } from '../../bytes.js';
+import { roundUp8, viewOf } from '../../bytes.js';
 import { type DocumentForms, writeDocument } from '../../dump/document.js';
 import { type Dump, type DumpMap, dataShape, type FileMessage, type MapData, openDump } from '../../dump/model.js';
 import { mapName, selectMaps } from '../../dump/select.js';
@@ -95,9 +95,7 @@ async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> 
         out.text('\n');
         return;
       }
-      await new Show(dump, types, out, colours(coloured(io, args.color)), args.limit, forms, args.text === true).maps(
-        maps,
-      );
+      await new Show(dump, types, out, colours(coloured(io, args.color)), forms, args).maps(maps);
     });
   } finally {
     dump.close();
@@ -125,16 +123,19 @@ async function showTypes(dump: Dump, maps: readonly DumpMap[], args: ShowArgumen
 const NO_TYPES = 'these maps; --btf FILE or --type NAME=KEY:VALUE names them';
 
 class Show {
+  /** Names of the dump's maps by id. */
+  readonly #names: ReadonlyMap<number, string | undefined>;
+
   constructor(
     readonly dump: Dump,
     readonly types: MapTypes,
     readonly out: Output,
     readonly look: Colours,
-    readonly limit: number,
     readonly forms: DocumentForms | undefined,
-    /** Prefixes as addresses. */
-    readonly text: boolean,
-  ) {}
+    readonly args: Pick<ShowArguments, 'limit' | 'text' | 'raw'>,
+  ) {
+    this.#names = new Map(dump.maps.map((map) => [map.mapId, mapName(map)]));
+  }
 
   #line(text = ''): void {
     this.out.text(`${text}\n`);
@@ -202,7 +203,8 @@ class Show {
       return;
     }
     this.#line(`${look.bold(title)}: ${plural(data.count, 'item')}`);
-    const shown = this.limit === 0 ? data.count : Math.min(this.limit, data.count);
+    const { limit } = this.args;
+    const shown = limit === 0 ? data.count : Math.min(limit, data.count);
     const forms = fitting(this.forms?.of(map), shape.keySize, shape.perCpu ?? shape.valueSize);
     if (forms === undefined) await this.#bytesOf(data, shape, shown, file);
     else await this.#typed(data, shape, shown, forms);
@@ -221,6 +223,7 @@ class Show {
     const keyText =
       text === undefined ? Math.min(shape.keySize, DUMP_WIDTH) : shape.keySize > 8 ? WIDEST_PREFIX : WIDEST_INDEX;
     const valueWidth = width(valueSize);
+    const inner = this.#innerText(file);
     for (let item = 0; item < shown; item++) {
       const key = await this.#bytes(data, item * shape.keySize, shape.keySize);
       const valueAt = data.keysBytes + item * shape.valueSize;
@@ -234,8 +237,9 @@ class Show {
             `  ${hexGroups(part(keyPart)).padEnd(keyWidth)}`,
             look.dim(((line === 0 ? text?.(keyPart) : text && '') ?? asciiText(part(keyPart))).padEnd(keyText)),
             ...(shape.perCpu === undefined ? [] : [line === 0 ? `cpu${cpu}`.padEnd(6) : ''.padEnd(6)]),
-            hexGroups(part(value)).padEnd(valueWidth),
-            look.dim(asciiText(part(value))),
+            ...(inner === undefined
+              ? [hexGroups(part(value)).padEnd(valueWidth), look.dim(asciiText(part(value)))]
+              : [line === 0 ? inner(value) : '']),
           ];
           this.#line(cells.join('  ').trimEnd());
         }
@@ -270,8 +274,19 @@ class Show {
     if (file === undefined) return undefined;
     const type = this.types.get(file.map_type);
     const plugin = this.types.plugin(file.map_type);
-    const shown = type.key === 'index' || (type.key === 'prefix' && this.text);
+    const shown = type.key === 'index' || type.kept !== undefined || (type.key === 'prefix' && this.args.text === true);
     return shown && plugin.keyText !== undefined ? (key) => plugin.keyText?.(key, type) : undefined;
+  }
+
+  /** How values are shown that are inner maps: by the id, and by the name where the dump has the map. */
+  #innerText(file: FileMessage | undefined): ((value: Uint8Array) => string) | undefined {
+    if (file === undefined || this.args.raw || this.types.get(file.map_type).inner !== true) return undefined;
+    return (value) => {
+      if (value.length !== 4) return hexGroups(value);
+      const id = viewOf(value).getUint32(0, true);
+      const name = nameText(this.#names.get(id) ?? '');
+      return `map ${id}${name === '' ? '' : ` (${name})`}`;
+    };
   }
 
   /** The first bytes of a key or value at `at` within the entry's extra. */

@@ -1,0 +1,26 @@
+import { readArena } from '../src/capture/arena.js';
+import type { Plugin } from '../src/maptype.js';
+import { fillArena } from '../src/replay/regions.js';
+import { indexText } from './array.js';
+
+/** Memory that programs and processes share at one address. */
+export const arena: Plugin = {
+  name: 'arena',
+  types: [
+    {
+      number: 33,
+      name: 'arena',
+      since: '6.9',
+      key: 'none',
+      kept: { key: 4, value: 'page' },
+      carries: {
+        captured: 'some items',
+        replayed: 'some items',
+        lost: 'pages that only programs have touched; all pages of one without map_extra, or (replayed) with BPF_F_SEGV_ON_FAULT',
+      },
+    },
+  ],
+  capture: readArena,
+  replay: fillArena,
+  keyText: indexText,
+};

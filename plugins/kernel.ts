@@ -1,0 +1,48 @@
+import { metadataOnly, readKeys } from '../src/capture/read.js';
+import type { Carries, Plugin } from '../src/maptype.js';
+import { leaveEmpty } from '../src/replay/fill.js';
+
+const only = (lost: string): Carries => ({ captured: 'metadata only', replayed: 'empty', lost });
+
+/** Maps that only the kernel fills. */
+export const kernel: Plugin = {
+  name: 'kernel',
+  types: [
+    {
+      number: 7,
+      name: 'stack_trace',
+      since: '4.6',
+      key: 'bytes',
+      carries: {
+        captured: 'items',
+        replayed: 'empty',
+        lost: 'stacks: only the kernel writes them, and their addresses mean nothing after a reboot',
+      },
+    },
+    {
+      number: 26,
+      name: 'struct_ops',
+      since: '5.6',
+      key: 'index',
+      refers: true,
+      carries: only('the operations: they are programs, which whoever loads them registers'),
+    },
+    {
+      number: 30,
+      name: 'bloom_filter',
+      since: '5.16',
+      key: 'none',
+      carries: only('what was put in: it can be tested for, not read'),
+    },
+    {
+      number: 34,
+      name: 'insn_array',
+      since: '6.19',
+      key: 'index',
+      carries: only('offsets of instructions: they belong to one loaded program'),
+    },
+  ],
+  capture: (map, sink, work) =>
+    work.type.carries?.captured === 'items' ? readKeys(map, sink, work) : metadataOnly(map, sink, work),
+  replay: leaveEmpty,
+};

@@ -1,0 +1,123 @@
+/** What plugins share that put kernel objects of this host in the place of those of an image. */
+import { hex } from '../src/bytes.js';
+import { BpfimgError } from '../src/errors.js';
+import type { Sockets } from '../src/kernel/objects.js';
+import { bootId } from '../src/kernel/proc.js';
+import { FULL, type ItemSource, type Reference, type ReplayWork, type Report } from '../src/maptype.js';
+
+/** Objects named in one line of a report. */
+const NAMED = 3;
+
+/** What a report has to say beside `full`: the first few things, and how many more. */
+export class Doubts {
+  readonly #lines = new Set<string>();
+
+  add(line: string): void {
+    this.#lines.add(line);
+  }
+
+  /** The first few lines as one. */
+  toString(): string {
+    const more = this.#lines.size - NAMED;
+    return [...[...this.#lines].slice(0, NAMED), ...(more > 0 ? [`${more} more like these`] : [])].join('; ');
+  }
+
+  /** `report` with these doubts. */
+  report(report: Report): Report {
+    if (this.#lines.size === 0) return report;
+    return { kind: 'partial', why: report.kind === 'full' ? `${this}` : `${report.why}; ${this}` };
+  }
+}
+
+/** Bytes of references that a meta entry may have: bpfimg reads entries of 4 MiB. */
+const REFERENCE_BYTES = 3 * 1024 * 1024;
+
+/** Bytes of a reference in the image, at most. */
+function sizeOf({ key, program, ifname = '', cgroup = '' }: Reference): number {
+  const pins = program?.pins?.reduce((sum, pin) => sum + 3 * pin.length + 8, 0) ?? 0;
+  return key.length + pins + 2 * (ifname.length + (program?.name?.length ?? 0)) + 3 * cgroup.length + 80;
+}
+
+/** References as far as there is room: all of them, or one for each thing referred to. */
+export function fitting(references: readonly Reference[]): readonly Reference[] {
+  const cut = (list: readonly Reference[]) => {
+    let size = 0;
+    const end = list.findIndex((one) => {
+      size += sizeOf(one);
+      return size > REFERENCE_BYTES;
+    });
+    return end < 0 ? list : list.slice(0, end);
+  };
+  if (cut(references).length === references.length) return references;
+  const things = new Map(
+    references.map((one) => [`${one.program?.id} ${one.ifindex} ${one.cookie} ${one.cgroup}`, one]),
+  );
+  return cut([...things.values()]);
+}
+
+/** What an item refers to is not here; the message says what. */
+export class Unresolved extends Error {}
+
+/** Items read in one go. */
+const STEP = 1024;
+
+/**
+ * Has every item put by `put`, which throws {@link Unresolved} for what it cannot find: an error that names the
+ * item, unless such items are to be skipped.
+ * @param put is lent key and value until it returns
+ */
+export async function putEach(
+  items: ItemSource,
+  work: ReplayWork,
+  put: (key: Buffer, value: Buffer) => void,
+): Promise<Report> {
+  const { keySize, valueSize } = items;
+  const step = Math.max(1, Math.min(STEP, items.count));
+  const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
+  const seen = new Set<string>();
+  const lacking = new Doubts();
+  let missing = 0;
+  for (let done = 0; done < items.count; done += step) {
+    const count = Math.min(step, items.count - done);
+    await items.read(done, count, keys, values);
+    for (let i = 0; i < count; i++) {
+      const key = keys.subarray(i * keySize, (i + 1) * keySize);
+      seen.add(hex(key));
+      try {
+        put(key, values.subarray(i * valueSize, (i + 1) * valueSize));
+      } catch (error) {
+        if (!(error instanceof Unresolved)) throw error;
+        if (work.unresolved === 'fail') {
+          const what = `${work.subject}, item ${hex(key)}: it refers to ${error.message}`;
+          throw new BpfimgError('notFound', `${what}; --unresolved skip leaves such items out`);
+        }
+        missing++;
+        lacking.add(`${hex(key)} to ${error.message}`);
+      }
+    }
+    work.progress(done + count);
+  }
+  const left: string[] = [];
+  if (missing > 0) {
+    const some = missing === 1 ? '1 item refers' : `${missing} items refer`;
+    left.push(`${some} to what is not to be had here: ${lacking}`);
+  }
+  const repeats = items.count - seen.size;
+  if (repeats > 0) left.push(`${repeats} of its ${items.count} items have the key of a later one, which counts`);
+  return left.length === 0 ? FULL : { kind: 'partial', why: left.join('; ') };
+}
+
+/**
+ * The very socket that had this cookie when it was captured.
+ * @returns a file descriptor, the caller's to close
+ * @throws Unresolved
+ */
+export function socketOf(cookie: bigint, sockets: Sockets, { facts: { boot } }: ReplayWork): number {
+  const text = `socket with cookie ${cookie}`;
+  if (boot === undefined || boot !== bootId(sockets.sys.proc)) {
+    throw new Unresolved(`${text} ${boot === undefined ? 'of a boot that is not known' : 'of another boot'}`);
+  }
+  const fd = sockets.open(cookie);
+  if (fd === undefined) throw new Unresolved(`${text}, which no process is seen to have open`);
+  return fd;
+}

@@ -1,0 +1,26 @@
+import { readRing } from '../src/capture/ring.js';
+import { RING_WORD } from '../src/kernel/ring.js';
+import type { Plugin } from '../src/maptype.js';
+import { leaveEmpty } from '../src/replay/fill.js';
+import { fillRing } from '../src/replay/regions.js';
+
+/** Words of the records that nobody has read yet, headers and all, in the order of the memory. */
+const kept = { key: 0, value: RING_WORD };
+
+/** Ring buffers between programs and processes. What is unread is read without taking it out. */
+export const ring: Plugin = {
+  name: 'ring',
+  types: [
+    {
+      number: 27,
+      name: 'ringbuf',
+      since: '5.8',
+      key: 'none',
+      kept,
+      carries: { captured: 'items', replayed: 'empty', lost: 'unread records: only programs can write them' },
+    },
+    { number: 31, name: 'user_ringbuf', since: '6.1', key: 'none', kept },
+  ],
+  capture: readRing,
+  replay: (map, items, work) => (work.type.carries === undefined ? fillRing : leaveEmpty)(map, items, work),
+};

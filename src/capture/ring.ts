@@ -1,0 +1,79 @@
+/** Reads what nobody has read of ring buffers yet, through their memory: nothing is taken out. */
+import { pause } from '../io/pause.js';
+import { Spool } from '../io/spool.js';
+import { KernelError } from '../kernel/error.js';
+import type { BpfMap } from '../kernel/map.js';
+import { RING_WORD, Ring, recordsEnd } from '../kernel/ring.js';
+import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
+
+/** Bytes that are copied, and handed on, in one go. */
+const STEP = 1024 * 1024;
+/** Times a copy is made again because somebody has read records meanwhile: their place may be another's by now. */
+const ATTEMPTS = 5;
+
+/** What was copied of a ring buffer. */
+interface Copy {
+  readonly bytes: Spool;
+  /** Bytes behind it, from the first record on that was still being written. */
+  readonly unfinished: number;
+}
+
+/** Reads unread records as they stand in the memory, headers and all: an item is a word of 8 bytes of them. */
+export async function readRing(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  let opened: ReturnType<typeof Ring.read>;
+  try {
+    opened = Ring.read(map);
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    return { kind: 'metadata only', why: `lost: unread records: its memory cannot be mapped: ${error.message}` };
+  }
+  try {
+    for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
+      const copy = await copied(opened.ring);
+      if (typeof copy === 'string') return { kind: 'metadata only', why: `lost: unread records: ${copy}` };
+      if (copy === undefined) continue;
+      try {
+        await emit(copy.bytes, sink, work);
+      } finally {
+        copy.bytes.close();
+      }
+      if (copy.unfinished === 0) return FULL;
+      const why = `a record was being written: it and what follows, ${copy.unfinished} bytes, are left out`;
+      return { kind: 'partial', why };
+    }
+  } finally {
+    opened.close();
+  }
+  return { kind: 'metadata only', why: 'lost: unread records: they are read faster than they can be copied' };
+}
+
+/** A copy of the unread records, what is wrong with them, or undefined when it must be made again. */
+async function copied(ring: Ring): Promise<Copy | string | undefined> {
+  const { consumer, producer, data } = ring;
+  const { maxEntries } = ring.map;
+  const unread = producer - consumer;
+  if (unread < 0n || unread > BigInt(maxEntries)) return `its positions are ${unread} bytes apart`;
+  const from = Number(consumer % BigInt(maxEntries));
+  const to = from + Number(unread);
+  if (to > data.length) return 'they are too many to be mapped at once';
+  const end = recordsEnd(data, from, to);
+  if (end === undefined) return ring.consumer === consumer ? 'its memory has no whole records' : undefined;
+  const bytes = new Spool('records of a ring buffer');
+  for (let at = from; at < end; at += STEP) {
+    bytes.write(data.subarray(at, Math.min(end, at + STEP)));
+    await pause();
+  }
+  if (ring.consumer === consumer) return { bytes, unfinished: to - end };
+  bytes.close();
+  return undefined;
+}
+
+async function emit(bytes: Spool, sink: ItemSink, work: Work): Promise<void> {
+  const input = bytes.input();
+  for (let done = 0; done < bytes.length; done += STEP) {
+    const values = Buffer.alloc(Math.min(STEP, bytes.length - done));
+    for (let got = 0; got < values.length; ) got += await input.read(values.subarray(got), done + got);
+    await sink.put(new Uint8Array(0), values, values.length / RING_WORD);
+    work.progress(sink.count);
+  }
+}

@@ -1,0 +1,100 @@
+/** The tasks and cgroups of this machine, opened one by one: what local storage hangs on. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import { errnoOf } from '../errors.js';
+import { processes } from './proc.js';
+import type { Sys } from './sys.js';
+
+/** Numbers of the namespaces that are there from boot on (PROC_PID_INIT_INO, PROC_CGROUP_INIT_INO). */
+const OWN = { pid: 0xeffffffc, cgroup: 0xeffffffb } as const;
+
+/** Whether all tasks, or all cgroups, of the machine are in our sight: none is hidden by a namespace. */
+export function seesAll(what: keyof typeof OWN, proc = '/proc'): boolean {
+  try {
+    return fs.readlinkSync(`${proc}/self/ns/${what}`) === `${what}:[${OWN[what]}]`;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * All threads by their ids, each with a file descriptor that is closed when the next is asked for; negative
+ * where it could not be opened though the thread is there.
+ */
+export function* tasks(sys: Sys): Generator<{ readonly id: number; readonly fd: number }> {
+  for (const pid of processes(sys.proc)) {
+    for (const id of threadsOf(pid, sys.proc)) {
+      const fd = sys.pidfdOpen(id, id !== pid);
+      try {
+        // Gone since, which is no failure.
+        if (fd >= 0 || fs.existsSync(`${sys.proc}/${pid}/task/${id}`)) yield { id, fd };
+      } finally {
+        if (fd >= 0) sys.close(fd);
+      }
+    }
+  }
+}
+
+function threadsOf(pid: number, proc: string): number[] {
+  try {
+    return fs.readdirSync(`${proc}/${pid}/task`).map(Number);
+  } catch {
+    return [];
+  }
+}
+
+/** The cgroups of version 2. */
+export class Cgroups {
+  /** Where they are mounted; undefined where they are not. */
+  readonly mount: string | undefined;
+
+  constructor(proc = '/proc') {
+    let text = '';
+    try {
+      text = fs.readFileSync(`${proc}/self/mounts`, 'latin1');
+    } catch {}
+    const raw = /^\S+ (\S+) cgroup2 /m.exec(text)?.[1];
+    const bytes = raw?.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+    this.mount = bytes === undefined ? undefined : Buffer.from(bytes, 'latin1').toString();
+  }
+
+  /** All of them with their ids, paths below the mount point, and a file descriptor until the next is asked for. */
+  *all(): Generator<{ readonly id: bigint; readonly path: string; readonly fd: number }> {
+    const folders = this.mount === undefined ? [] : ['/'];
+    for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
+      const fd = this.open(folder);
+      if (fd === undefined) continue;
+      try {
+        yield { id: fs.fstatSync(fd, { bigint: true }).ino, path: folder, fd };
+      } finally {
+        fs.closeSync(fd);
+      }
+      for (const name of foldersIn(path.join(this.mount as string, folder)))
+        folders.push(path.posix.join(folder, name));
+    }
+  }
+
+  close(fd: number): void {
+    fs.closeSync(fd);
+  }
+
+  /** Opens a cgroup by its path; a file descriptor for {@link close}, or undefined when it is not there. */
+  open(folder: string): number | undefined {
+    // A path of an image must not lead out of the mount.
+    if (this.mount === undefined || folder.split('/').includes('..')) return undefined;
+    try {
+      return fs.openSync(path.join(this.mount, folder), fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
+    } catch (error) {
+      if (errnoOf(error) === 'EMFILE' || errnoOf(error) === 'ENFILE') throw error;
+      return undefined;
+    }
+  }
+}
+
+function foldersIn(folder: string): string[] {
+  try {
+    return fs.readdirSync(folder, { withFileTypes: true }).flatMap((one) => (one.isDirectory() ? [one.name] : []));
+  } catch {
+    return [];
+  }
+}
