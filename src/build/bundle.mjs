@@ -3,6 +3,7 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
+import { createRequire, isBuiltin } from 'node:module';
 import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
@@ -13,7 +14,7 @@ const dist = path.join(top, `.dist-${process.pid}`); // becomes dist/ when it is
 const { version } = JSON.parse(fs.readFileSync(path.join(top, 'package.json'), 'utf8'));
 
 /** Modules that stay outside of the bundle and are loaded by a plain `require`, cheaper than `import()`. */
-const APART = /^(node:.*|koffi|\.\/validators\.cjs)$/;
+const APART = /^(node:.*|koffi|\.\/validators\.cjs|\.\/bpfimg\.cjs)$/;
 
 const parts = {
   name: 'parts',
@@ -24,10 +25,23 @@ const parts = {
     onLoad({ filter: /^/, namespace: 'launcher' }, () => ({
       contents: 'exports.importModule = require.importModule ?? ((url) => import(url));',
     }));
-    onResolve({ filter: APART }, ({ path: name, kind }) => ({
-      path: name,
-      ...(kind === 'dynamic-import' ? { namespace: 'apart' } : { external: true }),
-    }));
+    onResolve({ filter: APART }, ({ path: name, kind }) => {
+      if (kind === 'dynamic-import') return { path: name, namespace: 'apart' };
+      return kind === 'import-statement' && isBuiltin(name)
+        ? { path: name, namespace: 'node' }
+        : { path: name, external: true };
+    });
+    // Else each module that imports it makes a copy of it, with an accessor for every name.
+    onLoad({ filter: /^/, namespace: 'node' }, ({ path: name }) => {
+      const builtin = Object.getOwnPropertyDescriptors(createRequire(import.meta.url)(name));
+      const names = Object.keys(builtin).filter(
+        (one) => ('value' in builtin[one] || one === 'parseArgs') && /^[A-Za-z_]\w*$/.test(one) && one !== 'default',
+      );
+      return {
+        contents: `const all = require(${JSON.stringify(name)});\nexport default all;\nexport const { ${names.join(', ')} } = all;`,
+        resolveDir: top,
+      };
+    });
     onLoad({ filter: APART, namespace: 'apart' }, ({ path: name }) => ({
       contents: `module.exports = require(${JSON.stringify(name)});`,
     }));
@@ -48,19 +62,38 @@ const options = {
 
 process.on('exit', () => fs.rmSync(dist, { recursive: true, force: true }));
 /** A bundle of `entry` in dist/. */
-const bundle = (entry, name) =>
+const bundle = (entry, name, more = {}, plugins = []) =>
   build({
     ...options,
     entryPoints: [entry],
     outfile: path.join(dist, name),
     sourcemap: 'linked', // for --debug
     sourcesContent: false,
-    banner: { js: 'const bundleUrl=require("node:url").pathToFileURL(__filename).href;' },
-    define: { 'import.meta.url': 'bundleUrl', BPFIMG_VERSION: JSON.stringify(version) },
-    plugins: [parts],
+    define: { BPFIMG_VERSION: JSON.stringify(version), ...more.define },
+    banner: more.banner,
+    plugins: [...plugins, parts],
   });
-const { metafile } = await bundle('src/cli/bin.ts', 'bpfimg.cjs');
+
+const { metafile } = await bundle('src/cli/bin.ts', 'bpfimg.cjs', {
+  banner: { js: 'const bundleUrl=require("node:url").pathToFileURL(__filename).href;' },
+  define: { 'import.meta.url': 'bundleUrl' },
+});
 await bundle('src/cli/criu-bin.ts', 'criu.cjs');
+
+/** Commands with a bundle of their own, for the less there is to load the sooner it starts. */
+const OWN = ['decode', 'encode', 'info', 'list', 'show', 'verify'];
+/** In a bundle of one command: the others are left out, and so is what parses unusual command lines. */
+const alone = (command) => ({
+  name: 'alone',
+  setup({ onResolve, onLoad }) {
+    onResolve({ filter: /^\.\/commands\/[\w-]+\.js$/ }, ({ path: name, kind }) =>
+      kind === 'dynamic-import' && name !== `./commands/${command}.js` ? { path: name, namespace: 'other' } : undefined,
+    );
+    onLoad({ filter: /^/, namespace: 'other' }, () => ({ contents: 'module.exports = {};' }));
+    onResolve({ filter: /^\.\/bin\.js$/ }, () => ({ path: './bpfimg.cjs', namespace: 'apart' }));
+  },
+});
+for (const command of OWN) await bundle('src/cli/quick-bin.ts', `${command}.cjs`, {}, [alone(command)]);
 await build({ ...options, entryPoints: ['src/json/validators.gen.ts'], outfile: path.join(dist, 'validators.cjs') });
 
 // The bundle carries code of others: their licences go with it.
@@ -75,14 +108,19 @@ const licences = [...bundled].sort().map((name) => {
 });
 fs.writeFileSync(path.join(dist, 'THIRD-PARTY.txt'), licences.join(`\n${'-'.repeat(80)}\n`));
 
-const id = createHash('sha256')
-  .update(fs.readFileSync(path.join(dist, 'bpfimg.cjs')))
-  .update(fs.readFileSync(path.join(dist, 'criu.cjs')))
-  .update(fs.readFileSync(path.join(dist, 'validators.cjs')))
-  .digest('hex')
-  .slice(0, 8);
+const hash = createHash('sha256');
+for (const name of fs
+  .readdirSync(dist)
+  .filter((one) => one.endsWith('.cjs'))
+  .sort()) {
+  hash.update(fs.readFileSync(path.join(dist, name)));
+}
+const id = hash.digest('hex').slice(0, 8);
 const launcher = path.join(dist, 'bpfimg');
-const text = fs.readFileSync(path.join(here, 'launcher.cjs'), 'utf8').replace('@BUILD@', id);
+const text = fs
+  .readFileSync(path.join(here, 'launcher.cjs'), 'utf8')
+  .replace('@BUILD@', id)
+  .replaceAll('@OWN@', OWN.join('|'));
 fs.writeFileSync(launcher, text, { mode: 0o755 });
 fs.writeFileSync(path.join(dist, 'package.json'), '{ "type": "commonjs" }\n');
 

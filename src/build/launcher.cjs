@@ -10,17 +10,14 @@
 // synced before it gets its name. A cache that is missing, or that V8 rejects, costs milliseconds and
 // nothing else: no failure here is an error.
 const fs = require('node:fs');
-const Module = require('node:module');
 const vm = require('node:vm');
 
 const BUILD = '@BUILD@'; // V8 tells sources apart by length only
-const command = /^(decode|encode|info|show|verify|list|capture|replay|diff|criu-dump|criu-restore)$/.test(
-  process.argv[2],
-)
+const OWN = /^(@OWN@)$/; // commands with a bundle of their own
+const command = /^(@OWN@|diff|capture|replay|criu-dump|criu-restore)$/.test(process.argv[2])
   ? process.argv[2]
   : 'other';
-// A part of the whole, for tasks are frozen while it starts.
-const bundle = command.startsWith('criu-') ? 'criu.cjs' : 'bpfimg.cjs';
+const bundle = command.startsWith('criu-') ? 'criu.cjs' : OWN.test(command) ? `${command}.cjs` : 'bpfimg.cjs';
 
 /** Runs a file of this folder as `require` would. */
 function run(name) {
@@ -30,7 +27,9 @@ function run(name) {
   try {
     cachedData = fs.readFileSync(cache);
   } catch {}
-  const source = Module.wrap(fs.readFileSync(file, 'latin1'));
+  // As Node's own loader wraps a module.
+  const text = fs.readFileSync(file, 'latin1');
+  const source = `(function (exports, require, module, __filename, __dirname) { ${text}\n});`;
   const script = new vm.Script(source, { filename: file, cachedData });
   if (cachedData === undefined || script.cachedDataRejected) {
     process.once('exit', (code) => code === 0 && keep(script, cache));

@@ -1,53 +1,25 @@
-/** The commands and their options, as one table for yargs; the code of each is loaded when it runs. */
+/** The commands as one table for yargs; the code of each is loaded when it runs. */
 import yargs from 'yargs';
 import { BpfimgError } from '../errors.js';
 import type { Io } from './io.js';
-import { DASH } from './source.js';
+import {
+  boolean,
+  COMMON,
+  DECODE,
+  ENCODE,
+  INFO,
+  json,
+  LIST,
+  libdir,
+  map,
+  SHOW,
+  selectors,
+  string,
+  types,
+  VERIFY,
+} from './options.js';
+import { type Command, dashed } from './quick.js';
 import { version } from './version.js';
-
-/** A parsed command line, ready to run. May resolve to an exit code other than 0. */
-export type Command = (io: Io) => Promise<unknown>;
-
-const string = { type: 'string', requiresArg: true } as const;
-const boolean = { type: 'boolean', default: false } as const;
-const several = { ...string, array: true, default: [] as string[], defaultDescription: 'all' } as const;
-const json = { ...boolean, describe: 'print JSON' } as const;
-const image = { ...string, describe: 'image to read; standard input when none is named' } as const;
-const map = {
-  ...string,
-  array: true,
-  default: [] as string[],
-  defaultDescription: 'all',
-  describe: 'only this map: its id, or in a dump its name',
-} as const;
-
-const types = {
-  btf: { ...string, describe: "a program's object file, or raw BTF: types by the names of its maps" },
-  type: {
-    ...string,
-    array: true,
-    default: [] as string[],
-    defaultDescription: 'none',
-    describe: 'NAME=KEY:VALUE, types of one map, out of --btf, the dump or the kernel',
-  },
-} as const;
-
-const selectors = {
-  id: { ...several, describe: 'only the map with this id' },
-  name: { ...several, describe: 'only the map with this name' },
-  pinned: { ...several, describe: 'only the map pinned at this path' },
-  pid: { ...several, describe: 'only the maps this process holds' },
-  fd: { ...several, describe: 'of the process only this file' },
-  all: { ...boolean, describe: 'every map there is' },
-} as const;
-const libdir = {
-  ...string,
-  array: true,
-  alias: 'L',
-  default: [] as string[],
-  defaultDescription: 'none',
-  describe: 'folder with plugins for map types (also BPFIMG_LIBS_DIR)',
-} as const;
 
 /**
  * Parses a command line.
@@ -67,25 +39,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .command(
       'decode [source]',
       'image or dump folder to JSON',
-      (y) =>
-        y
-          .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
-          .option('in', { ...image, alias: 'i' })
-          .option('out', { ...string, alias: 'o', describe: 'file to write instead of standard output' })
-          .option('format', {
-            choices: ['items', 'crit', 'ndjson'] as const,
-            default: 'items' as const,
-            describe: 'dialect of the JSON',
-          })
-          .option('pretty', { ...boolean, describe: 'indent; name flags as crit does' })
-          .option('nopl', { ...boolean, describe: 'leave out keys and values' })
-          .option('map', map)
-          .options(types)
-          .option('typed', {
-            type: 'boolean',
-            defaultDescription: 'of a dump folder',
-            describe: 'keys and values as JSON of their types, where these are known; --no-typed as bytes',
-          }),
+      (y) => y.positional('source', DECODE.words.source).options(DECODE.options),
       (args) => {
         chosen = async (io) => (await import('./commands/decode.js')).run(args, io);
       },
@@ -95,12 +49,9 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
       'JSON back to an image or a dump',
       (y) =>
         y
-          .positional('json', { type: 'string', describe: 'JSON file, or - for standard input' })
-          .option('in', { ...string, alias: 'i', describe: 'JSON to read; standard input when none is named' })
-          .option('out', { ...string, alias: 'o', describe: 'image to write instead of standard output' })
-          .option('dir', { ...string, alias: 'D', describe: 'dump folder to write a maps document into' })
-          .option('force', { ...boolean, describe: 'replace the BPF parts of a dump that stands in DIR' })
-          .conflicts('out', 'dir'),
+          .positional('json', ENCODE.words.json)
+          .options(ENCODE.options)
+          .conflicts(...ENCODE.conflicts),
       (args) => {
         chosen = async (io) => (await import('./commands/encode.js')).run(args, io);
       },
@@ -108,7 +59,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .command(
       'info <images..>',
       'kind and number of entries of images, as crit prints them',
-      (y) => y.positional('images', { type: 'string', array: true, demandOption: true, describe: 'images' }),
+      (y) => y.positional('images', INFO.words.images).options(INFO.options),
       (args) => {
         chosen = async (io) => (await import('./commands/info.js')).run(args, io);
       },
@@ -116,22 +67,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .command(
       'show [source]',
       'the maps of an image or dump, for eyes',
-      (y) =>
-        y
-          .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
-          .option('in', { ...image, alias: 'i' })
-          .option('map', map)
-          .option('limit', {
-            type: 'number',
-            requiresArg: true,
-            default: 10,
-            describe: 'items of each map; 0 shows all',
-          })
-          .options(types)
-          .option('raw', { ...boolean, describe: 'bytes, also where types are known' })
-          .option('text', { ...boolean, describe: 'keys of tries as addresses, where they have the size of one' })
-          .option('types', { ...boolean, describe: 'the types of keys and values as C, in place of items' })
-          .option('json', json),
+      (y) => y.positional('source', SHOW.words.source).options(SHOW.options),
       (args) => {
         chosen = async (io) => (await import('./commands/show.js')).run(args, io);
       },
@@ -139,12 +75,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .command(
       'verify [source]',
       'is this dump sound? exit code 1 when it is not',
-      (y) =>
-        y
-          .positional('source', { type: 'string', describe: 'image, dump folder, or - for standard input' })
-          .option('in', { ...image, alias: 'i' })
-          .options(types)
-          .option('json', json),
+      (y) => y.positional('source', VERIFY.words.source).options(VERIFY.options),
       (args) => {
         chosen = async (io) => (await import('./commands/verify.js')).run(args, io);
       },
@@ -152,7 +83,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .command(
       'list',
       'live BPF maps of this machine',
-      (y) => y.options(selectors).option('json', json),
+      (y) => y.options(LIST.options),
       (args) => {
         chosen = async (io) => (await import('./commands/list.js')).run(args, io);
       },
@@ -275,8 +206,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
         .demandCommand(1, 'criu: no command given'),
     )
     .completion('completion', 'print a completion script for bash or zsh')
-    .option('debug', { type: 'boolean', default: false, describe: 'show where an error came from' })
-    .option('color', { type: 'boolean', describe: 'colours; --no-color or NO_COLOR turns them off' })
+    .options(COMMON)
     .demandCommand(1, 'no command given')
     .strict()
     .strictCommands()
@@ -291,13 +221,9 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
       const text = (message ?? error?.message ?? '').replace(/\s*\n\s*/g, ' ');
       throw new BpfimgError('usage', `${text} (see bpfimg --help)`);
     });
-  await cli.parseAsync(
-    argv.map((one, i) => (one === '-' && !argv.slice(0, i).includes('--') ? DASH : one)),
-    {},
-    (_error: unknown, _argv: unknown, output: string) => {
-      help = output;
-    },
-  );
+  await cli.parseAsync(dashed(argv), {}, (_error: unknown, _argv: unknown, output: string) => {
+    help = output;
+  });
   if (chosen) return chosen;
   if (help !== '') await print(io, `${help}\n`);
   return 0;

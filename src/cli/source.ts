@@ -11,7 +11,8 @@ export const DASH = '\0';
 /** The path named by position or by `-i`; undefined for standard input. */
 export function sourceOf(positional: string | undefined, option: string | undefined): string | undefined {
   if (positional !== undefined && option !== undefined) {
-    throw new BpfimgError('usage', `two inputs, ${positional} and -i ${option}: name one`);
+    const [one, other] = [positional, option].map((name) => (name === DASH ? '-' : name));
+    throw new BpfimgError('usage', `two inputs, ${one} and -i ${other}: name one`);
   }
   const source = positional ?? option;
   return source === DASH ? undefined : source;

@@ -5,17 +5,7 @@ import { mapName } from '../dump/select.js';
 import type { TypeFinder, TypeProblem } from '../dump/types.js';
 import { nameText } from '../render.js';
 import type { Io } from './io.js';
-
-/** Options of commands that show or check items. */
-export interface TypeArguments {
-  readonly btf?: string | undefined;
-  readonly type: readonly string[];
-}
-
-/** Whether the command line names types. */
-export function namesTypes({ btf, type }: TypeArguments): boolean {
-  return btf !== undefined || type.length > 0;
-}
+import { namesTypes, type TypeArguments } from './options.js';
 
 /** What finds the types of a dump's maps; undefined where nothing knows any. */
 export async function typeFinder(dump: Dump, args: TypeArguments): Promise<TypeFinder | undefined> {

@@ -307,6 +307,9 @@ function syncFolder(folder: string): void {
   }
 }
 
+/** Bytes that are read or written without handing them to a thread. */
+const AT_ONCE = 64 * 1024;
+
 /**
  * A regular file under a temporary name in its folder, mode 0600 because map contents can be secrets;
  * {@link commit} syncs it and gives it its name.
@@ -341,8 +344,11 @@ export class FileOutput extends RegularOutput {
   async writeAt(bytes: Uint8Array, position: number): Promise<void> {
     this.#end = Math.max(this.#end, position + bytes.length);
     for (let done = 0; done < bytes.length; ) {
-      done += await this.#io<number>((end) =>
-        fs.write(this.fd, bytes, done, bytes.length - done, position + done, end),
+      const size = bytes.length - done;
+      done += await this.#io<number>(
+        size,
+        () => fs.writeSync(this.fd, bytes, done, size, position + done),
+        (end) => fs.write(this.fd, bytes, done, size, position + done, end),
       );
     }
     this.syncAhead(bytes.length);
@@ -357,8 +363,11 @@ export class FileOutput extends RegularOutput {
       // Parts overlap: the way there decides which end goes first.
       const at = to < from ? done : size - done - part.length;
       for (let got = 0; got < part.length; ) {
-        const count = await this.#io<number>((end) =>
-          fs.read(this.fd, part, got, part.length - got, from + at + got, end),
+        const rest = part.length - got;
+        const count = await this.#io<number>(
+          rest,
+          () => fs.readSync(this.fd, part, got, rest, from + at + got),
+          (end) => fs.read(this.fd, part, got, rest, from + at + got, end),
         );
         if (count === 0) throw new Error(`${this.name}: shorter than what was written`);
         got += count;
@@ -373,7 +382,15 @@ export class FileOutput extends RegularOutput {
     return this.pass(size);
   }
 
-  #io<T>(call: (end: (error: Error | null, result: T) => void) => void): Promise<T> {
+  /** Reads or writes `size` bytes: at once where that takes less time than asking another thread for it. */
+  async #io<T>(size: number, now: () => T, call: (end: (error: Error | null, result: T) => void) => void): Promise<T> {
+    if (size <= AT_ONCE) {
+      try {
+        return now();
+      } catch (error) {
+        throw ioError(this.name, 'write it', error);
+      }
+    }
     this.#running++;
     return new Promise((resolve, reject) => {
       call((error, result) => {
@@ -386,7 +403,9 @@ export class FileOutput extends RegularOutput {
 
   protected override async quiet(): Promise<void> {
     await super.quiet();
-    while (this.#running > 0) await new Promise((resolve) => setImmediate(resolve));
+    // Once in any case: what has been begun and has not come to its next read or write yet does so before.
+    do await new Promise((resolve) => setImmediate(resolve));
+    while (this.#running > 0);
   }
 
   /** Brings everything to disk and closes the file, which keeps its temporary name. */

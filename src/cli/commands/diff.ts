@@ -12,9 +12,10 @@ import { colours, nameText } from '../../render.js';
 import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
 import { openSource, sourceName } from '../diff-sources.js';
 import { coloured, type Io } from '../io.js';
+import type { TypeArguments } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { DASH } from '../source.js';
-import { itemForms, type TypeArguments, typeFinder } from '../types.js';
+import { itemForms, typeFinder } from '../types.js';
 import { written } from '../written.js';
 
 export interface DiffArguments extends TypeArguments {

@@ -1,9 +1,6 @@
-import { plugins } from '../../../plugins/index.js';
-import { encodeDocument } from '../../dump/encode.js';
 import { BpfimgError } from '../../errors.js';
 import { openInput } from '../../io/input.js';
 import { encodeImage } from '../../json/encode.js';
-import { MapTypes } from '../../maptype.js';
 import type { Io } from '../io.js';
 import { sourceOf } from '../source.js';
 import { written } from '../written.js';
@@ -23,7 +20,7 @@ export async function run(args: EncodeArguments, io: Io): Promise<void> {
   }
   const input = source === undefined ? await io.stdin() : await openInput(source);
   try {
-    if (args.dir !== undefined) await encodeDocument(input, args.dir, args.force, new MapTypes(plugins));
+    if (args.dir !== undefined) await (await import('../encode-dump.js')).encodeDump(input, args.dir, args.force);
     else await written(args.out, io, (out) => encodeImage(input, out));
   } finally {
     input.close();

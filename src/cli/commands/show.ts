@@ -23,9 +23,10 @@ import {
   table,
 } from '../../render.js';
 import { coloured, type Io } from '../io.js';
+import { namesTypes, type TypeArguments } from '../options.js';
 import { isFolder, sourceOf } from '../source.js';
 import { fieldsOf, TypedTable } from '../typed-table.js';
-import { itemForms, namesTypes, sayProblems, type TypeArguments, typeFinder } from '../types.js';
+import { itemForms, sayProblems, typeFinder } from '../types.js';
 import { written } from '../written.js';
 
 export interface ShowArguments extends TypeArguments {

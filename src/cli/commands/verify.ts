@@ -9,8 +9,8 @@ import { COMPACT, print } from '../../json/print.js';
 import { MapTypes } from '../../maptype.js';
 import { colours, nameText, plural } from '../../render.js';
 import { coloured, type Io } from '../io.js';
+import type { TypeArguments } from '../options.js';
 import { isFolder, sourceOf } from '../source.js';
-import type { TypeArguments } from '../types.js';
 import { written } from '../written.js';
 
 export interface VerifyArguments extends TypeArguments {
