@@ -118,13 +118,16 @@ export const storage: Plugin = {
   types: [
     { number: 19, name: 'cgroup_storage', since: '4.19', key: 'bytes', carries: CGROUP },
     { number: 21, name: 'percpu_cgroup_storage', since: '4.20', key: 'bytes', perCpu: true, carries: CGROUP },
-    row(
-      24,
-      'sk_storage',
-      '5.2',
-      local('some items', 'some items', 'values of sockets that no process has open; all of them after a reboot'),
-      8,
-    ),
+    {
+      ...row(
+        24,
+        'sk_storage',
+        '5.2',
+        local('some items', 'some items', 'values of sockets that no process has open; all of them after a reboot'),
+        8,
+      ),
+      files: true,
+    },
     row(
       28,
       'inode_storage',

@@ -42,6 +42,8 @@ export interface MapType {
   readonly refers?: true;
   /** What an item is in an image, of a type that has none for bpf(2), or whose keys mean nothing elsewhere. */
   readonly kept?: Kept;
+  /** Its items are of open files of processes: a process that CRIU restores has not yet opened them then. */
+  readonly files?: true;
   /** CRIU 4.2 built with libbpf dumps it. */
   readonly criu?: true;
   /** What bpfimg carries of it; everything when not said. */

@@ -113,3 +113,21 @@ for (const [name, command, warning] of PARTIAL) {
     t.same(lasting(await witness.see()), lasting(before));
   });
 }
+
+t.test('sockmap: without its sockets, and both logs say so', { skip }, async (t) => {
+  const { witness, folder } = await bench.witness(t, 'map m type=15 value=8 max=2');
+  const [{ fd }] = (await witness.tell('pair l')) as [{ fd: number }];
+  const value = Buffer.alloc(8);
+  value.writeUInt32LE(fd);
+  await witness.tell(`set m 00000000 ${value.toString('hex')}`);
+  const log = await bench.dumped(t, { witness, folder });
+  t.match(log, /bpfimg: BPF map \d+ \(m\): 1 items are of sockets, and do not come back/);
+  const restored = await bench.restored(t, folder);
+  t.match(
+    restored,
+    /bpfimg: BPF map \d+ \(m\): partial: 1 item refers to what is not to be had here: 00000000 to socket/,
+  );
+  const [map] = await witness.see();
+  t.equal(map?.type, 15);
+  t.equal(map?.count, 0);
+});

@@ -66,11 +66,14 @@ export async function dumpMaps(
     find,
     progress: signOfLife(answer),
   });
-  for (const { id, name, report } of rows) {
-    const text = reportText(report);
-    const fails = report.kind === 'not supported' || (report.kind !== 'full' && config.partial === 'fail');
-    answer(fails ? `skip ${id} ${text}` : `map ${id}`);
-    if (!fails && report.kind !== 'full') answer(`warn BPF map ${id} (${name}): ${text}`);
+  for (const { id, name, type, items, report } of rows) {
+    // What a restore cannot give back is news already now, while there is a process to go back to.
+    const files =
+      types.get(type).files === true && items > 0 ? `${items} items are of sockets, and do not come back` : '';
+    const lacks = [report.kind === 'full' ? '' : reportText(report), files].filter((text) => text !== '').join('; ');
+    const fails = report.kind === 'not supported' || (lacks !== '' && config.partial === 'fail');
+    answer(fails ? `skip ${id} ${lacks}` : `map ${id}`);
+    if (!fails && lacks !== '') answer(`warn BPF map ${id} (${name}): ${lacks}`);
   }
 }
 
@@ -101,7 +104,8 @@ export async function restoreMaps(
       if (lost !== undefined) throw new BpfimgError('badImage', `${subject}: ${lost}`);
     }
     const fresh = await replay(sys, plans, {
-      unresolved: config.unresolved,
+      // Sockets cannot be there before their process is: to fail for them would be to fail always.
+      unresolved: config.unresolved === 'fail' ? 'skip-files' : 'skip',
       progress: signOfLife(answer),
     });
     for (const { plan, map, report } of fresh) {

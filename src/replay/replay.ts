@@ -17,8 +17,11 @@ import { hiddenFields, Types } from './types.js';
 export interface ReplayOptions {
   /** Create maps though they need more memory than there seems to be. */
   readonly force?: boolean;
-  /** What to do with items that refer to what this host does not have; `fail` when not said. */
-  readonly unresolved?: 'fail' | 'skip';
+  /**
+   * What to do with items that refer to what this host does not have; `fail` when not said. With `skip-files`
+   * only those are skipped that refer to open files of processes.
+   */
+  readonly unresolved?: 'fail' | 'skip' | 'skip-files';
   /** A map whose types the kernel does not take is an error; else it is created without. */
   readonly requireBtf?: boolean;
   /** Read every item back and compare. */
@@ -145,7 +148,8 @@ function workOf(plan: PlannedMap, options: ReplayOptions, fresh: ReplayWork['fre
     options.progress?.({ map: plan.subject, items: done, most: items.count, itemSize });
   };
   const { subject, needed } = plan;
-  return { type, subject, facts, needed, unresolved: options.unresolved ?? 'fail', fresh, progress };
+  const skips = options.unresolved === 'skip' || (options.unresolved === 'skip-files' && type.files === true);
+  return { type, subject, facts, needed, unresolved: skips ? 'skip' : 'fail', fresh, progress };
 }
 
 async function fillMap(

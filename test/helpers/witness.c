@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -331,6 +332,14 @@ static void do_fill(void)
 		result = element(BPF_MAP_UPDATE_ELEM, fd, keyless(info.type) ? NULL : key, value, 0);
 	}
 	done(result);
+}
+
+/* pair NAME: a socket, connected with another one of this process. */
+static void do_pair(void)
+{
+	int fds[2] = { -1, -1 };
+
+	keep(word(1), socketpair(AF_UNIX, SOCK_STREAM, 0, fds) == 0 ? fds[0] : -1);
 }
 
 static void do_set(void)
@@ -672,7 +681,7 @@ static const struct {
 	{ "dup", do_dup },     { "close", do_close }, { "cloexec", do_cloexec }, { "nonblock", do_nonblock },
 	{ "mmap", do_mmap },   { "munmap", do_munmap }, { "btf", do_btf },	 { "prog", do_prog },
 	{ "link", do_link },   { "pin", do_pin },     { "see", do_see },	 { "kcmp", do_kcmp },
-	{ "fork", do_fork },
+	{ "fork", do_fork },   { "pair", do_pair },
 };
 
 static void run_command(char *line)
