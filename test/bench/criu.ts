@@ -24,7 +24,7 @@ export async function criuUnable(): Promise<string | undefined> {
 const HELD: readonly (readonly [name: string, ...commands: string[]])[] = [
   ['none'],
   ...[1, 10, 200].map((count): [string, ...string[]] => [
-    `${count} hash and array maps of 16 items`,
+    count === 1 ? '1 hash map of 16 items' : `${count} hash and array maps of 16 items`,
     ...Array.from({ length: count }, (_, i) => [`map m${i} type=${1 + (i % 2)}`, `fill m${i} 16`]).flat(),
   ]),
   ['1 hash map of 300,000 items of 16+32 bytes', 'map m key=16 value=32 max=300000', 'fill m 300000'],
