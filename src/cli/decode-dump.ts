@@ -5,12 +5,23 @@ import { writeDocument } from '../dump/document.js';
 import { type Dump, type DumpMap, IMAGE, openDump, PLUGIN_IMAGE } from '../dump/model.js';
 import { selectMaps } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
-import type { FormSource } from '../json/decode.js';
+import type { Dialect, FormSource } from '../json/decode.js';
 import { MapTypes } from '../maptype.js';
-import type { DecodeArguments } from './commands/decode.js';
 import type { Io } from './io.js';
+import type { TypeArguments } from './options.js';
 import { itemForms, sayProblems, typeFinder } from './types.js';
 import { written } from './written.js';
+
+export interface DecodeArguments extends TypeArguments {
+  readonly source?: string | undefined;
+  readonly in?: string | undefined;
+  readonly out?: string | undefined;
+  readonly format: Dialect;
+  readonly pretty: boolean;
+  readonly nopl: boolean;
+  readonly map: readonly string[];
+  readonly typed?: boolean | undefined;
+}
 
 /** Decodes a whole dump. */
 export async function decodeFolder(folder: string, args: DecodeArguments, io: Io): Promise<void> {

@@ -3,12 +3,12 @@
  * not plain (help, errors, negated or glued options) is left to yargs.
  */
 import { parseArgs } from 'node:util';
-import type { DecodeArguments } from './commands/decode.js';
 import type { EncodeArguments } from './commands/encode.js';
 import type { InfoArguments } from './commands/info.js';
 import type { ListArguments } from './commands/list.js';
 import type { ShowArguments } from './commands/show.js';
 import type { VerifyArguments } from './commands/verify.js';
+import type { DecodeArguments } from './decode-dump.js';
 import type { Io } from './io.js';
 import { COMMON, DECODE, ENCODE, INFO, LIST, SHOW, VERIFY } from './options.js';
 import { DASH } from './source.js';

@@ -2,22 +2,12 @@ import { BpfimgError } from '../../errors.js';
 import { BPFMAP_DATA } from '../../image/kinds.js';
 import { ImageReader } from '../../image/reader.js';
 import { type Input, openInput } from '../../io/input.js';
-import { type Dialect, decodeImage } from '../../json/decode.js';
+import { decodeImage } from '../../json/decode.js';
+import type { DecodeArguments } from '../decode-dump.js';
 import type { Io } from '../io.js';
-import { namesTypes, type TypeArguments } from '../options.js';
+import { namesTypes } from '../options.js';
 import { isFolder, sourceOf } from '../source.js';
 import { written } from '../written.js';
-
-export interface DecodeArguments extends TypeArguments {
-  readonly source?: string | undefined;
-  readonly in?: string | undefined;
-  readonly out?: string | undefined;
-  readonly format: Dialect;
-  readonly pretty: boolean;
-  readonly nopl: boolean;
-  readonly map: readonly string[];
-  readonly typed?: boolean | undefined;
-}
 
 export async function run(args: DecodeArguments, io: Io): Promise<void> {
   const source = sourceOf(args.source, args.in);
