@@ -248,6 +248,24 @@ t.test('signals reach the command', { skip }, async (t) => {
   }
 });
 
+t.test('nor is one lost that comes as soon as the command runs', { skip }, async (t) => {
+  const dump = dumpOf(t.testdir(), flows);
+  const once = async () => {
+    const line = "trap 'exit 9' HUP; echo ready; while :; do sleep 0.02; done";
+    const running = spawn(process.execPath, [BPFIMG, 'replay', dump, '--', 'sh', '-c', line], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    running.stdout.once('data', () => running.kill('SIGHUP'));
+    // Once more for one that was lost, which is not to go on for ever.
+    const again = setTimeout(() => running.kill('SIGTERM'), 20_000);
+    const code = await new Promise((resolve) => running.once('exit', resolve));
+    clearTimeout(again);
+    return code;
+  };
+  const worker = async () => [await once(), await once(), await once(), await once()];
+  t.same((await Promise.all([worker(), worker(), worker(), worker()])).flat(), Array(16).fill(9));
+});
+
 t.test('a replay that fails runs no command', { skip }, async (t) => {
   const dump = dumpOf(t.testdir(), flows, { id: 9, name: 'bad', max: 0 });
   const ran = bpfimg(['replay', dump, '--', 'echo', 'here']);

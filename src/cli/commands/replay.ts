@@ -153,30 +153,33 @@ async function command(
   const env = { ...process.env, LISTEN_FDS: String(handed.length), LISTEN_FDNAMES: names.join(':') };
   // LISTEN_PID is the command's own: a shell knows it, and becomes the command.
   const shell = ['-c', 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"', 'sh', ...words];
-  const child = spawn('/bin/sh', shell, {
-    env,
-    stdio: ['inherit', 'inherit', 'inherit', ...handed.map(({ fd }) => fd)],
-  });
-  return await outcome(child);
+  return await outcome(() =>
+    spawn('/bin/sh', shell, { env, stdio: ['inherit', 'inherit', 'inherit', ...handed.map(({ fd }) => fd)] }),
+  );
 }
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
-/** The exit code of a child; signals that are meant for it are passed on. */
-function outcome(child: ChildProcess): Promise<number> {
+/** The exit code of a child that `start` starts; signals that are meant for it are passed on. */
+function outcome(start: () => ChildProcess): Promise<number> {
+  let child: ChildProcess | undefined;
+  // A terminal sends SIGINT to both; a second one does no harm to a command that is ending.
+  const pass = (signal: NodeJS.Signals) => child?.kill(signal);
   const before = SIGNALS.map((signal) => [signal, process.listeners(signal)] as const);
-  for (const signal of SIGNALS) {
-    process.removeAllListeners(signal);
-    // A terminal sends SIGINT to both; a second one does no harm to a command that is ending.
-    process.on(signal, () => child.kill(signal));
+  // In this order, so that each signal is listened to all the time: Node would lose one that comes between.
+  for (const [signal, listeners] of before) {
+    process.on(signal, pass);
+    for (const listener of listeners) process.off(signal, listener as () => void);
   }
+  const started = start();
+  child = started;
   return new Promise<number>((resolve, reject) => {
-    child.once('error', (error) => reject(ioError('/bin/sh', 'run it', error)));
-    child.once('exit', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal])));
+    started.once('error', (error) => reject(ioError('/bin/sh', 'run it', error)));
+    started.once('exit', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal])));
   }).finally(() => {
     for (const [signal, listeners] of before) {
-      process.removeAllListeners(signal);
       for (const listener of listeners) process.on(signal, listener as () => void);
+      process.off(signal, pass);
     }
   });
 }
