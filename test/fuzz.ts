@@ -53,6 +53,8 @@ for (; turn < count && Date.now() < until; turn++) {
       const took = performance.now() - start;
       if (took > MOST_MS) throw new Error(`took ${Math.round(took)} ms`);
       if (turn % 256 === 0) {
+        // What is left of earlier cases is not what one takes: with --expose-gc it goes first.
+        globalThis.gc?.();
         const { rss } = process.memoryUsage();
         if (rss > MOST_RSS) throw new Error(`memory grew to ${rss >> 20} MiB`);
       }
