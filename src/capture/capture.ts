@@ -9,7 +9,7 @@ import * as os from 'node:os';
 import { Btf } from '../btf/btf.js';
 import { SPECIAL, specialFields } from '../btf/special.js';
 import { factMembers } from '../dump/facts.js';
-import { IMAGE, type ImageNames } from '../dump/model.js';
+import { IMAGE, type ImageNames, ownImages } from '../dump/model.js';
 import { BpfimgError, ioError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
@@ -111,9 +111,6 @@ function templateOf({ type, keySize, valueSize, maxEntries, flags }: LiveMap): T
   return { type, keySize, valueSize, maxEntries, flags };
 }
 
-/** Images a dump of ours consists of: no others may lose their company. */
-const OURS: readonly string[] = [IMAGE.bpfmapFile, IMAGE.data, IMAGE.meta, IMAGE.btf];
-
 function checkFolder(folder: string, force: boolean): void {
   let names: string[] = [];
   try {
@@ -123,7 +120,9 @@ function checkFolder(folder: string, force: boolean): void {
   }
   const images = names.filter((name) => name.endsWith('.img'));
   if (images.length === 0) return;
-  const foreign = images.find((name) => !OURS.includes(name));
+  // Others must not lose their company.
+  const ours = ownImages(IMAGE);
+  const foreign = images.find((name) => !ours.includes(name));
   if (foreign !== undefined) {
     throw new BpfimgError('conflict', `${folder}: it holds ${foreign}, so it is another dump; choose a new folder`);
   }

@@ -6,7 +6,7 @@
  */
 import { capture } from '../capture/capture.js';
 import { factsOf } from '../dump/facts.js';
-import { type Dump, openDump, PLUGIN_IMAGE } from '../dump/model.js';
+import { type Dump, type DumpMap, openDump, PLUGIN_IMAGE } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
 import type { BpfMap } from '../kernel/map.js';
@@ -69,7 +69,9 @@ export async function dumpMaps(
   for (const { id, name, type, items, report } of rows) {
     // What a restore cannot give back is news already now, while there is a process to go back to.
     const files =
-      types.get(type).files === true && items > 0 ? `${items} items are of sockets, and do not come back` : '';
+      types.get(type).files === true && items > 0
+        ? `what it holds of sockets (${items} of its items) does not come back`
+        : '';
     const lacks = [report.kind === 'full' ? '' : reportText(report), files].filter((text) => text !== '').join('; ');
     const fails = report.kind === 'not supported' || (lacks !== '' && config.partial === 'fail');
     answer(fails ? `skip ${id} ${lacks}` : `map ${id}`);
@@ -99,8 +101,9 @@ export async function restoreMaps(
     }
     const wanted = dump.maps.filter(({ mapId, files }) => files.length > 0 && !reused.has(mapId));
     const plans = await planMaps(dump, wanted, types, { cpus: sys.cpus, perCpu: config.percpu });
+    const maps = new Map(dump.maps.map((map) => [map.mapId, map]));
     for (const { mapId, subject } of plans) {
-      const lost = lostOf(dump, mapId);
+      const lost = lostOf(dump, maps.get(mapId));
       if (lost !== undefined) throw new BpfimgError('badImage', `${subject}: ${lost}`);
     }
     const fresh = await replay(sys, plans, {
@@ -126,8 +129,7 @@ export async function restoreMaps(
  * What the images had of a map when they were made and have no more, where reading them shows it: a process that
  * runs on must not find its map emptied.
  */
-function lostOf(dump: Dump, mapId: number): string | undefined {
-  const map = dump.maps.find((one) => one.mapId === mapId);
+function lostOf(dump: Dump, map: DumpMap | undefined): string | undefined {
   if (map === undefined) return undefined;
   const { report } = map.meta ?? {};
   const without = typeof report === 'string' && report.startsWith('metadata only');
