@@ -1,13 +1,18 @@
 /**
- * Breaks images and JSON for as long as one likes: `npm run fuzz -- [--seconds N] [--seed N] [--count N]`.
+ * Breaks inputs for as long as one likes: `npm run fuzz -- [KIND…] [--seconds N] [--seed N] [--count N]`, where a
+ * KIND is one of {@link KINDS}, by default all of them in turn.
  *
- * Every case has its own seed. A failure leaves the input in a temporary file, prints how to come back to
+ * Every case has its own seed. A failure leaves the input in a temporary folder, prints how to come back to
  * it, and ends with 1.
  */
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { parseArgs } from 'node:util';
+import type { Fuzzer } from './helpers/fuzz-case.js';
+import { fuzzDocuments } from './helpers/fuzz-documents.js';
+import { fuzzDumps } from './helpers/fuzz-dumps.js';
+import { fuzzTypes } from './helpers/fuzz-types.js';
 import { goodTexts, mutateImage, mutateJson, tryImage, tryJson } from './helpers/mutate.js';
 import { Random } from './helpers/random.js';
 
@@ -15,7 +20,30 @@ import { Random } from './helpers/random.js';
 const MOST_MS = 5000;
 const MOST_RSS = 400 * 1024 * 1024;
 
-const { values } = parseArgs({
+const KINDS: Readonly<Record<string, () => Fuzzer | Promise<Fuzzer>>> = {
+  /** Single images, decoded in every form. */
+  images: () => (random, seed) => {
+    const image = mutateImage(random);
+    return { files: { 'x.img': image }, run: () => tryImage(image, seed) };
+  },
+  /** JSON of single images, encoded. */
+  texts: async () => {
+    const texts = await goodTexts();
+    return (random) => {
+      const text = mutateJson(texts, random);
+      return { files: { 'x.json': text }, run: () => tryJson(text) };
+    };
+  },
+  /** Dump folders, verified, decoded, planned and encoded again. */
+  dumps: fuzzDumps,
+  /** Maps documents, encoded and decoded again. */
+  documents: fuzzDocuments,
+  /** BTF and the objects it comes in. */
+  types: fuzzTypes,
+};
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
   options: { seconds: { type: 'string' }, seed: { type: 'string' }, count: { type: 'string' } },
 });
 const first = Number(values.seed ?? Math.floor(Math.random() * 0x40000000));
@@ -23,15 +51,23 @@ const until = values.seconds === undefined ? Number.POSITIVE_INFINITY : Date.now
 const count = Number(values.count ?? Number.POSITIVE_INFINITY);
 const say = (line: string) => process.stdout.write(`${line}\n`);
 
-const texts = await goodTexts();
+const fuzzers: { readonly name: string; readonly make: Fuzzer; taken: number }[] = [];
+for (const name of positionals.length > 0 ? positionals : Object.keys(KINDS)) {
+  const start = KINDS[name];
+  if (start === undefined) {
+    say(`${name}: unknown, expected ${Object.keys(KINDS).join(', ')}`);
+    process.exit(2);
+  }
+  fuzzers.push({ name, make: await start(), taken: 0 });
+}
+
 let turn = 0;
-let images = 0;
-let jsons = 0;
 let told = Date.now();
 
 const report = () => {
   const most = process.resourceUsage().maxRSS >> 10;
-  say(`${turn} cases from seed ${first}: ${images} images and ${jsons} texts are valid, at most ${most} MiB`);
+  const taken = fuzzers.map(({ name, taken }) => `${taken} ${name}`).join(', ');
+  say(`${turn} cases from seed ${first}: ${taken} are valid, at most ${most} MiB`);
 };
 process.once('SIGINT', () => {
   report();
@@ -41,15 +77,11 @@ process.once('SIGINT', () => {
 say(`seed ${first}`);
 for (; turn < count && Date.now() < until; turn++) {
   const seed = first + turn;
-  const image = mutateImage(new Random(seed));
-  const text = mutateJson(texts, new Random(seed));
-  for (const [input, name, run] of [
-    [image, 'x.img', async () => (images += Number(await tryImage(image, seed)))],
-    [text, 'x.json', async () => (jsons += Number(await tryJson(text)))],
-  ] as const) {
+  for (const fuzzer of fuzzers) {
+    const { files, run } = fuzzer.make(new Random(seed), seed);
     const start = performance.now();
     try {
-      await run();
+      fuzzer.taken += Number(await run());
       const took = performance.now() - start;
       if (took > MOST_MS) throw new Error(`took ${Math.round(took)} ms`);
       if (turn % 256 === 0) {
@@ -59,10 +91,11 @@ for (; turn < count && Date.now() < until; turn++) {
         if (rss > MOST_RSS) throw new Error(`memory grew to ${rss >> 20} MiB`);
       }
     } catch (error) {
-      const file = path.join(fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-fuzz-')), name);
-      fs.writeFileSync(file, input);
+      const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-fuzz-'));
+      for (const [name, bytes] of Object.entries(files)) fs.writeFileSync(path.join(folder, name), bytes);
       say(error instanceof Error ? (error.stack ?? error.message) : String(error));
-      say(`case ${turn}; the input is ${file}\nagain: npm run fuzz -- --seed ${seed} --count 1`);
+      say(`case ${turn} of ${fuzzer.name}; the input is in ${folder}`);
+      say(`again: npm run fuzz -- ${fuzzer.name} --seed ${seed} --count 1`);
       process.exit(1);
     }
   }

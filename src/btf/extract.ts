@@ -105,8 +105,10 @@ export function extractTypes(btf: Btf, wanted: readonly Wanted[]): { blob: Uint8
         break;
       }
       case 'DATASEC': {
-        const more = type.vars.flatMap(({ type: of, offset, size }) => [take(of, false, depth + 1), offset, size]);
-        put(kind, type.vars.length, false, type.size, more);
+        // Functions of the kernel (.ksyms) take no bytes.
+        const vars = type.vars.filter(({ type: of }) => btf.kind(of) !== 'FUNC');
+        const more = vars.flatMap(({ type: of, offset, size }) => [take(of, false, depth + 1), offset, size]);
+        put(kind, vars.length, false, type.size, more);
         break;
       }
       case 'VAR':

@@ -92,6 +92,11 @@ const MUTATIONS: readonly Mutation[] = [
   },
 ];
 
+/** Bytes with one thing wrong with them. */
+export function mutateBytes(bytes: Buffer, random: Random): Buffer {
+  return random.of(MUTATIONS)(bytes, random);
+}
+
 /** An image with one to three things wrong with it. */
 export function mutateImage(random: Random): Buffer {
   let bytes = random.of(SEEDS);
