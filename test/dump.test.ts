@@ -235,7 +235,8 @@ t.test('what a dump may be made of', async (t) => {
 
 t.test('bad input leaves everything as it was', async (t) => {
   const good = { map_id: 7, type: 'hash', key_size: 1, value_size: 1, max_entries: 4 };
-  const cases: readonly [name: string, maps: unknown[], message: RegExp][] = [
+  const typed = { ...good, types: { btf_id: 5, key: 'int' } };
+  const cases: readonly [name: string, maps: unknown[], message: RegExp, btf?: unknown[]][] = [
     ['an unknown type', [{ ...good, type: 'hsah' }], /\/maps\/0\/type: "hsah" is not one/],
     ['an unknown flag', [{ ...good, map_flags: ['BPF_F_NONE'] }], /\/maps\/0\/map_flags/],
     ['a missing attribute', [{ ...good, max_entries: undefined }], /\/maps\/0: member "max_entries" is missing/],
@@ -243,6 +244,29 @@ t.test('bad input leaves everything as it was', async (t) => {
     ['an unknown member', [{ ...good, maxentries: 4 }], /\/maps\/0: unknown member "maxentries"/],
     ['one map twice', [good, good], /\/maps\/1\/map_id: map 7 stands twice/],
     ['one file twice', [{ ...good, files: [{ id: 1 }, { id: 1 }] }], /\/maps\/0\/files\/1\/id: file 1 stands twice/],
+    [
+      'one fd twice',
+      [{ ...good, files: [1, 2].map((id) => ({ id, fds: [{ pid: 10, fd: 3 }] })) }],
+      /\/maps\/0\/files\/1\/fds\/0: fd 3 of process 10 stands twice/,
+    ],
+    [
+      'a flag beyond 2^53',
+      [{ ...good, map_flags: [2 ** 53] }],
+      /\/maps\/0\/map_flags: \[9007199254740992\] is not one/,
+    ],
+    ['a type of another kind before items', [{ ...good, type: { $raw: '' }, items: [] }], /\/maps\/0\/type: must be/],
+    [
+      'types that are none',
+      [typed],
+      /\/maps\/0\/types\/btf_id: BTF 5: BTF: a header needs 24 bytes, there are 3/,
+      [{ btf_id: 5, blob: 'AAAA' }],
+    ],
+    [
+      'a BTF object whose message is none',
+      [typed],
+      /\/btf\/0\/\$raw: is not a bpfmap_btf_entry/,
+      [{ btf_id: 5, blob: 'AAAA', $raw: '3f' }],
+    ],
     [
       'a key of another size',
       [{ ...good, items: [{ key: '0102', value: '03' }] }],
@@ -260,12 +284,12 @@ t.test('bad input leaves everything as it was', async (t) => {
       /\/maps\/0\/extra: has 3 bytes/,
     ],
   ];
-  for (const [name, maps, message] of cases) {
+  for (const [name, maps, message, btf] of cases) {
     t.test(name, async (t) => {
       const cwd = t.testdir();
       const { status, stderr } = bpfimg(['encode', '-D', 'new'], {
         cwd,
-        input: JSON.stringify({ format: 'bpfimg-maps/1', maps }),
+        input: JSON.stringify({ format: 'bpfimg-maps/1', btf, maps }),
       });
       t.equal(status, 1);
       t.match(stderr, /^bpfimg: standard input: [^\n]+\n$/, 'one line');

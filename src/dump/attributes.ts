@@ -1,6 +1,7 @@
 /** The attributes of a map in a maps document, and in the image's message: two spellings of one thing. */
 import { flagText, parseFlags } from '../image/display.js';
 import type { Json, JsonObject } from '../image/message.js';
+import { COMPACT, print } from '../json/print.js';
 import { type MapTypes, mapFlagNames, parseMapFlags } from '../maptype.js';
 import type { DumpMap, FileMessage, MapFile } from './model.js';
 
@@ -81,8 +82,11 @@ const FILE_ATTRIBUTES: readonly Attribute[] = [
   { ...plain('mnt_id'), absent: -1 },
 ];
 
+/** Text of a value, integers of any size in it. */
+const text = (value: Json) => print(value, COMPACT);
+
 function equal(a: Json | undefined, b: Json): boolean {
-  if (typeof a === 'object' || typeof b === 'object') return JSON.stringify(a) === JSON.stringify(b);
+  if (typeof a === 'object' || typeof b === 'object') return text(a ?? null) === text(b);
   return a !== undefined && String(a) === String(b);
 }
 
@@ -126,7 +130,7 @@ export function mapMembers(map: DumpMap, types: MapTypes): JsonObject {
 
 /** Text to compare what file entries say of their maps, without what each open file has of its own. */
 export function mapText({ id: _, flags: __, fown: ___, $raw: ____, ...message }: JsonObject): string {
-  return JSON.stringify(message, (_, value) => (typeof value === 'bigint' ? String(value) : value));
+  return text(message);
 }
 
 /** A file entry's message as it is when nothing is said of it. */
@@ -153,7 +157,7 @@ export function fileMessage(
     const value = from[attribute.member];
     if (value === undefined) return;
     const parsed = attribute.parse(value, types);
-    if (parsed === undefined) throw new AttributeError(`/${attribute.member}`, `${JSON.stringify(value)} is not one`);
+    if (parsed === undefined) throw new AttributeError(`/${attribute.member}`, `${text(value)} is not one`);
     if (!equal(message[attribute.field] ?? attribute.absent, parsed)) message[attribute.field] = parsed;
   };
   for (const attribute of MAP_ATTRIBUTES) set(attribute, { ...map, ...file });

@@ -245,7 +245,7 @@ class DocumentReader {
   async #expected(header: JsonObject, bad: Bad): Promise<ExpectedItems> {
     const sizes = this.#sizes(header);
     if (header.types === undefined) {
-      const type = header.type === undefined ? undefined : this.types.parse(header.type as string | number);
+      const type = this.#type(header);
       return type !== undefined && this.types.get(type).inner ? { ...sizes, forms: { value: mapIdForm } } : sizes;
     }
     try {
@@ -256,9 +256,14 @@ class DocumentReader {
     }
   }
 
+  /** The number of the map's type. Items may stand before the header is checked: what is no type says nothing yet. */
+  #type({ type }: JsonObject): number | undefined {
+    return typeof type === 'string' || typeof type === 'number' ? this.types.parse(type) : undefined;
+  }
+
   #sizes(header: JsonObject): ExpectedItems {
     const size = (value: Json | undefined) => (typeof value === 'number' && value >= 0 ? value : undefined);
-    const number = header.type === undefined ? undefined : this.types.parse(header.type as string | number);
+    const number = this.#type(header);
     const keySize = size(header.data_key_size ?? header.key_size);
     const odd = size(header.data_value_size);
     if (odd !== undefined || number === undefined) return { keySize, valueSize: odd };

@@ -141,6 +141,8 @@ class FreshDump implements Target {
   readonly #meta: Output;
   #btf: Output | undefined;
   readonly #ids = new Set<number>();
+  /** `PID:FD`: an fd leads to one open file. */
+  readonly #fds = new Set<string>();
 
   /** @param replaced ids of the maps that stand in the folder now and that the document must have too */
   constructor(
@@ -178,7 +180,15 @@ class FreshDump implements Target {
       this.#ids.add(id);
       const message = await messageOf(undefined, id, map, index, this.types);
       writeMessage(this.#files, await encoded(BPFMAP_FILE, message, map, ''));
-      for (const { pid, fd, cloexec } of (file.fds ?? []) as JsonObject[]) {
+      for (const [place, { pid, fd, cloexec }] of ((file.fds ?? []) as JsonObject[]).entries()) {
+        const held = `${String(pid)}:${String(fd)}`;
+        if (this.#fds.has(held)) {
+          throw await map.bad(
+            `/files/${index}/fds/${place}`,
+            `fd ${String(fd)} of process ${String(pid)} stands twice`,
+          );
+        }
+        this.#fds.add(held);
         holders.push({ file_id: id, pid: pid as number, fd: fd as number, ...(cloexec ? { fd_flags: 1 } : {}) });
       }
     }

@@ -3,7 +3,9 @@ import { Btf } from '../btf/btf.js';
 import { typeName, typeNamed } from '../btf/c.js';
 import { TypedValueError, type ValueCodec, valueCodec } from '../btf/values.js';
 import { BpfimgError } from '../errors.js';
+import { BPFMAP_BTF } from '../image/kinds.js';
 import type { Json, JsonObject } from '../image/message.js';
+import { encodeMessage, ValueError } from '../image/wire.js';
 import { Cursor } from '../io/input.js';
 import { Spool } from '../io/spool.js';
 import { check } from './check.js';
@@ -113,7 +115,14 @@ export class DocumentTypes {
       if (problem) throw await reader.badAt(problem.message, start, problem.pointer);
       const id = message.btf_id as number;
       if (this.objects.has(id)) throw await reader.badAt(`BTF object ${id} stands twice`, start, '/btf_id');
-      this.objects.set(id, { message: { ...message, size }, at, size });
+      const whole: JsonObject = { ...message, size };
+      try {
+        encodeMessage(BPFMAP_BTF.message, whole, 'latin1');
+      } catch (error) {
+        if (error instanceof ValueError) throw await reader.badAt(error.message, start, error.pointer);
+        throw error;
+      }
+      this.objects.set(id, { message: whole, at, size });
     }
   }
 
@@ -178,7 +187,11 @@ export class DocumentTypes {
     const { at, size, message } = object;
     const blob = await new Cursor(this.blobs.input(), at, at + size).take(size);
     const { name } = message;
-    btf = Btf.parse(blob, { name: typeof name === 'string' && name !== '' ? `BTF ${id} (${name})` : `BTF ${id}` });
+    try {
+      btf = Btf.parse(blob, { name: typeof name === 'string' && name !== '' ? `BTF ${id} (${name})` : `BTF ${id}` });
+    } catch (error) {
+      throw error instanceof BpfimgError ? new FormError('/btf_id', error.message) : error;
+    }
     this.#parsed.set(id, btf);
     return btf;
   }
