@@ -25,13 +25,19 @@ export type ErrorKind =
 /** Exit codes, as SPEC and `bpfimg --help` name them. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const;
 
+/** What must not reach a terminal: controls (C0, DEL, C1), other line ends, and what reorders text (bidi). */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: it is about them
+const UNPRINTABLE = /[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
+
 /** Text from files and names made safe for one line on a terminal. */
 export function oneLine(text: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
-  return text.replace(/[\x00-\x1f\x7f-\x9f\u2028\u2029]/g, (char) => {
-    const code = char.charCodeAt(0).toString(16);
-    return `\\x${code.padStart(2, '0')}`;
-  });
+  return text.replace(UNPRINTABLE, escaped);
+}
+
+/** A character as JavaScript and C write it: `\x1b`, `\u202e`. */
+export function escaped(char: string): string {
+  const code = char.charCodeAt(0);
+  return code > 0xff ? `\\u${code.toString(16).padStart(4, '0')}` : `\\x${code.toString(16).padStart(2, '0')}`;
 }
 
 /** An error that is the user's news: `message` is the whole sentence, on one line whatever names stand in it. */

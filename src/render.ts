@@ -1,4 +1,6 @@
-/** What people see: tables, bytes, colours. The one place that lays text out. */
+/** What people see: tables, bytes, colours. The one place that lays text out, and lets nothing else reach a terminal. */
+import { escaped, oneLine } from './errors.js';
+import { cut, padEnd, padStart, width } from './width.js';
 
 /** Styles for a terminal; each does nothing where colours are off. */
 export interface Colours {
@@ -16,6 +18,16 @@ export function colours(on: boolean): Colours {
   return { bold: style(1, 22), dim: style(2, 22), red: style(31, 39), yellow: style(33, 39), green: style(32, 39) };
 }
 
+/** What {@link colours} adds to text. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: terminals know colours by it
+const STYLE = /(\x1b\[(?:[12]|22|3[1-3]|39)m)/;
+
+/** A line for people as it may be printed: nothing in it moves or restyles the terminal, but our own colours. */
+export function lineText(line: string): string {
+  const parts = line.split(STYLE);
+  return parts.map((part, i) => (i % 2 === 0 ? oneLine(part) : part)).join('');
+}
+
 /** One column of a table. */
 export interface Column {
   readonly title: string;
@@ -24,19 +36,20 @@ export interface Column {
 
 /** Lines of a table: a heading, then rows, columns two blanks apart. */
 export function table(columns: readonly Column[], rows: readonly (readonly string[])[], look: Colours): string[] {
-  const widths = columns.map((column) => column.title.length);
-  for (const row of rows) {
-    for (const [i, cell] of row.entries()) widths[i] = Math.max(widths[i] ?? 0, cell.length);
+  const widths = columns.map((column) => width(column.title));
+  const safe = rows.map((row) => row.map(oneLine));
+  for (const row of safe) {
+    for (const [i, cell] of row.entries()) widths[i] = Math.max(widths[i] ?? 0, width(cell));
   }
   const line = (cells: readonly string[]) =>
     columns
       .map(({ right }, i) => {
         const cell = cells[i] ?? '';
-        return right ? cell.padStart(widths[i] as number) : cell.padEnd(widths[i] as number);
+        return (right ? padStart : padEnd)(cell, widths[i] as number);
       })
       .join('  ')
       .trimEnd();
-  return [look.bold(line(columns.map((column) => column.title))), ...rows.map(line)];
+  return [look.bold(line(columns.map((column) => column.title))), ...safe.map(line)];
 }
 
 /** Bytes of a line in a hex dump. */
@@ -59,10 +72,7 @@ export function asciiText(bytes: Uint8Array): string {
 
 /** A name from an image, made safe to print: one character a byte, what is not printable escaped. */
 export function nameText(name: string): string {
-  // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what must not reach a terminal
-  return name.replace(/[\x00-\x1f\x7f-\xa0\xad\\]/g, (char) => {
-    return char === '\\' ? '\\\\' : `\\x${char.charCodeAt(0).toString(16).padStart(2, '0')}`;
-  });
+  return oneLine(name.replace(/\\/g, '\\\\').replace(/[\xa0\xad]/g, escaped));
 }
 
 /** `1 map`, `2 maps`. */
@@ -83,7 +93,7 @@ export function sizeText(bytes: number): string {
 /** Text for a terminal of `columns` that takes the place of the line the cursor is in; empty text clears it. */
 export function onSameLine(text: string, columns?: number): string {
   // A terminal that does not know its size says 0.
-  return `\r\x1b[K${text.slice(0, Math.max(1, (columns || 80) - 1))}`;
+  return `\r\x1b[K${cut(oneLine(text), Math.max(1, (columns || 80) - 1))}`;
 }
 
 /** A time for people: `3 s`, `2 min`. */

@@ -21,9 +21,11 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   replay: ['btf', 'dump', 'maptype', 'kernel', 'io', 'bytes', 'errors'],
   criu: ['capture', 'replay', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   toolkit: ['capture', 'replay', 'maptype'],
-  render: ['bytes'],
+  width: [],
+  render: ['width', 'bytes', 'errors'],
   cli: [
     'render',
+    'width',
     'toolkit',
     'criu',
     'diff',
@@ -95,5 +97,6 @@ t.test('one place knows each outside thing', async (t) => {
   only(/\bconsole\./, ['src/index.ts'], 'the console (in an example)');
   only(/\\x1b\[/, ['src/render.ts'], 'colours');
   only(/['"]koffi['"]/, ['src/kernel/sys.ts'], 'koffi');
+  only(/from 'get-east-asian-width'/, ['src/width.ts'], 'the width of characters');
   only(/from 'yargs/, ['src/cli/commands.ts'], 'yargs');
 });

@@ -12,6 +12,7 @@ import { FORM_MOST, type Form, fitting, type ItemForms } from '../json/items.js'
 import { COMPACT, print } from '../json/print.js';
 import { flagWords, type MapTypes } from '../maptype.js';
 import { type Colours, DUMP_WIDTH, hexGroups, nameText, plural } from '../render.js';
+import { printLines } from './written.js';
 
 /** A map on one side, as it is to be printed. */
 export interface PrintedSide {
@@ -167,7 +168,7 @@ export class TextReport implements DiffReport {
   end(): void {}
 
   #line(text = ''): void {
-    this.out.text(`${text.trimEnd()}\n`);
+    printLines(this.out, [text.trimEnd()]);
   }
 
   /** Lines in front of a map: lists of maps that are on one side have no blank lines in them. */

@@ -1,5 +1,6 @@
 /** What a command may touch of the outside world: its streams and the terminal. */
 import * as fs from 'node:fs';
+import { oneLine } from '../errors.js';
 import { type Input, standardInput } from '../io/input.js';
 import { type Output, standardOutput } from '../io/output.js';
 import { onSameLine } from '../render.js';
@@ -8,7 +9,7 @@ export interface Io {
   stdin(): Promise<Input>;
   /** The data stream. Commands write results here and nothing else. */
   stdout(): Output;
-  /** One line of talk on standard error. */
+  /** One line of talk on standard error; whatever stands in it, it stays one. */
   say(line: string): void;
   /** Shows text on standard error in place of what was shown so; does nothing where that is no terminal. */
   show(text: string): void;
@@ -39,7 +40,7 @@ export function processIo(): Io {
     stdin: standardInput,
     stdout: standardOutput,
     say: (line) => {
-      process.stderr.write(`${line}\n`);
+      process.stderr.write(`${oneLine(line)}\n`);
     },
     show: (text) => {
       if (process.stderr.isTTY) process.stderr.write(onSameLine(text, process.stderr.columns));

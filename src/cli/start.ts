@@ -31,7 +31,7 @@ export async function outcome(command: Command, argv: readonly string[], io: Io)
  */
 export function reported(error: unknown, io: Io, debug: boolean): number {
   if (error instanceof ClosedPipe) return EXIT.ok;
-  if (debug && error instanceof Error) io.say(error.stack ?? error.message);
+  if (debug && error instanceof Error) for (const line of (error.stack ?? error.message).split('\n')) io.say(line);
   if (error instanceof BpfimgError) {
     io.say(`bpfimg: ${error.message}`);
     return error.exitCode;

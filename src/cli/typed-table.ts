@@ -4,10 +4,11 @@ import type { Json } from '../image/message.js';
 import type { Form } from '../json/items.js';
 import { COMPACT, print } from '../json/print.js';
 import { type Colours, hexGroups } from '../render.js';
+import { cut, padEnd, padStart, width } from '../width.js';
 
 /** Rows that are looked at before the first is printed, for the widths of columns. */
 const AHEAD = 256;
-/** Characters of the longest cell; `decode` has all. */
+/** Width of the longest cell; `decode` has all. */
 const MOST = 60;
 
 /** The members of a key or value, by name; one without a name for what has no members. */
@@ -65,17 +66,16 @@ export class TypedTable {
     this.#names.push(...key.map(name('key')), '│', ...(this.perCpu ? [''] : []), ...value.map(name('value')));
     const number = ([, one]: readonly [string, Json]) => typeof one === 'number' || isInteger(one);
     this.#right.push(...key.map(number), false, ...(this.perCpu ? [false] : []), ...value.map(number));
-    this.#widths.push(...this.#names.map((text) => cell(text).length));
+    this.#widths.push(...this.#names.map((text) => width(cell(text))));
   }
 
   #flush(): void {
     for (const row of this.#rows) {
-      for (const [i, text] of row.entries()) this.#widths[i] = Math.max(this.#widths[i] ?? 0, text.length);
+      for (const [i, text] of row.entries()) this.#widths[i] = Math.max(this.#widths[i] ?? 0, width(text));
     }
     const put = (cells: readonly string[]) => {
       const padded = cells.map((text, i) => {
-        const width = this.#widths[i] as number;
-        return this.#right[i] ? text.padStart(width) : text.padEnd(width);
+        return (this.#right[i] ? padStart : padEnd)(text, this.#widths[i] as number);
       });
       return `  ${padded.join('  ')}`.trimEnd();
     };
@@ -93,7 +93,7 @@ const PLAIN = /^[\p{L}\p{M}\p{N}\p{P}\p{S}]+( [\p{L}\p{M}\p{N}\p{P}\p{S}]+)*$/u;
 
 function cell(value: Json): string {
   const text = typeof value === 'string' && PLAIN.test(value) ? value : quoted(value);
-  return text.length > MOST ? `${text.slice(0, MOST - 1)}…` : text;
+  return width(text) > MOST ? `${cut(text, MOST - 1)}…` : text;
 }
 
 /** JSON, in ASCII where it might not be seen for what it is. */

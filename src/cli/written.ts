@@ -1,5 +1,6 @@
 /** Where a command's data goes: `-o FILE`, or standard output. */
 import { type Output, openOutput } from '../io/output.js';
+import { lineText } from '../render.js';
 import type { Io } from './io.js';
 import { DASH } from './source.js';
 
@@ -13,4 +14,9 @@ export async function written(file: string | undefined, io: Io, write: (out: Out
     await out.abort();
     throw error;
   }
+}
+
+/** Prints lines for people. */
+export function printLines(out: Output, lines: Iterable<string>): void {
+  for (const line of lines) out.text(`${lineText(line)}\n`);
 }

@@ -8,7 +8,7 @@ import { coloured, type Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
 import { Progress } from '../progress.js';
 import { type SelectorArguments, selected, selectorsOf, unseenText } from '../selectors.js';
-import { written } from '../written.js';
+import { printLines, written } from '../written.js';
 
 export interface CaptureArguments extends SelectorArguments {
   readonly dir: string;
@@ -63,7 +63,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
       rows.map((row) => cells(row, types)),
       look,
     );
-    for (const line of rows.length === 0 ? ['no BPF maps'] : lines) out.text(`${line}\n`);
+    printLines(out, rows.length === 0 ? ['no BPF maps'] : lines);
   });
   const failed = rows.filter(({ report }) => report.kind === 'not supported');
   return failed.length > 0 && !args.skipUnsupported ? EXIT.failed : EXIT.ok;
@@ -95,12 +95,5 @@ const COLUMNS = [
 ];
 
 function cells({ id, name, type, items, bytes, report }: CapturedMap, types: MapTypes): string[] {
-  return [
-    String(id),
-    nameText(name),
-    types.get(type).name,
-    String(items),
-    sizeText(bytes),
-    nameText(reportText(report)),
-  ];
+  return [String(id), nameText(name), types.get(type).name, String(items), sizeText(bytes), reportText(report)];
 }

@@ -8,7 +8,7 @@ import { coloured, type Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
 import { unseenText } from '../selectors.js';
 import { version } from '../version.js';
-import { written } from '../written.js';
+import { printLines, written } from '../written.js';
 
 export interface CriuCheckArguments {
   readonly pid: number;
@@ -37,7 +37,7 @@ export async function run(args: CriuCheckArguments, io: Io, sys?: Sys, etc?: str
       return;
     }
     const look = colours(coloured(io, args.color));
-    for (const line of lines(check, host, look)) out.text(`${line}\n`);
+    printLines(out, lines(check, host, look));
   });
   return check.dumps ? EXIT.ok : EXIT.failed;
 }

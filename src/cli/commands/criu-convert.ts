@@ -3,7 +3,7 @@ import { type ConvertedMap, convert, type Form } from '../../criu/convert.js';
 import { MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, table } from '../../render.js';
 import { coloured, type Io } from '../io.js';
-import { written } from '../written.js';
+import { printLines, written } from '../written.js';
 
 export interface ConvertArguments {
   readonly dir: string;
@@ -21,7 +21,7 @@ export async function run({ dir, to, color }: ConvertArguments, io: Io): Promise
   }
   await written(undefined, io, async (out) => {
     const rows = done.maps.map((map) => cells(map, types));
-    for (const line of table(COLUMNS, rows, colours(coloured(io, color)))) out.text(`${line}\n`);
+    printLines(out, table(COLUMNS, rows, colours(coloured(io, color))));
   });
 }
 

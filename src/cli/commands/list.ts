@@ -5,7 +5,7 @@ import { flagWords, MapTypes, mapFlagNames } from '../../maptype.js';
 import { colours, nameText, table } from '../../render.js';
 import { coloured, type Io } from '../io.js';
 import { type SelectorArguments, selectorsOf, unseenText } from '../selectors.js';
-import { written } from '../written.js';
+import { printLines, written } from '../written.js';
 
 export interface ListArguments extends SelectorArguments {
   readonly json: boolean;
@@ -38,7 +38,7 @@ export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<void>
             maps.map((map) => row(map, types)),
             look,
           );
-    for (const line of lines) out.text(`${line}\n`);
+    printLines(out, lines);
   });
 }
 

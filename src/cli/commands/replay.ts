@@ -17,7 +17,7 @@ import { coloured, type Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
 import { Progress } from '../progress.js';
 import { isFolder } from '../source.js';
-import { written } from '../written.js';
+import { printLines, written } from '../written.js';
 
 export interface ReplayArguments {
   readonly dir: string;
@@ -227,7 +227,7 @@ async function tell(
     row.type,
     String(row.items),
     nameText(row.pin ?? ''),
-    nameText(row.report),
+    row.report,
   ]);
   await show(rows, COLUMNS, cells, args, io);
 }
@@ -299,7 +299,7 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
     row.frozen ? 'yes' : 'no',
     String(row.items),
     sizeText(row.memory),
-    nameText(row.report),
+    row.report,
   ]);
   await show(rows, PLAN_COLUMNS, cells, args, io);
   for (const problem of problems) io.say(`bpfimg: ${problem}`);
@@ -341,6 +341,6 @@ async function show(
     return;
   }
   await written(undefined, io, async (out) => {
-    for (const line of lines) out.text(`${line}\n`);
+    printLines(out, lines);
   });
 }

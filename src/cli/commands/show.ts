@@ -27,7 +27,7 @@ import { namesTypes, type TypeArguments } from '../options.js';
 import { isFolder, sourceOf } from '../source.js';
 import { fieldsOf, TypedTable } from '../typed-table.js';
 import { itemForms, sayProblems, typeFinder } from '../types.js';
-import { written } from '../written.js';
+import { printLines, written } from '../written.js';
 
 export interface ShowArguments extends TypeArguments {
   readonly source?: string | undefined;
@@ -139,7 +139,7 @@ class Show {
   }
 
   #line(text = ''): void {
-    this.out.text(`${text}\n`);
+    printLines(this.out, [text]);
   }
 
   async maps(maps: readonly DumpMap[]): Promise<void> {

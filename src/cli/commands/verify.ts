@@ -11,7 +11,7 @@ import { colours, nameText, plural } from '../../render.js';
 import { coloured, type Io } from '../io.js';
 import type { TypeArguments } from '../options.js';
 import { isFolder, sourceOf } from '../source.js';
-import { written } from '../written.js';
+import { printLines, written } from '../written.js';
 
 export interface VerifyArguments extends TypeArguments {
   readonly source?: string | undefined;
@@ -40,11 +40,12 @@ export async function run(args: VerifyArguments, io: Io): Promise<number> {
     for (const { code, severity, image, map_id, name, message } of findings) {
       const map = map_id === undefined ? '' : `map ${map_id}${name ? ` (${nameText(name)})` : ''}: `;
       const mark = severity === 'error' ? look.red('error') : look.yellow('warning');
-      out.text(`${mark}: ${code}: ${image}: ${map}${message}\n`);
+      printLines(out, [`${mark}: ${code}: ${image}: ${map}${message}`]);
     }
     const warnings = findings.length - errors;
-    if (errors > 0) out.text(`${plural(errors, 'error')}, ${plural(warnings, 'warning')}\n`);
-    else out.text(`${look.green('sound')}${warnings > 0 ? `, ${plural(warnings, 'warning')}` : ''}\n`);
+    const doubts = plural(warnings, 'warning');
+    const sound = `${look.green('sound')}${warnings > 0 ? `, ${doubts}` : ''}`;
+    printLines(out, [errors > 0 ? `${plural(errors, 'error')}, ${doubts}` : sound]);
   });
   return errors > 0 ? EXIT.failed : EXIT.ok;
 }

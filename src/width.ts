@@ -1,0 +1,54 @@
+/** How much room text takes on a terminal: cells, which are neither characters nor UTF-16 units. */
+import { eastAsianWidth } from 'get-east-asian-width';
+
+/** Text of characters that take one cell each: letters and signs of Europe, and the signs that bpfimg adds. */
+const PLAIN = /^[\x20-\x7e\xa0-\xac\xae-\u02ff\u2010-\u2027\u2190-\u2193\u2502]*$/;
+
+/** What a terminal draws over or into another character, or not at all. */
+const NO_CELL = /^[\p{M}\p{Cf}\p{Cc}\p{Default_Ignorable_Code_Point}]+$/u;
+/** Characters that are drawn as pictures, two cells wide: by themselves, or because a selector says so. */
+const PICTURE = /^\p{Emoji_Presentation}|^\p{Emoji}.*\ufe0f|^\p{RI}{2}/su;
+
+/** Costs 20 ms when it is first used, so it is made for text that needs it. */
+let segmenter: Intl.Segmenter | undefined;
+
+/** Text as readers see it, character by character, with the cells each takes. */
+function* characters(text: string): Generator<readonly [character: string, cells: number]> {
+  segmenter ??= new Intl.Segmenter();
+  for (const { segment } of segmenter.segment(text)) {
+    const cells = NO_CELL.test(segment) ? 0 : PICTURE.test(segment) ? 2 : eastAsianWidth(segment.codePointAt(0) ?? 0);
+    yield [segment, cells];
+  }
+}
+
+/** Cells that `text` takes. */
+export function width(text: string): number {
+  if (PLAIN.test(text)) return text.length;
+  let sum = 0;
+  for (const [, cells] of characters(text)) sum += cells;
+  return sum;
+}
+
+/** As much of the beginning of `text` as fits into `most` cells. */
+export function cut(text: string, most: number): string {
+  if (PLAIN.test(text)) return text.slice(0, most);
+  let [end, sum] = [0, 0];
+  for (const [character, cells] of characters(text)) {
+    sum += cells;
+    if (sum > most) break;
+    end += character.length;
+  }
+  return text.slice(0, end);
+}
+
+const blanks = (text: string, cells: number) => ' '.repeat(Math.max(0, cells - width(text)));
+
+/** As `text.padStart(cells)`, in cells. */
+export function padStart(text: string, cells: number): string {
+  return blanks(text, cells) + text;
+}
+
+/** As `text.padEnd(cells)`, in cells. */
+export function padEnd(text: string, cells: number): string {
+  return text + blanks(text, cells);
+}
