@@ -217,12 +217,14 @@ export type Drain =
 /** What a capture hook is told, and may ask for. */
 export interface CaptureWork extends Work {
   readonly drain: Drain;
+  /** On the disk where the images will stand: what is put aside for them goes there. */
+  readonly folder: string;
   /**
    * Has that map captured as well, if it is not yet: an inner map.
    * @returns what it is; undefined when it is gone
    */
   follow(id: number): Template | undefined;
-  /** Has `end` called when the images stand (`whole`), or when the capture has failed. */
+  /** Has `end` called when the images stand (`whole`), or when the capture has failed. Its error is told. */
   afterwards(end: (whole: boolean) => void): void;
   /** Keeps facts beside the items. */
   keep(facts: MapFacts): void;

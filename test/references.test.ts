@@ -810,6 +810,7 @@ async function tests(): Promise<void> {
       type: types.get(PROG_ARRAY),
       subject: 'map 7 (old)',
       drain: 'no',
+      folder: '',
       follow: () => undefined,
       afterwards: () => {},
       keep: (more) => {

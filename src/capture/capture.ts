@@ -6,6 +6,7 @@
  */
 import * as fs from 'node:fs';
 import * as os from 'node:os';
+import * as path from 'node:path';
 import { Btf } from '../btf/btf.js';
 import { SPECIAL, specialFields } from '../btf/special.js';
 import { factMembers } from '../dump/facts.js';
@@ -81,7 +82,8 @@ export async function capture(
   const images = new FolderOutput(folder);
   let writer: DumpWriter | undefined;
   try {
-    writer = new DumpWriter(sys, images, types, options);
+    // One that is new has no name yet, but it will be where its own folder is.
+    writer = new DumpWriter(sys, images, fs.existsSync(folder) ? folder : path.dirname(folder), types, options);
     const done: CapturedMap[] = [];
     const queue = [...maps];
     const queued = new Set(queue.map(({ id }) => id));
@@ -99,7 +101,9 @@ export async function capture(
     await writer.commit();
     return done;
   } catch (error) {
-    await (writer ?? images).abort();
+    await (writer ?? images).abort().catch((worse: Error) => {
+      throw new BpfimgError('io', `${(error as Error).message}; ${worse.message}`, { cause: error });
+    });
     throw error;
   }
 }
@@ -133,7 +137,7 @@ const OPEN_FLAGS: Readonly<Record<Access, number>> = { rw: 0o2, ro: 0o0, wo: 0o1
 
 /** The three images while they are written. */
 class DumpWriter {
-  readonly #folder: FolderOutput;
+  readonly #images: FolderOutput;
   readonly #files: FileOutput;
   readonly #data: FileOutput;
   readonly #meta: FileOutput;
@@ -148,22 +152,23 @@ class DumpWriter {
 
   constructor(
     readonly sys: Sys,
-    folder: FolderOutput,
+    images: FolderOutput,
+    readonly folder: string,
     readonly types: MapTypes,
     readonly options: CaptureOptions,
   ) {
-    this.#folder = folder;
+    this.#images = images;
     this.#names = options.images ?? IMAGE;
     this.#boot = bootId(sys.proc);
     this.#files = this.#image('bpfmapFile', BPFMAP_FILE);
     this.#data = this.#image('data', BPFMAP_DATA);
     this.#meta = this.#image('meta', BPFMAP_META);
     // One of an earlier capture must not stay beside images that know nothing of it.
-    if (folder.has(this.#names.btf)) this.#btfImage = this.#image('btf', BPFMAP_BTF);
+    if (images.has(this.#names.btf)) this.#btfImage = this.#image('btf', BPFMAP_BTF);
   }
 
   #image(name: keyof ImageNames, kind: Kind): FileOutput {
-    const out = this.#folder.file(this.#names[name]);
+    const out = this.#images.file(this.#names[name]);
     writeHead(out, kind);
     return out;
   }
@@ -210,6 +215,7 @@ class DumpWriter {
       type: this.types.get(type),
       subject: map.subject,
       drain: this.options.drain ?? 'no',
+      folder: this.folder,
       follow,
       afterwards: (end) => this.#ends.push(end),
       keep: (more) => {
@@ -322,17 +328,31 @@ class DumpWriter {
   }
 
   async commit(): Promise<void> {
-    await this.#folder.commit();
+    await this.#images.commit();
     this.#end(true);
   }
 
   async abort(): Promise<void> {
-    this.#end(false);
-    await this.#folder.abort();
+    try {
+      this.#end(false);
+    } finally {
+      await this.#images.abort();
+    }
   }
 
+  /** All of them, before an error is told. */
   #end(whole: boolean): void {
-    for (const end of this.#ends.splice(0)) end(whole);
+    const errors: unknown[] = [];
+    for (const end of this.#ends.splice(0)) {
+      try {
+        end(whole);
+      } catch (error) {
+        errors.push(error);
+      }
+    }
+    const [first] = errors;
+    if (errors.length > 1) throw new BpfimgError('io', errors.map((error) => (error as Error).message).join('; '));
+    if (first !== undefined) throw first;
   }
 }
 

@@ -2,114 +2,180 @@
  * Reads maps whose items are read by taking them out, and puts them back.
  *
  * Not atomic: only for maps whose writers and readers are stopped. What has been taken out is in this process
- * and in an unlinked file of its: `kill -9` before it is back loses it. Ctrl-C does not.
+ * and in a file of its without a name: `kill -9` before it is back loses it. Nothing else does: there is a place
+ * for every item before the first one comes out, and nothing comes out that could not go back.
  */
 
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
-import { Spool } from '../io/spool.js';
 import { whenInterrupted } from '../io/unfinished.js';
+import { ELEM_FLAG } from '../kernel/abi.js';
+import { KernelError } from '../kernel/error.js';
 import type { BpfMap } from '../kernel/map.js';
+import { ERRNO } from '../kernel/sys.js';
 import { type CaptureWork, FULL, type ItemSink, type Report } from '../maptype.js';
-
-/** Items that are handed to the sink in one go. */
-const STEP = 1024;
+import { Held } from './held.js';
 
 /**
  * Takes everything out of `map` into `sink`, in the order of pops.
  * @param stack the last in is the first out
  */
 export async function drain(map: BpfMap, sink: ItemSink, work: CaptureWork, stack: boolean): Promise<Report> {
-  if (map.state().frozen === true) {
-    return { kind: 'not supported', why: 'it is frozen, so its items cannot be taken out' };
-  }
-  const drained = new Drained(map, stack);
-  const wanted = whenInterrupted(() => drained.putBack());
+  const why = whyNotBack(map);
+  if (why !== undefined) return { kind: 'not supported', why };
+  const drained = new Drained(map, stack, work.folder);
+  const restores = work.drain === 'restore';
+  const forget = whenInterrupted(() => drained.putBack());
+  const end = () => {
+    forget();
+    drained.close();
+  };
   try {
     await drained.take();
-    if (work.drain === 'restore') drained.putBack();
+    if (restores) drained.putBack();
     await drained.emit(sink, work);
   } catch (error) {
-    drained.putBack();
-    wanted();
-    drained.close();
-    throw error;
+    const lost = drained.putBack();
+    end();
+    if (lost === undefined) throw error;
+    throw new BpfimgError('io', `${(error as Error).message}; ${lost}`, { cause: error });
   }
-  work.afterwards((whole) => {
-    // Only what is safe in an image may be gone from the map.
-    if (!whole) drained.putBack();
-    wanted();
-    drained.close();
-    if (drained.lost > 0) throw drained.problem();
-  });
-  return drained.lost === 0 ? FULL : { kind: 'partial', why: drained.problem().message };
+  if (restores) end();
+  else {
+    work.afterwards((whole) => {
+      // Only what is safe in an image may be gone from the map.
+      const lost = whole ? undefined : drained.putBack();
+      end();
+      if (lost !== undefined) throw new BpfimgError('io', lost);
+    });
+  }
+  return drained.report();
+}
+
+/** Why nothing can be put into `map`; undefined when something can. */
+function whyNotBack(map: BpfMap): string | undefined {
+  if (map.state().frozen === true) return 'it is frozen, so its items cannot be taken out';
+  try {
+    // Queues take no such flag, which the kernel sees when nothing else (access, freezing, a filter) forbids the call.
+    map.update(undefined, new Uint8Array(map.valueStride), ELEM_FLAG.NOEXIST);
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    if (error.errno !== ERRNO.EINVAL) return `what is taken out could not go back: ${callText(error)}`;
+  }
+  return undefined;
+}
+
+function callText({ call, code, reason }: KernelError): string {
+  return `${call}: ${code} (${reason})`;
+}
+
+/** Times a call is made again when the map's lock could not be had. */
+const PATIENCE = 20;
+
+function patiently<T>(call: () => T): T {
+  for (let left = PATIENCE; ; left--) {
+    try {
+      return call();
+    } catch (error) {
+      if (left === 0 || !(error instanceof KernelError) || error.errno !== ERRNO.EBUSY) throw error;
+    }
+  }
 }
 
 /** What was taken out of a map. */
 class Drained {
-  readonly #values = new Spool('items of a queue');
-  #count = 0;
+  readonly #held: Held;
   /** How many are not back in the map. */
   #out = 0;
-  /** Items that did not go back: somebody else has filled the map meanwhile. */
-  lost = 0;
+  /** Items that could not go back, and the first reason. */
+  #lost = 0;
+  #why = '';
+  /** It had more than it has room for: others put something in all the time. */
+  #written = false;
 
   constructor(
     readonly map: BpfMap,
     readonly stack: boolean,
-  ) {}
+    folder: string,
+  ) {
+    this.#held = new Held(map.sys, folder, map.subject, map.valueStride, map.maxEntries);
+  }
 
   async take(): Promise<void> {
     while (this.#pop()) await pause();
+    this.#written = this.#isFull() && this.map.lookup(undefined) !== undefined;
   }
 
+  #isFull(): boolean {
+    return this.#held.count === this.map.maxEntries;
+  }
+
+  /** Takes one item out; false when there is none, or no place for it. */
   #pop(): boolean {
-    const value = this.map.lookupAndDelete(undefined);
-    if (value === undefined) return false;
-    this.#values.write(value);
-    this.#count++;
+    if (this.#isFull()) return false;
+    const place = this.#held.place();
+    if (patiently(() => this.map.lookupAndDelete(undefined, 0, place)) === undefined) return false;
     this.#out++;
+    this.#held.took();
     return true;
   }
 
-  /** Puts everything back in its order, as far as the kernel takes it. Without waiting: a signal may be the reason. */
-  putBack(): void {
-    if (this.#out === 0) return;
-    // Of a queue the rest must come out first: what goes in goes behind it.
-    if (!this.stack) while (this.#pop());
-    const size = this.map.valueStride;
-    const input = this.#values.input();
-    const value = Buffer.alloc(size);
+  /**
+   * Puts everything back in its order, as far as the kernel takes it. Without waiting, for a signal may be the
+   * reason, and without an error.
+   * @returns what did not go back, as a line
+   */
+  putBack(): string | undefined {
+    if (this.#out > 0 && !this.stack) this.#popRest();
     for (let i = 0; i < this.#out; i++) {
-      const index = this.#count - this.#out + (this.stack ? this.#out - 1 - i : i);
-      input.read(value, index * size);
+      const index = this.#held.count - 1 - (this.stack ? i : this.#out - 1 - i);
       try {
-        this.map.update(undefined, value);
-      } catch {
-        this.lost++;
+        const value = this.#held.from(index).subarray(0, this.map.valueStride);
+        patiently(() => this.map.update(undefined, value));
+      } catch (error) {
+        if (this.#lost++ === 0) this.#why = lostText(error);
       }
     }
     this.#out = 0;
+    return this.#lost === 0 ? undefined : `${this.map.subject}: ${this.#problem()}`;
+  }
+
+  /** Of a queue the rest must come out first: what goes in goes behind it. */
+  #popRest(): void {
+    try {
+      while (this.#pop());
+    } catch {
+      // Behind the rest is better than nowhere.
+    }
   }
 
   async emit(sink: ItemSink, work: CaptureWork): Promise<void> {
     const size = this.map.valueStride;
-    const input = this.#values.input();
-    for (let done = 0; done < this.#count; done += STEP) {
-      const count = Math.min(STEP, this.#count - done);
-      const values = Buffer.alloc(count * size);
-      for (let got = 0; got < values.length; ) got += await input.read(values.subarray(got), done * size + got);
+    for (let done = 0; done < this.#held.count; ) {
+      const values = this.#held.from(done);
+      const count = Math.min(values.length / size, this.#held.count - done);
       await sink.put(new Uint8Array(0), values, count);
+      done += count;
       work.progress(sink.count);
     }
   }
 
-  problem(): BpfimgError {
-    const text = `${this.lost} items did not go back: something else was put in meanwhile`;
-    return new BpfimgError('conflict', `${this.map.subject}: ${text}`);
+  #problem(): string {
+    return `${this.#lost} of its items did not go back: ${this.#why}`;
+  }
+
+  report(): Report {
+    const parts = this.#lost === 0 ? [] : [this.#problem()];
+    if (this.#written) parts.push(`others put items in meanwhile: it is read no further than max_entries`);
+    return parts.length === 0 ? FULL : { kind: 'partial', why: parts.join('; ') };
   }
 
   close(): void {
-    this.#values.close();
+    this.#held.close();
   }
+}
+
+function lostText(error: unknown): string {
+  if (!(error instanceof KernelError)) return error instanceof Error ? error.message : String(error);
+  return error.errno === ERRNO.E2BIG ? 'something else was put in meanwhile' : callText(error);
 }

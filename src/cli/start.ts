@@ -46,13 +46,14 @@ const SIGNALS = { SIGINT: EXIT.interrupted, SIGTERM: 143, SIGHUP: 129 } as const
 
 /** Runs the process's own command line. */
 export async function start(main: Main): Promise<void> {
+  const io = processIo();
   for (const [signal, code] of Object.entries(SIGNALS)) {
     process.on(signal, () => {
-      removeUnfinished();
+      for (const line of removeUnfinished()) io.say(`bpfimg: ${line}`);
       process.exit(code);
     });
   }
-  process.exitCode = await main(ownArguments(), processIo());
+  process.exitCode = await main(ownArguments(), io);
   // Commands clean up after themselves; this is for what failed before it could be handed to anyone.
   removeUnfinished();
 }

@@ -447,6 +447,7 @@ class Check {
       type,
       subject: mapSubject(live.id, live.name ?? ''),
       drain: 'no',
+      folder: '',
       follow: (id) => {
         inner.add(id);
         const found = this.#live.get(id);

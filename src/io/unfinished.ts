@@ -17,21 +17,27 @@ export function finished(name: string): boolean {
   return names.delete(name);
 }
 
-const repairs = new Set<() => void>();
+/** Puts something right; what it could not, it returns as a line for people. */
+type Repair = () => string | undefined;
+
+const repairs = new Set<Repair>();
 
 /**
  * Has `repair` called when the command is interrupted, before anything is removed. It must not wait for
  * anything, and must not throw.
  * @returns what makes it no longer wanted
  */
-export function whenInterrupted(repair: () => void): () => void {
+export function whenInterrupted(repair: Repair): () => void {
   repairs.add(repair);
   return () => repairs.delete(repair);
 }
 
-/** Repairs and removes everything half-made. For signal handlers; safe to call at any time. */
-export function removeUnfinished(): void {
-  for (const repair of [...repairs].reverse()) repair();
+/**
+ * Repairs and removes everything half-made. For signal handlers; safe to call at any time.
+ * @returns what could not be repaired
+ */
+export function removeUnfinished(): string[] {
+  const problems = [...repairs].reverse().flatMap((repair) => repair() ?? []);
   repairs.clear();
   // The last first: pins before the folder they are in.
   for (const [name, shared] of [...names].reverse()) {
@@ -39,4 +45,5 @@ export function removeUnfinished(): void {
     else if (fs.existsSync(name) && fs.readdirSync(name).length === 0) fs.rmdirSync(name);
   }
   names.clear();
+  return problems;
 }

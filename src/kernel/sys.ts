@@ -89,6 +89,8 @@ export interface Sys {
    * CPU is idle. Only once, and only a matter of speed.
    */
   spreadPool?(): void;
+  /** fallocate(2): the file has `length` bytes, and room for them on its disk. */
+  allocate(fd: number, length: number): Result;
   /** Closes a file descriptor; whatever the result, it is gone. */
   close(fd: number): Result;
   /** What this door opened and nobody closed: a line for each, with the command it came from. */
@@ -252,6 +254,7 @@ class KernelSys implements Sys {
   /** A call that costs nothing, for a thread of the pool. */
   readonly #nothing: { async(done: () => void): void };
   #spread = false;
+  readonly #fallocate: (fd: number, mode: number, offset: number, length: number) => number;
   readonly #close: (fd: number) => number;
   readonly #open = new Map<number, string>();
   /** What runs on the pool, kept for as long as it does. */
@@ -271,6 +274,7 @@ class KernelSys implements Sys {
     this.#getAffinity = libc.func('int sched_getaffinity(int, size_t, _Out_ void *)');
     this.#setAffinity = libc.func('int sched_setaffinity(int, size_t, void *)');
     this.#nothing = libc.func('int getppid()') as unknown as { async(done: () => void): void };
+    this.#fallocate = libc.func('int fallocate(int, int, int64_t, int64_t)');
     this.#close = libc.func('int close(int)');
   }
 
@@ -396,6 +400,10 @@ class KernelSys implements Sys {
     const pool = threads().filter((thread) => !before.has(thread));
     if (pool.length < cpus.length) return;
     for (const [i, thread] of pool.entries()) this.#keepThread(thread, [cpus[i % cpus.length] as number]);
+  }
+
+  allocate(fd: number, length: number): Result {
+    return this.#result(this.#fallocate(fd, 0, 0, length));
   }
 
   close(fd: number): Result {

@@ -19,6 +19,8 @@ export interface Ran {
 }
 
 export interface RunOptions {
+  /** Options of Node. */
+  readonly node?: readonly string[];
   readonly cwd?: string;
   readonly input?: Uint8Array | string;
   readonly env?: Readonly<Record<string, string>>;
@@ -26,7 +28,22 @@ export interface RunOptions {
 
 /** Runs `bpfimg ARGS`. */
 export function bpfimg(args: readonly string[], options: RunOptions = {}): Ran {
-  return finished(spawnSync(process.execPath, [BPFIMG, ...args], { maxBuffer: 1 << 28, ...inFolder(options) }));
+  const words = [...(options.node ?? []), BPFIMG, ...args];
+  return finished(spawnSync(process.execPath, words, { maxBuffer: 1 << 28, ...inFolder(options) }));
+}
+
+/** Options of {@link bpfimg} that have the kernel refuse calls: see deny.ts. */
+export function denying(errno: number, ...calls: readonly (number | string)[]): RunOptions {
+  const module = new URL('./deny.js', import.meta.url).href;
+  return { node: ['--import', module], env: { DENY: [errno, ...calls].join(' ') } };
+}
+
+/** Runs `bpfimg ARGS`; `peak` is the memory that it took, in MiB. */
+export function measured(args: readonly string[]): Ran & { readonly peak: number } {
+  const node = ['--import', new URL('./peak.js', import.meta.url).href];
+  const ran = bpfimg(args, { node });
+  const [line = '', mib] = /^peak (\d+) MiB\n/m.exec(ran.stderr) ?? [];
+  return { ...ran, stderr: ran.stderr.replace(line, ''), peak: Number(mib) };
 }
 
 /** Runs a line of shell in which `bpfimg` is the command under test. */

@@ -89,6 +89,9 @@ export class FakeSys implements Sys {
   setAffinity(): Result {
     return 0;
   }
+  allocate(): Result {
+    return -ERRNO.EOPNOTSUPP;
+  }
 
   close(fd: number): Result {
     if (!this.#open.delete(fd)) throw new Error(`fd ${fd} is closed twice`);

@@ -185,6 +185,9 @@ export class MeddledSys implements Sys {
   setAffinity(cpus: readonly number[]): Result {
     return this.real.setAffinity(cpus);
   }
+  allocate(fd: number, length: number): Result {
+    return this.real.allocate(fd, length);
+  }
   close(fd: number): Result {
     return this.real.close(fd);
   }
