@@ -332,7 +332,7 @@ async function show(
   io: Io,
 ): Promise<void> {
   const lines = args.json
-    ? [`{"maps":[${rows.map((row) => `\n  ${JSON.stringify(row)}`).join(',')}]}`]
+    ? `{"maps":[${rows.map((row) => `\n  ${JSON.stringify(row)}`).join(',')}]}`.split('\n')
     : rows.length === 0
       ? ['no BPF maps']
       : table(columns, cells, colours(args.command.length === 0 && coloured(io, args.color)));
