@@ -45,6 +45,36 @@ t.test('the ways to name input and output', async (t) => {
   t.equal(fs.statSync(path.join(cwd, 'out.json')).mode & 0o777, 0o600, 'map contents can be secrets');
 });
 
+t.test('-- ends options', async (t) => {
+  fs.copyFileSync(path.join(cwd, 'flowd/pstree.img'), path.join(cwd, '--pretty'));
+  fs.cpSync(path.join(cwd, 'flowd'), path.join(cwd, '-q'), { recursive: true });
+  const want = bpfimg(['decode', 'flowd/pstree.img'], { cwd }).stdout;
+  for (const line of ['decode -- --pretty', 'decode -- - < ./--pretty', 'decode --no-typed -- --pretty']) {
+    t.same(shell(`bpfimg ${line}`, { cwd }), { status: 0, signal: null, stdout: want, stderr: '' }, line);
+  }
+  t.match(bpfimg(['info', '--', '--pretty'], { cwd }), { status: 0, stdout: /PSTREE/ });
+  t.same(bpfimg(['diff', '--', '-q', 'flowd'], { cwd }), { status: 0, signal: null, stdout: '', stderr: '' });
+  t.match(bpfimg(['criu', 'convert', '--to', 'native', '--', '-q'], { cwd }).stderr, /^bpfimg: -q: nothing to convert/);
+  const words = ['replay', '--dry-run', 'flowd', '--', 'echo', '-', '--', '-x'];
+  t.match(bpfimg(words, { cwd }), { status: 0, stdout: /flows/ });
+});
+
+t.test('info: what can be read of several images has its lines', async (t) => {
+  const { status, stdout, stderr } = bpfimg(['info', 'none.img', 'flowd/pstree.img', 'flowd/core-22137.img', IMAGE], {
+    cwd,
+  });
+  t.equal(status, 1);
+  t.same(stdout.match(/"(image|magic|count)": .*/g), [
+    '"image": "flowd/pstree.img",',
+    '"magic": "PSTREE",',
+    '"count": 2',
+    `"image": "${IMAGE}",`,
+    '"magic": "BPFMAP_DATA",',
+    '"count": 7',
+  ]);
+  t.match(stderr, /^bpfimg: none.img: [^\n]+\nbpfimg: flowd\/core-22137.img: [^\n]+\n$/);
+});
+
 t.test('-o through a symbolic link replaces what it points to', async (t) => {
   fs.writeFileSync(path.join(cwd, 'real.img'), 'old');
   fs.symlinkSync('real.img', path.join(cwd, 'link.img'));
@@ -72,6 +102,18 @@ t.test('wrong usage is exit code 2 and one line', async (t) => {
     ['info'],
     ['show', '--limit', 'x', IMAGE],
     ['show', '--limit', '-1', IMAGE],
+    ['decode', IMAGE, '-o', 'a', '-o', 'b'],
+    ['decode', '-i', IMAGE, '--in', IMAGE],
+    ['decode', IMAGE, '--format', 'crit', '--format', 'crit'],
+    ['encode', IMAGE, '-D', 'a', '-D', 'b'],
+    ['show', IMAGE, '--limit', '1', '--limit', '2'],
+    ['capture', '--all', '-D', 'a', '--dir', 'b'],
+    ['replay', 'flowd', '--pin', 'a', '--pin', 'b'],
+    ['criu', 'convert', 'flowd', '--to', 'native', '--to', 'native'],
+    ['show', 'flowd', '--map', '--', 'cfg'],
+    ['diff', 'flowd', '--', 'flowd', '-q'],
+    ['list', '--', '--json'],
+    ['replay', '--', 'flowd'],
   ];
   for (const args of wrong) {
     const { status, stdout, stderr } = bpfimg(args, { cwd, input: '' });

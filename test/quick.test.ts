@@ -30,7 +30,9 @@ async function run(argv: readonly string[], way: 'quick' | 'yargs'): Promise<Ran
     stdin: async () => bufferInput(image, 'standard input'),
     stdout: () => out,
     // But for the trace that --debug shows.
-    say: (line) => said.push(line.replace(/\n +at .*/gs, '')),
+    say: (line) => {
+      if (!/^ +at /.test(line)) said.push(line);
+    },
     show: () => {},
     terminal: false,
     columns: undefined,
@@ -71,6 +73,12 @@ t.test('plain command lines', async (t) => {
     ['verify', '--json', flowd],
     ['encode'],
     ['encode', '/no/such/file'],
+    ['decode', '--', pstree],
+    ['decode', '--', '-'],
+    ['decode', '--pretty', '--', '--nopl'],
+    ['info', pstree, '--', '-x', '--json', '--'],
+    ['show', '--json', '--', flowd],
+    ['info', pstree, '/no/such/file', data],
   ]) {
     const quick = await run(argv, 'quick');
     t.ok(quick, `${argv.join(' ')}: parsed quickly`);
@@ -94,8 +102,10 @@ t.test('what yargs must look at', async (t) => {
     ['decode', '-i'],
     ['decode', flowd, '--no-typed'],
     ['decode', '-o', 'a', '-o', 'b'],
+    ['decode', '--in', 'a', '-i', 'b'],
+    ['show', flowd, '--map', '--', 'cfg'],
+    ['list', '--', 'x'],
     ['decode', `-i${pstree}`],
-    ['decode', '--', pstree],
     ['decode', ''],
     ['info'],
     ['show', flowd, '--limit', '-1'],
@@ -127,6 +137,7 @@ t.test('any words: left to yargs, or the same', async (t) => {
     '--format',
     'crit',
     'items',
+    '--',
   ];
   const more = [
     '--json',

@@ -18,7 +18,7 @@ import {
   types,
   VERIFY,
 } from './options.js';
-import { type Command, dashed } from './quick.js';
+import { type Command, dashed, isReplay, undashed } from './quick.js';
 import { version } from './version.js';
 
 /**
@@ -33,6 +33,10 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
   }
   let chosen: Command | undefined;
   let help = '';
+  // To yargs, what stands behind `--` is never a positional.
+  const end = isReplay(argv) ? -1 : argv.indexOf('--');
+  const words = dashed(argv).filter((_, i) => i !== end);
+  const last = argv[end - 1];
   const cli = yargs()
     .scriptName('bpfimg')
     .usage('$0 COMMAND\n\nDecodes, edits and encodes the BPF maps of CRIU dumps; captures and replays live ones.')
@@ -59,7 +63,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .command(
       'info <images..>',
       'kind and number of entries of images, as crit prints them',
-      (y) => y.positional('images', INFO.words.images).options(INFO.options),
+      (y) => y.positional('images', INFO.words.images).options(INFO.options).options(COMMON),
       (args) => {
         chosen = async (io) => (await import('./commands/info.js')).run(args, io);
       },
@@ -207,6 +211,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     )
     .completion('completion', 'print a completion script for bash or zsh')
     .options(COMMON)
+    .check((given: Record<string, unknown>, known: Known) => settled(given, known, last))
     .demandCommand(1, 'no command given')
     .strict()
     .strictCommands()
@@ -214,19 +219,50 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .help()
     .alias('help', 'h')
     .exitProcess(false)
-    .parserConfiguration({ 'strip-dashed': true, 'greedy-arrays': false, 'populate--': true })
+    .parserConfiguration({ 'strip-dashed': true, 'greedy-arrays': false, 'populate--': isReplay(argv) })
     .wrap(argv.includes('--help') || argv.includes('-h') ? Math.min(100, io.columns ?? 100) : 100)
     .fail((message: string | null, error?: Error) => {
       if (error && error.name !== 'YError') throw error;
       const text = (message ?? error?.message ?? '').replace(/\s*\n\s*/g, ' ');
       throw new BpfimgError('usage', `${text} (see bpfimg --help)`);
     });
-  await cli.parseAsync(dashed(argv), {}, (_error: unknown, _argv: unknown, output: string) => {
+  await cli.parseAsync(words, {}, (_error: unknown, _argv: unknown, output: string) => {
     help = output;
   });
   if (chosen) return chosen;
   if (help !== '') await print(io, `${help}\n`);
   return 0;
+}
+
+/** What yargs knows of options. */
+interface Known {
+  readonly key?: unknown;
+  readonly array?: unknown;
+  readonly narg?: unknown;
+  readonly alias?: unknown;
+}
+
+/**
+ * Takes the marks of {@link dashed} from words, and refuses what yargs does not.
+ * @param last the word before `--`
+ */
+function settled(given: Record<string, unknown>, { key, array, narg, alias }: Known, last = ''): true {
+  const names = (object: unknown) => Object.keys(object ?? {});
+  const lists: unknown[] = Array.isArray(array) ? array : [];
+  const twice = names(key).find((name) => Array.isArray(given[name]) && !lists.includes(name));
+  // Nobody can tell which was meant.
+  if (twice !== undefined) throw new BpfimgError('usage', `--${twice} is given more than once (see bpfimg --help)`);
+  const hungry = names(narg).find((name) => {
+    const others: unknown = Object.entries(alias ?? {}).find(([one]) => one === name)?.[1];
+    return [name, ...(Array.isArray(others) ? others : [])].some((one) => [`--${one}`, `-${one}`].includes(last));
+  });
+  if (hungry !== undefined)
+    throw new BpfimgError('usage', `Not enough arguments following: ${hungry} (see bpfimg --help)`);
+  for (const [name, value] of Object.entries(given)) {
+    if (typeof value === 'string') given[name] = undashed(value);
+    else if (Array.isArray(value)) given[name] = value.map((one) => (typeof one === 'string' ? undashed(one) : one));
+  }
+  return true;
 }
 
 async function print(io: Io, text: string): Promise<void> {

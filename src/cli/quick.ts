@@ -54,15 +54,15 @@ export function quickly(argv: readonly string[]): Command | undefined {
   return values && ((io) => run(values, io));
 }
 
-/** Options run together, `--`, and words of no length. */
-const NOT_PLAIN = /^(-[^-].+|--|)$/s;
+/** Options run together, and words of no length. */
+const NOT_PLAIN = /^(-[^-].+|)$/s;
 
 function valuesOf(spec: Spec, words: readonly string[]): Values | undefined {
   if (words.some((word) => NOT_PLAIN.test(word))) return undefined;
   const options: Readonly<Record<string, Option>> = { ...spec.options, ...COMMON };
   const given = parsed(options, words);
   if (given === undefined) return undefined;
-  const { positionals } = given;
+  const positionals = given.positionals.map(undashed);
   const values: Values = given.values;
   const result: Record<string, unknown> = {};
   for (const [name, option] of Object.entries(options)) {
@@ -108,7 +108,25 @@ function valueGiven(option: Option, given: readonly unknown[] | undefined): unkn
   return /^\d{1,15}$/.test(value as string) ? Number(value) : REFUSED;
 }
 
-/** A lone `-` as commands know it. */
+/** Whether a command line is a replay's, whose `--` begins a command. */
+export function isReplay(argv: readonly string[]): boolean {
+  return argv.find((word) => !word.startsWith('-')) === 'replay';
+}
+
+/**
+ * The words with a lone `-` as commands know it. Behind `--`, where nothing is an option any more, other words that
+ * look like one are marked likewise, for yargs would take them for one; {@link undashed} takes the mark away.
+ */
 export function dashed(argv: readonly string[]): string[] {
-  return argv.map((one, i) => (one === '-' && !argv.slice(0, i).includes('--') ? DASH : one));
+  const found = argv.indexOf('--');
+  const end = found < 0 ? argv.length : found + 1;
+  const dash = (word: string) => (word === '-' ? DASH : word);
+  const mark = (word: string) => (word.startsWith('-') && word !== '-' ? DASH + word : dash(word));
+  const rest = argv.slice(end);
+  return [...argv.slice(0, end).map(dash), ...(isReplay(argv) ? rest : rest.map(mark))];
+}
+
+/** A word as it was given, but for a lone `-`. */
+export function undashed(word: string): string {
+  return word.length > DASH.length && word.startsWith(DASH) ? word.slice(DASH.length) : word;
 }

@@ -1,28 +1,45 @@
+import { BpfimgError, EXIT } from '../../errors.js';
 import { ImageReader } from '../../image/reader.js';
-import { openInput } from '../../io/input.js';
+import { type Input, openInput } from '../../io/input.js';
 import { PYTHON_PRETTY, print } from '../../json/print.js';
 import type { Io } from '../io.js';
 import { DASH } from '../source.js';
+import { reported } from '../start.js';
 import { written } from '../written.js';
 
 export interface InfoArguments {
   readonly images: readonly string[];
+  readonly debug: boolean;
 }
 
-/** Kind and number of entries, as crit's info prints them; counted right where an entry has more than a message. */
-export async function run(args: InfoArguments, io: Io): Promise<void> {
+/**
+ * Kind and number of entries, as crit's info prints them; counted right where an entry has more than a message.
+ * An image that cannot be read keeps no other from its line.
+ */
+export async function run({ images, debug }: InfoArguments, io: Io): Promise<number> {
+  let code: number = EXIT.ok;
   await written(undefined, io, async (out) => {
-    for (const name of args.images) {
-      const input = name === DASH ? await io.stdin() : await openInput(name);
+    for (const name of images) {
       try {
-        const reader = await ImageReader.open(input);
-        let count = 0;
-        for await (const _ of reader.entries()) count++;
-        const info = { magic: reader.kind.name, count };
-        out.text(`${print(args.images.length === 1 ? info : { image: input.name, ...info }, PYTHON_PRETTY)}\n`);
-      } finally {
-        input.close();
+        const { image, ...info } = await infoOf(() => (name === DASH ? io.stdin() : openInput(name)));
+        out.text(`${print(images.length === 1 ? info : { image, ...info }, PYTHON_PRETTY)}\n`);
+      } catch (error) {
+        if (!(error instanceof BpfimgError)) throw error;
+        code = reported(error, io, debug);
       }
     }
   });
+  return code;
+}
+
+async function infoOf(open: () => Promise<Input>) {
+  const input = await open();
+  try {
+    const reader = await ImageReader.open(input);
+    let count = 0;
+    for await (const _ of reader.entries()) count++;
+    return { image: input.name, magic: reader.kind.name, count };
+  } finally {
+    input.close();
+  }
 }
