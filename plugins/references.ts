@@ -1,6 +1,7 @@
 import { hex, viewOf } from '../src/bytes.js';
 import { metadataOnly, readKeys } from '../src/capture/read.js';
 import { BpfimgError } from '../src/errors.js';
+import { MAP_FLAG } from '../src/kernel/abi.js';
 import { KernelError } from '../src/kernel/error.js';
 import type { BpfMap } from '../src/kernel/map.js';
 import { type Candidate, Interfaces, Programs, programText, Sockets } from '../src/kernel/objects.js';
@@ -28,14 +29,9 @@ interface Layout {
   readonly cookie?: number;
   /** Keys are CPUs. */
   readonly cpus?: true;
-  /** Flags of the map that the kernel reports, and does not take back. */
-  readonly ownFlags?: number;
   /** Slots that bpfimg creates at most. */
   readonly most?: number;
 }
-
-/** BPF_F_RDONLY_PROG: the kernel sets it on every map of devices, and takes it on none. */
-const RDONLY_PROG = 0x80;
 
 /**
  * Slots of a PROG_ARRAY. The kernel clears them one by one when the last file descriptor or pin goes, and
@@ -46,12 +42,12 @@ const MOST_SLOTS = 2 ** 20;
 /** A type without a layout shows nothing of what it holds. */
 const LAYOUTS: Readonly<Record<number, Layout>> = {
   3: { program: 0, most: MOST_SLOTS },
-  14: { ifindex: 0, program: 4, ownFlags: RDONLY_PROG },
+  14: { ifindex: 0, program: 4 },
   15: { cookie: 0 },
   16: { program: 4, cpus: true },
   18: { cookie: 0 },
   20: { cookie: 0 },
-  25: { ifindex: 0, program: 4, ownFlags: RDONLY_PROG },
+  25: { ifindex: 0, program: 4 },
 };
 
 const found = (what: string): Carries => ({
@@ -92,7 +88,15 @@ export const references: Plugin = {
       carries: unreadable('perf events'),
     },
     { number: 8, name: 'cgroup_array', since: '4.8', key: 'index', refers: true, carries: unreadable('cgroups') },
-    { number: 14, name: 'devmap', since: '4.14', key: 'index', refers: true, carries: DEVICES },
+    {
+      number: 14,
+      name: 'devmap',
+      since: '4.14',
+      key: 'index',
+      refers: true,
+      ownFlags: MAP_FLAG.RDONLY_PROG,
+      carries: DEVICES,
+    },
     { number: 15, name: 'sockmap', since: '4.14', key: 'index', refers: true, files: true, carries: SOCKETS },
     { number: 16, name: 'cpumap', since: '4.15', key: 'index', refers: true, carries: found(`CPU or ${PROGRAMS}`) },
     { number: 17, name: 'xskmap', since: '4.18', key: 'index', refers: true, carries: unreadable('AF_XDP sockets') },
@@ -106,17 +110,25 @@ export const references: Plugin = {
       files: true,
       carries: SOCKETS,
     },
-    { number: 25, name: 'devmap_hash', since: '5.4', key: 'bytes', refers: true, carries: DEVICES },
+    {
+      number: 25,
+      name: 'devmap_hash',
+      since: '5.4',
+      key: 'bytes',
+      refers: true,
+      ownFlags: MAP_FLAG.RDONLY_PROG,
+      carries: DEVICES,
+    },
   ],
 
   attributes(spec, type) {
-    const { ownFlags = 0, most = Infinity } = LAYOUTS[type.number] ?? {};
+    const { most = Infinity } = LAYOUTS[type.number] ?? {};
     if (spec.maxEntries > most) {
       const what = `${type.name} map${spec.name ? ` (${spec.name})` : ''}`;
       const why = 'the kernel takes long to clear them, and leaks a map that is looked at meanwhile';
       throw new BpfimgError('unsupported', `${what}: ${spec.maxEntries} slots, expected at most ${most}: ${why}`);
     }
-    return { ...spec, flags: ((spec.flags ?? 0) & ~ownFlags) >>> 0 };
+    return spec;
   },
 
   async capture(map, sink, work) {

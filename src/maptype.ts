@@ -44,6 +44,8 @@ export interface MapType {
   readonly kept?: Kept;
   /** Its items are of open files of processes: a process that CRIU restores has not yet opened them then. */
   readonly files?: true;
+  /** Flags (of MAP_CREATE) that the kernel sets by itself on every map of the type, and does not take. */
+  readonly ownFlags?: number;
   /** CRIU 4.2 built with libbpf dumps it. */
   readonly criu?: true;
   /** What bpfimg carries of it; everything when not said. */

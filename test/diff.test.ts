@@ -146,6 +146,24 @@ t.test('values of other sizes', async (t) => {
   }
 });
 
+t.test('bytes between the values of two CPUs do not count, whichever way items are compared', async (t) => {
+  const padded = (key: number, byte: number, padding: number): Item => {
+    const value = Buffer.alloc(64, padding);
+    for (let at = 0; at < 64; at += 16) value.fill(byte, at, at + 11);
+    return [u32(key), value];
+  };
+  const a = Array.from({ length: 40 }, (_, key) => padded(key, key, 0));
+  const b = [...a.map((_, key) => padded(key, key === 7 ? 99 : key, 0xee))];
+  for (const items of [b, shuffled(b, new Random(1))]) {
+    for (const limits of [undefined, SMALL, { ...SMALL, wide: 4096 }]) {
+      const { changed, removed, added } = await differences(a, items, { rules: { perCpu: 11 }, limits });
+      t.match(changed, [/^07000000 /]);
+      t.equal(changed.length, 1);
+      t.same([removed, added], [[], []]);
+    }
+  }
+});
+
 t.test('the last of several items with one key counts, wherever the others stand', async (t) => {
   const [x, y, z] = ['01', '02', '03'] as const;
   const same = item('aa', x);
@@ -724,6 +742,7 @@ t.test('per-CPU values, one by one', async (t) => {
   t.strictSame((await json([dump(one, one), dump(one, two)])).maps[0]?.items, [
     { change: 'changed', key: '01000000', a: ['11111111', '11111111'], b: ['11111111', '22222222'] },
   ]);
+  t.equal((await lines([dump(one, one), dump(one, '11111111deadbeef')])).status, 0, 'what fills it up to 8 bytes');
   const more = await lines([dump(one), dump(one, two)]);
   t.match(more.text, '    cpu1\n    - none\n    + 22222222 00000000\n', 'another number of CPUs');
   const empty = dumpOf(parent, { id: 1, name: 'hits', type: PERCPU_HASH, value: 4, items: [] });

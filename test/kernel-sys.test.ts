@@ -419,8 +419,16 @@ t.test('MAP_CREATE that fails is explained', async (t) => {
     return failure(t, () => BpfMap.create(sys, { ...spec, ...more })).message;
   };
   const cases: readonly [errno: number, more: Partial<MapSpec>, message: string][] = [
-    [E.EPERM, { name: 'x' }, 'new hash map (x): BPF_MAP_CREATE: EPERM (needs the capability CAP_BPF)'],
-    [E.EPERM, { type: 14, valueSize: 4 }, 'EPERM (needs the capabilities CAP_BPF and CAP_NET_ADMIN)'],
+    [
+      E.EPERM,
+      { name: 'x' },
+      'new hash map (x): BPF_MAP_CREATE: EPERM (needs the capability CAP_BPF, before Linux 5.11 also room under RLIMIT_MEMLOCK (ulimit -l))',
+    ],
+    [
+      E.EPERM,
+      { type: 14, valueSize: 4 },
+      'EPERM (needs the capabilities CAP_BPF and CAP_NET_ADMIN, before Linux 5.11 ',
+    ],
     [E.EINVAL, { maxEntries: 0 }, 'EINVAL (max_entries 0, expected 1 to 134217728)'],
     [E.EINVAL, { type: 2, keySize: 8, flags: 1 }, '(key_size 8, expected 4; map_flags BPF_F_NO_PREALLOC not taken)'],
     [E.EINVAL, { type: 11, keySize: 8 }, '(map_flags without BPF_F_NO_PREALLOC)'],

@@ -238,6 +238,9 @@ t.test('values of tasks are in the image, threads and all', { skip }, async (t) 
   const fresh = await replayed(t, here.dump, here.pin('a'));
   t.equal(fresh.row.report, 'metadata only: lost: values: they hang on tasks, which ids do not name for good');
   t.same((await captured(t, fresh.map, `${here.dump}-again`)).items, {});
+  // Whose keys nobody can walk.
+  const empty = await replayed(t, `${here.dump}-again`, here.pin('b'));
+  t.match(empty.row.report, /^(full|partial: captured partial: lost: values of tasks of other PID namespaces)/);
 });
 
 t.test('values of files are left where they are', { skip }, async (t) => {

@@ -103,7 +103,7 @@ export class MapComparison {
     const { limit, once } = this.options;
     const found = new ItemDifferences(aItems.count, bItems.count, limit, once);
     try {
-      await diffItems(aItems, bItems, this.#rules(a, b), found);
+      await diffItems(aItems, bItems, { ...this.#rules(a, b), perCpu: padded(aItems, bItems) }, found);
     } catch (error) {
       found.close();
       throw error;
@@ -181,6 +181,11 @@ export class MapComparison {
     // Of maps that are not in the dumps, the ids are all that is known.
     return id === other && !this.#ids.has(id);
   };
+}
+
+/** Bytes of one CPU's value, when each has padding behind it on both sides. */
+function padded({ perCpu }: SideItems, other: SideItems): number | undefined {
+  return perCpu !== undefined && perCpu % 8 !== 0 && perCpu === other.perCpu ? perCpu : undefined;
 }
 
 /** What is known of a map's data on one side. */

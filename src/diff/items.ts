@@ -5,7 +5,7 @@
  * aside in parts by a hash of its key, and each part is compared in memory. Of several items with one key in one
  * entry the last counts, as it does for CRIU's restore and for a replay.
  */
-import { viewOf } from '../bytes.js';
+import { roundUp8, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
@@ -31,6 +31,8 @@ export interface ItemRules {
   readonly ordered?: 'queue' | 'stack' | undefined;
   /** Blanks what makes no difference in the key at `at`. */
   readonly blankKey?: ((view: DataView, at: number, size: number) => void) | undefined;
+  /** Bytes of one CPU's value, where each is filled up to a multiple of 8: Linux 7.2 and newer zero what fills it up. */
+  readonly perCpu?: number | undefined;
   /** Whether two values are the same that have one key, where that is not a matter of bytes alone. */
   readonly sameValue?: ((key: Place, a: Place, b: Place) => boolean) | undefined;
 }
@@ -99,6 +101,19 @@ function equal(a: DataView, aAt: number, b: DataView, bAt: number, size: number)
   for (; i + 4 <= size; i += 4) if (a.getInt32(aAt + i, true) !== b.getInt32(bAt + i, true)) return false;
   for (; i < size; i++) if (a.getUint8(aAt + i) !== b.getUint8(bAt + i)) return false;
   return true;
+}
+
+/** Bytes within a value. */
+interface Part {
+  readonly at: number;
+  readonly size: number;
+}
+
+/** The parts of a value of `valueSize` bytes in which a difference counts. */
+function partsThatCount(valueSize: number, { perCpu }: ItemRules): readonly Part[] {
+  if (perCpu === undefined) return [{ at: 0, size: valueSize }];
+  const stride = roundUp8(perCpu);
+  return Array.from({ length: Math.floor(valueSize / stride) }, (_, cpu) => ({ at: cpu * stride, size: perCpu }));
 }
 
 function copy(from: DataView, at: number, to: DataView, toAt: number, size: number): void {
@@ -273,6 +288,7 @@ class ManyItems {
   readonly #hash = new KeyHash();
   /** The part of either side that is being compared. */
   readonly #tables: readonly [Table, Table];
+  readonly #counts: readonly Part[];
 
   constructor(
     readonly a: Items,
@@ -282,6 +298,7 @@ class ManyItems {
     readonly limits: Limits,
   ) {
     this.#tables = [new Table(a.keySize, a.valueSize, limits), new Table(b.keySize, b.valueSize, limits)];
+    this.#counts = partsThatCount(a.valueSize, rules);
   }
 
   async compare(): Promise<void> {
@@ -408,7 +425,8 @@ class ManyItems {
       const keyPlace = { view: key, at: keyAt, size: this.a.keySize };
       return sameValue(keyPlace, { view: a, at: aAt, size: aSize }, { view: b, at: bAt, size: bSize });
     }
-    return aSize === bSize && equal(a, aAt, b, bAt, aSize);
+    if (aSize !== bSize) return false;
+    return this.#counts.every(({ at, size }) => equal(a, aAt + at, b, bAt + at, size));
   }
 
   async #join(sides: readonly [Parts, Parts], hash: KeyHash, level: number): Promise<void> {
@@ -435,6 +453,8 @@ class ManyItems {
   #compare(a: Table, b: Table): void {
     const { found } = this;
     const { keySize, valueSize } = this.a;
+    const { perCpu, sameValue } = this.rules;
+    const bytesAlone = valueSize === this.b.valueSize && sameValue === undefined && perCpu === undefined;
     const matched = new Uint8Array(b.count);
     for (let record = 0; record < a.count; record++) {
       const at = a.at(record);
@@ -449,7 +469,7 @@ class ManyItems {
         { view: a.view, at: at + 4 + keySize },
         { view: b.view, at: otherAt + 4 + keySize },
       ];
-      if (valueSize === this.b.valueSize && this.rules.sameValue === undefined) {
+      if (bytesAlone) {
         if (equal(left.view, left.at, right.view, right.at, valueSize)) continue;
       } else if (this.#sameValue(a.view, at + 4, left, right)) continue;
       found.changed.add(a.view.getUint32(at, true), b.view.getUint32(otherAt, true));
@@ -600,7 +620,10 @@ class WideItems {
     const { a, b } = this;
     const [aAt, bAt] = [a.valuesAt + position * a.valueSize, b.valuesAt + other * b.valueSize];
     if (a.valueSize !== b.valueSize) return false;
-    return equalBytes(a.input, aAt, b.input, bAt, a.valueSize);
+    for (const { at, size } of partsThatCount(a.valueSize, this.rules)) {
+      if (!(await equalBytes(a.input, aAt + at, b.input, bAt + at, size))) return false;
+    }
+    return true;
   }
 }
 

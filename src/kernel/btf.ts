@@ -24,15 +24,21 @@ export function readBtf(sys: Sys, id: number): BtfObject {
   const subject = `BTF ${id}`;
   const fd = sys.bpf('BTF_GET_FD_BY_ID', new Attr(ATTR.btfById, sys).set('btf_id', id));
   if (fd < 0) throw new KernelError(subject, 'BPF_BTF_GET_FD_BY_ID', -fd);
+  let named = true;
   try {
-    const ask = (blob: Buffer, name: Buffer) => {
+    const ask = (blob: Buffer, name: Buffer): Attr<keyof typeof BTF_INFO.fields> => {
       const info = new Attr(BTF_INFO, sys).point('btf', blob).set('btf_size', blob.length);
-      info.point('name', name).set('name_len', name.length);
+      if (named) info.point('name', name).set('name_len', name.length);
       const attr = new Attr(ATTR.info, sys)
         .set('bpf_fd', fd)
         .set('info_len', info.bytes.length)
         .point('info', info.bytes);
       const result = sys.bpf('OBJ_GET_INFO_BY_FD', attr);
+      if (result === -ERRNO.E2BIG && named) {
+        // Linux before 5.11: BTF objects have no names, and what is asked for beyond what it knows must be zero.
+        named = false;
+        return ask(blob, name);
+      }
       if (result < 0) throw new KernelError(subject, 'BPF_OBJ_GET_INFO_BY_FD', -result);
       return info;
     };

@@ -51,7 +51,6 @@ export class KernelError extends BpfimgError {
 /** `BPF_MAP_CREATE` and `EPERM`, or `*` and `EPERM`: the likely causes, the more special first. */
 const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   BPF_MAP_CREATE: {
-    EPERM: 'needs the capability CAP_BPF',
     ENOMEM: 'not enough memory, or the limit of a memory cgroup reached',
     EBADF: 'a file descriptor among its attributes is not open',
     EINVAL: 'one of its attributes is not accepted',
@@ -64,7 +63,10 @@ const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   BPF_PROG_GET_FD_BY_ID: { EPERM: 'needs the capability CAP_SYS_ADMIN', ENOENT: 'no program has this id' },
   BPF_BTF_GET_FD_BY_ID: { EPERM: 'needs the capability CAP_SYS_ADMIN', ENOENT: 'no BTF object has this id' },
   BPF_BTF_LOAD: { EPERM: 'needs the capability CAP_BPF', EINVAL: 'this is not valid BTF' },
-  BPF_PROG_LOAD: { EPERM: 'needs the capabilities CAP_BPF and CAP_PERFMON' },
+  BPF_PROG_LOAD: {
+    EPERM:
+      'needs the capabilities CAP_BPF and CAP_PERFMON, before Linux 5.11 also room under RLIMIT_MEMLOCK (ulimit -l)',
+  },
   BPF_OBJ_GET: {
     ENOENT: 'no such file',
     EACCES: 'no permission for the file',

@@ -711,7 +711,10 @@ export function stateOf(fdinfo: MapFdinfo | undefined): MapState {
 /** The attributes that MAP_CREATE did not like, or what else its errno says. */
 function createCause(spec: MapSpec, name: Buffer, attr: Attr, errno: number): string | undefined {
   const rule = MAP_RULES[spec.type];
-  if (errno === ERRNO.EPERM && rule?.network === true) return 'needs the capabilities CAP_BPF and CAP_NET_ADMIN';
+  if (errno === ERRNO.EPERM) {
+    const needed = rule?.network === true ? 'capabilities CAP_BPF and CAP_NET_ADMIN' : 'capability CAP_BPF';
+    return `needs the ${needed}, before Linux 5.11 also room under RLIMIT_MEMLOCK (ulimit -l)`;
+  }
   if (errno !== ERRNO.EINVAL && errno !== ERRNO.E2BIG && errno !== ERRNO.ENOTSUPP) return undefined;
   const asked = { flags: 0, extra: 0n, ...spec, name, btf: spec.btf !== undefined, inner: spec.inner !== undefined };
   const found = breaches(asked);

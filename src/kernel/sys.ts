@@ -207,6 +207,10 @@ export function repeatable(command: Command, errno: number, failures: number): b
   return (errno === ERRNO.EINTR || errno === ERRNO.EAGAIN) && failures <= REPEATS && !ONCE.has(command);
 }
 
+/** Commands whose memory counts as locked before Linux 5.11. */
+const LOCKS: ReadonlySet<Command> = new Set(['MAP_CREATE', 'PROG_LOAD']);
+const RLIMIT_MEMLOCK = 8;
+
 const PROT_READ = 1;
 const PROT_WRITE = 2;
 const MAP_SHARED = 1;
@@ -254,6 +258,8 @@ class KernelSys implements Sys {
   /** A call that costs nothing, for a thread of the pool. */
   readonly #nothing: { async(done: () => void): void };
   #spread = false;
+  /** RLIMIT_MEMLOCK was lifted, or cannot be. */
+  #raised = false;
   readonly #fallocate: (fd: number, mode: number, offset: number, length: number) => number;
   readonly #close: (fd: number) => number;
   readonly #open = new Map<number, string>();
@@ -303,8 +309,26 @@ class KernelSys implements Sys {
     for (let failures = 1; ; failures++) {
       const result = this.#result(this.#bpf(this.#numbers.bpf, COMMAND[command], attr.bytes, attr.bytes.length));
       if (result < 0 && repeatable(command, -result, failures)) continue;
+      if (result === -ERRNO.EPERM && LOCKS.has(command) && this.#raiseMemlock()) continue;
       return OPENS.has(command) ? this.#opened(result, `BPF_${command}`) : result;
     }
+  }
+
+  /**
+   * Lifts RLIMIT_MEMLOCK, as far as we may: Linux before 5.11 counts the memory of maps and programs against it, and
+   * says EPERM. Asked for only then, and once.
+   * @returns whether there is more room now
+   */
+  #raiseMemlock(): boolean {
+    if (this.#raised) return false;
+    this.#raised = true;
+    const prlimit = this.#koffi.load(null).func('int prlimit(int, int, void *, _Out_ void *)');
+    const limit = Buffer.alloc(16, 0xff);
+    if (prlimit(0, RLIMIT_MEMLOCK, limit, null) === 0) return true;
+    // Without CAP_SYS_RESOURCE only the soft limit, which stands first, and only as far as the hard one.
+    if (prlimit(0, RLIMIT_MEMLOCK, null, limit) !== 0) return false;
+    limit.copy(limit, 0, 8);
+    return prlimit(0, RLIMIT_MEMLOCK, limit, null) === 0;
   }
 
   async bpfAsync(command: Command, attr: Attr): Promise<Result> {

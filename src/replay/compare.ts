@@ -1,5 +1,5 @@
 /** Whether a fresh map holds what the image says. */
-import { hex, isZero } from '../bytes.js';
+import { hex, isZero, roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
 import type { BpfMap } from '../kernel/map.js';
@@ -18,6 +18,7 @@ export async function compareItems(
   type: MapType,
   hidden: readonly Span[],
 ): Promise<void> {
+  const ignored = [...hidden, ...padding(map)];
   const seen = type.dense === true ? seenIndexes(map) : seenKeys(items, type);
   const last = backwards(items);
   const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
@@ -40,7 +41,7 @@ export async function compareItems(
         if (type.dense === true && isZero(value)) continue;
         throw wrong(key, 'is not there');
       }
-      for (const { offset, size } of hidden) {
+      for (const { offset, size } of ignored) {
         found.fill(0, offset, offset + size);
         value.fill(0, offset, offset + size);
       }
@@ -57,4 +58,13 @@ export async function compareItems(
     const most = items.count - again;
     throw new BpfimgError('io', `${map.subject}: read back, it has ${held} items, expected ${most} to ${items.count}`);
   }
+}
+
+/** What fills each CPU's value up to a multiple of 8 bytes. Linux 7.2 and newer zero it, others keep it. */
+function padding({ valueSize, valueStride }: BpfMap): Span[] {
+  const stride = roundUp8(valueSize);
+  if (valueStride === valueSize || stride === valueSize) return [];
+  return Array.from({ length: valueStride / stride }, (_, cpu) => {
+    return { offset: cpu * stride + valueSize, size: stride - valueSize };
+  });
 }

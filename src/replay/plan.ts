@@ -68,7 +68,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   }
   const type = types.get(file.map_type);
   const plugin = types.plugin(file.map_type);
-  const flags = file.map_flags & ~NEVER;
+  const flags = file.map_flags & ~(NEVER | (type.ownFlags ?? 0));
   const lacks: string[] = [];
   // The kernel would read it no further, and say nothing.
   const [name = ''] = file.map_name.split('\0', 1);

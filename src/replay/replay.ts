@@ -161,8 +161,8 @@ async function fillMap(
 ): Promise<Report> {
   const { items, plugin, type } = plan;
   const filled = (await plugin.replay?.(map, items, work)) as Report;
-  // Of a map that is known to lack items, nothing else would be found.
-  const keyed = type.key !== 'none' && type.kept === undefined && type.refers !== true;
+  // Of a map that is known to lack items, nothing else would be found; keys that are file descriptors name nothing.
+  const keyed = type.key !== 'none' && type.key !== 'fd' && type.kept === undefined && type.refers !== true;
   if (verify !== undefined && filled.kind === 'full' && keyed) {
     await compareItems(map, items, type, verify);
   }

@@ -109,8 +109,15 @@ export class HolderProcess {
   }
 }
 
-/** Runs `code`, the body of an async function with the kernel layer's modules, without capabilities but `caps`. */
-export function withoutCapabilities(code: string, caps: readonly string[] = []): { stdout: string; stderr: string } {
+/**
+ * Runs `code`, the body of an async function with the kernel layer's modules, without capabilities but `caps`.
+ * @param by command that starts Node
+ */
+export function withoutCapabilities(
+  code: string,
+  caps: readonly string[] = [],
+  by: readonly string[] = [],
+): { stdout: string; stderr: string } {
   const set = ['-all', ...caps.map((cap) => `+${cap}`)].join(',');
   const kernel = new URL('../../src/kernel/', import.meta.url);
   const text = `
@@ -119,7 +126,7 @@ export function withoutCapabilities(code: string, caps: readonly string[] = []):
     const { LiveMaps } = await import('${kernel}live.js');
     const sys = await openSys();
     ${code}`;
-  const args = ['--bounding-set', set, process.execPath, '--input-type=module', '-e', text];
+  const args = ['--bounding-set', set, ...by, process.execPath, '--input-type=module', '-e', text];
   const { stdout, stderr, error } = spawnSync('setpriv', args, { encoding: 'utf8' });
   if (error) throw error;
   return { stdout, stderr };
