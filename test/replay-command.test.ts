@@ -543,10 +543,94 @@ t.test('--map chooses by id and by name', { skip }, async (t) => {
   t.same(await names('--map', '380'), ['odd_sizes']);
   t.same(await names('--map', 'cfg', '--map', '377', '--map', 'cfg'), ['flows', 'cfg'], 'in the order of the dump');
   t.match(await names('--map', 'none'), /^1 bpfimg: .*flowd: no map none in it; its maps: 377 \(flows\), 378/);
-  const twice = dumpOf(t.testdir(), flows, { ...flows, id: 12 });
+  const folder = t.testdir();
+  const twice = dumpOf(folder, flows, { ...flows, id: 12 });
   t.match(await cli(['replay', twice, '--map', 'flows', '--hold']), {
     status: 2,
     stderr: /--map flows: 2 maps have that name, choose by id: 11, 12\n$/,
+  });
+  const other = dumpOf(folder, flows, { ...flows, id: 12, max: 77 }, { ...flows, id: 13, name: 'more' });
+  for (const [args, shown] of [
+    [['show', twice], /^11 +flows .*\n12 +flows /m],
+    [['decode', twice], /"map_id":11,.*"map_id":12,/s],
+    [['diff', twice, other], /^map 12 flows: 1 attribute changed$/m],
+  ] as const) {
+    const { stdout, stderr } = await cli([...args, '--map', 'flows']);
+    t.match(stdout, shown, `${args[0]}: looking takes all maps of a name`);
+    t.notMatch(stdout, 'more');
+    t.equal(stderr, '');
+  }
+  const data = path.join(twice, 'bpfmap-data.img');
+  for (const command of ['decode', 'show']) {
+    t.match(await cli([command, data, '--map', '12']), { status: 0 });
+    t.match(await cli([command, data, '--map', '12', '--map', '99']), {
+      status: 1,
+      stderr: /data.img: no map 99 in it/,
+    });
+    t.match(await cli([command, data, '--map', 'flows']), { status: 2, stderr: /by id only/ });
+  }
+});
+
+t.test('--skip-unsupported: a map that there cannot be here is not the end of the others', { skip }, async (t) => {
+  const place = pinPlace(t);
+  const folder = t.testdir();
+  const future: MapImage = { id: 12, type: 9999, name: 'future' };
+  const strange: MapImage = { id: 13, flags: 0x4000_0000, name: 'strange' };
+  const outer: MapImage = { id: 14, type: 12, value: 4, name: 'outer', items: [[u32(0), u32(12)]] };
+  const dump = dumpOf(folder, flows, future, strange, outer);
+  const pin = path.join(place, 'p');
+  t.match(await cli(['replay', dump, '--pin', pin]), { status: 1, stdout: '' });
+  t.same(fs.readdirSync(place), [], 'without it nothing is made');
+  const { status, stdout, stderr } = await cli(['replay', dump, '--pin', pin, '--skip-unsupported', '--json']);
+  t.same({ status, stderr }, { status: 0, stderr: '' });
+  const rows = (JSON.parse(stdout) as { maps: Told[] }).maps;
+  t.same(fs.readdirSync(pin), ['flows']);
+  t.match(rows, [
+    { name: 'flows', report: 'full', pin: path.join(pin, 'flows') },
+    { name: 'future', new_id: null, pin: null, report: /^not supported: .*(9999|type)/ },
+    {
+      name: 'strange',
+      new_id: null,
+      report: /^not supported: BPF_MAP_CREATE: EINVAL \(map_flags 0x40000000 not taken\)/,
+    },
+    { name: 'outer', new_id: null, report: 'not supported: inner map 12 is not supported' },
+  ]);
+  const dry = ['replay', dump, '--dry-run', '--map', 'flows', '--map', 'future', '--map', 'strange'];
+  t.match(await cli(dry), { status: 1, stderr: /future.*\n.*strange/ });
+  t.match(await cli([...dry, '--skip-unsupported']), { status: 0, stdout: /future .*not supported: /, stderr: '' });
+  t.match(await cli(['replay', dump, '--map', 'future', '--skip-unsupported', '--', 'echo', 'no']), {
+    status: 1,
+    stderr: /^bpfimg: no map of it is supported here; map 12 \(future\): /,
+  });
+  t.match(
+    await cli(['replay', dumpOf(folder, { ...flows, items: someItems(99) }), '--skip-unsupported', '--pin', `${pin}2`]),
+    { status: 1, stderr: /E2BIG/ },
+    'items that do not fit are no such thing',
+  );
+});
+
+t.test('--max-entries of a ring buffer is rounded up, and says so', { skip }, async (t) => {
+  const place = pinPlace(t);
+  const ring: MapImage = { id: 5, type: 27, key: 0, value: 0, max: 4096, name: 'events' };
+  const folder = t.testdir();
+  const dump = dumpOf(folder, ring, { ...flows, items: [] });
+  for (const [asked, made] of [
+    [1, sys.pageSize],
+    [5000, 8192],
+    [12288, 16384],
+    [16384, 16384],
+  ] as const) {
+    const pin = path.join(place, `p${asked}`);
+    const said = `bpfimg: note: map 5 (events): max_entries is rounded up from ${asked} to ${made}: `;
+    const stderr = asked === made ? '' : `${said}a ringbuf takes a power of two in whole pages\n`;
+    t.match(await cli(['replay', dump, '--max-entries', String(asked), '--dry-run']), { status: 0, stderr });
+    t.same((await cli(['replay', dump, '--max-entries', String(asked), '--pin', pin])).stderr, stderr);
+    t.equal(BpfMap.openPinned(sys, path.join(pin, 'events')).maxEntries, made);
+    t.equal(BpfMap.openPinned(sys, path.join(pin, 'flows')).maxEntries, asked, 'only where it must be');
+  }
+  t.match(await cli(['replay', dumpOf(folder, { ...ring, max: 12288 }), '--dry-run']), {
+    status: 1,
+    stderr: /map 5 \(events\): max_entries 12288, expected a power of two from 4096 to 2147483648\n$/,
   });
 });
 
@@ -555,10 +639,12 @@ t.test('a type that no plugin fills is named before anything is created', { skip
     'bare.mjs': 'export default { name: "bare", types: [{ number: 27, name: "ringbuf", since: "5.8", key: "none" }] }',
   });
   const dump = dumpOf(folder, flows, { id: 12, type: 27, key: 0, value: 0, max: 4096, name: 'events' });
-  const why = 'map 12 (events): bpfimg cannot replay ringbuf maps yet; --map chooses others';
+  const why = 'map 12 (events): bpfimg cannot replay ringbuf maps yet';
   const { status, said, calls } = await spied({ dir: dump, dryRun: true, json: true, libdir: [folder] });
   t.same({ status, said, calls }, { status: 1, said: [`bpfimg: ${why}`], calls: [] });
-  await t.rejects(spied({ dir: dump, hold: true, libdir: [folder] }), { message: why });
+  await t.rejects(spied({ dir: dump, hold: true, libdir: [folder] }), {
+    message: `${why}; --map chooses others, --skip-unsupported leaves it out`,
+  });
   t.match(await cli(['replay', dump, '--map', 'flows', '--dry-run', '-L', folder]), { status: 0, stderr: '' });
 });
 

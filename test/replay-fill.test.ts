@@ -46,6 +46,7 @@ function planned(
   const source = 'read' in items ? items : sourceOf(items, whole.keySize, stride);
   return {
     mapId: 1,
+    name: 'planned',
     subject: 'map 1 (planned)',
     type,
     plugin: types.plugin(whole.type),
@@ -57,6 +58,7 @@ function planned(
     access: 'rw',
     memory: memoryNeed(whole, type, source.count, sys.cpus),
     lacks: [],
+    notes: [],
     ...more,
   };
 }

@@ -10,7 +10,7 @@ import { isLive, walkIds } from '../src/kernel/live.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { MAP_RULES } from '../src/kernel/rules.js';
 import { ERRNO, openSys } from '../src/kernel/sys.js';
-import { PinFolder, pinName } from '../src/replay/pins.js';
+import { PinFolder, pinName, pinNames, planPins } from '../src/replay/pins.js';
 import { TOP } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
@@ -552,16 +552,6 @@ t.test('when pinning fails in the middle nothing is left', { skip }, async (t) =
   }
   t.equal(sys.openFds().length, opened, 'no map stays open');
 
-  t.test('a pin that somebody else was quicker to make is left alone', async (t) => {
-    let pins = 0;
-    const kernel = new MeddledSys(sys, (command) =>
-      command === 'OBJ_PIN' && ++pins === 1 ? -ERRNO.EEXIST : undefined,
-    );
-    t.equal(await runWith(kernel, { dir: dump, pin: place }), 0);
-    t.same(fs.readdirSync(place).sort(), ['good-1', 'good-3', 'other']);
-    for (const name of fs.readdirSync(place)) fs.rmSync(path.join(place, name));
-  });
-
   t.test('what others put into a new folder stays there', async (t) => {
     const folder = path.join(place, 'shared');
     let pins = 0;
@@ -596,7 +586,7 @@ t.test('when pinning fails in the middle nothing is left', { skip }, async (t) =
     t.same(fs.readdirSync(place), []);
     // But nobody needs to read it to its end.
     t.equal(await runWith(kernel, { dir: dump, pin: folder }, new Failing(new ClosedPipe())), 0);
-    t.same(fs.readdirSync(folder).sort(), ['good', 'good-3', 'other']);
+    t.same(fs.readdirSync(folder).sort(), ['good-1', 'good-3', 'other']);
   });
 });
 
@@ -652,8 +642,12 @@ t.test('names from images cannot lead out of the pin folder, nor replace anythin
   fs.mkdirSync(path.join(folder, 'x'));
   const around = () => [place, path.join(place, 'in')].map((one) => fs.readdirSync(one));
   const before = around();
-  const pins = PinFolder.open(folder);
-  const made = names.map((name, i) => pins.add(name, i, (file) => first.pin(file)));
+  const maps = names.map((name, mapId) => ({ name, mapId }));
+  t.throws(() => PinFolder.open(folder, [{ name: 'x', mapId: 1 }]), {
+    message: `${folder}: x: pinned there already; --pin names another folder, --rename-taken gives the new maps other names`,
+  });
+  const pins = PinFolder.open(folder, maps, true);
+  const made = maps.map((_, i) => pins.add(i, (file) => first.pin(file)));
   t.equal(new Set(made).size, names.length, 'each its own');
   for (const file of made) t.equal(path.dirname(file), folder, path.basename(file));
   t.same(around(), before);
@@ -674,10 +668,11 @@ t.test('maps of hostile and of equal names are pinned side by side', { skip }, a
   const dump = dumpOf(t.testdir(), ...kernelTakes.map((name, i) => ({ ...good, id: i + 1, name })));
   using mine = BpfMap.create(sys, { type: HASH, keySize: 4, valueSize: 4, maxEntries: 1 });
   mine.pin(path.join(place, 'a_b'));
+  const names = ['map_1', 'map_2', 'map_3', 'a_b-4', 'a_b-5', 'a_b-6', 'fl_w', 'cut'];
   const rows = await pinned(t, dump, place);
   t.same(
     rows.map(({ pin }) => path.basename(pin)),
-    ['map_1', 'map_2', 'map_3', 'a_b-4', 'a_b-5', 'a_b-6', 'fl_w', 'cut'],
+    names,
   );
   t.equal(rows[7]?.report, 'partial: its name has a NUL byte, where it ends');
   t.equal(openPinned(t, path.join(place, 'a_b')).id, mine.id, 'what was there before is still there');
@@ -686,11 +681,88 @@ t.test('maps of hostile and of equal names are pinned side by side', { skip }, a
     [...kernelTakes.slice(0, 7), 'cut'],
   );
   // Once more into the same folder.
-  const more = await pinned(t, dump, place);
+  const taken = `${place}: map_1, map_2, map_3, a_b-4, a_b-5, and 3 more: pinned there already; `;
+  const ways = '--pin names another folder, --rename-taken gives the new maps other names\n';
+  for (const args of [[], ['--dry-run'], ['--dry-run', '--json']]) {
+    const { status, stdout, stderr } = await cli(['replay', dump, '--pin', place, ...args]);
+    t.same({ status, stderr }, { status: 1, stderr: `bpfimg: ${taken}${ways}` });
+    if (args.length === 0) t.equal(stdout, '', 'nothing was created');
+    else for (const name of names) t.match(stdout, path.join(place, name));
+  }
+  t.same(fs.readdirSync(place).sort(), ['a_b', ...names].sort());
+  const others = ['map_1-1', 'map_2-2', 'map_3-3', 'a_b-4-2', 'a_b-5-2', 'a_b-6-2', 'fl_w-7', 'cut-8'];
+  for (const args of [['--dry-run'], []]) {
+    const more = await pinned(t, dump, place, '--rename-taken', ...args);
+    t.same(
+      more.map(({ pin }) => path.basename(pin)),
+      others,
+    );
+  }
+  t.match(await cli(['replay', dump, '--hold', '--rename-taken']), {
+    status: 2,
+    stderr: /--rename-taken is for the pins/,
+  });
+});
+
+t.test('names of pins, where maps share one', async (t) => {
+  const named = (...names: string[]) => names.map((name, i) => ({ name, mapId: i + 1 }));
+  t.same(pinNames(named('a', 'b')), ['a', 'b']);
+  t.same(pinNames(named('a', 'b', 'a')), ['a-1', 'b', 'a-3']);
+  t.same(pinNames(named('a-3', 'a', 'a')), ['a-3', 'a-2', 'a-3-2'], 'each another');
+  t.same(pinNames(named('a', 'b'), ['a', 'b', 'b-2']), ['a-1', 'b-2-2']);
+  t.same(pinNames(named('.rodata', '_rodata')), ['_rodata-1', '_rodata-2']);
+});
+
+t.test('somebody else pins while a replay does', { skip }, async (t) => {
+  const place = pinPlace(t);
+  const dump = dumpOf(t.testdir(), { ...good, id: 1, name: 'quick' });
+  using mine = BpfMap.create(sys, { type: HASH, keySize: 4, valueSize: 4, maxEntries: 1 });
+  let other: string | undefined = path.join(place, 'quick');
+  const kernel = new MeddledSys(sys, (command) => {
+    if (command === 'OBJ_PIN' && other !== undefined) {
+      const file = other;
+      other = undefined;
+      mine.pin(file);
+    }
+    return undefined;
+  });
+  await t.rejects(runWith(kernel, { dir: dump, pin: place }), {
+    message: /: quick: pinned there already; --pin names/,
+  });
+  t.same(fs.readdirSync(place), ['quick'], 'theirs stays, ours is gone');
+  fs.rmSync(path.join(place, 'quick'));
+  other = path.join(place, 'quick');
+  t.equal(await runWith(kernel, { dir: dump, pin: place, renameTaken: true }), 0);
+  t.same(fs.readdirSync(place).sort(), ['quick', 'quick-2']);
+});
+
+t.test('a pin that goes on where the kernel has cut a name has the whole name', { skip }, async (t) => {
+  const place = pinPlace(t);
+  const cwd = t.testdir();
+  const [one, two, three] = ['flows_by_source_v4', 'flows_by_source_v6', 'elsewhere'];
+  const cut = { ...good, name: 'flows_by_source' };
+  const dump = dumpOf(cwd, { ...cut, id: 1 }, { ...cut, id: 2 }, { ...cut, id: 3 });
+  const old = path.join(place, 'old');
+  const rows = await pinned(t, dump, old);
+  for (const [i, name] of [one, two, three].entries()) fs.renameSync(rows[i]?.pin as string, path.join(old, name));
+  const live = path.join(cwd, 'live');
+  const pins = fs.readdirSync(old).flatMap((name) => ['--pinned', path.join(old, name)]);
+  t.match(await cli(['capture', ...pins, '-D', live]), { status: 0 });
+  const shown = async (name: string) => {
+    const { stdout } = await cli(['decode', live, '--map', name, '--format', 'ndjson']);
+    return stdout.match(/"map_id":\d+/g)?.length;
+  };
+  t.same([await shown(one), await shown(two), await shown('flows_by_source')], [1, 1, 1]);
+  const fresh = await pinned(t, live, path.join(place, 'new'));
   t.same(
-    more.map(({ pin }) => path.basename(pin)),
-    ['map_1-1', 'map_2-2', 'map_3-3', 'a_b-4-2', 'a_b-5-2', 'a_b-6-2', 'fl_w-7', 'cut-8'],
+    fresh.map(({ name }) => name),
+    [one, two, 'flows_by_source'],
   );
+  t.same(fs.readdirSync(path.join(place, 'new')).sort(), ['flows_by_source', one, two].sort());
+  t.match(await cli(['replay', live, '--map', 'flows_by_source_v6', '--dry-run']), {
+    status: 0,
+    stdout: /flows_by_source_v6/,
+  });
 });
 
 t.test('places where no pins can be', { skip }, async (t) => {
@@ -727,7 +799,7 @@ t.test('places where no pins can be', { skip }, async (t) => {
   );
   t.same(fs.readdirSync(place), ['pin']);
   const nowhere = path.join(cwd, 'proc');
-  t.match(PinFolder.check(cwd, nowhere)?.message, /; mount one with: mount -t bpf bpf \/sys\/fs\/bpf$/);
+  t.match(planPins(cwd, [], false, nowhere).problem?.message, /; mount one with: mount -t bpf bpf \/sys\/fs\/bpf$/);
 });
 
 // ---------------------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
           .positional('dir', { type: 'string', demandOption: true, describe: 'dump folder' })
           .option('map', map)
           .option('pin', { ...string, describe: 'pin each map in this folder of a BPF file system' })
+          .option('rename-taken', { ...boolean, describe: 'a map whose name is taken in that folder gets another' })
           .option('hold', { ...boolean, describe: 'hold the maps until interrupted' })
           .option('dry-run', { ...boolean, describe: 'say what would be created, create nothing' })
           .option('verify', { ...boolean, describe: 'read every item back and compare' })
@@ -135,6 +136,7 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
             describe: 'items that refer to what this host does not have',
           })
           .option('require-btf', { ...boolean, describe: 'fail where the kernel does not take the types of a map' })
+          .option('skip-unsupported', { ...boolean, describe: 'leave out maps that are not supported here' })
           .option('force', { ...boolean, describe: 'create maps that seem not to fit into memory' })
           .option('libdir', libdir)
           .option('json', json),

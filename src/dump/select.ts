@@ -1,4 +1,4 @@
-/** `--map ID_OR_NAME` within a dump. */
+/** What maps are called, and `--map ID_OR_NAME` within a dump. */
 import { BpfimgError } from '../errors.js';
 import type { Dump, DumpMap } from './model.js';
 
@@ -7,26 +7,64 @@ export function mapName(map: DumpMap): string | undefined {
   return map.files[0]?.message.map_name;
 }
 
+/** Bytes the kernel keeps of a name (BPF_OBJ_NAME_LEN less the NUL): libbpf cuts off the rest. */
+const NAME_MOST = 15;
+
+/** The map's whole name: where the kernel has cut it, the pin that goes on from there has it. */
+export function wholeName(map: DumpMap): string | undefined {
+  const name = mapName(map);
+  if (name?.length !== NAME_MOST) return name;
+  const pins = (map.meta?.pins ?? []) as readonly string[];
+  // Pins have no dot in their names.
+  const start = name.replaceAll('.', '_');
+  return pins.map((pin) => pin.slice(pin.lastIndexOf('/') + 1)).find((pin) => pin.startsWith(start)) ?? name;
+}
+
+/** Which maps a selector means, the better ways first: a name that is whole wins over one that was cut. */
+const WAYS: readonly ((map: DumpMap, selector: string) => boolean)[] = [
+  ({ mapId }, selector) => /^\d{1,10}$/.test(selector) && mapId === Number(selector),
+  (map, selector) => wholeName(map) === selector,
+  (map, selector) => mapName(map) === selector,
+];
+
+/** All maps that `--map` names: by id, else by name, which several may have. */
+export function mapsNamed(maps: readonly DumpMap[], selector: string): DumpMap[] {
+  for (const is of WAYS) {
+    const found = maps.filter((map) => is(map, selector));
+    if (found.length > 0) return found;
+  }
+  return [];
+}
+
+/** Names that an error lists. */
+const LISTED = 20;
+
 /**
  * The maps that `selectors` name, in dump order; all of them when there are no selectors.
- * @throws BpfimgError `notFound`, or `usage` for a name that several maps have
+ * @param one each selector must name a single map
+ * @throws BpfimgError `notFound`; `usage` for a name where there are none, or that several maps have
  */
-export function selectMaps(dump: Dump, selectors: readonly string[]): DumpMap[] {
+export function selectMaps(dump: Dump, selectors: readonly string[], one = false): DumpMap[] {
   if (selectors.length === 0) return [...dump.maps];
   const chosen = new Set<DumpMap>();
   for (const selector of selectors) {
-    const byId = /^\d{1,10}$/.test(selector) ? dump.maps.filter((map) => map.mapId === Number(selector)) : [];
-    const found = byId.length > 0 ? byId : dump.maps.filter((map) => mapName(map) === selector);
-    if (found.length === 0) {
-      const known = dump.maps.map((map) => `${map.mapId}${mapName(map) ? ` (${mapName(map)})` : ''}`);
-      const list = known.length === 0 ? 'none' : known.slice(0, 20).join(', ') + (known.length > 20 ? ', …' : '');
-      throw new BpfimgError('notFound', `${dump.name}: no map ${selector} in it; its maps: ${list}`);
-    }
-    if (found.length > 1) {
+    const found = mapsNamed(dump.maps, selector);
+    if (found.length === 0) throw notFound(dump, selector);
+    if (one && found.length > 1) {
       const ids = found.map((map) => map.mapId).join(', ');
       throw new BpfimgError('usage', `--map ${selector}: ${found.length} maps have that name, choose by id: ${ids}`);
     }
-    chosen.add(found[0] as DumpMap);
+    for (const map of found) chosen.add(map);
   }
   return dump.maps.filter((map) => chosen.has(map));
+}
+
+function notFound({ name, maps }: Dump, selector: string): BpfimgError {
+  const nameless = maps.length > 0 && maps.every((map) => mapName(map) === undefined);
+  if (nameless && !/^\d+$/.test(selector)) {
+    return new BpfimgError('usage', `--map ${selector}: ${name} knows maps by id only, names stand in a dump folder`);
+  }
+  const known = maps.map((map) => `${map.mapId}${mapName(map) ? ` (${wholeName(map)})` : ''}`);
+  const list = known.length === 0 ? 'none' : known.slice(0, LISTED).join(', ') + (known.length > LISTED ? ', …' : '');
+  return new BpfimgError('notFound', `${name}: no map ${selector} in it; its maps: ${list}`);
 }

@@ -1,5 +1,6 @@
 /** An image as JSON: the dialects `items`, `crit` and `ndjson`. */
 import { BASE64_LINE, BASE64_LINE_TEXT, base64Lines, putBase64Lines } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
 import { prettyMessage } from '../image/display.js';
 import { BPFMAP_DATA, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
@@ -122,10 +123,15 @@ export async function decodeImage(reader: ImageReader, out: Output, options: Dec
 }
 
 async function* chosen(reader: ImageReader, options: DecodeOptions): AsyncGenerator<Entry> {
+  const wanted = new Set(options.maps);
   for await (const entry of reader.entries()) {
-    if (options.maps === undefined || options.maps.has(entry.message.map_id as number)) yield entry;
+    const id = entry.message.map_id as number;
+    wanted.delete(id);
+    if (options.maps === undefined || options.maps.has(id)) yield entry;
     await pause();
   }
+  const [missing] = wanted;
+  if (missing !== undefined) throw new BpfimgError('notFound', `${reader.input.name}: no map ${missing} in it`);
 }
 
 /** One entry as crit prints it: the message's members, then `extra` for kinds that have one. */

@@ -4,11 +4,12 @@
  */
 import { MAP_FLAG, type MapShape, NAME_SIZE } from './abi.js';
 
-/** Smallest and largest value a size may have, and what it must be a multiple of. */
+/** Smallest and largest value a size may have, and what it must be a multiple of, or whether a power of two. */
 interface Range {
   readonly min: number;
   readonly max: number;
   readonly step?: number;
+  readonly power?: true;
 }
 
 /** What one map type demands of MAP_CREATE, and how its values look to bpf(2). */
@@ -60,7 +61,7 @@ type Sizes = Pick<MapRule, 'key' | 'value' | 'entries'>;
 const hash: Sizes = { key: HASH_KEY, value: { min: 1, max: HASH_ITEM - 1 }, entries: HASH_ENTRIES };
 const index = (value: Range): Sizes => ({ key: exactly(4), value, entries: ANY });
 const pushed: Sizes = { key: exactly(0), value: { min: 1, max: 4_194_304 }, entries: ANY };
-const ring: Sizes = { key: exactly(0), value: exactly(0), entries: { min: 4096, max: 2 ** 31, step: 4096 } };
+const ring: Sizes = { key: exactly(0), value: exactly(0), entries: { min: 4096, max: 2 ** 31, power: true } };
 const cgroup = (value: Range): Sizes => ({ key: { min: 8, max: 16, step: 8 }, value, entries: exactly(0) });
 const word = index(exactly(4));
 const pair = index({ min: 4, max: 8, step: 4 });
@@ -186,6 +187,17 @@ export function opensSafely(type: number): boolean {
   return rule !== undefined && rule.cleared !== true;
 }
 
+/**
+ * The max_entries that a map of this type takes in place of `wanted`: a ring buffer's are rounded up as libbpf
+ * does, to a power of two that is whole pages; of other types it is `wanted`.
+ */
+export function takenEntries(type: number, wanted: number, pageSize: number): number {
+  const entries = MAP_RULES[type]?.entries;
+  if (entries?.power !== true) return wanted;
+  const rounded = 2 ** Math.ceil(Math.log2(Math.max(wanted, pageSize)));
+  return rounded > entries.max ? wanted : rounded;
+}
+
 /** What MAP_CREATE is asked for, as far as {@link breaches} looks at it. */
 export interface Asked extends MapShape {
   readonly extra: bigint;
@@ -201,9 +213,10 @@ function flagsText(flags: number): string {
   return [...names.map(([name]) => `BPF_F_${name}`), ...(rest === 0 ? [] : [`0x${rest.toString(16)}`])].join('|');
 }
 
-function rangeText({ min, max, step }: Range): string {
+function rangeText({ min, max, step, power }: Range): string {
   if (min === max) return `${min}`;
   const range = max === U32 ? `${min} or more` : `${min} to ${max}`;
+  if (power) return `a power of two from ${range}`;
   return step === undefined ? range : `${range} in steps of ${step}`;
 }
 
@@ -218,8 +231,9 @@ export function breaches(asked: Asked): string[] {
   if (rule === undefined) return [`map_type ${asked.type} is not known to bpfimg, and perhaps not to this kernel`];
   const found: string[] = [];
   const size = (field: string, value: number, range: Range) => {
-    const { min, max, step = 1 } = range;
-    if (value < min || value > max || value % step !== 0) found.push(`${field} ${value}, expected ${rangeText(range)}`);
+    const { min, max, step = 1, power } = range;
+    const odd = value % step !== 0 || (power === true && !Number.isInteger(Math.log2(value)));
+    if (value < min || value > max || odd) found.push(`${field} ${value}, expected ${rangeText(range)}`);
   };
   size('key_size', asked.keySize, rule.key);
   const other = rule.flagged !== undefined && (asked.flags & rule.flagged.flag) !== 0 ? rule.flagged.value : undefined;

@@ -17,75 +17,138 @@ export function pinName(name: string, mapId: number): string {
   return /[A-Za-z0-9]/.test(safe) ? safe : `map_${mapId}`;
 }
 
+/** What pins are made of: a map's whole name, and its id in the dump. */
+export interface Pinned {
+  readonly name: string;
+  readonly mapId: number;
+}
+
+/** A name that is not in `taken`: `wanted`, else with the map's id, else with a number as well. */
+function freeName(wanted: string, mapId: number, taken: ReadonlySet<string>, withId = false): string {
+  let name = withId ? `${wanted}-${mapId}` : wanted;
+  for (let number = 1; taken.has(name); number++) {
+    name = number === 1 ? `${wanted}-${mapId}` : `${wanted}-${mapId}-${number}`;
+  }
+  return name;
+}
+
+/**
+ * Names of pins for `maps`, each another: where several want the same, all have their ids in it, so that none of them
+ * is taken for the only one.
+ * @param taken names that none gets
+ */
+export function pinNames(maps: readonly Pinned[], taken: Iterable<string> = []): string[] {
+  const wanted = maps.map(({ name, mapId }) => pinName(name, mapId));
+  const [seen, shared] = [new Set<string>(), new Set<string>()];
+  for (const name of wanted) (seen.has(name) ? shared : seen).add(name);
+  const used = new Set(taken);
+  return maps.map(({ mapId }, i) => {
+    const want = wanted[i] as string;
+    const name = freeName(want, mapId, used, shared.has(want));
+    used.add(name);
+    return name;
+  });
+}
+
+/** The pins that a replay will make, and why it cannot as far as one sees. */
+export interface PinPlan {
+  /** Of each map, in order. */
+  readonly paths: readonly string[];
+  readonly problem?: BpfimgError | undefined;
+}
+
+/** Names that an error lists. */
+const LISTED = 5;
+
+/**
+ * Plans the pins of `maps` in `folder`, and makes nothing.
+ * @param rename a map whose name is taken there gets another, with its id in it
+ */
+export function planPins(folder: string, maps: readonly Pinned[], rename = false, proc = '/proc'): PinPlan {
+  const join = (name: string) => path.join(folder, name);
+  const place = placeProblem(folder, proc);
+  if (place !== undefined) return { paths: pinNames(maps).map(join), problem: place };
+  const there = new Set(fs.existsSync(folder) ? fs.readdirSync(folder) : []);
+  const names = pinNames(maps, rename ? there : []);
+  const taken = names.filter((name) => there.has(name));
+  return { paths: names.map(join), problem: taken.length === 0 ? undefined : takenError(folder, taken) };
+}
+
+function takenError(folder: string, taken: readonly string[]): BpfimgError {
+  const list = taken.slice(0, LISTED).join(', ') + (taken.length > LISTED ? `, and ${taken.length - LISTED} more` : '');
+  const ways = '--pin names another folder, --rename-taken gives the new maps other names';
+  return new BpfimgError('conflict', `${folder}: ${list}: pinned there already; ${ways}`, { code: 'EEXIST' });
+}
+
+/** Why no pin can be made in `folder`, as far as one sees without making anything. */
+function placeProblem(folder: string, proc: string): BpfimgError | undefined {
+  const parent = path.dirname(path.resolve(folder));
+  // Such a file system does not even look for a name with a dot.
+  if (path.basename(path.resolve(folder)).includes('.') && isBpffs(parent) === true) {
+    return new BpfimgError('io', `${folder}: a folder on a BPF file system cannot have a dot in its name`);
+  }
+  let there: fs.Stats | undefined;
+  try {
+    there = fs.statSync(folder, { throwIfNoEntry: false });
+  } catch (error) {
+    return ioError(folder, 'look at it', error) as BpfimgError;
+  }
+  if (there !== undefined && !there.isDirectory()) return new BpfimgError('io', `${folder}: not a folder`);
+  const bpffs = isBpffs(there === undefined ? parent : folder);
+  if (bpffs === true) return undefined;
+  const where = bpffs === undefined ? `${parent}: no such folder` : `${folder}: not on a BPF file system`;
+  return new BpfimgError(
+    bpffs === undefined ? 'notFound' : 'unsupported',
+    `${where}, where pins go; ${bpffsHint(proc)}`,
+  );
+}
+
 /** A folder on a BPF file system where the pins of one replay go; nothing stays of them until {@link keep}. */
 export class PinFolder {
-  readonly #taken: Set<string>;
   /** In the order they were made. */
   readonly #made: string[] = [];
 
-  private constructor(readonly folder: string) {
-    this.#taken = new Set(fs.readdirSync(folder));
-  }
+  private constructor(
+    readonly folder: string,
+    readonly paths: readonly string[],
+    readonly rename: boolean,
+  ) {}
 
   /**
-   * Opens a folder, or makes a new one.
-   * @throws BpfimgError when pins cannot be made there
+   * Opens a folder for the pins of `maps`, or makes a new one.
+   * @throws BpfimgError when they cannot be made there
    */
-  static open(folder: string, proc = '/proc'): PinFolder {
-    const problem = PinFolder.check(folder, proc);
+  static open(folder: string, maps: readonly Pinned[], rename = false, proc = '/proc'): PinFolder {
+    const { paths, problem } = planPins(folder, maps, rename, proc);
     if (problem !== undefined) throw problem;
-    if (fs.existsSync(folder)) return new PinFolder(folder);
+    const pins = new PinFolder(folder, paths, rename);
+    if (fs.existsSync(folder)) return pins;
     try {
       fs.mkdirSync(folder, { mode: 0o700 });
     } catch (error) {
       throw ioError(folder, 'create it', error);
     }
     unfinished(folder, true);
-    const pins = new PinFolder(folder);
     pins.#made.push(folder);
     return pins;
   }
 
-  /** Why no pin can be made in `folder`, as far as one sees without making anything. */
-  static check(folder: string, proc = '/proc'): BpfimgError | undefined {
-    const parent = path.dirname(path.resolve(folder));
-    // Such a file system does not even look for a name with a dot.
-    if (path.basename(path.resolve(folder)).includes('.') && isBpffs(parent) === true) {
-      return new BpfimgError('io', `${folder}: a folder on a BPF file system cannot have a dot in its name`);
-    }
-    let there: fs.Stats | undefined;
-    try {
-      there = fs.statSync(folder, { throwIfNoEntry: false });
-    } catch (error) {
-      return ioError(folder, 'look at it', error) as BpfimgError;
-    }
-    if (there !== undefined && !there.isDirectory()) return new BpfimgError('io', `${folder}: not a folder`);
-    const bpffs = isBpffs(there === undefined ? parent : folder);
-    if (bpffs === true) return undefined;
-    const where = bpffs === undefined ? `${parent}: no such folder` : `${folder}: not on a BPF file system`;
-    return new BpfimgError(
-      bpffs === undefined ? 'notFound' : 'unsupported',
-      `${where}, where pins go; ${bpffsHint(proc)}`,
-    );
-  }
-
   /**
-   * Pins a map by `pin`, which is given the path.
-   * @param name the map's, as the image has it
+   * Makes the pin of one map by `pin`, which is given the path.
+   * @param index the map's, among those the folder was opened for
+   * @returns the path
    */
-  add(name: string, mapId: number, pin: (path: string) => void): string {
-    const wanted = pinName(name, mapId);
-    for (let number = 0; ; number++) {
-      const free = number === 0 ? wanted : number === 1 ? `${wanted}-${mapId}` : `${wanted}-${mapId}-${number}`;
-      if (this.#taken.has(free)) continue;
-      this.#taken.add(free);
-      const file = path.join(this.folder, free);
+  add(index: number, pin: (path: string) => void): string {
+    const wanted = this.paths[index] as string;
+    for (let number = 1; ; number++) {
+      const file = number === 1 ? wanted : `${wanted}-${number}`;
       try {
         pin(file);
       } catch (error) {
+        if (!(error instanceof BpfimgError) || error.code !== 'EEXIST') throw error;
         // Somebody else was quicker.
-        if (error instanceof BpfimgError && error.code === 'EEXIST') continue;
-        throw error;
+        if (this.rename) continue;
+        throw takenError(this.folder, [path.basename(file)]);
       }
       unfinished(file);
       this.#made.push(file);

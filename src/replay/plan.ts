@@ -2,13 +2,14 @@
 import { isZero, roundUp8 } from '../bytes.js';
 import { factsOf } from '../dump/facts.js';
 import { type Dump, type DumpBtf, type DumpMap, dataShape, type FileMessage } from '../dump/model.js';
+import { wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
 import type { Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { MAP_FLAG } from '../kernel/abi.js';
 import { type MapSpec, mapSubject } from '../kernel/map.js';
 import type { Access } from '../kernel/proc.js';
-import { breaches, MAP_RULES } from '../kernel/rules.js';
+import { breaches, MAP_RULES, takenEntries } from '../kernel/rules.js';
 import { type ItemSource, isKept, type MapFacts, type MapType, type MapTypes, type Plugin } from '../maptype.js';
 import { type CpuFold, foldCpus, imageItems, noItems } from './items.js';
 import { memoryNeed } from './memory.js';
@@ -17,6 +18,8 @@ import { memoryNeed } from './memory.js';
 export interface PlannedMap {
   /** Its id in the dump. */
   readonly mapId: number;
+  /** Its whole name, where the dump knows more of it than the kernel has kept. */
+  readonly name: string;
   /** How messages name it. */
   readonly subject: string;
   readonly type: MapType;
@@ -36,6 +39,8 @@ export interface PlannedMap {
   readonly memory: number;
   /** What the images cannot give back, each a clause. */
   readonly lacks: readonly string[];
+  /** What was done otherwise than it was asked for, each a clause. */
+  readonly notes: readonly string[];
 }
 
 export interface PlanOptions {
@@ -46,6 +51,8 @@ export interface PlanOptions {
   readonly perCpu?: CpuFold | undefined;
   /** Possible CPUs here. */
   readonly cpus: number;
+  /** Bytes of a page here; 4096 when not said. */
+  readonly pageSize?: number | undefined;
 }
 
 /** Flags that are not a map's but a caller's, or that describe a file descriptor: an image must not ask for them. */
@@ -60,7 +67,8 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   if (file === undefined) {
     throw new BpfimgError('unsupported', `${dump.name}: map ${map.mapId}: it has items, but nothing says what it is`);
   }
-  const subject = mapSubject(map.mapId, file.map_name);
+  const whole = wholeName(map) ?? '';
+  const subject = mapSubject(map.mapId, whole);
   const bad = (what: string) => new BpfimgError('badImage', `${dump.name}: ${subject}: ${what}`);
   for (const { message } of map.files) {
     const odd = SHAPE.find((member) => message[member] !== file[member]);
@@ -73,11 +81,20 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   // The kernel would read it no further, and say nothing.
   const [name = ''] = file.map_name.split('\0', 1);
   if (name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
+  const notes: string[] = [];
+  let maxEntries = options.maxEntries ?? file.max_entries;
+  if (options.maxEntries !== undefined) {
+    maxEntries = takenEntries(file.map_type, options.maxEntries, options.pageSize ?? PAGE);
+    if (maxEntries !== options.maxEntries) {
+      const why = `a ${type.name} takes a power of two in whole pages`;
+      notes.push(`max_entries is rounded up from ${options.maxEntries} to ${maxEntries}: ${why}`);
+    }
+  }
   const plain: PlannedMap['spec'] = {
     type: file.map_type,
     keySize: file.key_size,
     valueSize: file.value_size,
-    maxEntries: options.maxEntries ?? file.max_entries,
+    maxEntries,
     flags: flags >>> 0,
     name,
     extra: BigInt((file.map_extra ?? 0) as number | bigint),
@@ -95,6 +112,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const shape = { ...spec, flags: spec.flags ?? 0 };
   return {
     mapId: map.mapId,
+    name: whole.split('\0', 1)[0] as string,
     subject,
     type,
     plugin,
@@ -107,8 +125,11 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
     access: accessOf(map),
     memory: memoryNeed(shape, type, items.count, options.cpus),
     lacks,
+    notes,
   };
 }
+
+const PAGE = 4096;
 
 /**
  * Works out `maps`, those of the dump that they lead to, and the order in which they must be created.
@@ -189,7 +210,7 @@ function itemsOf(
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);
   if (items.valueSize === stride || type.kept !== undefined) return items;
   const from = shape.valueSize / roundUp8(file.value_size);
-  const subject = `${dump.name}: ${mapSubject(map.mapId, file.map_name)}`;
+  const subject = `${dump.name}: ${mapSubject(map.mapId, wholeName(map) ?? '')}`;
   if (from > MOST_CPUS) throw bad(`it has values of ${from} CPUs, expected at most ${MOST_CPUS}`);
   if (perCpu === undefined) {
     throw new BpfimgError(
@@ -208,9 +229,9 @@ function itemsOf(
 /** CPUs that Linux can have (NR_CPUS, of any architecture). */
 const MOST_CPUS = 8192;
 
-/** Why the map cannot be created and filled, as far as one sees without doing so. Each is a clause. */
-export async function planProblems(plan: PlannedMap): Promise<string[]> {
-  const { spec, type, items } = plan;
+/** Why no such map can be created here, as far as one sees without doing so. Each is a clause. */
+export function unsupported(plan: PlannedMap): string[] {
+  const { spec, type } = plan;
   const problems = breaches({
     ...spec,
     extra: spec.extra ?? 0n,
@@ -220,7 +241,14 @@ export async function planProblems(plan: PlannedMap): Promise<string[]> {
     inner: plan.facts.template !== undefined || plan.needed.length > 0,
   });
   if (plan.plugin.replay === undefined) problems.push(noReplay(type));
-  else if (problems.length === 0 && isFull(plan)) {
+  return problems;
+}
+
+/** Why the map cannot be created and filled, as far as one sees without doing so. Each is a clause. */
+export async function planProblems(plan: PlannedMap): Promise<string[]> {
+  const { spec, type, items } = plan;
+  const problems = unsupported(plan);
+  if (problems.length === 0 && isFull(plan)) {
     const many = `${items.count} items do not fit, max_entries is ${spec.maxEntries}`;
     if (type.dense !== true || (await hasBeyond(items, spec.maxEntries))) problems.push(many);
   }
@@ -234,7 +262,7 @@ function isFull({ spec: { maxEntries }, items, type }: PlannedMap): boolean {
 
 /** What is said of a map type that no plugin fills. */
 export function noReplay(type: MapType): string {
-  return `bpfimg cannot replay ${type.name} maps yet; --map chooses others`;
+  return `bpfimg cannot replay ${type.name} maps yet`;
 }
 
 /** Bytes of items looked at in one go. */

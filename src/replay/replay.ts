@@ -6,7 +6,7 @@ import { BpfimgError } from '../errors.js';
 import { KernelError } from '../kernel/error.js';
 import { BpfMap, type MapSpec } from '../kernel/map.js';
 import { MAP_RULES } from '../kernel/rules.js';
-import type { Sys } from '../kernel/sys.js';
+import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
 import { compareItems } from './compare.js';
 import { type Available, memoryAvailable } from './memory.js';
@@ -28,6 +28,10 @@ export interface ReplayOptions {
   readonly verify?: boolean;
   /** Folder on a BPF file system for a pin of each map. */
   readonly pin?: string | undefined;
+  /** Maps whose names are taken in that folder get others; else that is an error. */
+  readonly renameTaken?: boolean;
+  /** Called with each map that is not supported here, and why; it is left out. When not given, it is an error. */
+  readonly skip?: ((plan: PlannedMap, why: string) => void) | undefined;
   /** Called with the maps before their pins are kept; when it fails, so does the replay. */
   readonly done?: (fresh: readonly FreshMap[]) => Promise<void>;
   /** Memory there is; tests have their own. */
@@ -66,27 +70,47 @@ export function memoryShort(
  * @throws BpfimgError, KernelError: the map, the item's key in hex, the kernel's reason
  */
 export async function replay(sys: Sys, plans: readonly PlannedMap[], options: ReplayOptions = {}): Promise<FreshMap[]> {
-  for (const { plugin, subject, type } of plans) {
-    if (plugin.replay === undefined) throw new BpfimgError('unsupported', `${subject}: ${noReplay(type)}`);
+  const unfilled = plans.find(({ plugin }) => plugin.replay === undefined);
+  if (unfilled !== undefined && options.skip === undefined) {
+    const ways = '--map chooses others, --skip-unsupported leaves it out';
+    throw new BpfimgError('unsupported', `${unfilled.subject}: ${noReplay(unfilled.type)}; ${ways}`);
   }
   const short = options.force === true ? undefined : memoryShort(plans, options.available);
   if (short !== undefined) throw new BpfimgError('unsupported', `${short}; --force tries all the same`);
-  const pins = options.pin === undefined ? undefined : PinFolder.open(options.pin, sys.proc);
+  const { pin: folder, renameTaken, skip } = options;
+  const pins = folder === undefined ? undefined : PinFolder.open(folder, plans, renameTaken, sys.proc);
   const types = new Types(sys);
   const made: { plan: PlannedMap; map: BpfMap; report: Report }[] = [];
+  const skipped = new Set<number>();
+  const make = async (plan: PlannedMap): Promise<void> => {
+    const lost = plan.needed.find((id) => skipped.has(id));
+    if (lost !== undefined) throw new BpfimgError('unsupported', `${plan.subject}: inner map ${lost} is not supported`);
+    if (plan.plugin.replay === undefined) {
+      throw new BpfimgError('unsupported', `${plan.subject}: ${noReplay(plan.type)}`);
+    }
+    const work = workOf(plan, options, (id) => made.find((one) => one.plan.mapId === id)?.map);
+    const { map, untyped, hidden } = await createMap(sys, plan, work, types, options.requireBtf === true);
+    const one = { plan, map, report: FULL };
+    made.push(one);
+    one.report = await named(plan, map, () =>
+      fillMap(plan, map, work, untyped, options.verify === true ? hidden : undefined),
+    );
+  };
   try {
     for (const plan of plans) {
-      const work = workOf(plan, options, (id) => made.find((one) => one.plan.mapId === id)?.map);
-      const { map, untyped, hidden } = await createMap(sys, plan, work, types, options.requireBtf === true);
-      const one = { plan, map, report: FULL };
-      made.push(one);
-      one.report = await named(plan, map, () =>
-        fillMap(plan, map, work, untyped, options.verify === true ? hidden : undefined),
-      );
+      try {
+        await make(plan);
+      } catch (error) {
+        if (skip === undefined || !isUnsupported(error)) throw error;
+        if (made.at(-1)?.plan === plan) made.pop()?.map.close();
+        skipped.add(plan.mapId);
+        const { message } = error;
+        skip(plan, message.startsWith(`${plan.subject}: `) ? message.slice(plan.subject.length + 2) : message);
+      }
     }
     // Pins last of all, when nothing can fail any more but pinning itself.
     const fresh = made.map(({ plan, map, report }) => {
-      const pin = named(plan, map, () => pins?.add(plan.spec.name, plan.mapId, (path) => map.pin(path)));
+      const pin = named(plan, map, () => pins?.add(plans.indexOf(plan), (path) => map.pin(path)));
       return { plan, map, report, pin };
     });
     await options.done?.(fresh);
@@ -99,6 +123,13 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
   } finally {
     types.close();
   }
+}
+
+/** Whether `error` says that there can be no such map here, whatever is tried. */
+function isUnsupported(error: unknown): error is BpfimgError {
+  if (!(error instanceof BpfimgError)) return false;
+  const refused = error instanceof KernelError && error.call === 'BPF_MAP_CREATE';
+  return error.kind === 'unsupported' || (refused && (error.errno === ERRNO.EINVAL || error.errno === ERRNO.E2BIG));
 }
 
 /** A map that was created, and is not filled yet. */

@@ -2,7 +2,7 @@ import { type DiffOptions, isDifferent, MapComparison } from '../../diff/diff.js
 import { type MapPair, pairMaps } from '../../diff/pairs.js';
 import type { DocumentForms } from '../../dump/document.js';
 import type { Dump, DumpMap } from '../../dump/model.js';
-import { mapName } from '../../dump/select.js';
+import { mapName, mapsNamed } from '../../dump/select.js';
 import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../../errors.js';
 import type { ItemForms } from '../../json/items.js';
 import { mapIdForm } from '../../json/map-id.js';
@@ -177,13 +177,11 @@ class Diff {
     if (selectors.length === 0) return pairs;
     const chosen = new Set<MapPair>();
     for (const selector of selectors) {
-      const some = (is: (map: DumpMap) => boolean) => pairs.filter(({ a, b }) => (a && is(a)) || (b && is(b)));
-      const byId = /^\d{1,10}$/.test(selector) ? some(({ mapId }) => mapId === Number(selector)) : [];
-      const found = byId.length > 0 ? byId : some((map) => mapName(map) === selector);
-      if (found.length === 0) {
+      const found = new Set(mapsNamed([...this.a.maps, ...this.b.maps], selector));
+      if (found.size === 0) {
         throw new BpfimgError('notFound', `--map ${selector}: no such map in ${this.#labels.join(' or ')}`);
       }
-      for (const pair of found) chosen.add(pair);
+      for (const pair of pairs) if ((pair.a && found.has(pair.a)) || (pair.b && found.has(pair.b))) chosen.add(pair);
     }
     return pairs.filter((pair) => chosen.has(pair));
   }

@@ -10,8 +10,8 @@ import { openSys, type Sys } from '../../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import type { CpuFold } from '../../replay/items.js';
-import { PinFolder, pinName } from '../../replay/pins.js';
-import { type PlannedMap, planMaps, planProblems } from '../../replay/plan.js';
+import { pinNames, planPins } from '../../replay/pins.js';
+import { type PlannedMap, planMaps, planProblems, unsupported } from '../../replay/plan.js';
 import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
 import { coloured, type Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
@@ -23,6 +23,7 @@ export interface ReplayArguments {
   readonly dir: string;
   readonly map: readonly string[];
   readonly pin?: string | undefined;
+  readonly renameTaken?: boolean | undefined;
   readonly hold: boolean;
   /** What follows `--`. */
   readonly command: readonly string[];
@@ -32,6 +33,7 @@ export interface ReplayArguments {
   readonly maxEntries?: number | undefined;
   readonly unresolved?: 'fail' | 'skip' | undefined;
   readonly requireBtf?: boolean | undefined;
+  readonly skipUnsupported?: boolean | undefined;
   readonly percpu?: CpuFold | undefined;
   readonly libdir: readonly string[];
   readonly json: boolean;
@@ -44,6 +46,9 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   if (keepers > 1) throw new BpfimgError('usage', '--pin, --hold and a command exclude each other');
   if (keepers === 0 && !args.dryRun) {
     throw new BpfimgError('usage', 'what shall keep the maps? --pin DIR, --hold, or -- COMMAND');
+  }
+  if (args.renameTaken === true && args.pin === undefined) {
+    throw new BpfimgError('usage', '--rename-taken is for the pins of --pin');
   }
   const { maxEntries } = args;
   if (maxEntries !== undefined && (!Number.isInteger(maxEntries) || maxEntries < 1 || maxEntries > 0xffff_ffff)) {
@@ -58,10 +63,12 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   const dump = await openDump(args.dir);
   try {
     const plans = await plansOf(dump, args, types, kernel);
+    for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
     if (args.dryRun) return await dryRun(plans, args, io);
-    const fresh = await create(kernel, plans, args, io);
+    const skipped: Skipped[] = [];
+    const fresh = await create(kernel, plans, skipped, args, io);
     try {
-      return await keep(kernel, fresh, args, io);
+      return await keep(kernel, fresh, skipped, args, io);
     } finally {
       for (const { map } of fresh) map.close();
     }
@@ -73,10 +80,28 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
 function plansOf(dump: Dump, args: ReplayArguments, types: MapTypes, sys: Sys): Promise<PlannedMap[]> {
   const { maxEntries, percpu: perCpu } = args;
   const chosen = args.map.length > 0;
-  return planMaps(dump, selectMaps(dump, args.map), types, { maxEntries, chosen, perCpu, cpus: sys.cpus });
+  return planMaps(dump, selectMaps(dump, args.map, true), types, {
+    maxEntries,
+    chosen,
+    perCpu,
+    cpus: sys.cpus,
+    pageSize: sys.pageSize,
+  });
 }
 
-async function create(sys: Sys, plans: readonly PlannedMap[], args: ReplayArguments, io: Io): Promise<FreshMap[]> {
+/** A map that is not supported here, and was left out. */
+interface Skipped {
+  readonly plan: PlannedMap;
+  readonly why: string;
+}
+
+async function create(
+  sys: Sys,
+  plans: readonly PlannedMap[],
+  skipped: Skipped[],
+  args: ReplayArguments,
+  io: Io,
+): Promise<FreshMap[]> {
   const progress = new Progress(io);
   try {
     return await replay(sys, plans, {
@@ -85,10 +110,16 @@ async function create(sys: Sys, plans: readonly PlannedMap[], args: ReplayArgume
       unresolved: args.unresolved ?? 'fail',
       requireBtf: args.requireBtf === true,
       pin: args.pin,
+      renameTaken: args.renameTaken === true,
+      skip: args.skipUnsupported === true ? (plan, why) => skipped.push({ plan, why }) : undefined,
       progress: (doing) => progress.update(doing),
       done: async (fresh) => {
         progress.end();
-        if (args.pin !== undefined) await tellPins(fresh, args, io);
+        if (fresh.length === 0 && skipped.length > 0) {
+          const [{ plan, why } = {}] = skipped;
+          throw new BpfimgError('unsupported', `no map of it is supported here; ${plan?.subject}: ${why}`);
+        }
+        if (args.pin !== undefined) await tellPins(fresh, skipped, args, io);
       },
     });
   } finally {
@@ -125,18 +156,24 @@ function hand(sys: Sys, { map, plan }: FreshMap): Handed {
   }
 }
 
-async function keep(sys: Sys, fresh: readonly FreshMap[], args: ReplayArguments, io: Io): Promise<number> {
+async function keep(
+  sys: Sys,
+  fresh: readonly FreshMap[],
+  skipped: readonly Skipped[],
+  args: ReplayArguments,
+  io: Io,
+): Promise<number> {
   if (args.pin !== undefined) return EXIT.ok;
   const handed = fresh.map((one) => hand(sys, one));
   try {
     if (args.hold) {
-      await tell(fresh, handed, args, io);
+      await tell(fresh, skipped, handed, args, io);
       if (fresh.length === 0) return EXIT.ok;
       // Until a signal ends the process, and with it the maps.
       return await new Promise<never>(() => setInterval(() => {}, 1 << 30));
     }
     const numbers = handed.map((one, i) => ({ ...one, fd: LISTEN_FDS_START + i }));
-    await tell(fresh, numbers, args, io);
+    await tell(fresh, skipped, numbers, args, io);
     return await command(fresh, handed, args.command);
   } finally {
     for (const one of handed) one.close();
@@ -149,7 +186,7 @@ async function command(
   handed: readonly Handed[],
   words: readonly string[],
 ): Promise<number> {
-  const names = fresh.map(({ plan }) => pinName(plan.spec.name, plan.mapId));
+  const names = pinNames(fresh.map(({ plan }) => plan));
   const env = { ...process.env, LISTEN_FDS: String(handed.length), LISTEN_FDNAMES: names.join(':') };
   // LISTEN_PID is the command's own: a shell knows it, and becomes the command.
   const shell = ['-c', 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"', 'sh', ...words];
@@ -200,28 +237,30 @@ const COLUMNS = [
 
 async function tell(
   fresh: readonly FreshMap[],
+  skipped: readonly Skipped[],
   handed: readonly Handed[] | undefined,
   args: ReplayArguments,
   io: Io,
 ): Promise<void> {
-  const rows = fresh.map(({ plan, map, pin, report }, i) => {
+  const created = fresh.map(({ plan, map, pin, report }, i) => {
     const note = handed?.[i]?.note;
     const text = reportText(report);
     const noted = report.kind === 'full' ? `partial: ${note}` : `${text}; ${note}`;
     return {
-      map_id: plan.mapId,
+      ...planned(plan),
       new_id: map.id,
       fd: handed?.[i]?.fd ?? null,
-      name: plan.spec.name,
-      type: plan.type.name,
-      items: plan.items.count,
       pin: pin ?? null,
       report: note === undefined ? text : noted,
     };
   });
+  const left = skipped.map(({ plan, why }) => {
+    return { ...planned(plan), new_id: null, fd: null, pin: null, report: reportText({ kind: 'not supported', why }) };
+  });
+  const rows = [...created, ...left];
   const cells = rows.map((row) => [
     String(row.map_id),
-    String(row.new_id),
+    String(row.new_id ?? ''),
     String(row.fd ?? ''),
     nameText(row.name),
     row.type,
@@ -232,10 +271,20 @@ async function tell(
   await show(rows, COLUMNS, cells, args, io);
 }
 
+/** Members of a row that the images know. */
+function planned({ mapId, name, type, items }: PlannedMap) {
+  return { map_id: mapId, name, type: type.name, items: items.count };
+}
+
 /** Tells of pins; that nobody reads it to the end is no reason to remove them. */
-async function tellPins(fresh: readonly FreshMap[], args: ReplayArguments, io: Io): Promise<void> {
+async function tellPins(
+  fresh: readonly FreshMap[],
+  skipped: readonly Skipped[],
+  args: ReplayArguments,
+  io: Io,
+): Promise<void> {
   try {
-    await tell(fresh, undefined, args, io);
+    await tell(fresh, skipped, undefined, args, io);
   } catch (error) {
     if (!(error instanceof ClosedPipe)) throw error;
   }
@@ -259,13 +308,15 @@ const PLAN_COLUMNS = [
 async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: Io): Promise<number> {
   const problems: string[] = [];
   const rows = [];
-  for (const plan of plans) {
+  const pins = args.pin === undefined ? undefined : planPins(args.pin, plans, args.renameTaken);
+  for (const [i, plan] of plans.entries()) {
     const { spec, items, type, frozen, lacks } = plan;
+    const skips = args.skipUnsupported === true && unsupported(plan).length > 0;
     const why = await planProblems(plan);
-    for (const one of why) problems.push(`${plan.subject}: ${one}`);
+    for (const one of skips ? [] : why) problems.push(`${plan.subject}: ${one}`);
     rows.push({
       map_id: plan.mapId,
-      name: spec.name,
+      name: plan.name,
       type: type.name,
       key_size: spec.keySize,
       value_size: spec.valueSize,
@@ -274,6 +325,7 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
       frozen,
       items: items.count,
       memory: plan.memory,
+      pin: skips ? null : (pins?.paths[i] ?? null),
       report:
         why.length > 0
           ? `not supported: ${why.join('; ')}`
@@ -286,8 +338,7 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
   if (short !== undefined) problems.push(short);
   const lacking = missingCapabilities(plans);
   if (lacking !== undefined) problems.push(lacking);
-  const place = args.pin === undefined ? undefined : PinFolder.check(args.pin);
-  if (place !== undefined) problems.push(place.message);
+  if (pins?.problem !== undefined) problems.push(pins.problem.message);
   const cells = rows.map((row) => [
     String(row.map_id),
     nameText(row.name),
@@ -299,9 +350,11 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
     row.frozen ? 'yes' : 'no',
     String(row.items),
     sizeText(row.memory),
+    ...(pins === undefined ? [] : [nameText(row.pin ?? '')]),
     row.report,
   ]);
-  await show(rows, PLAN_COLUMNS, cells, args, io);
+  const columns = pins === undefined ? PLAN_COLUMNS : PLAN_COLUMNS.toSpliced(-1, 0, { title: 'PIN' });
+  await show(rows, columns, cells, args, io);
   for (const problem of problems) io.say(`bpfimg: ${problem}`);
   return problems.length > 0 ? EXIT.failed : EXIT.ok;
 }
