@@ -1,11 +1,12 @@
-import { hex } from '../src/bytes.js';
+import { viewOf } from '../src/bytes.js';
 import { readBuckets, readSlots } from '../src/capture/read.js';
 import { BpfimgError } from '../src/errors.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import type { Sys } from '../src/kernel/sys.js';
-import type { Carries, ItemSink, ItemSource, Plugin, ReplayWork, Template } from '../src/maptype.js';
+import type { CaptureWork, Carries, ItemSink, ItemSource, Plugin, ReplayWork, Template } from '../src/maptype.js';
 import { fillInOrder } from '../src/replay/fill.js';
 import { indexText } from './array.js';
+import { Lacking } from './resolve.js';
 
 /** Inner map's id, or file descriptor: u32. */
 const VALUE = 4;
@@ -25,31 +26,18 @@ export const mapInMap: Plugin = {
   ],
 
   async capture(map, sink, work) {
-    const inner = new Set<number>();
-    const watched: ItemSink = {
+    const inner = new Inner(map, work);
+    const held: ItemSink = {
       get count() {
         return sink.count;
       },
-      put(keys, values, count) {
-        const view = new DataView(values.buffer, values.byteOffset);
-        for (let i = 0; i < count; i++) inner.add(view.getUint32(i * VALUE, true));
-        return sink.put(keys, values, count);
-      },
+      put: (keys, values, count) => sink.put(keys, values, inner.hold(keys, values, count)),
     };
-    const report = await (work.type.key === 'index' ? readSlots : readBuckets)(map, watched, work);
-    const gone: number[] = [];
-    let template: Template | undefined;
-    for (const id of inner) {
-      const found = work.follow(id);
-      if (found === undefined) gone.push(id);
-      template ??= found;
-    }
-    work.keep({ template });
-    if (gone.length > 0) return { kind: 'partial', why: `its inner maps ${gone.join(', ')} are gone` };
-    if (template === undefined) {
-      return { kind: 'partial', why: 'it is empty, and the kernel does not tell what its inner maps must be' };
-    }
-    return report;
+    const report = await (work.type.key === 'index' ? readSlots : readBuckets)(map, held, work);
+    work.leadsTo(inner.ids);
+    work.keep({ template: inner.template });
+    if (inner.ids.size > 0 || report.kind !== 'full') return report;
+    return { kind: 'partial', why: 'it is empty, and the kernel does not tell what its inner maps must be' };
   },
 
   async needs(items) {
@@ -63,7 +51,9 @@ export const mapInMap: Plugin = {
     const inner = work.needed.map((id) => work.fresh(id)).filter((map) => map !== undefined);
     const [given] = inner;
     if (template === undefined && given === undefined) {
-      const why = 'it was empty when it was captured, so what its inner maps must be is not known';
+      const none =
+        work.needed.length === 0 ? 'it was empty when it was captured' : 'none of its inner maps is in the dump';
+      const why = `${none}, so what its inner maps must be is not known`;
       throw new BpfimgError('unsupported', `${work.subject}: ${why}`);
     }
     // Inner maps that were all given another max_entries are what the map is for now.
@@ -76,12 +66,66 @@ export const mapInMap: Plugin = {
     return withTemplate(sys, spec, wanted);
   },
 
-  replay(map, items, work) {
-    return fillInOrder(map, translated(items, work), work);
+  async replay(map, items, work) {
+    const lacking = new Lacking(work);
+    const places: number[] = [];
+    await eachId(items, (id, key) => {
+      if (work.fresh(id) !== undefined) places.push(places.length + lacking.count);
+      else lacking.add(key, `inner map ${id}, which is not in the dump`);
+    });
+    const here = lacking.count === 0 ? items : chosen(items, places);
+    return lacking.report(await fillInOrder(map, translated(here, work), work));
   },
 
   keyText: (key, type) => (type.key === 'index' ? indexText(key) : undefined),
 };
+
+/** Times an item is read again because its inner map was replaced before it could be opened. */
+const AGAIN = 20;
+
+/** The inner maps of one map, held as soon as an item names them. */
+class Inner {
+  /** Those that stand in the image. */
+  readonly ids = new Set<number>();
+  template: Template | undefined;
+  readonly #value = Buffer.alloc(VALUE);
+
+  constructor(
+    readonly map: BpfMap,
+    readonly work: CaptureWork,
+  ) {}
+
+  /**
+   * Holds the inner maps of `count` items. One that is gone has been replaced: then the item gets the one that is
+   * there now. Items without any are dropped.
+   * @returns how many are left, at the beginning
+   */
+  hold(keys: Uint8Array, values: Uint8Array, count: number): number {
+    const { keySize } = this.map;
+    const view = viewOf(values);
+    let kept = 0;
+    for (let i = 0; i < count; i++) {
+      const id = this.#held(keys.subarray(i * keySize, (i + 1) * keySize), view.getUint32(i * VALUE, true));
+      if (id === undefined) continue;
+      this.ids.add(id);
+      view.setUint32(kept * VALUE, id, true);
+      if (kept !== i) keys.copyWithin(kept * keySize, i * keySize, (i + 1) * keySize);
+      kept++;
+    }
+    return kept;
+  }
+
+  /** The inner map of an item, which had `id` when it was read; undefined when the item is no more. */
+  #held(key: Uint8Array, id: number): number | undefined {
+    for (let left = AGAIN; ; left--) {
+      const found = this.work.follow(id);
+      this.template ??= found;
+      if (found !== undefined || left === 0) return id;
+      if (this.map.lookup(key, 0, this.#value) === undefined) return undefined;
+      id = this.#value.readUInt32LE();
+    }
+  }
+}
 
 function fits(map: BpfMap, { type, keySize, valueSize, maxEntries, flags }: Template): boolean {
   const same = map.type === type && map.keySize === keySize && map.valueSize === valueSize && map.flags === flags;
@@ -101,14 +145,36 @@ function withTemplate(sys: Sys, spec: MapSpec, template: Template): BpfMap {
 /** Values looked at in one go. */
 const STEP = 4096;
 
-async function eachId(items: ItemSource, see: (id: number) => void): Promise<void> {
+/** @param see is lent the key until it returns */
+async function eachId(items: ItemSource, see: (id: number, key: Buffer) => void): Promise<void> {
   const step = Math.max(1, Math.min(STEP, items.count));
   const [keys, values] = [Buffer.alloc(step * items.keySize), Buffer.alloc(step * items.valueSize)];
   for (let done = 0; done < items.count; done += step) {
     const count = Math.min(step, items.count - done);
     await items.read(done, count, keys, values);
-    for (let i = 0; i < count; i++) see(values.readUInt32LE(i * VALUE));
+    for (let i = 0; i < count; i++) {
+      see(values.readUInt32LE(i * VALUE), keys.subarray(i * items.keySize, (i + 1) * items.keySize));
+    }
   }
+}
+
+/** The items at these places, which ascend. */
+function chosen(items: ItemSource, places: readonly number[]): ItemSource {
+  const { keySize, valueSize } = items;
+  return {
+    keySize,
+    valueSize,
+    count: places.length,
+    async read(from, count, keys, values) {
+      for (let done = 0; done < count; ) {
+        const first = places[from + done] as number;
+        let run = 1;
+        while (done + run < count && places[from + done + run] === first + run) run++;
+        await items.read(first, run, keys.subarray(done * keySize), values.subarray(done * valueSize));
+        done += run;
+      }
+    },
+  };
 }
 
 /** The items with file descriptors of fresh maps in place of ids. */
@@ -117,15 +183,9 @@ function translated(items: ItemSource, work: ReplayWork): ItemSource {
     ...items,
     async read(from, count, keys, values) {
       await items.read(from, count, keys, values);
-      const view = new DataView(values.buffer, values.byteOffset);
+      const view = viewOf(values);
       for (let i = 0; i < count; i++) {
-        const id = view.getUint32(i * VALUE, true);
-        const inner = work.fresh(id);
-        if (inner === undefined) {
-          const key = hex(keys.subarray(i * items.keySize, (i + 1) * items.keySize));
-          throw new BpfimgError('badImage', `${work.subject}, item ${key}: its inner map ${id} is not in the dump`);
-        }
-        view.setUint32(i * VALUE, inner.fd, true);
+        view.setUint32(i * VALUE, work.fresh(view.getUint32(i * VALUE, true))?.fd as number, true);
       }
     },
   };

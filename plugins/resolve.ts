@@ -58,6 +58,36 @@ export function fitting(references: readonly Reference[]): readonly Reference[] 
 /** What an item refers to is not here; the message says what. */
 export class Unresolved extends Error {}
 
+/** The items of a replay that refer to what is not to be had here: the first is an error, unless they are to be skipped. */
+export class Lacking {
+  count = 0;
+  readonly #doubts = new Doubts();
+
+  constructor(readonly work: ReplayWork) {}
+
+  /**
+   * @param what the item refers to, and why that cannot be
+   * @throws BpfimgError
+   */
+  add(key: Buffer, what: string): void {
+    const { unresolved, subject } = this.work;
+    if (unresolved === 'fail') {
+      const text = `${subject}, item ${hex(key)}: it refers to ${what}`;
+      throw new BpfimgError('notFound', `${text}; --unresolved skip leaves such items out`);
+    }
+    this.count++;
+    this.#doubts.add(`${hex(key)} to ${what}`);
+  }
+
+  /** `report` with these items. */
+  report(report: Report): Report {
+    if (this.count === 0) return report;
+    const some = this.count === 1 ? '1 item refers' : `${this.count} items refer`;
+    const why = `${some} to what is not to be had here: ${this.#doubts}`;
+    return { kind: 'partial', why: report.kind === 'full' ? why : `${why}; ${report.why}` };
+  }
+}
+
 /** Items read in one go. */
 const STEP = 1024;
 
@@ -75,8 +105,7 @@ export async function putEach(
   const step = Math.max(1, Math.min(STEP, items.count));
   const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
   const seen = new Set<string>();
-  const lacking = new Doubts();
-  let missing = 0;
+  const lacking = new Lacking(work);
   for (let done = 0; done < items.count; done += step) {
     const count = Math.min(step, items.count - done);
     await items.read(done, count, keys, values);
@@ -87,24 +116,15 @@ export async function putEach(
         put(key, values.subarray(i * valueSize, (i + 1) * valueSize));
       } catch (error) {
         if (!(error instanceof Unresolved)) throw error;
-        if (work.unresolved === 'fail') {
-          const what = `${work.subject}, item ${hex(key)}: it refers to ${error.message}`;
-          throw new BpfimgError('notFound', `${what}; --unresolved skip leaves such items out`);
-        }
-        missing++;
-        lacking.add(`${hex(key)} to ${error.message}`);
+        lacking.add(key, error.message);
       }
     }
     work.progress(done + count);
   }
-  const left: string[] = [];
-  if (missing > 0) {
-    const some = missing === 1 ? '1 item refers' : `${missing} items refer`;
-    left.push(`${some} to what is not to be had here: ${lacking}`);
-  }
   const repeats = items.count - seen.size;
-  if (repeats > 0) left.push(`${repeats} of its ${items.count} items have the key of a later one, which counts`);
-  return left.length === 0 ? FULL : { kind: 'partial', why: left.join('; ') };
+  if (repeats === 0) return lacking.report(FULL);
+  const why = `${repeats} of its ${items.count} items have the key of a later one, which counts`;
+  return lacking.report({ kind: 'partial', why });
 }
 
 /**

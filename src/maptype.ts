@@ -222,10 +222,12 @@ export interface CaptureWork extends Work {
   /** On the disk where the images will stand: what is put aside for them goes there. */
   readonly folder: string;
   /**
-   * Has that map captured as well, if it is not yet: an inner map.
-   * @returns what it is; undefined when it is gone
+   * Has that map captured as well, if it is not yet: an inner map. It is held until then.
+   * @returns what it is; undefined when it is gone, or cannot be opened
    */
   follow(id: number): Template | undefined;
+  /** Inner maps whose ids are among the items: those that are not captured in the end are told on this map's line. */
+  leadsTo(ids: ReadonlySet<number>): void;
   /** Has `end` called when the images stand (`whole`), or when the capture has failed. Its error is told. */
   afterwards(end: (whole: boolean) => void): void;
   /** Keeps facts beside the items. */

@@ -663,11 +663,22 @@ t.test('a map that goes while it is captured, and one that went before', { skip 
   const dir = path.join(cwd, 'going');
   t.match(await capture(sys, first, dir, leaving), [{ items: 30_000, report: { kind: 'full' } }]);
   t.equal(itemsOf(dir).size, 30_000);
-  const before = names();
-  await t.rejects(capture(sys, second, path.join(cwd, 'gone'), types), { name: 'BpfimgError', message: /^[^\n]+$/ });
-  t.same(names(), before, 'nothing is left');
-  t.same(await capture(sys, second, path.join(cwd, 'gone'), types, { lenient: true }), [], 'with --all it is no error');
-  t.same(sys.openFds(), []);
+  using there = create({ name: 'there' });
+  fillNumbers(there, 5);
+  const both = [...LiveMaps.look(sys).maps.filter(({ id }) => id === there.id), ...second];
+  for (const lenient of [false, true]) {
+    const before = names();
+    const nothing = { kind: 'notFound', message: 'nothing to capture: the map is gone' };
+    await t.rejects(capture(sys, second, path.join(cwd, 'gone'), types, { lenient }), nothing);
+    t.same(names(), before, 'nothing is left');
+    const rows = await capture(sys, both, path.join(cwd, `gone ${lenient}`), types, { lenient });
+    t.match(rows[0], { id: there.id, items: 5, report: { kind: 'full' } }, 'it takes no other with it');
+    const told = [{ id: gone, name: 'gone', report: { kind: 'not supported', why: 'it is gone' } }];
+    t.match(rows.slice(1), lenient ? [] : told);
+    t.equal(rows.length, lenient ? 1 : 2);
+    t.same([...decoded(`gone ${lenient}`).keys()], [there.id]);
+  }
+  t.equal(sys.openFds().length, 1, 'the map that is there');
 });
 
 // ---------------------------------------------------------------------------------------------------

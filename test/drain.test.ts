@@ -29,7 +29,7 @@ const KINDS = [
 ] as const;
 const { EOPNOTSUPP, EPERM } = os.constants.errno;
 
-t.setTimeout(180_000);
+t.setTimeout(300_000);
 
 /** A folder that goes away, and maps that do. */
 function place(t: Test) {

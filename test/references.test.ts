@@ -812,6 +812,7 @@ async function tests(): Promise<void> {
       drain: 'no',
       folder: '',
       follow: () => undefined,
+      leadsTo: () => {},
       afterwards: () => {},
       keep: (more) => {
         facts = more;

@@ -34,23 +34,23 @@ import {
   type MapTypes,
   type Report,
   reportText,
-  type Template,
   type TypeFacts,
 } from '../maptype.js';
 import { EntryLimit, EntryWriter } from './entry.js';
 import { MaskedSink } from './mask.js';
+import { isVanished, type Turn, Wanted } from './wanted.js';
 
 export interface CaptureOptions {
   /** Replace a dump of bpfimg's that stands in the folder. */
   readonly force?: boolean;
   /** Names of the images, in a folder that has other images as well; a dump of its own when not said. */
   readonly images?: ImageNames;
-  /** Maps that are gone before they could be opened are left out, not an error. */
+  /** Maps that are gone before they could be opened are left out, and not told. */
   readonly lenient?: boolean;
   /** Which holders the images name; all of them when not said. */
   readonly holders?: (holder: Holder) => boolean;
   readonly drain?: Drain;
-  /** Live maps that others may lead to, by id. */
+  /** What is known of a live map that others lead to. */
   readonly find?: (id: number) => LiveMap | undefined;
   readonly progress?: (doing: Doing) => void;
 }
@@ -80,24 +80,26 @@ export async function capture(
 ): Promise<CapturedMap[]> {
   if (options.images === undefined) checkFolder(folder, options.force === true);
   const images = new FolderOutput(folder);
+  const wanted = new Wanted(sys, maps, options.find ?? (() => undefined));
   let writer: DumpWriter | undefined;
   try {
     // One that is new has no name yet, but it will be where its own folder is.
-    writer = new DumpWriter(sys, images, fs.existsSync(folder) ? folder : path.dirname(folder), types, options);
-    const done: CapturedMap[] = [];
-    const queue = [...maps];
-    const queued = new Set(queue.map(({ id }) => id));
-    const follow = (id: number) => {
-      const map = queue.find((one) => one.id === id) ?? options.find?.(id);
-      if (map !== undefined && !queued.has(id)) queue.push(map);
-      queued.add(id);
-      return map && templateOf(map);
-    };
-    // It grows while it is gone over: maps lead to others.
-    for (const map of queue) {
-      const row = await writer.map(map, follow);
-      if (row !== undefined) done.push(row);
+    const disk = fs.existsSync(folder) ? folder : path.dirname(folder);
+    writer = new DumpWriter(sys, images, disk, types, options, wanted);
+    const rows: (() => CapturedMap)[] = [];
+    let left = maps.length === 0;
+    for (const turn of wanted.turns()) {
+      const row = await writer.map(turn);
+      left ||= row !== undefined;
+      if (row !== undefined) rows.push(row);
+      else if (options.lenient !== true) rows.push(() => goneRow(turn.live));
     }
+    if (!left)
+      throw new BpfimgError(
+        'notFound',
+        `nothing to capture: ${maps.length === 1 ? 'the map is' : 'all maps are'} gone`,
+      );
+    const done = rows.map((row) => row());
     await writer.commit();
     return done;
   } catch (error) {
@@ -105,14 +107,14 @@ export async function capture(
       throw new BpfimgError('io', `${(error as Error).message}; ${worse.message}`, { cause: error });
     });
     throw error;
+  } finally {
+    wanted.close();
   }
 }
 
-/** What others hold an inner map to; undefined when that cannot be seen. */
-function templateOf({ type, keySize, valueSize, maxEntries, flags }: LiveMap): Template | undefined {
-  if (type === undefined || keySize === undefined || valueSize === undefined) return undefined;
-  if (maxEntries === undefined || flags === undefined) return undefined;
-  return { type, keySize, valueSize, maxEntries, flags };
+/** The row of a map that was there when the maps were looked at, and is not any more. */
+function goneRow({ id, name = '', type = 0 }: LiveMap): CapturedMap {
+  return { id, name, type, items: 0, bytes: 0, report: { kind: 'not supported', why: 'it is gone' } };
 }
 
 function checkFolder(folder: string, force: boolean): void {
@@ -147,6 +149,8 @@ class DumpWriter {
   readonly #btf = new Map<number, Btf | undefined | KernelError>();
   readonly #boot: string | undefined;
   #fileId = 0;
+  /** One function for all maps. */
+  readonly #follow = (id: number) => this.wanted.follow(id);
   /** What plugins want done in the end. */
   readonly #ends: ((whole: boolean) => void)[] = [];
 
@@ -156,6 +160,7 @@ class DumpWriter {
     readonly folder: string,
     readonly types: MapTypes,
     readonly options: CaptureOptions,
+    readonly wanted: Wanted,
   ) {
     this.#images = images;
     this.#names = options.images ?? IMAGE;
@@ -173,20 +178,31 @@ class DumpWriter {
     return out;
   }
 
-  /** Captures one map; undefined when it is gone and that is no error. */
-  async map(live: LiveMap, follow: CaptureWork['follow']): Promise<CapturedMap | undefined> {
+  /**
+   * Captures one map.
+   * @returns what makes its row when all maps were captured; undefined when it is gone
+   */
+  async map({ live, held }: Turn): Promise<(() => CapturedMap) | undefined> {
     const hook = live.type === undefined ? undefined : this.types.plugin(live.type).capture;
+    const drains = live.type !== undefined && this.types.get(live.type).drains === true;
+    const untouched = drains && (this.options.drain ?? 'no') === 'no';
+    let map = held;
+    if (map !== undefined && (hook === undefined || drains)) {
+      map.close();
+      map = undefined;
+    }
     if (hook === undefined) return this.#unread(live);
-    const drains = this.types.get(live.type as number).drains === true;
-    if (drains && (this.options.drain ?? 'no') === 'no') {
+    if (untouched) {
       const why = 'reading it takes its items out; --drain does so, and puts them back';
       return this.#unread(live, { kind: 'not supported', why });
     }
-    let map: BpfMap;
     try {
-      map = openLive(this.sys, live, drains ? 'rw' : 'ro');
+      map ??= openLive(this.sys, live, drains ? 'rw' : 'ro');
     } catch (error) {
-      if (this.options.lenient === true && !isLive(this.sys, live.id)) return undefined;
+      if (this.#isGone(live, error)) {
+        this.wanted.lose(live.id);
+        return undefined;
+      }
       // Nobody is seen to hold it, and opening it by id could harm.
       if (error instanceof BpfimgError && error.kind === 'unsupported' && !(error instanceof KernelError)) {
         return this.#unread(live, { kind: 'not supported', why: error.message });
@@ -194,15 +210,22 @@ class DumpWriter {
       throw error;
     }
     try {
-      return await this.#read(map, live, follow);
+      return await this.#read(map, live);
     } finally {
+      const open = map;
       // What was taken out of it may have to go back, when something else fails.
-      if (drains) this.#ends.push(() => map.close());
-      else map.close();
+      if (drains) this.#ends.push(() => open.close());
+      else open.close();
     }
   }
 
-  async #read(map: BpfMap, live: LiveMap, follow: CaptureWork['follow']): Promise<CapturedMap> {
+  /** Whether a map could not be opened because it is no more. Without CAP_SYS_ADMIN only its holders tell. */
+  #isGone({ id }: LiveMap, error: unknown): boolean {
+    const living = isLive(this.sys, id);
+    return living === false || (living === undefined && error instanceof KernelError && isVanished(error));
+  }
+
+  async #read(map: BpfMap, live: LiveMap): Promise<() => CapturedMap> {
     const { frozen = live.frozen ?? false, memlock = live.memlock ?? 0 } = map.state();
     const { id, name, type, keySize, valueSize, maxEntries, flags } = map;
     const item = itemSizes(this.types.get(type), map);
@@ -210,13 +233,17 @@ class DumpWriter {
     const info = map.info();
     const types = this.#typesOf(info);
     const itemSize = item.key + item.value;
+    let inner: ReadonlySet<number> | undefined;
     let facts: MapFacts = { kernelType: kernelTypeOf(info), ...(types instanceof Error ? {} : { types }) };
     const work: CaptureWork = {
       type: this.types.get(type),
       subject: map.subject,
       drain: this.options.drain ?? 'no',
       folder: this.folder,
-      follow,
+      follow: this.#follow,
+      leadsTo: (ids) => {
+        inner = ids;
+      },
       afterwards: (end) => this.#ends.push(end),
       keep: (more) => {
         facts = { ...facts, ...more };
@@ -227,12 +254,17 @@ class DumpWriter {
     };
     const masked = types instanceof Error ? entry : this.#masked(map, entry, types);
     const read = await this.#items(map, entry, masked, work);
-    const report = types instanceof Error ? without(read, `its types: ${types.message}`) : read;
-    const { ifindex, extra } = info;
     const shape = { type, keySize, valueSize, maxEntries, flags };
-    this.#keep(live, { ...shape, name, ifindex, extra, frozen, memlock }, report, facts);
-    const items = report.kind === 'full' || report.kind === 'partial' ? entry.count : 0;
-    return { id, name, type, items, bytes: items * itemSize, report };
+    const attributes = { ...shape, name, ifindex: info.ifindex, extra: info.extra, frozen, memlock };
+    const told = types instanceof Error ? without(read, `its types: ${types.message}`) : read;
+    const keep = this.#keep(live, attributes, facts);
+    return () => {
+      const loss = inner && this.wanted.lossOf(inner);
+      const report = loss === undefined ? told : without(told, loss);
+      keep(report);
+      const items = report.kind === 'full' || report.kind === 'partial' ? entry.count : 0;
+      return { id, name, type, items, bytes: items * itemSize, report };
+    };
   }
 
   /** The types of a map, whose BTF object goes into bpfmap-btf.img once; an error when that cannot be read. */
@@ -291,21 +323,22 @@ class DumpWriter {
   }
 
   /** A map whose items are not read: what it is, is kept. */
-  #unread(live: LiveMap, report: Report = this.#noHook(live)): CapturedMap {
+  #unread(live: LiveMap, report: Report = this.#noHook(live)): () => CapturedMap {
     const { id, name = '', type, keySize, valueSize, maxEntries, flags = 0 } = live;
     if (type !== undefined && keySize !== undefined && valueSize !== undefined && maxEntries !== undefined) {
       const { extra = 0n, frozen = false, memlock = 0 } = live;
       const shape = { type, keySize, valueSize, maxEntries, flags };
-      this.#keep(live, { ...shape, name, ifindex: 0, extra, frozen, memlock }, report);
+      this.#keep(live, { ...shape, name, ifindex: 0, extra, frozen, memlock }, {})(report);
     }
-    return { id, name, type: type ?? 0, items: 0, bytes: 0, report };
+    return () => ({ id, name, type: type ?? 0, items: 0, bytes: 0, report });
   }
 
   /**
    * Writes what the map is: an open file for each way in which holders have it open, and what CRIU's images
    * have no room for.
+   * @returns what writes the latter, as soon as the report is known
    */
-  #keep(live: LiveMap, attributes: Attributes, report: Report, facts: MapFacts = {}): void {
+  #keep(live: LiveMap, attributes: Attributes, facts: MapFacts): (report: Report) => void {
     const holders = live.holders.filter(this.options.holders ?? (() => true));
     const files = new Map<Access, number>();
     for (const access of holders.length === 0 ? ['rw' as const] : holders.map((holder) => holder.access)) {
@@ -322,9 +355,11 @@ class DumpWriter {
         return { file_id: files.get(access) as number, pid, fd, ...(cloexec ? { fd_flags: 1 } : {}) };
       });
     }
-    if (report.kind !== 'full') message.report = reportText(report);
-    Object.assign(message, factMembers(facts));
-    writeMessage(this.#meta, encodeMessage(BPFMAP_META.message, message));
+    return (report) => {
+      if (report.kind !== 'full') message.report = reportText(report);
+      Object.assign(message, factMembers(facts));
+      writeMessage(this.#meta, encodeMessage(BPFMAP_META.message, message));
+    };
   }
 
   async commit(): Promise<void> {

@@ -453,6 +453,7 @@ class Check {
         const found = this.#live.get(id);
         return found && templateOf(found);
       },
+      leadsTo: () => {},
       afterwards: (end) => ends.push(end),
       keep: () => {},
       progress: () => {},

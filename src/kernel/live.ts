@@ -87,10 +87,12 @@ export function walkIds(sys: Sys, command: 'MAP_GET_NEXT_ID' | 'PROG_GET_NEXT_ID
   }
 }
 
-/** Whether a map of this id lives, without opening it. Needs CAP_SYS_ADMIN. */
-export function isLive(sys: Sys, id: number): boolean {
+/** Whether a map of this id lives, without opening it; undefined without CAP_SYS_ADMIN. */
+export function isLive(sys: Sys, id: number): boolean | undefined {
   const attr = new Attr(ATTR.nextId, sys).set('start_id', id - 1);
-  return sys.bpf('MAP_GET_NEXT_ID', attr) >= 0 && attr.get('next_id') === id;
+  const result = sys.bpf('MAP_GET_NEXT_ID', attr);
+  if (result === -ERRNO.EPERM) return undefined;
+  return result >= 0 && attr.get('next_id') === id;
 }
 
 /**

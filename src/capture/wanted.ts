@@ -1,0 +1,154 @@
+/**
+ * Which maps one capture takes: those that were asked for, and those that they lead to.
+ *
+ * An inner map may be replaced at any time, and is gone then. So it is held open from the moment its id is seen.
+ */
+import * as fs from 'node:fs';
+import { KernelError } from '../kernel/error.js';
+import { type LiveMap, openLive } from '../kernel/live.js';
+import { BpfMap } from '../kernel/map.js';
+import type { Sys } from '../kernel/sys.js';
+import type { Template } from '../maptype.js';
+
+/** File descriptors that a capture needs beside those of maps that it holds. */
+const OTHERS = 64;
+/** Inner maps that are named in one line. */
+const NAMED = 5;
+
+/** A map whose turn it is, open if it was held. */
+export interface Turn {
+  readonly live: LiveMap;
+  readonly held: BpfMap | undefined;
+}
+
+export class Wanted {
+  readonly #live: Map<number, LiveMap>;
+  /** Grows while it is gone over. */
+  readonly #ids: Set<number>;
+  readonly #held = new Map<number, BpfMap>();
+  readonly #templates = new Map<number, Template>();
+  /** What cannot be captured, and why; undefined for what is gone. */
+  readonly #lost = new Map<number, string | undefined>();
+  /** Maps that are held at most. */
+  readonly #most: number;
+
+  /** @param find what is known of further maps */
+  constructor(
+    readonly sys: Sys,
+    maps: readonly LiveMap[],
+    readonly find: (id: number) => LiveMap | undefined,
+  ) {
+    this.#live = new Map(maps.map((map) => [map.id, map]));
+    this.#ids = new Set(this.#live.keys());
+    this.#most = Math.floor((fileLimit(sys.proc) - OTHERS) / 2);
+  }
+
+  /** Each map in turn. Whoever gets one that is held closes it. */
+  *turns(): Generator<Turn> {
+    for (const id of this.#ids) {
+      if (this.#lost.has(id)) continue;
+      let held = this.#held.get(id);
+      this.#held.delete(id);
+      const live = this.#live.get(id) ?? this.find(id);
+      // One that came after the maps were looked at is known by itself alone.
+      if (live === undefined) held ??= this.#attempt(id);
+      const turn = live ?? (held && described(held));
+      if (turn !== undefined) yield { live: turn, held };
+    }
+  }
+
+  /**
+   * Has map `id` captured as well, and holds it until then.
+   * @returns what it is; undefined when it cannot be had
+   */
+  follow(id: number): Template | undefined {
+    const known = this.#templates.get(id);
+    if (known !== undefined || this.#lost.has(id)) return known;
+    const map = this.#attempt(id);
+    if (map === undefined) return undefined;
+    const { type, keySize, valueSize, maxEntries, flags } = map;
+    const template = { type, keySize, valueSize, maxEntries, flags };
+    this.#templates.set(id, template);
+    this.#ids.add(id);
+    if (this.#held.size < this.#most) this.#held.set(id, map);
+    else map.close();
+    return template;
+  }
+
+  /** Opens an inner map, or notes why that fails. */
+  #attempt(id: number): BpfMap | undefined {
+    try {
+      return this.#open(id);
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+      this.#lost.set(id, isVanished(error) ? undefined : error.message);
+      return undefined;
+    }
+  }
+
+  /** By id where nothing is known: no inner map is of the kind which that may harm, for maps of maps do not take it. */
+  #open(id: number): BpfMap {
+    const live = this.#live.get(id);
+    if (live !== undefined) return openLive(this.sys, live);
+    try {
+      return BpfMap.openById(this.sys, id, 'ro');
+    } catch (error) {
+      const seen = this.find(id);
+      if (seen === undefined) throw error;
+      return openLive(this.sys, seen);
+    }
+  }
+
+  /** Map `id` was not captured: it is gone. */
+  lose(id: number): void {
+    this.#lost.set(id, undefined);
+  }
+
+  /** What a map's line says of the maps that it leads to; undefined when all of them were captured. */
+  lossOf(ids: Iterable<number>): string | undefined {
+    const lost = [...ids].filter((id) => this.#lost.has(id));
+    if (lost.length === 0) return undefined;
+    const gone = lost.filter((id) => this.#lost.get(id) === undefined);
+    const refused = lost.flatMap((id) => this.#lost.get(id) ?? []);
+    const parts = gone.length === 0 ? [] : [goneText(gone)];
+    const [first] = refused;
+    if (first !== undefined) parts.push(`${refused.length} of its inner maps cannot be opened: ${first}`);
+    return parts.join('; ');
+  }
+
+  close(): void {
+    for (const map of this.#held.values()) map.close();
+    this.#held.clear();
+  }
+}
+
+function goneText(ids: readonly number[]): string {
+  const [first] = ids;
+  if (ids.length === 1) return `its inner map ${first} is gone`;
+  const more = ids.length > NAMED ? ` and ${ids.length - NAMED} more` : '';
+  return `its inner maps ${ids.slice(0, NAMED).join(', ')}${more} are gone`;
+}
+
+/** Whether opening a map failed because it, or the process that held it, is no more. */
+export function isVanished(error: KernelError): boolean {
+  return error.code === 'ENOENT' || error.code === 'ESRCH' || error.code === 'EBADF';
+}
+
+/** Files that this process may have open. */
+function fileLimit(proc: string): number {
+  try {
+    const text = fs.readFileSync(`${proc}/self/limits`, 'latin1');
+    return Number(/^Max open files\s+(\d+)/m.exec(text)?.[1] ?? 1024);
+  } catch {
+    return 1024;
+  }
+}
+
+/** What an open map says of itself. */
+function described(map: BpfMap): LiveMap {
+  const { id, name, type, keySize, valueSize, maxEntries, flags } = map;
+  const { extra, btfId } = map.info();
+  const { frozen, memlock } = map.state();
+  const shape = { id, name, type, keySize, valueSize, maxEntries, flags, extra, frozen, memlock, btfId };
+  return { ...shape, pins: [], holders: [], programs: [] };
+}
