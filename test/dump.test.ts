@@ -348,16 +348,41 @@ t.test('bad input leaves everything as it was', async (t) => {
     t.same(contents(cwd), before);
   });
 
-  t.test('our own dump does not lose maps that the document lacks', async (t) => {
+  t.test('our own dump keeps maps that the document lacks, and takes new ones', async (t) => {
     const cwd = workFolder();
     t.teardown(() => fs.rmSync(cwd, { recursive: true }));
-    const one = bpfimg(['decode', 'flowd', '--map', 'cfg'], { cwd }).stdout;
     bpfimg(['encode', '-D', 'own'], { cwd, input: bpfimg(['decode', 'flowd'], { cwd }).stdout });
-    const before = contents(cwd);
-    const { status, stderr } = bpfimg(['encode', '-D', 'own', '--force'], { cwd, input: one });
-    t.equal(status, 1);
-    t.match(stderr, /^bpfimg: own: the document lacks its maps 377, 379, 380, 381, 382, which would be lost/);
-    t.same(contents(cwd), before);
+    const own = path.join(cwd, 'own');
+    const before = contents(own);
+    const encode = (maps: unknown[]) =>
+      bpfimg(['encode', '-D', 'own', '--force'], { cwd, input: JSON.stringify({ format: 'bpfimg-maps/1', maps }) });
+    t.equal(encode(decoded(own, '--map', 'cfg').maps).stderr, '');
+    t.same(contents(own), before);
+    const fresh = { ...good, name: 'fresh', files: [{ id: 99, flags: 'O_RDWR', fds: [{ pid: 5, fd: 6 }] }], items: [] };
+    t.equal(encode([fresh]).stderr, '');
+    t.match(decoded(own).maps, { length: 7, 6: fresh });
+    for (const [name, bytes] of Object.entries(contents(own))) {
+      t.ok(bytes.startsWith(before[name] as string), `${name}: the others are as they were`);
+    }
+    const held = {
+      ...fresh,
+      files: [
+        { ...fresh.files[0], fds: [{ pid: 7, fd: 8 }] },
+        { id: 100, flags: '' },
+      ],
+    };
+    t.equal(encode([held]).stderr, '');
+    t.match(decoded(own, '--map', 'fresh').maps, [held]);
+    const after = contents(own);
+    t.match(encode([{ ...good, map_id: 98, files: [{ id: 99 }] }, held]), {
+      status: 1,
+      stderr: /\/maps\/1: its open files are of map 7, which the document has already/,
+    });
+    t.match(encode([{ ...held, files: [{ id: 99 }, { id: 4 }] }]), {
+      status: 1,
+      stderr: /\/maps\/0\/files\/1\/id: file 4 is one of another map/,
+    });
+    t.same(contents(own), after);
   });
 
   t.test('an empty folder is filled, not replaced: it may be the current one', async (t) => {

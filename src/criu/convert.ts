@@ -20,7 +20,7 @@ import {
 import { tableText } from '../dump/plugin-table.js';
 import { copyInput, rewriteImage } from '../dump/rewrite.js';
 import { BpfimgError, ioError } from '../errors.js';
-import { BPFMAP_FILE, FDINFO, FILES, INVENTORY, type Kind } from '../image/kinds.js';
+import { BPFMAP_FILE } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage } from '../image/wire.js';
@@ -179,23 +179,26 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
     written.add(name);
     return images.file(name);
   };
-  const rewrite = async (name: string, kind: Kind, edit: (message: JsonObject) => JsonObject) => {
+  const rewrite = async (name: string, edit: (message: JsonObject) => JsonObject) => {
     const input = await openInput(path.join(folder, name));
     try {
-      await rewriteImage(input, kind, file(name), edit);
+      await rewriteImage(input, file(name), (before) => {
+        const message = edit(before);
+        return message === before ? undefined : { message };
+      });
     } finally {
       input.close();
     }
   };
   try {
-    await rewrite(IMAGE.files, FILES, (message) => changedFile(message, change));
+    await rewrite(IMAGE.files, (message) => changedFile(message, change));
     for (const name of fdinfoImages(folder)) {
       if (await leadsTo(path.join(folder, name), change)) {
-        await rewrite(name, FDINFO, (message) => changedFd(message, change));
+        await rewrite(name, (message) => changedFd(message, change));
       }
     }
     if (fs.existsSync(path.join(folder, INVENTORY_IMAGE))) {
-      await rewrite(INVENTORY_IMAGE, INVENTORY, (message) => changedInventory(message, change));
+      await rewrite(INVENTORY_IMAGE, (message) => changedInventory(message, change));
     }
     for (const what of ['data', 'meta', 'btf'] as const) {
       if (!images.has(dump.names[what])) continue;

@@ -83,11 +83,17 @@ const FILE_ATTRIBUTES: readonly Attribute[] = [
 ];
 
 /** Text of a value, integers of any size in it. */
-const text = (value: Json) => print(value, COMPACT);
+const text = (value: Json) => print(value, { ...COMPACT, wide: 'digits' });
 
-function equal(a: Json | undefined, b: Json): boolean {
-  if (typeof a === 'object' || typeof b === 'object') return text(a ?? null) === text(b);
-  return a !== undefined && String(a) === String(b);
+/** Whether both say the same, in whatever order members stand. */
+export function equal(a: Json | undefined, b: Json | undefined): boolean {
+  const members = (value: Json | undefined) =>
+    typeof value === 'object' && value !== null ? new Map(Object.entries(value)) : undefined;
+  const [left, right] = [members(a), members(b)];
+  if (left === undefined || right === undefined) {
+    return left === right && (a === undefined || b === undefined ? a === b : String(a) === String(b));
+  }
+  return left.size === right.size && [...left].every(([name, value]) => equal(value, right.get(name)));
 }
 
 /** The map's members, from its first file. */
@@ -152,7 +158,7 @@ export function fileMessage(
   types: MapTypes,
 ): JsonObject {
   const message: JsonObject = { ...(before ?? fresh(id)), id };
-  if (before === undefined && file.$raw !== undefined) message.$raw = file.$raw;
+  if (file.$raw !== undefined) message.$raw = file.$raw;
   const set = (attribute: Attribute, from: JsonObject) => {
     const value = from[attribute.member];
     if (value === undefined) return;

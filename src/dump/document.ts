@@ -14,7 +14,7 @@ import {
   writeItems,
 } from '../json/items.js';
 import { mapIdForm } from '../json/map-id.js';
-import { COMPACT, PYTHON_PRETTY, print, type Style } from '../json/print.js';
+import { COMPACT, PRETTY, print, type Style } from '../json/print.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import { mapMembers } from './attributes.js';
 import { factMembers } from './facts.js';
@@ -66,7 +66,7 @@ class DocumentWriter {
   ) {
     const pretty = options.pretty && !options.lines;
     this.#format = options.limit === undefined ? MAPS_FORMAT : SHOW_FORMAT;
-    this.#style = pretty ? { ...PYTHON_PRETTY, ascii: false } : COMPACT;
+    this.#style = pretty ? PRETTY : COMPACT;
   }
 
   /** A line start at an indentation level of the document. */

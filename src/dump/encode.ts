@@ -196,7 +196,9 @@ class DocumentReader {
   /** Whether the header, as far as it has been read, says all that its items need. */
   #explained(header: JsonObject): boolean {
     if (this.#btf !== undefined) return header.types !== undefined;
-    return header.value_size !== undefined || header.data_value_size !== undefined || header.type !== undefined;
+    // Values of per-CPU maps and of maps of maps look otherwise, but for values of an odd size.
+    const { type, data_value_size } = header;
+    return type !== undefined || (data_value_size !== undefined && data_value_size !== mapIdForm.size);
   }
 
   async #copies(reader: JsonReader, header: JsonObject, bodies: Body[]): Promise<void> {

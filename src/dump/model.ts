@@ -75,6 +75,8 @@ export interface DumpMap {
   /** In image order. CRIU restores from the last. */
   readonly data: MapData[];
   readonly meta: JsonObject | undefined;
+  /** Number of the entry that {@link meta} is. */
+  readonly metaEntry: number | undefined;
 }
 
 /** Names of the images that make a dump one of BPF maps. */
@@ -141,8 +143,9 @@ export interface DumpBtf {
   readonly name: string;
   /** Bytes. */
   readonly size: number;
-  /** Its entry in the image. */
+  /** Its entry in the image, and the entry's number. */
   readonly message: JsonObject;
+  readonly entry: number;
   /** Reads the blob. */
   read(): Promise<Buffer>;
 }
@@ -221,7 +224,7 @@ export async function openDump(folder: string, onBroken: OnBroken = rethrow): Pr
   }
   await readHolders(names, builder, each);
   const { meta, btf, data } = builder.names;
-  await each(meta, BPFMAP_META, ({ message }) => builder.meta(message));
+  await each(meta, BPFMAP_META, (entry) => builder.meta(entry));
   if (names.has(btf)) await builder.btfImage(await open(btf), btf);
   if (names.has(data)) await builder.dataImage(await open(data), data);
   return builder.dump();
@@ -290,7 +293,10 @@ const MAX_ENTRIES = 1_000_000;
 type EachEntry = (name: string, kind: Kind, take: (entry: Entry) => void) => Promise<void>;
 
 class DumpBuilder {
-  readonly #maps = new Map<number, { files: MapFile[]; data: MapData[]; meta: JsonObject | undefined }>();
+  readonly #maps = new Map<
+    number,
+    { files: MapFile[]; data: MapData[]; meta: JsonObject | undefined; metaEntry: number | undefined }
+  >();
   readonly #images = new Set<string>();
   readonly files = new Map<number, MapFile>();
   /** Open files that CRIU left to plugins: what files.img says of their owners, by id. */
@@ -321,7 +327,7 @@ class DumpBuilder {
     this.#count();
     let map = this.#maps.get(id);
     if (map === undefined) {
-      map = { files: [], data: [], meta: undefined };
+      map = { files: [], data: [], meta: undefined, metaEntry: undefined };
       this.#maps.set(id, map);
     }
     return map;
@@ -452,9 +458,10 @@ class DumpBuilder {
     this.#table.set(id, line);
   }
 
-  meta(message: JsonObject): void {
+  meta({ index, message }: Entry): void {
     const map = this.#map(message.map_id as number);
     map.meta = message;
+    map.metaEntry = index;
     if (this.#plugin) return;
     // A dump without processes (ours) keeps here who held the files.
     for (const holder of (message.holders ?? []) as Record<string, number>[]) {
@@ -475,7 +482,7 @@ class DumpBuilder {
         throw new BpfimgError('badImage', `${input.name}: entry ${index}: ${what}`);
       }
       const read = async () => Buffer.from(await new Cursor(input, extraAt, extraAt + extraSize).take(extraSize));
-      this.btf.set(id, { id, name: (message.name ?? '') as string, size: extraSize, message, read });
+      this.btf.set(id, { id, name: (message.name ?? '') as string, size: extraSize, message, entry: index, read });
     });
   }
 

@@ -3,9 +3,16 @@ import type { Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage } from '../image/wire.js';
-import { writeHead, writeMessage } from '../image/writer.js';
+import { writeMessage } from '../image/writer.js';
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
+
+/** An entry as it will be. */
+export interface NewEntry {
+  readonly message: JsonObject;
+  /** Writes what follows the message; what follows it now stays when absent. */
+  readonly extra?: ((out: Output) => Promise<void>) | undefined;
+}
 
 /** Copies `size` bytes of `input`, from `from` on. */
 export async function copyInput(input: Input, from: number, size: number, out: Output): Promise<void> {
@@ -17,20 +24,32 @@ export async function copyInput(input: Input, from: number, size: number, out: O
   }
 }
 
+/** Writes an entry of an image of `kind`, its text one character a byte. */
+export async function writeEntry({ message, extra }: NewEntry, kind: Kind, out: Output): Promise<void> {
+  writeMessage(out, encodeMessage(kind.message, message, 'latin1'));
+  await extra?.(out);
+}
+
 /**
- * Copies an image whose entries are messages alone.
- * @param change the entry's message in the copy; the same one to leave it as it is
+ * Copies an image. Only entries that `change` gives something for are written anew, all else is copied as it stands.
+ * @param input has a size
+ * @param change what becomes of the entry of that message and number; undefined to leave it
  */
 export async function rewriteImage(
   input: Input,
-  kind: Kind,
   out: Output,
-  change: (message: JsonObject) => JsonObject,
+  change: (message: JsonObject, index: number) => NewEntry | undefined,
 ): Promise<void> {
   const reader = await ImageReader.open(input, 'latin1');
-  writeHead(out, kind, reader.head);
-  for await (const { message } of reader.entries()) {
-    writeMessage(out, encodeMessage(kind.message, change(message), 'latin1'));
+  /** Where the bytes begin that are not yet copied. */
+  let from = 0;
+  for await (const { message, index, offset, extraAt, extraSize } of reader.entries()) {
+    const changed = change(message, index);
     await out.turn();
+    if (changed === undefined) continue;
+    await copyInput(input, from, offset - from, out);
+    await writeEntry(changed, reader.kind, out);
+    from = changed.extra === undefined ? extraAt : extraAt + extraSize;
   }
+  await copyInput(input, from, (input.size as number) - from, out);
 }

@@ -1,31 +1,32 @@
-/** Where the maps of a document go: a fresh dump, or the BPF parts of a CRIU dump that stands there. */
+/** Where the maps of a document go: a fresh dump, or the BPF parts of a dump that stands there. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, ioError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
-import { ImageReader } from '../image/reader.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
-import { writeHead, writeMessage } from '../image/writer.js';
+import { writeHead } from '../image/writer.js';
 import { type Input, openInput } from '../io/input.js';
 import { FolderOutput, type Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
-import { AttributeError, fileMessage, mapText } from './attributes.js';
+import { AttributeError, equal, fileMessage, mapText } from './attributes.js';
 import { factMembers } from './facts.js';
 import {
   type Dump,
   type DumpMap,
   type FileMessage,
+  type Holder,
   IMAGE,
+  type ImageNames,
   type MapFile,
   openDump,
   PLUGIN_IMAGE,
   PLUGIN_TABLE,
   type PluginDump,
 } from './model.js';
-import { tableText } from './plugin-table.js';
-import { copyInput, rewriteImage } from './rewrite.js';
+import { type TableLine, tableText } from './plugin-table.js';
+import { copyInput, type NewEntry, rewriteImage, writeEntry } from './rewrite.js';
 
 /** One data entry of the document: its message, and where its keys and values wait. */
 export interface Body {
@@ -53,6 +54,9 @@ export interface Target {
   abort(): Promise<void>;
 }
 
+/** Images of which any makes a folder a dump of maps. */
+const MAP_IMAGES = [IMAGE, PLUGIN_IMAGE].flatMap((names) => [names.files, names.bpfmapFile, names.data]);
+
 /**
  * Opens what a document is encoded into.
  * @param force replace the BPF parts of a dump that stands there
@@ -66,18 +70,15 @@ export async function openTarget(folder: string, force: boolean, types: MapTypes
   if (names.length > 0 && images.length === 0) {
     throw new BpfimgError('conflict', `${folder}: not empty and no dump, expected a new or empty folder`);
   }
-  if ([IMAGE.files, PLUGIN_IMAGE.bpfmapFile, PLUGIN_IMAGE.data].some((name) => names.includes(name))) {
-    const dump = await openDump(folder);
-    const broken = dump.lost.plugin.find(({ code }) => code !== 'plugin-stale');
-    if (broken !== undefined) {
-      dump.close();
-      throw new BpfimgError('badImage', `${path.join(folder, broken.image)}: ${broken.message}`);
-    }
-    return dump.plugin === undefined
-      ? new ChangedDump(folder, dump, types)
-      : new ChangedPluginDump(folder, dump, dump.plugin, types);
+  if (!MAP_IMAGES.some((name) => names.includes(name))) return new FreshDump(folder, types);
+  const dump = await openDump(folder);
+  const broken = dump.lost.plugin.find(({ code }) => code !== 'plugin-stale');
+  if (broken !== undefined) {
+    dump.close();
+    throw new BpfimgError('badImage', `${path.join(folder, broken.image)}: ${broken.message}`);
   }
-  return new FreshDump(folder, types, names.includes(IMAGE.data) ? await mapIds(folder) : new Set());
+  if (dump.plugin !== undefined) return new ChangedPluginDump(folder, dump, dump.plugin, types);
+  return new (names.includes(IMAGE.files) ? ChangedDump : ChangedOwnDump)(folder, dump, types);
 }
 
 /** What is in a folder; nothing when it is not there. */
@@ -89,24 +90,18 @@ function namesIn(folder: string): string[] {
   }
 }
 
-/** Ids of the maps in a dump. */
-async function mapIds(folder: string): Promise<Set<number>> {
-  const dump = await openDump(folder);
-  dump.close();
-  return new Set(dump.maps.map((map) => map.mapId));
-}
-
-/** Encodes a message; what does not fit is news about `pointer` within the map. */
-async function encoded(kind: Kind, message: JsonObject, map: DocumentMap, pointer: string): Promise<Uint8Array> {
+/** Passes a message on that can be encoded; what does not fit is news about `pointer` within the map. */
+async function fitting(kind: Kind, message: JsonObject, map: DocumentMap, pointer: string): Promise<JsonObject> {
   try {
-    return encodeMessage(kind.message, message, 'latin1');
+    encodeMessage(kind.message, message, 'latin1');
+    return message;
   } catch (error) {
     if (error instanceof ValueError) throw await map.bad(pointer + error.pointer, error.message);
     throw error;
   }
 }
 
-/** The message of one file of `map`, `file` being its member of the document's `files`. */
+/** The message of one file of `map`, `index` being its place in the document's `files`. */
 async function messageOf(
   before: JsonObject | undefined,
   id: number,
@@ -116,7 +111,7 @@ async function messageOf(
 ): Promise<JsonObject> {
   const file = filesOf(map)[index] ?? {};
   try {
-    return fileMessage(before, id, map.header, file, types);
+    return await fitting(BPFMAP_FILE, fileMessage(before, id, map.header, file, types), map, '');
   } catch (error) {
     if (!(error instanceof AttributeError)) throw error;
     const own = error.member !== '' && file[error.member.slice(1)] !== undefined;
@@ -128,91 +123,111 @@ function filesOf(map: DocumentMap): JsonObject[] {
   return (map.header.files ?? []) as JsonObject[];
 }
 
-async function writeBody(body: Body, map: DocumentMap, out: Output): Promise<void> {
-  writeMessage(out, await encoded(BPFMAP_DATA, body.message, map, ''));
-  for (const part of body.parts) await copyInput(part.input(), 0, part.length, out);
+function fdsOf(file: JsonObject): JsonObject[] {
+  return (file.fds ?? []) as JsonObject[];
 }
 
-/** A new dump of our own images; in place of such a dump when it stood there. */
+/** What a document may say only once. */
+interface Taken {
+  /** Ids of open files, those of the dump as well. */
+  readonly ids: Set<number>;
+  /** `PID:FD`: an fd leads to one open file. */
+  readonly fds: Set<string>;
+}
+
+/** The descriptors of an open file as bpfmap-meta.img has them; they are taken then. */
+async function holdersOf(map: DocumentMap, index: number, id: number, { fds }: Taken): Promise<JsonObject[]> {
+  const holders: JsonObject[] = [];
+  for (const [place, { pid, fd, cloexec }] of fdsOf(filesOf(map)[index] ?? {}).entries()) {
+    const held = `${String(pid)}:${String(fd)}`;
+    if (fds.has(held)) {
+      const message = `fd ${String(fd)} of process ${String(pid)} stands twice`;
+      throw await map.bad(`/files/${index}/fds/${place}`, message);
+    }
+    fds.add(held);
+    holders.push({ file_id: id, pid: pid as number, fd: fd as number, ...(cloexec ? { fd_flags: 1 } : {}) });
+  }
+  return holders;
+}
+
+/** The messages of a map that its dump does not have yet. */
+interface FreshMap {
+  readonly files: readonly JsonObject[];
+  readonly meta: JsonObject;
+}
+
+/** @param taken what the dump has; what the map has is added */
+async function freshMap(map: DocumentMap, taken: Taken, types: MapTypes): Promise<FreshMap> {
+  const { header } = map;
+  const { ids } = taken;
+  const files: JsonObject[] = [];
+  const holders: JsonObject[] = [];
+  // Data without a file is kept as that; a map that says what it is gets a file to be restored from.
+  const said = header.files === undefined && header.type !== undefined ? [{}] : filesOf(map);
+  for (const [index, file] of said.entries()) {
+    const id = (file.id as number | undefined) ?? freeId(ids);
+    if (ids.has(id)) throw await map.bad(`/files/${index}/id`, `file ${id} stands twice in the document`);
+    ids.add(id);
+    files.push(await messageOf(undefined, id, map, index, types));
+    holders.push(...(await holdersOf(map, index, id, taken)));
+  }
+  const meta: JsonObject = { ...(header.meta as JsonObject | undefined), map_id: header.map_id as number };
+  if (holders.length > 0) meta.holders = holders;
+  // Where the map had types of its own, those it is shown by are but a way to look at it.
+  if (meta.btf_id === undefined && map.types !== undefined) Object.assign(meta, factMembers({ types: map.types }));
+  return { files, meta: await fitting(BPFMAP_META, meta, map, '/meta') };
+}
+
+function freeId(ids: ReadonlySet<number>): number {
+  let id = ids.size + 1;
+  while (ids.has(id)) id++;
+  return id;
+}
+
+/** A new dump of our own images. */
 class FreshDump implements Target {
   readonly #folder: FolderOutput;
   readonly #files: Output;
   readonly #data: Output;
   readonly #meta: Output;
   #btf: Output | undefined;
-  readonly #ids = new Set<number>();
-  /** `PID:FD`: an fd leads to one open file. */
-  readonly #fds = new Set<string>();
+  readonly #taken: Taken = { ids: new Set(), fds: new Set() };
 
-  /** @param replaced ids of the maps that stand in the folder now and that the document must have too */
   constructor(
-    readonly folder: string,
+    folder: string,
     readonly types: MapTypes,
-    readonly replaced: Set<number>,
   ) {
     this.#folder = new FolderOutput(folder);
-    this.#files = this.#folder.file(IMAGE.bpfmapFile);
-    this.#data = this.#folder.file(IMAGE.data);
-    this.#meta = this.#folder.file(IMAGE.meta);
-    writeHead(this.#files, BPFMAP_FILE);
-    writeHead(this.#data, BPFMAP_DATA);
-    writeHead(this.#meta, BPFMAP_META);
+    this.#files = this.#image('bpfmapFile');
+    this.#data = this.#image('data');
+    this.#meta = this.#image('meta');
+  }
+
+  #image(name: ImageName): Output {
+    const out = this.#folder.file(IMAGE[name]);
+    writeHead(out, KIND[name]);
+    return out;
   }
 
   async btf(message: JsonObject, input: Input, at: number, size: number): Promise<void> {
-    if (this.#btf === undefined) {
-      this.#btf = this.#folder.file(IMAGE.btf);
-      writeHead(this.#btf, BPFMAP_BTF);
-    }
-    writeMessage(this.#btf, encodeMessage(BPFMAP_BTF.message, message, 'latin1'));
-    await copyInput(input, at, size, this.#btf);
+    this.#btf ??= this.#image('btf');
+    await writeEntry({ message, extra: (out) => copyInput(input, at, size, out) }, BPFMAP_BTF, this.#btf);
   }
 
   async map(map: DocumentMap): Promise<void> {
-    const { header } = map;
-    this.replaced.delete(header.map_id as number);
-    const holders: JsonObject[] = [];
-    // Data without a file is kept as that; a map that says what it is gets a file to be restored from.
-    const files = header.files === undefined && header.type !== undefined ? [{}] : filesOf(map);
-    for (const [index, file] of files.entries()) {
-      const id = (file.id as number | undefined) ?? this.#freeId();
-      if (this.#ids.has(id)) throw await map.bad(`/files/${index}/id`, `file ${id} stands twice in the document`);
-      this.#ids.add(id);
-      const message = await messageOf(undefined, id, map, index, this.types);
-      writeMessage(this.#files, await encoded(BPFMAP_FILE, message, map, ''));
-      for (const [place, { pid, fd, cloexec }] of ((file.fds ?? []) as JsonObject[]).entries()) {
-        const held = `${String(pid)}:${String(fd)}`;
-        if (this.#fds.has(held)) {
-          throw await map.bad(
-            `/files/${index}/fds/${place}`,
-            `fd ${String(fd)} of process ${String(pid)} stands twice`,
-          );
-        }
-        this.#fds.add(held);
-        holders.push({ file_id: id, pid: pid as number, fd: fd as number, ...(cloexec ? { fd_flags: 1 } : {}) });
-      }
+    const { files, meta } = await freshMap(map, this.#taken, this.types);
+    for (const message of files) await writeEntry({ message }, BPFMAP_FILE, this.#files);
+    await writeEntry({ message: meta }, BPFMAP_META, this.#meta);
+    for (const { message, parts } of map.bodies) {
+      const extra = async (out: Output) => {
+        for (const part of parts) await copyInput(part.input(), 0, part.length, out);
+      };
+      await writeEntry({ message: await fitting(BPFMAP_DATA, message, map, ''), extra }, BPFMAP_DATA, this.#data);
     }
-    const meta: JsonObject = { ...(header.meta as JsonObject | undefined), map_id: header.map_id as number };
-    if (holders.length > 0) meta.holders = holders;
-    // Where the map had types of its own, those it is shown by are but a way to look at it.
-    if (meta.btf_id === undefined && map.types !== undefined) Object.assign(meta, factMembers({ types: map.types }));
-    writeMessage(this.#meta, await encoded(BPFMAP_META, meta, map, '/meta'));
-    for (const body of map.bodies) await writeBody(body, map, this.#data);
   }
 
-  #freeId(): number {
-    let id = this.#ids.size + 1;
-    while (this.#ids.has(id)) id++;
-    return id;
-  }
-
-  async commit(): Promise<void> {
-    if (this.replaced.size > 0) {
-      const ids = [...this.replaced].slice(0, 20).join(', ');
-      const message = `${this.folder}: the document lacks its maps ${ids}, which would be lost; encode into a new folder`;
-      throw new BpfimgError('conflict', message);
-    }
-    await this.#folder.commit();
+  commit(): Promise<void> {
+    return this.#folder.commit();
   }
 
   abort(): Promise<void> {
@@ -220,145 +235,240 @@ class FreshDump implements Target {
   }
 }
 
-/** A data entry that waits in the store. */
-interface Stored {
-  readonly at: number;
-  readonly size: number;
+type ImageName = keyof ImageNames;
+type Extra = NonNullable<NewEntry['extra']>;
+
+const KIND: Readonly<Record<ImageName, Kind>> = {
+  files: FILES,
+  bpfmapFile: BPFMAP_FILE,
+  data: BPFMAP_DATA,
+  meta: BPFMAP_META,
+  btf: BPFMAP_BTF,
+};
+
+/** What changes in an image. */
+interface Changes {
+  /** New entries in place of old ones, by their number. */
+  readonly entries: Map<number, (before: JsonObject) => NewEntry>;
+  /** Those that come behind all others. */
+  readonly added: NewEntry[];
 }
 
 /**
- * A CRIU dump whose maps change. Entries keep their order and everything else its bytes; maps the
- * document does not mention stay as they are.
+ * A dump whose maps change; this one is CRIU's own. Entries keep their order and everything else its bytes: maps that
+ * the document does not mention, and what it does not say of those it does.
  */
 class ChangedDump implements Target {
-  /** New data entries, whole, in the order of the document. */
+  /** New keys and values, in the order of the document. */
   readonly #store = new Spool();
-  /** What the document says of open files, by id. */
-  protected readonly files = new Map<number, JsonObject>();
-  /** New data by the map id that the dump has now. */
-  readonly #data = new Map<number, Stored[]>();
+  /** The same, once all are there. */
+  #stored: Input | undefined;
+  readonly #changes = new Map<ImageName, Changes>();
+  /** BTF objects of the document that the dump does not have, by id. */
+  readonly #objects = new Map<number, NewEntry>();
+  /** Ids of those that maps have their types in. */
+  readonly #referred = new Set<number>();
+  /** Maps of the dump that the document has had. */
+  readonly #taken = new Set<DumpMap>();
+  readonly #byId: ReadonlyMap<number, DumpMap>;
+  readonly #byFile: ReadonlyMap<number, DumpMap>;
   #output: FolderOutput | undefined;
 
   constructor(
     readonly folder: string,
     readonly dump: Dump,
     readonly types: MapTypes,
-  ) {}
+  ) {
+    this.#byId = new Map(dump.maps.map((map) => [map.mapId, map]));
+    this.#byFile = new Map(dump.maps.flatMap((map) => map.files.map(({ message }) => [message.id, map])));
+  }
 
-  /** CRIU has no room for types; the document's are only there to read its items by. */
-  async btf(_message: JsonObject, _input: Input, _at: number, _size: number): Promise<void> {}
+  /** Puts an entry in place of the `number`th of an image. */
+  protected replace(image: ImageName, number: number, entry: (before: JsonObject) => NewEntry): void {
+    this.#changed(image).entries.set(number, entry);
+  }
+
+  /** Puts an entry behind the last of an image. */
+  protected add(image: ImageName, entry: NewEntry): void {
+    this.#changed(image).added.push(entry);
+  }
+
+  #changed(image: ImageName): Changes {
+    let changes = this.#changes.get(image);
+    if (changes === undefined) {
+      changes = { entries: new Map(), added: [] };
+      this.#changes.set(image, changes);
+    }
+    return changes;
+  }
+
+  async btf(message: JsonObject, input: Input, at: number, size: number): Promise<void> {
+    const here = this.dump.btf.get(message.btf_id as number);
+    const extra = (out: Output) => copyInput(input, at, size, out);
+    if (here === undefined) this.#objects.set(message.btf_id as number, { message, extra });
+    else this.replace('btf', here.entry, (before) => ({ message: { ...before, ...message }, extra }));
+  }
 
   async map(map: DocumentMap): Promise<void> {
-    const here = await this.#here(map);
+    const here = this.#here(map);
+    if (here === undefined) return this.fresh(map);
+    if (this.#taken.has(here)) {
+      throw await map.bad('', `its open files are of map ${here.mapId}, which the document has already`);
+    }
+    this.#taken.add(here);
     for (const [index, file] of filesOf(map).entries()) {
       const before = here.files.find(({ message }) => message.id === file.id);
-      if (before === undefined) {
-        throw await map.bad(`/files/${index}/id`, `no open file ${String(file.id)} of this map in ${this.folder}`);
+      if (before === undefined) await this.freshFile(map, index);
+      else {
+        if (file.fds !== undefined && fdsText(fdsOf(file)) !== fdsText(before.holders)) {
+          await this.holders(map, index, before);
+        }
+        await this.file(before, await messageOf(before.message, before.message.id, map, index, this.types), map, index);
       }
-      const fds = JSON.stringify(((file.fds ?? []) as JsonObject[]).map(({ pid, fd }) => [pid, fd]));
-      if (file.fds !== undefined && fds !== JSON.stringify(before.holders.map(({ pid, fd }) => [pid, fd]))) {
-        throw await map.bad(`/files/${index}/fds`, 'who holds a map stands in fdinfo-*.img, which is left alone');
-      }
-      const message = await messageOf(before.message, before.message.id, map, index, this.types);
-      await encoded(BPFMAP_FILE, message, map, '');
-      this.files.set(before.message.id, message);
     }
-    await this.changes(map, here);
-    if (map.bodies.length > 0) this.#data.set(here.mapId, await this.#keep(map, here));
+    await this.facts(map, here);
+    await this.#data(map, here);
   }
 
-  /** For what else a document can change of a map. */
-  protected async changes(_map: DocumentMap, _here: DumpMap): Promise<void> {}
-
-  /** The dump's map that the document's is: by its open files, else by id. */
-  async #here(map: DocumentMap): Promise<DumpMap> {
-    const ids = new Set(filesOf(map).map((file) => file.id));
-    const byFile = this.dump.maps.find((one) => one.files.some(({ message }) => ids.has(message.id)));
-    const here = byFile ?? this.dump.maps.find((one) => one.mapId === map.header.map_id);
-    if (here !== undefined) return here;
-    throw await map.bad(
-      '/map_id',
-      `no map ${String(map.header.map_id)} in ${this.folder}, and nothing there would hold it`,
-    );
+  /** The dump's map that the document's is: by its first open file that the dump has, else by id. */
+  #here(map: DocumentMap): DumpMap | undefined {
+    for (const { id } of filesOf(map)) {
+      const here = this.#byFile.get(id as number);
+      if (here !== undefined) return here;
+    }
+    return this.#byId.get(map.header.map_id as number);
   }
 
-  /** Puts the map's data aside, as many entries as the dump has of it. */
-  async #keep(map: DocumentMap, here: DumpMap): Promise<Stored[]> {
-    const stored: Stored[] = [];
-    for (const body of map.bodies) {
+  /** Takes a map that the dump does not have. */
+  protected async fresh(map: DocumentMap): Promise<void> {
+    const id = String(map.header.map_id);
+    throw await map.bad('/map_id', `no map ${id} in ${this.folder}, and nothing there would hold it`);
+  }
+
+  /** Takes an open file that the dump's map does not have. */
+  protected async freshFile(map: DocumentMap, index: number): Promise<void> {
+    const id = String(filesOf(map)[index]?.id);
+    throw await map.bad(`/files/${index}/id`, `no open file ${id} of this map in ${this.folder}`);
+  }
+
+  /** Takes other holders of an open file. */
+  protected async holders(map: DocumentMap, index: number, _before: MapFile): Promise<void> {
+    throw await map.bad(`/files/${index}/fds`, 'who holds a map stands in fdinfo-*.img, which is left alone');
+  }
+
+  /** Takes the message that an open file now has. */
+  protected async file(
+    { image, entry }: MapFile,
+    message: JsonObject,
+    _map: DocumentMap,
+    _index: number,
+  ): Promise<void> {
+    if (image === IMAGE.files) this.replace('files', entry, (before) => ({ message: { ...before, bpf: message } }));
+    else this.replace('bpfmapFile', entry, () => ({ message }));
+  }
+
+  /** Takes what only our own images say of a map. */
+  protected async facts(map: DocumentMap, here: DumpMap): Promise<void> {
+    // CRIU's images have no room for it.
+    if (here.metaEntry === undefined && this.dump.plugin === undefined && this.dump.images.has(IMAGE.files)) return;
+    const message = await this.factsMessage(map, here);
+    if (here.metaEntry !== undefined) this.replace('meta', here.metaEntry, () => ({ message }));
+    else if (Object.keys(message).length > 1) this.add('meta', { message });
+    this.refer(message);
+  }
+
+  protected async factsMessage(map: DocumentMap, here: DumpMap): Promise<JsonObject> {
+    const { holders, ...before } = here.meta ?? {};
+    const said = map.header.meta as JsonObject | undefined;
+    const message: JsonObject = { ...(said ?? before), map_id: map.header.map_id as number };
+    if (holders !== undefined) message.holders = holders;
+    if (said !== undefined && before.$raw !== undefined) message.$raw ??= before.$raw;
+    // What `types` says does not stand in `meta` once more; of a map without types of its own it is but a way to look.
+    if (before.btf_id !== undefined && said?.btf_id === undefined && map.types !== undefined) {
+      Object.assign(message, factMembers({ types: map.types }));
+    }
+    return fitting(BPFMAP_META, message, map, '/meta');
+  }
+
+  /** Notes the types of a map. */
+  protected refer({ btf_id }: JsonObject): void {
+    if (btf_id !== undefined) this.#referred.add(btf_id as number);
+  }
+
+  /** Takes the map's data, of which the dump may have several entries: a document has one when all are the same. */
+  async #data(map: DocumentMap, here: DumpMap): Promise<void> {
+    const { bodies, header } = map;
+    const { data } = here;
+    if (bodies.length > 1 && bodies.length !== Math.max(1, data.length)) {
+      const entries = `${this.folder} has ${Math.max(1, data.length)} data entries of this map`;
+      throw await map.bad('/copies', `${bodies.length - 1} of them, ${entries}`);
+    }
+    if (bodies.length === 0 && header.map_id === here.mapId) return;
+    const extras = await this.#keep(bodies);
+    for (const [i, { entry }] of data.entries()) {
+      const body = bodies.length > 1 ? i : 0;
+      const message: JsonObject = { ...entry.message, map_id: header.map_id as number, ...bodies[body]?.message };
+      // Of entries that a document has as one it has the last one's `$raw`.
+      if (bodies.length === 1 && i < data.length - 1) {
+        delete message.$raw;
+        if (entry.message.$raw !== undefined) message.$raw = entry.message.$raw;
+      }
+      const changed = { message: await fitting(BPFMAP_DATA, message, map, ''), extra: extras[body] };
+      this.replace('data', entry.index, () => changed);
+    }
+    if (data.length === 0) await this.freshData(map, extras);
+  }
+
+  /** Adds the data of a map that has none. */
+  protected async freshData(map: DocumentMap, extras?: readonly Extra[]): Promise<void> {
+    const kept = extras ?? (await this.#keep(map.bodies));
+    for (const [i, { message }] of map.bodies.entries()) {
+      this.add('data', { message: await fitting(BPFMAP_DATA, message, map, ''), extra: kept[i] });
+    }
+  }
+
+  /** Puts keys and values aside until all have been read. */
+  async #keep(bodies: readonly Body[]): Promise<Extra[]> {
+    const kept: Extra[] = [];
+    for (const { parts } of bodies) {
       const at = this.#store.length;
-      await writeBody(body, map, this.#store);
-      stored.push({ at, size: this.#store.length - at });
+      for (const part of parts) await copyInput(part.input(), 0, part.length, this.#store);
+      const size = this.#store.length - at;
+      kept.push((out) => {
+        this.#stored ??= this.#store.input();
+        return copyInput(this.#stored, at, size, out);
+      });
     }
-    const entries = Math.max(1, here.data.length);
-    if (stored.length > 1 && stored.length !== entries) {
-      throw await map.bad(
-        '/copies',
-        `${stored.length - 1} of them, ${this.folder} has ${entries} data entries of this map`,
-      );
-    }
-    return stored.length === 1 ? new Array<Stored>(entries).fill(stored[0] as Stored) : stored;
+    return kept;
   }
 
   async commit(): Promise<void> {
-    this.#output = new FolderOutput(this.folder);
-    await this.images(this.#output);
-    await this.#rewriteData(this.#output);
-    await this.#output.commit();
+    const output = new FolderOutput(this.folder);
+    this.#output = output;
+    await this.finish(output);
+    for (const [image, changes] of this.#changes) await this.#rewrite(output, image, changes);
+    await output.commit();
     this.#end();
   }
 
-  /** Writes the images but that of data. */
-  protected async images(output: FolderOutput): Promise<void> {
-    const changed = (message: JsonObject | undefined) => message && this.files.get(message.id as number);
-    await this.rewrite(output, IMAGE.files, FILES, (message) => {
-      const bpf = changed(message.bpf as JsonObject | undefined);
-      return bpf === undefined ? message : { ...message, bpf };
-    });
-    await this.rewrite(output, IMAGE.bpfmapFile, BPFMAP_FILE, (message) => changed(message) ?? message);
+  /** Takes what is known only when all maps have been taken. */
+  protected async finish(_output: FolderOutput): Promise<void> {
+    for (const id of this.#referred) {
+      const object = this.#objects.get(id);
+      if (object !== undefined) this.add('btf', object);
+    }
   }
 
-  /** Copies an image, when it is there, with some messages changed. */
-  protected async rewrite(
-    output: FolderOutput,
-    name: string,
-    kind: Kind,
-    change: (message: JsonObject) => JsonObject,
-  ): Promise<Output | undefined> {
-    if (!output.has(name)) return undefined;
-    const input = await openInput(path.join(this.folder, name));
+  async #rewrite(output: FolderOutput, image: ImageName, { entries, added }: Changes): Promise<void> {
+    const name = this.dump.names[image];
+    const there = output.has(name) ? await openInput(path.join(this.folder, name)) : undefined;
     try {
       const out = output.file(name);
-      await rewriteImage(input, kind, out, change);
-      return out;
+      if (there === undefined) writeHead(out, KIND[image]);
+      else await rewriteImage(there, out, (before, number) => entries.get(number)?.(before));
+      for (const entry of added) await writeEntry(entry, KIND[image], out);
     } finally {
-      input.close();
-    }
-  }
-
-  async #rewriteData(output: FolderOutput): Promise<void> {
-    const { data } = this.dump;
-    if (data === undefined && this.#data.size === 0) return;
-    const out = output.file(this.dump.names.data);
-    const taken = new Map<number, number>();
-    if (data === undefined) {
-      writeHead(out, BPFMAP_DATA);
-    } else {
-      const reader = await ImageReader.open(data, 'latin1');
-      writeHead(out, BPFMAP_DATA, reader.head);
-      for await (const entry of reader.entries()) {
-        const id = entry.message.map_id as number;
-        const stored = this.#data.get(id);
-        const turn = taken.get(id) ?? 0;
-        taken.set(id, turn + 1);
-        const fresh = stored?.[turn];
-        if (fresh) await copyInput(this.#store.input(), fresh.at, fresh.size, out);
-        else await copyInput(data, entry.offset, entry.extraAt + entry.extraSize - entry.offset, out);
-      }
-    }
-    for (const [id, stored] of this.#data) {
-      if (taken.has(id)) continue;
-      for (const { at, size } of stored) await copyInput(this.#store.input(), at, size, out);
+      there?.close();
     }
   }
 
@@ -373,12 +483,55 @@ class ChangedDump implements Target {
   }
 }
 
-/** A BTF object of the document. */
-interface Blob {
-  readonly message: JsonObject;
-  readonly input: Input;
-  readonly at: number;
-  readonly size: number;
+/** Who holds an open file, as text to compare. */
+function fdsText(fds: readonly (JsonObject | Holder)[]): string {
+  return JSON.stringify(fds.map(({ pid, fd, cloexec }) => [pid, fd, cloexec === true]));
+}
+
+/** A dump of our own images, without processes: maps can come to it, and who holds them is said in it. */
+class ChangedOwnDump extends ChangedDump {
+  /** New holders of open files, by the file's id. */
+  readonly #holders = new Map<number, JsonObject[]>();
+  readonly #has: Taken = { ids: new Set(), fds: new Set() };
+
+  constructor(folder: string, dump: Dump, types: MapTypes) {
+    super(folder, dump, types);
+    for (const { message } of dump.maps.flatMap(({ files }) => files)) this.#has.ids.add(message.id);
+  }
+
+  protected override async fresh(map: DocumentMap): Promise<void> {
+    const { files, meta } = await freshMap(map, this.#has, this.types);
+    for (const message of files) this.add('bpfmapFile', { message });
+    this.add('meta', { message: meta });
+    this.refer(meta);
+    await this.freshData(map);
+  }
+
+  protected override async freshFile(map: DocumentMap, index: number): Promise<void> {
+    const id = filesOf(map)[index]?.id as number;
+    if (this.#has.ids.has(id)) throw await map.bad(`/files/${index}/id`, `file ${id} is one of another map`);
+    this.#has.ids.add(id);
+    this.add('bpfmapFile', { message: await messageOf(undefined, id, map, index, this.types) });
+    this.#holders.set(id, await holdersOf(map, index, id, this.#has));
+  }
+
+  protected override async holders(map: DocumentMap, index: number, before: MapFile): Promise<void> {
+    const { id } = before.message;
+    this.#holders.set(id, await holdersOf(map, index, id, this.#has));
+  }
+
+  protected override async factsMessage(map: DocumentMap, here: DumpMap): Promise<JsonObject> {
+    const message = await super.factsMessage(map, here);
+    const ids = filesOf(map).map(({ id }) => id as number);
+    const changed = ids.filter((id) => this.#holders.has(id));
+    if (changed.length === 0) return message;
+    const others = ((message.holders ?? []) as JsonObject[]).filter(
+      ({ file_id }) => !changed.includes(file_id as number),
+    );
+    const { holders: _, ...rest } = message;
+    const holders = [...others, ...changed.flatMap((id) => this.#holders.get(id) as JsonObject[])];
+    return fitting(BPFMAP_META, holders.length === 0 ? rest : { ...rest, holders }, map, '/meta');
+  }
 }
 
 /**
@@ -386,10 +539,10 @@ interface Blob {
  * only how they were opened is each one's own, and stands in the table.
  */
 class ChangedPluginDump extends ChangedDump {
-  /** New entries by map id. */
-  readonly #maps = new Map<number, JsonObject>();
-  readonly #meta = new Map<number, JsonObject>();
-  readonly #blobs = new Map<number, Blob>();
+  /** Entries of maps as their first open file has them, as text. */
+  readonly #texts = new Map<number, string>();
+  /** How open files are opened now, by id. */
+  readonly #flags = new Map<number, number>();
 
   constructor(
     folder: string,
@@ -400,31 +553,23 @@ class ChangedPluginDump extends ChangedDump {
     super(folder, dump, types);
   }
 
-  override async btf(message: JsonObject, input: Input, at: number, size: number): Promise<void> {
-    this.#blobs.set(message.btf_id as number, { message, input, at, size });
-  }
-
-  protected override async changes(map: DocumentMap, here: DumpMap): Promise<void> {
-    const { mapId } = here;
-    if (map.header.map_id !== mapId) {
-      throw await map.bad('/map_id', `it is map ${mapId} in ${PLUGIN_TABLE}, which names the maps that were open`);
+  protected override async file(before: MapFile, message: JsonObject, map: DocumentMap, index: number): Promise<void> {
+    const mapId = before.message.map_id;
+    if (map.header.map_id === mapId && message.map_id !== mapId) {
+      throw await map.bad(`/files/${index}/map_id`, `must be ${mapId}, as ${PLUGIN_TABLE} has it`);
     }
-    let first: string | undefined;
-    for (const [index, { id }] of filesOf(map).entries()) {
-      const message = this.files.get(id as number) as JsonObject;
-      const before = here.files.find((one) => one.message.id === id) as MapFile;
-      if (message.map_id !== mapId)
-        throw await map.bad(`/files/${index}/map_id`, `must be ${mapId}, as ${PLUGIN_TABLE} has it`);
-      if (JSON.stringify(message.fown) !== JSON.stringify(before.message.fown)) {
-        throw await map.bad(`/files/${index}/fown`, `stands in ${IMAGE.files}, which is left alone`);
-      }
-      const entry = this.#entry(mapId, message);
-      const text = mapText(entry);
-      first ??= text;
-      if (text !== first) throw await map.bad(`/files/${index}`, 'differs from the file before in more than its flags');
-      this.#maps.set(mapId, entry);
+    await this.#sameId(map, mapId);
+    if (!equal(message.fown, before.message.fown)) {
+      throw await map.bad(`/files/${index}/fown`, `stands in ${IMAGE.files}, which is left alone`);
     }
-    await this.#changedMeta(map, here);
+    const entry = this.#entry(mapId, message);
+    const text = mapText(entry);
+    if ((this.#texts.get(mapId) ?? text) !== text) {
+      throw await map.bad(`/files/${index}`, 'differs from the file before in more than its flags');
+    }
+    this.#texts.set(mapId, text);
+    this.#flags.set(message.id as number, message.flags as number);
+    await super.file(before, entry, map, index);
   }
 
   /** The entry that says of the map what `message` says of an open file. */
@@ -435,75 +580,25 @@ class ChangedPluginDump extends ChangedDump {
     return { ...message, id, ...own, ...(fown === undefined ? {} : { fown }) };
   }
 
-  async #changedMeta(map: DocumentMap, here: DumpMap): Promise<void> {
-    const { meta } = map.header;
-    if (meta === undefined) return;
-    const entry: JsonObject = { ...(meta as JsonObject), map_id: here.mapId };
-    if (here.meta?.holders !== undefined) entry.holders = here.meta.holders;
-    if (entry.btf_id === undefined && map.types !== undefined) Object.assign(entry, factMembers({ types: map.types }));
-    await encoded(BPFMAP_META, entry, map, '/meta');
-    this.#meta.set(here.mapId, entry);
+  protected override async facts(map: DocumentMap, here: DumpMap): Promise<void> {
+    await this.#sameId(map, here.mapId);
+    await super.facts(map, here);
   }
 
-  protected override async images(output: FolderOutput): Promise<void> {
-    await this.rewrite(output, PLUGIN_IMAGE.bpfmapFile, BPFMAP_FILE, (message) => {
-      return this.#maps.get(message.map_id as number) ?? message;
-    });
-    await this.#metaImage(output);
-    await this.#btfImage(output);
-    await this.#table(output);
+  async #sameId(map: DocumentMap, mapId: number): Promise<void> {
+    if (map.header.map_id === mapId) return;
+    throw await map.bad('/map_id', `it is map ${mapId} in ${PLUGIN_TABLE}, which names the maps that were open`);
   }
 
-  async #metaImage(output: FolderOutput): Promise<void> {
-    const left = new Map(this.#meta);
-    const change = (message: JsonObject) => {
-      const id = message.map_id as number;
-      const changed = left.get(id) ?? message;
-      left.delete(id);
-      return changed;
-    };
-    let out = await this.rewrite(output, PLUGIN_IMAGE.meta, BPFMAP_META, change);
-    if (left.size === 0) return;
-    if (out === undefined) {
-      out = output.file(PLUGIN_IMAGE.meta);
-      writeHead(out, BPFMAP_META);
-    }
-    for (const message of left.values()) writeMessage(out, encodeMessage(BPFMAP_META.message, message, 'latin1'));
-  }
-
-  /** Adds the types that maps now have and the dump has not. */
-  async #btfImage(output: FolderOutput): Promise<void> {
-    const ids = new Set([...this.#meta.values()].map((meta) => meta.btf_id as number));
-    const added = [...ids].flatMap((id) => (this.dump.btf.has(id) ? [] : (this.#blobs.get(id) ?? [])));
-    if (added.length === 0) return;
-    const there = output.has(PLUGIN_IMAGE.btf);
-    const out = output.file(PLUGIN_IMAGE.btf);
-    if (there) {
-      const input = await openInput(path.join(this.folder, PLUGIN_IMAGE.btf));
-      try {
-        await copyInput(input, 0, input.size as number, out);
-      } finally {
-        input.close();
-      }
-    } else writeHead(out, BPFMAP_BTF);
-    for (const { message, input, at, size } of added) {
-      writeMessage(out, encodeMessage(BPFMAP_BTF.message, message, 'latin1'));
-      await copyInput(input, at, size, out);
-    }
-  }
-
-  /** Open flags; the table stays as it is where none of them changed. */
-  async #table(output: FolderOutput): Promise<void> {
-    const changed = new Map<number, number>();
-    for (const [id, { flags }] of this.plugin.files) {
-      const now = this.files.get(id)?.flags as number | undefined;
-      if (now !== undefined && now !== flags) changed.set(id, now);
-    }
-    if (changed.size === 0) return;
+  protected override async finish(output: FolderOutput): Promise<void> {
+    await super.finish(output);
+    const { files } = this.plugin;
+    const changed = ({ id, flags }: TableLine) => (this.#flags.get(id) ?? flags) !== flags;
+    if (![...files.values()].some(changed)) return;
+    // What does not change keeps its spelling.
     const out = output.file(PLUGIN_TABLE);
-    for (const line of this.plugin.files.values()) {
-      const flags = changed.get(line.id);
-      out.text(flags === undefined ? line.text : tableText({ ...line, flags }));
+    for (const line of files.values()) {
+      out.text(changed(line) ? tableText({ ...line, flags: this.#flags.get(line.id) as number }) : line.text);
       await out.turn();
     }
   }

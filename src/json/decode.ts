@@ -52,20 +52,20 @@ const BLOB_PART = 48 * 1024;
 
 /**
  * Writes a document's `btf`: a list with a line for each object.
- * @param line the line start of an object, and of the closing bracket
+ * @param lines the line start of an object, and of the closing bracket
  */
 export async function writeBtf(
   objects: readonly BtfObject[],
   out: Output,
   style: Style,
-  [line, last]: readonly [string, string],
+  [lineStart, last]: readonly [string, string],
 ): Promise<void> {
   out.text(`"btf"${style.colon}[`);
   for (const [i, { message, read }] of objects.entries()) {
     const { size: _, ...members } = message;
-    const { indent, colon, ascii } = style;
-    const text = print({ ...members, blob: '' }, { comma: indent === undefined ? style.comma : ', ', colon, ascii });
-    out.text(`${i === 0 ? '' : style.comma.trimEnd()}${line}${text.slice(0, -2)}`);
+    const { indent, ...line } = style;
+    const text = print({ ...members, blob: '' }, { ...line, comma: indent === undefined ? style.comma : ', ' });
+    out.text(`${i === 0 ? '' : style.comma.trimEnd()}${lineStart}${text.slice(0, -2)}`);
     const blob = Buffer.from(await read());
     for (let at = 0; at < blob.length; at += BLOB_PART) {
       out.text(blob.toString('base64', at, Math.min(at + BLOB_PART, blob.length)));
@@ -99,7 +99,8 @@ export async function decodeImage(reader: ImageReader, out: Output, options: Dec
   if (options.dialect === 'ndjson') return decodeLines(reader, out, options);
   const asItems = options.dialect === 'items' && reader.kind === BPFMAP_DATA;
   const { pretty } = options;
-  const style = pretty ? PYTHON_PRETTY : asItems ? COMPACT : PYTHON;
+  const python = pretty ? PYTHON_PRETTY : PYTHON;
+  const style: Style = options.dialect === 'crit' ? python : asItems && !pretty ? COMPACT : { ...python, wide: 'text' };
   const [outer, inner] = pretty ? ['\n    ', '\n        '] : ['', asItems ? '\n  ' : ''];
   const header = Object.entries(imageHeader(reader)).map(
     ([name, value]) => `${outer}"${name}"${style.colon}${print(value, style)}`,
@@ -215,7 +216,7 @@ async function writeItemsEntry(reader: ImageReader, entry: Entry, out: Output, o
   const { pretty } = options;
   const { count, keys_bytes, values_bytes } = entry.message as Record<string, number>;
   const shape = itemShape(count as number, keys_bytes as number, values_bytes as number);
-  const style = pretty ? PYTHON_PRETTY : COMPACT;
+  const style: Style = pretty ? { ...PYTHON_PRETTY, wide: 'text' } : COMPACT;
   const level = pretty ? 2 : 0;
   if (shape === undefined) return writeCritEntry(reader, entry, out, { ...options, pretty: false }, style, level);
   const { header, forms } = formed(entry.message, shape, options);

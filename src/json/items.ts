@@ -12,7 +12,7 @@ import { Cursor, type Input, WINDOW } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
-import { PYTHON_PRETTY, print } from './print.js';
+import { PRETTY, print } from './print.js';
 import { isBlank, type JsonReader } from './reader.js';
 
 /** Sizes of an entry's items; per-CPU maps also say how a value is cut into one copy a CPU. */
@@ -107,7 +107,7 @@ export const ITEM_COMPACT: ItemStyle = { before: '{', colon: ':', comma: ',', af
 /** An item indented by four, as an object that stands at `level`. */
 export function itemIndented(level: number): ItemStyle {
   const outer = `\n${' '.repeat(4 * level)}`;
-  const json = (value: Json) => print(value, { ...PYTHON_PRETTY, ascii: false }, level + 1);
+  const json = (value: Json) => print(value, PRETTY, level + 1);
   return { before: `{${outer}    `, colon: ': ', comma: `,${outer}    `, after: `${outer}}`, json };
 }
 

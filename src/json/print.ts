@@ -9,14 +9,18 @@ export interface Style {
   readonly colon: string;
   /** Write characters beyond ASCII as `\uXXXX`. */
   readonly ascii: boolean;
+  /** What integers beyond 2^53-1 are: digits like all others, or text, because jq and JavaScript would change them. */
+  readonly wide: 'digits' | 'text';
 }
 
 /** Python's `json.dump`, which is what crit prints. */
-export const PYTHON: Style = { comma: ', ', colon: ': ', ascii: true };
+export const PYTHON: Style = { comma: ', ', colon: ': ', ascii: true, wide: 'digits' };
 /** Python's `json.dump` with `indent=4`: crit's `--pretty`. */
-export const PYTHON_PRETTY: Style = { indent: 4, comma: ',', colon: ': ', ascii: true };
+export const PYTHON_PRETTY: Style = { indent: 4, comma: ',', colon: ': ', ascii: true, wide: 'digits' };
 /** No blanks at all, as go-criu and `jq -c` write. */
-export const COMPACT: Style = { comma: ',', colon: ':', ascii: false };
+export const COMPACT: Style = { comma: ',', colon: ':', ascii: false, wide: 'text' };
+/** Indented as crit does, for documents that are ours. */
+export const PRETTY: Style = { ...PYTHON_PRETTY, ascii: false, wide: 'text' };
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: what JSON.stringify escapes itself is left alone, DEL is not
 const NOT_ASCII = /[^\x00-\x7e]/g;
@@ -29,11 +33,13 @@ export function quote(text: string, ascii: boolean): string {
 }
 
 /**
- * Prints a value. Integers of any size are plain digits.
+ * Prints a value.
  * @param level indentation level the value stands at
  */
 export function print(value: Json, style: Style, level = 0): string {
   if (typeof value === 'string') return quote(value, style.ascii);
+  // What is exact in a double has been made a number.
+  if (typeof value === 'bigint') return style.wide === 'text' ? `"${value}"` : String(value);
   if (typeof value !== 'object' || value === null) return String(value);
   const isList = Array.isArray(value);
   const parts = isList
