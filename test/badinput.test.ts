@@ -1,5 +1,6 @@
 /** Bad input is the user's news: one line that says which file, what is wrong, where, and what was expected. */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { gzipSync } from 'node:zlib';
@@ -7,6 +8,7 @@ import t from 'tap';
 import { BpfimgError } from '../src/errors.js';
 import { openInput } from '../src/io/input.js';
 import { decode, encode, piped, type Source } from './helpers/codec.js';
+import { TOP } from './helpers/command.js';
 import { fixture } from './helpers/fixtures.js';
 import { blob, COMMON, dataMessage, entry, image, item, MAGIC, mapData, scalar, words } from './helpers/images.js';
 
@@ -158,6 +160,12 @@ t.test('what is wrong with an image, and where', async (t) => {
     ],
     ['JSON after a blank', Buffer.from('\n {"magic"'), /it looks like JSON/],
     ['gzip', gzipSync(two), /no image magic; it is compressed: unpack it first$/],
+    ['xz', Buffer.from('fd377a585a0000', 'hex'), /it is compressed: unpack it first$/],
+    ...['gnu', 'ustar', 'pax'].map((format): [string, Buffer, RegExp] => [
+      `a tar archive (${format})`,
+      execFileSync('tar', [`--format=${format}`, '-c', '-C', path.join(TOP, 'fixtures'), 'flowd/bpfmap-data.img']),
+      /^first word 0x[0-9a-f]{8} is no image magic; it is a tar archive: unpack it first$/,
+    ]),
     ['zstd', Buffer.from([0x28, 0xb5, 0x2f, 0xfd, 0, 0]), /it is compressed: unpack it first$/],
     [
       'a big-endian image',
@@ -166,6 +174,7 @@ t.test('what is wrong with an image, and where', async (t) => {
     ],
     ['a big-endian v1.0 image', Buffer.from([0x64, 0x32, 0x40, 0x33]), /it is a big-endian image/],
     ['a core image', words(COMMON, 0x55053847), 'it is a CORE image, which bpfimg does not decode (crit does)'],
+    ['an image that crit does not decode, either', words(COMMON, 0x54435556), /^it is a PIDFD image, which .* decode$/],
     ['an mm image of v1.0', words(0x57492820), 'it is a MM image, which bpfimg does not decode (crit does)'],
     ['a service image', words(0x55105940, 0x57093306), 'it is a STATS image, which bpfimg does not decode (crit does)'],
     [

@@ -83,7 +83,7 @@ export const KINDS: readonly Kind[] = [
   kind('TUNFILE', 0x57143751, 'tunfile_entry'),
 ];
 
-/** Kinds that only crit decodes, so that a message can name what was found. */
+/** Kinds that bpfimg does not decode, so that a message can name what was found. */
 const OTHER_KINDS: Readonly<Record<number, string>> = {
   0x56084025: 'PAGEMAP',
   0x55053847: 'CORE',
@@ -137,6 +137,14 @@ export function kindOfMagic(magic: number): Kind | undefined {
 
 export function kindOfName(name: string): Kind | undefined {
   return byName.get(name);
+}
+
+/** Kinds whose images crit has no handler for (CRIU 4.1.1). */
+const NOT_CRITS: ReadonlySet<string> = new Set(['SIGNAL', 'BINFMT_MISC', 'PIDFD']);
+
+/** Whether crit decodes images of a kind that bpfimg does not. */
+export function critDecodes(name: string): boolean {
+  return !NOT_CRITS.has(name);
 }
 
 /** Name of a kind bpfimg does not decode, when CRIU has such a magic. */

@@ -5,7 +5,16 @@
  */
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
-import { foreignKind, HEAD_COMMON, HEAD_SERVICE, type Head, type Kind, kindNames, kindOfMagic } from './kinds.js';
+import {
+  critDecodes,
+  foreignKind,
+  HEAD_COMMON,
+  HEAD_SERVICE,
+  type Head,
+  type Kind,
+  kindNames,
+  kindOfMagic,
+} from './kinds.js';
 import type { JsonObject } from './message.js';
 import { decodeMessage, type Text, WireError } from './wire.js';
 
@@ -74,7 +83,10 @@ export class ImageReader {
       magic = word(cursor.bytes, cursor.at + 4);
     }
     const kind = kindOfMagic(magic);
-    if (kind === undefined) throw new BpfimgError('badImage', `${name}: ${notAnImage(magic, head, cursor)}`);
+    if (kind === undefined) {
+      await cursor.fill(Math.min(TAR.at + TAR.magic.length, cursor.bytes.length));
+      throw new BpfimgError('badImage', `${name}: ${notAnImage(magic, head, cursor)}`);
+    }
     cursor.at += head === 'none' ? 4 : 8;
     return new ImageReader(input, cursor, kind, head, text);
   }
@@ -131,22 +143,32 @@ export class ImageReader {
   }
 }
 
+/** What stands in a tar archive, and where. */
+const TAR = { at: 257, magic: 'ustar' };
+
+/** First bytes of what gzip, zstd, xz and bzip2 make. */
+const PACKED = ['\x1f\x8b', '\x28\xb5\x2f\xfd', '\xfd7zX', 'BZh'];
+
 /** Says what a file without a known magic probably is. */
 function notAnImage(magic: number, head: Head, cursor: Cursor): string {
   const foreign = foreignKind(magic);
-  if (foreign !== undefined) return `it is a ${foreign} image, which bpfimg does not decode (crit does)`;
+  if (foreign !== undefined) {
+    return `it is a ${foreign} image, which bpfimg does not decode${critDecodes(foreign) ? ' (crit does)' : ''}`;
+  }
   const hex = `0x${magic.toString(16).padStart(8, '0')}`;
   if (head !== 'none') return `unknown image kind ${hex} at offset 4, expected one of ${kindNames().join(', ')}`;
   const other = swapped(magic);
   if (other === HEAD_COMMON || other === HEAD_SERVICE || kindOfMagic(other)) {
     return 'it is a big-endian image (from s390x?), bpfimg reads little-endian ones';
   }
-  const first = Buffer.from(cursor.bytes.subarray(cursor.at, cursor.at + 4)).toString('latin1');
+  const start = Buffer.from(cursor.bytes.subarray(cursor.at, cursor.end)).toString('latin1');
+  if (start.startsWith(TAR.magic, TAR.at)) return 'it is a tar archive: unpack it first';
+  const first = start.slice(0, 4);
   const guess = /^\s*[{[]/.test(first)
     ? 'it looks like JSON: `bpfimg encode` makes an image of it'
     : first.startsWith('\x7fELF')
       ? 'it is an ELF file'
-      : first.startsWith('\x1f\x8b') || first.startsWith('\x28\xb5\x2f\xfd')
+      : PACKED.some((magic) => first.startsWith(magic))
         ? 'it is compressed: unpack it first'
         : 'it is probably raw data such as memory pages (pages-*.img), which no tool decodes';
   return `first word ${hex} is no image magic; ${guess}`;
