@@ -164,7 +164,7 @@ t.test('what is wrong with an image, and where', async (t) => {
     ...['gnu', 'ustar', 'pax'].map((format): [string, Buffer, RegExp] => [
       `a tar archive (${format})`,
       execFileSync('tar', [`--format=${format}`, '-c', '-C', path.join(TOP, 'fixtures'), 'flowd/bpfmap-data.img']),
-      /^first word 0x[0-9a-f]{8} is no image magic; it is a tar archive: unpack it first$/,
+      /^it is a tar archive: unpack it first$/,
     ]),
     ['zstd', Buffer.from([0x28, 0xb5, 0x2f, 0xfd, 0, 0]), /it is compressed: unpack it first$/],
     [
