@@ -3,9 +3,11 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
+import { mapTypes } from '../src/cli/plugins.js';
 import { buildPlugin, MARKER, PLUGIN_FILE } from '../src/criu/build.js';
 import { readConfig } from '../src/criu/config.js';
 import { bpfimg, TOP } from './helpers/command.js';
+import { compile } from './helpers/criu.js';
 
 t.test('settings', async (t) => {
   const folder = t.testdir();
@@ -49,7 +51,7 @@ t.test('settings', async (t) => {
     t.throws(() => read(text), { message: `${file}: ${message}` }, text);
   }
   fs.mkdirSync(path.join(folder, 'folder'));
-  t.throws(() => readConfig(path.join(folder, 'folder')), { message: /folder: cannot read it/ });
+  t.throws(() => readConfig(path.join(folder, 'folder')), { message: /folder: no regular file/ });
 });
 
 t.test('the document names every setting', async (t) => {
@@ -62,6 +64,117 @@ t.test('the document names every setting', async (t) => {
 });
 
 const compiler = spawnSync('cc', ['--version']).error === undefined;
+
+/** Lines of a settings file, and what is wrong with them; undefined for nothing. */
+const LINES: readonly [text: string, wrong?: string][] = [
+  [''],
+  ['# nothing\n\n   \n\t#'],
+  ['take-over yes\ndump-timeout 5\nrestore-timeout 99999\nrestore-hook-arguments 2\n'],
+  ['take-over yes\ntake-over no\ndump-timeout 7\ndump-timeout 8'],
+  ['  dump-timeout\t30 # seconds\r\n\ftake-over  yes\v\r\n'],
+  ['reuse yes\ndrain no\npartial fail\nunresolved skip\npercpu spread\nlibdir /a/b\nlibdir /ü#x'],
+  ['dump-timeout soon', 'line 1: dump-timeout soon: expected seconds'],
+  ['dump-timeout 0', 'line 1: dump-timeout 0: expected seconds'],
+  ['dump-timeout 05', 'line 1: dump-timeout 05: expected seconds'],
+  ['dump-timeout -1', 'line 1: dump-timeout -1: expected seconds'],
+  ['dump-timeout 100000', 'line 1: dump-timeout 100000: expected seconds'],
+  ['dump-timeout 9s', 'line 1: dump-timeout 9s: expected seconds'],
+  ['dump-timeout 5 6', 'line 1: dump-timeout 5 6: expected seconds'],
+  ['\n\nrestore-timeout', 'line 3: restore-timeout : expected seconds'],
+  ['restore-hook-arguments 3', 'line 1: restore-hook-arguments 3: expected 1, 2'],
+  ['restore-hook-arguments 1,', 'line 1: restore-hook-arguments 1,: expected 1, 2'],
+  ['take-over', 'line 1: take-over : expected yes, no'],
+  ['take-over Yes', 'line 1: take-over Yes: expected yes, no'],
+  ['take-over ye', 'line 1: take-over ye: expected yes, no'],
+  ['take-over yes no', 'line 1: take-over yes no: expected yes, no'],
+  ['take-over=yes', 'line 1: no setting is named take-over=yes'],
+  ['take-over\u00a0yes', 'line 1: no setting is named take-over\u00a0yes'],
+  ['\ufefftake-over yes', 'line 1: no setting is named \ufefftake-over'],
+  ['Take-over yes', 'line 1: no setting is named Take-over'],
+  ['take-over yes\0', 'line 1: a NUL byte'],
+  ['# a comment\0\ntake-over yes', 'line 1: a NUL byte'],
+  ['percpu last', 'line 1: percpu last: expected first, sum, spread'],
+  ['libdir plugins', 'line 1: libdir plugins: expected an absolute path'],
+  ['take-over yes\nreus yes\ndump-timeout soon', 'line 2: no setting is named reus'],
+];
+
+t.test('the plugin and its helpers read one grammar', { skip: !compiler && 'no C compiler (cc)' }, async (t) => {
+  const folder = t.testdir();
+  const file = path.join(folder, 'criu.conf');
+  const program = path.join(folder, 'steps');
+  const macros = ['VERSION', 'NODE', 'BPFIMG'].map((name) => `-D${name}="/none"`);
+  const source = path.join(TOP, 'test/helpers/plugin-steps.c');
+  compile('-std=gnu11', ...macros, `-DCONFIG=${JSON.stringify(file)}`, '-o', program, source);
+  const inC = () => spawnSync(program, ['settings'], { encoding: 'utf8' }).stdout.trimEnd();
+  const inTs = () => {
+    try {
+      const { takeOver } = readConfig(file);
+      return `take-over ${takeOver ? 'yes' : 'no'}`;
+    } catch (error) {
+      return (error as Error).message;
+    }
+  };
+  for (const [text, wrong] of LINES) {
+    fs.writeFileSync(file, text);
+    const [c, ts] = [inC(), inTs()];
+    if (wrong === undefined) {
+      const last = (name: string, otherwise: string) =>
+        [...text.matchAll(new RegExp(`${name}\\s+(\\w+)`, 'g'))].at(-1)?.[1] ?? otherwise;
+      const takeOver = `take-over ${last('take-over', 'no')}`;
+      const timeouts = `dump-timeout ${last('dump-timeout', '60')}, restore-timeout ${last('restore-timeout', '60')}`;
+      t.equal(ts, takeOver, JSON.stringify(text));
+      t.equal(c, `${takeOver}, ${timeouts}, restore-hook-arguments ${last('restore-hook-arguments', '0')}`);
+    } else t.same([c, ts], [`${file}: ${wrong}`, `${file}: ${wrong}`], JSON.stringify(text));
+  }
+  fs.rmSync(file);
+  t.match([inC(), inTs()], [/^take-over no, dump-timeout 60/, 'take-over no'], 'there is none');
+
+  const root = process.getuid?.() === 0;
+  t.test('what root must not trust, neither does', { skip: !root && 'needs root' }, async (t) => {
+    fs.writeFileSync(file, 'reuse yes\n');
+    for (const [mode, uid, why] of [
+      [0o664, 0, 'others may write it (mode 664)'],
+      [0o646, 0, 'others may write it (mode 646)'],
+      [0o600, 12345, 'it belongs to user 12345'],
+      [0o644, 0, undefined],
+    ] as const) {
+      fs.chmodSync(file, mode);
+      fs.chownSync(file, uid, 0);
+      if (why === undefined) t.match([inC(), inTs()], [/^take-over no, /, 'take-over no']);
+      else t.same([inC(), inTs()], Array(2).fill(`${file}: refused as root: ${why}`));
+    }
+    fs.rmSync(file);
+    t.equal(spawnSync('mkfifo', [file]).status, 0);
+    t.same([inC(), inTs()], Array(2).fill(`${file}: no regular file`), 'and does not wait');
+  });
+});
+
+t.test('plugin folders that root must not trust', { skip: process.getuid?.() !== 0 && 'needs root' }, async (t) => {
+  const folder = path.join(t.testdir({ libs: { 'p.mjs': 'export default { name: "p", types: [] };' } }), 'libs');
+  const file = path.join(folder, 'p.mjs');
+  const said = async (env: Record<string, string> = {}) => {
+    const folders = env.BPFIMG_LIBS_DIR === undefined ? [folder] : [];
+    return mapTypes(folders, { env }).then(
+      () => 'taken',
+      (error: Error) => error.message,
+    );
+  };
+  t.match(await said(), /no plugin: expected a list of map types/, 'a sound folder is read');
+  for (const [name, mode, uid, why] of [
+    [folder, 0o777, 0, 'others may write it (mode 777)'],
+    [folder, 0o1777, 0, 'others may write it (mode 1777)'],
+    [folder, 0o770, 0, 'others may write it (mode 770)'],
+    [folder, 0o755, 12345, 'it belongs to user 12345'],
+    [file, 0o666, 0, 'others may write it (mode 666)'],
+    [file, 0o644, 12345, 'it belongs to user 12345'],
+  ] as const) {
+    fs.chmodSync(name, mode);
+    fs.chownSync(name, uid, 0);
+    for (const env of [{}, { BPFIMG_LIBS_DIR: folder }]) t.equal(await said(env), `${name}: refused as root: ${why}`);
+    fs.chownSync(name, 0, 0);
+    fs.chmodSync(name, name === folder ? 0o755 : 0o644);
+  }
+});
 
 t.test('compiled where it is wanted', { skip: !compiler && 'no C compiler (cc)' }, async (t) => {
   const folder = path.join(t.testdir(), 'some "odd" place');

@@ -151,7 +151,7 @@ t.test('images cannot be written', { skip }, async (t) => {
     fs.mkdirSync(path.join(held.folder, 'bpfimg-files.txt/x'), { recursive: true });
     const { status, log } = await dump(held.witness.pid, held.folder, bench);
     t.equal(status, 1);
-    t.match(log, /Error \(bpfimg\): bpfimg-files\.txt: Is a directory\n/);
+    t.match(log, /Error \(bpfimg\): bpfimg-files\.txt: it is a folder\n/);
     t.match(log, new RegExp(`Error \\(bpfimg\\): BPF map ${before[0]?.id} \\(m, type 1\\) was not dumped\\n`));
     t.same(await held.witness.see(), before);
   }
@@ -161,7 +161,7 @@ t.test('a setting that is none', { skip }, async (t) => {
   const plugin = buildPlugin(path.join(bench.folder, 'misspelt'), ['# of ours', 'dump-timeut 5']);
   const held = await bench.witness(t, 'map m', 'fill m 5');
   const ran = await dump(held.witness.pid, held.folder, { plugin });
-  await refused(t, held, ran, [/^Error \(bpfimg\): .*criu\.conf: line 2: no setting is named dump-timeut$/, failed]);
+  await refused(t, held, ran, [/^Error \(bpfimg\): .*criu\.conf: line 2: no setting is named dump-timeut$/]);
 });
 
 t.test('partial fail: what would be carried in part only is refused', { skip }, async (t) => {

@@ -12,6 +12,8 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
+#include <limits.h>
 #include <link.h>
 #include <linux/bpf.h>
 #include <poll.h>
@@ -23,6 +25,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -82,35 +85,126 @@ __attribute__((format(printf, 2, 3))) static int say(int level, const char *form
 
 /* -------------------------------------------------------------- settings */
 
+/* Why root must not read or run a file, in whose text `why` is; NULL when nothing speaks against it. */
+static const char *distrust(const struct stat *file, char why[64])
+{
+	if (geteuid() != 0 || (file->st_uid == 0 && (file->st_mode & (S_IWGRP | S_IWOTH)) == 0))
+		return NULL;
+	if (file->st_uid != 0)
+		snprintf(why, 64, "it belongs to user %u", file->st_uid);
+	else
+		snprintf(why, 64, "others may write it (mode %o)", file->st_mode & 07777);
+	return why;
+}
+
+/* All settings and what they may be: words, seconds, or a path. src/criu/config.ts has the same table and grammar. */
+static const struct {
+	const char *name, *values;
+} known[] = {
+	{ "reuse", "yes, no" },
+	{ "drain", "yes, no" },
+	{ "partial", "warn, fail" },
+	{ "unresolved", "fail, skip" },
+	{ "percpu", "first, sum, spread" },
+	{ "libdir", "an absolute path" },
+	{ "take-over", "yes, no" },
+	{ "dump-timeout", "seconds" },
+	{ "restore-timeout", "seconds" },
+	{ "restore-hook-arguments", "1, 2" },
+};
+
 static struct {
 	bool take_over;
 	int dump_timeout, restore_timeout; /* seconds without a sign of life */
 	int hook_arguments;                /* of the restore hook; 0: find out */
+	char problem[512];                 /* what is wrong with the file: no map is dumped or restored then */
 } settings;
 
-/* Lines `NAME VALUE`. The helpers read the same file, and tell of what is wrong with it. */
+static bool is_value(const char *value, const char *values)
+{
+	size_t size = strlen(value);
+
+	if (strcmp(values, "an absolute path") == 0)
+		return *value == '/';
+	if (strcmp(values, "seconds") == 0)
+		return size >= 1 && size <= 5 && *value != '0' && strspn(value, "0123456789") == size;
+	for (const char *one = values; one; one = strstr(one, ", ") ? strstr(one, ", ") + 2 : NULL)
+		if (size > 0 && strncmp(one, value, size) == 0 && (one[size] == ',' || one[size] == '\0'))
+			return true;
+	return false;
+}
+
+static void set(const char *name, const char *value)
+{
+	if (strcmp(name, "take-over") == 0)
+		settings.take_over = strcmp(value, "yes") == 0;
+	else if (strcmp(name, "dump-timeout") == 0)
+		settings.dump_timeout = atoi(value);
+	else if (strcmp(name, "restore-timeout") == 0)
+		settings.restore_timeout = atoi(value);
+	else if (strcmp(name, "restore-hook-arguments") == 0)
+		settings.hook_arguments = atoi(value);
+}
+
+/* A line `NAME VALUE`, `#` starting a comment. Returns -1 and says in `what` what is wrong with it. */
+static int read_setting(char *line, char *what, size_t size)
+{
+	static const char space[] = " \t\r\v\f";
+	char *rest, *name = strtok_r((line[strcspn(line, "#")] = '\0', line), space, &rest);
+	char *value = name ? rest + strspn(rest, space) : NULL;
+
+	if (!name)
+		return 0;
+	for (size_t i = strlen(value); i > 0 && strchr(space, value[i - 1]); i--)
+		value[i - 1] = '\0';
+	for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++) {
+		if (strcmp(known[i].name, name) != 0)
+			continue;
+		if (strpbrk(value, space) || !is_value(value, known[i].values)) {
+			snprintf(what, size, "%s %s: expected %s", name, value, known[i].values);
+			return -1;
+		}
+		set(name, value);
+		return 0;
+	}
+	snprintf(what, size, "no setting is named %s", name);
+	return -1;
+}
+
+/* The helpers read the same file, and more of it. */
 static void read_settings(void)
 {
-	char line[256], name[32], value[32];
-	FILE *file = fopen(CONFIG, "re");
+	/* Not to wait for who writes, if it is a pipe. */
+	int fd = open(CONFIG, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	FILE *file = fd < 0 ? NULL : fdopen(fd, "r");
+	char *line = NULL, what[256] = "", why[64];
+	size_t room = 0;
+	ssize_t got;
+	struct stat stat;
 
-	settings.take_over = false;
+	memset(&settings, 0, sizeof(settings));
 	settings.dump_timeout = settings.restore_timeout = 60;
-	settings.hook_arguments = 0;
-	while (file && fgets(line, sizeof(line), file)) {
-		if (sscanf(line, " %31[^# \t\n] %31[^# \t\n]", name, value) != 2)
-			continue;
-		if (strcmp(name, "take-over") == 0)
-			settings.take_over = strcmp(value, "yes") == 0;
-		else if (strcmp(name, "dump-timeout") == 0)
-			settings.dump_timeout = atoi(value);
-		else if (strcmp(name, "restore-timeout") == 0)
-			settings.restore_timeout = atoi(value);
-		else if (strcmp(name, "restore-hook-arguments") == 0)
-			settings.hook_arguments = atoi(value);
+	if (!file) {
+		if (errno != ENOENT)
+			snprintf(settings.problem, sizeof(settings.problem), "%s: %s", CONFIG, strerror(errno));
+		return;
 	}
-	if (file)
-		fclose(file);
+	if (fstat(fd, &stat) != 0 || !S_ISREG(stat.st_mode))
+		snprintf(settings.problem, sizeof(settings.problem), "%s: no regular file", CONFIG);
+	else if (distrust(&stat, why))
+		snprintf(settings.problem, sizeof(settings.problem), "%s: refused as root: %s", CONFIG, why);
+	for (int number = 1; !*settings.problem && (got = getline(&line, &room, file)) >= 0; number++) {
+		if (line[got - 1] == '\n')
+			line[--got] = '\0';
+		if (strlen(line) < (size_t)got)
+			strcpy(what, "a NUL byte");
+		else
+			read_setting(line, what, sizeof(what));
+		if (*what)
+			snprintf(settings.problem, sizeof(settings.problem), "%s: line %d: %s", CONFIG, number, what);
+	}
+	free(line);
+	fclose(file);
 }
 
 /* ---------------------------------------------------------------- tables */
@@ -204,7 +298,7 @@ static int open_map(void *arg, int unused_fd, pid_t unused_pid)
 /* --------------------------------------------------------------- helpers */
 
 /* In the child: exactly the fds that a helper gets, and nothing of CRIU's. */
-__attribute__((noreturn)) static void become_helper(char **args, int in, int out, pid_t parent)
+__attribute__((noreturn)) static void become_helper(char **args, int stage, int in, int out, pid_t parent)
 {
 	char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 	char *environment[] = { path, NULL };
@@ -218,8 +312,8 @@ __attribute__((noreturn)) static void become_helper(char **args, int in, int out
 		sigaction(signal, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	/* It puts back what it has taken out of a queue, which a SIGKILL would not let it. */
-	prctl(PR_SET_PDEATHSIG, SIGTERM);
+	/* It ends with CRIU. On a dump it puts back what it has taken out of a queue, which a SIGKILL would not let it. */
+	prctl(PR_SET_PDEATHSIG, stage == DUMP ? SIGTERM : SIGKILL);
 	if (getppid() != parent)
 		_exit(127);
 	for (int i = 0; i < 4; i++)
@@ -298,23 +392,43 @@ static int listen_to(int from, int *end, int timeout, int (*line)(char *))
 	}
 }
 
+/* What root must not run: `program`, or what is in the same folder and may be part of it. */
+static int check_program(const char *program, bool folder)
+{
+	char why[64], *path = strdup(program);
+	struct stat file;
+	int failed = 0;
+
+	for (int i = 0; path && !failed && i <= folder; i++) {
+		/* One that is not there is execve's to tell of. */
+		if (stat(path, &file) == 0 && distrust(&file, why))
+			failed = error("%s: refused as root: %s", path, why);
+		if (strrchr(path, '/'))
+			*strrchr(path, '/') = '\0';
+	}
+	free(path);
+	return failed;
+}
+
 /*
  * Runs a helper, and returns when it has ended and was waited for: a child that is left would make CRIU take
  * it for one of the tasks, and end itself or them.
  */
-static int run_helper(char **args, int timeout, int (*line)(char *))
+static int run_helper(char **args, int stage, int timeout, int (*line)(char *))
 {
 	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, status = 0, failed = -1;
 	sigset_t child, before;
 	pid_t pid = -1, parent = getpid();
 
+	if (check_program(args[0], false) != 0 || check_program(args[1], true) != 0)
+		return -1;
 	sigemptyset(&child);
 	sigaddset(&child, SIGCHLD);
 	sigprocmask(SIG_BLOCK, &child, &before);
 	if (pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0)
 		pid = fork();
 	if (pid == 0)
-		become_helper(args, in[0], out[1], parent);
+		become_helper(args, stage, in[0], out[1], parent);
 	if (pid < 0)
 		error("%s: %s", args[2], strerror(errno));
 	close(in[0]);
@@ -339,6 +453,140 @@ static int run_helper(char **args, int timeout, int (*line)(char *))
 	close(out[0]);
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	return failed;
+}
+
+/* ---------------------------------------------------------------- images */
+
+/*
+ * A dump replaces the maps of the one before it in the same folder, and puts them back when it fails. Its own
+ * must have their names before the last hook returns, for CRIU's post-dump script may copy the folder, and only
+ * exit(), which comes after that, tells whether the dump failed. So the old ones step aside, into folders
+ * whose names say how far that has come, whenever CRIU is killed:
+ *
+ *   NEW     the helper's images, whole; as long as it is there, those in place are not of one dump
+ *   MOVING  some of the old ones; the others are still in place
+ *   OLD     all of the old ones; in place are new ones or none
+ */
+#define NEW ".bpfimg-new"
+#define MOVING ".bpfimg-moving"
+#define OLD ".bpfimg-old"
+#define ASIDE "." NEW ".bpfimg-" /* start of names that mean nothing, as what the helper has not finished */
+
+/* Of this run. */
+static bool helper_ran, in_place;
+
+static bool is_there(const char *name)
+{
+	return faccessat(criu_get_image_dir(), name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+static DIR *open_folder(const char *name)
+{
+	return fdopendir(openat(criu_get_image_dir(), name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+}
+
+static bool is_ours(const char *name)
+{
+	return strcmp(name, TABLE) == 0 || fnmatch("bpfimg-*.img", name, 0) == 0;
+}
+
+/* Moves our images from one folder into another; without another, removes them. A folder has no other files. */
+static int move(const char *from, const char *to)
+{
+	DIR *source = open_folder(from), *target = to ? open_folder(to) : NULL;
+	int failed = !source || (to && !target) ? error("%s: %s", source ? to : from, strerror(errno)) : 0;
+	struct dirent *entry;
+	struct stat file;
+
+	while (!failed && (entry = readdir(source))) {
+		const char *name = entry->d_name;
+
+		if (!is_ours(name))
+			continue;
+		if (fstatat(dirfd(source), name, &file, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(file.st_mode))
+			failed = error("%s: it is a folder", name);
+		else if (target ? renameat(dirfd(source), name, dirfd(target), name) : unlinkat(dirfd(source), name, 0))
+			failed = error("%s: %s", name, strerror(errno));
+	}
+	if (source)
+		closedir(source);
+	if (target)
+		closedir(target);
+	return failed;
+}
+
+static int make_folder(const char *name)
+{
+	if (mkdirat(criu_get_image_dir(), name, 0700) == 0 || errno == EEXIST)
+		return 0;
+	return error("%s: %s", name, strerror(errno));
+}
+
+static int remove_folder(const char *name)
+{
+	if (!is_there(name))
+		return 0;
+	if (move(name, NULL) != 0)
+		return -1;
+	return unlinkat(criu_get_image_dir(), name, AT_REMOVEDIR) == 0 ? 0 : error("%s: %s", name, strerror(errno));
+}
+
+static int rename_folder(const char *from, const char *to)
+{
+	int folder = criu_get_image_dir();
+
+	return renameat(folder, from, folder, to) == 0 ? 0 : error("%s: %s", from, strerror(errno));
+}
+
+/* Removes what the helper has made, and what was to be removed when somebody was killed. */
+static int remove_new(void)
+{
+	DIR *folder = open_folder(".");
+	struct dirent *entry, *file;
+
+	while (folder && (entry = readdir(folder)))
+		if (fnmatch(ASIDE "*", entry->d_name, 0) == 0) {
+			DIR *part = open_folder(entry->d_name);
+
+			while (part && (file = readdir(part)))
+				unlinkat(dirfd(part), file->d_name, 0);
+			if (part)
+				closedir(part);
+			unlinkat(dirfd(folder), entry->d_name, AT_REMOVEDIR);
+		}
+	if (folder)
+		closedir(folder);
+	return remove_folder(NEW);
+}
+
+/* Puts the old images back, from wherever it stands; the new ones go. */
+static int put_back(void)
+{
+	if (is_there(OLD) && (make_folder(NEW) || move(".", NEW) || rename_folder(OLD, MOVING)))
+		return -1;
+	if (is_there(MOVING) && (move(MOVING, ".") || remove_folder(MOVING)))
+		return -1;
+	return remove_new();
+}
+
+/* Gives the helper's images their names. */
+static int put_in_place(void)
+{
+	if (!in_place && (make_folder(MOVING) || move(".", MOVING) || rename_folder(MOVING, OLD)))
+		return -1;
+	in_place = true;
+	return move(NEW, ".") || remove_folder(NEW);
+}
+
+/* After a dump. One that has worked and has no maps takes those of an older one away as well. */
+static void end_dump(bool failed)
+{
+	if (failed ? helper_ran : !in_place)
+		put_back();
+	if (!failed && !in_place)
+		move(".", NULL);
+	if (!failed && in_place && rename_folder(OLD, ASIDE "old") == 0)
+		remove_new();
 }
 
 /* ------------------------------------------------------------------ dump */
@@ -370,7 +618,7 @@ static int capture(unsigned int wanted)
 	char *numbers = calloc(map_count + 2, 16);
 	int failed = -1;
 
-	if (args && numbers) {
+	if (args && numbers && (helper_ran || put_back() == 0)) {
 		const char *fixed[] = { NODE, BPFIMG, "criu-dump", CONFIG };
 
 		memcpy(args, fixed, sizeof(fixed));
@@ -379,7 +627,8 @@ static int capture(unsigned int wanted)
 			args[FIXED + i] = numbers + (i + 1) * 16;
 			snprintf(args[FIXED + i], 16, "%u", i < map_count ? maps[i].id : wanted);
 		}
-		failed = run_helper(args, settings.dump_timeout, dump_line);
+		helper_ran = true;
+		failed = run_helper(args, DUMP, settings.dump_timeout, dump_line);
 	}
 	free(args);
 	free(numbers);
@@ -400,13 +649,17 @@ static int dump_map(int fd, unsigned int id, const struct info *info)
 {
 	const struct map *map = find_map(info->id);
 
+	if (*settings.problem)
+		return error("%s", settings.problem);
 	if (!map) {
 		if (capture(info->id) != 0)
 			return -1;
 		map = find_map(info->id);
+		if (!map)
+			return error("the helper says nothing of it");
+		if (put_in_place() != 0)
+			return -1;
 	}
-	if (!map)
-		return error("the helper says nothing of it");
 	if (map->problem)
 		return error("%s", map->problem);
 	if (!table && open_table() != 0)
@@ -509,17 +762,21 @@ static int prepare_restore(void)
 
 	if (!needed)
 		return 0;
+	if (is_there(NEW) || is_there(MOVING))
+		return error("a dump into this folder was broken off: its images are not all of one dump");
 	failed = read_table();
 	/* Where CRIU has no list of plugins (before 4.1), every one seems to be needed. */
 	if (failed == 1 && faccessat(criu_get_image_dir(), "bpfimg-file.img", F_OK, 0) != 0)
 		return 0;
 	if (failed)
 		return failed == 1 ? error("%s is missing: it says which files of the dump are BPF maps", TABLE) : -1;
+	if (*settings.problem)
+		return error("%s", settings.problem);
 	if (settings.hook_arguments == 0) {
 		dl_iterate_phdr(find_argument, &two);
 		settings.hook_arguments = two ? 2 : 1;
 	}
-	failed = run_helper(args, settings.restore_timeout, restore_line);
+	failed = run_helper(args, RESTORE, settings.restore_timeout, restore_line);
 	for (size_t i = 0; i < file_count; i++)
 		if (failed || files[i].fd < 0)
 			missing = error("BPF map %u (file 0x%x) was not restored", files[i].map, files[i].id);
@@ -578,35 +835,70 @@ static int take_over(void)
 	return 0;
 }
 
+static int find_self(struct dl_phdr_info *object, size_t size, void *found)
+{
+	(void)size;
+	for (int i = 0; i < object->dlpi_phnum; i++) {
+		const ElfW(Phdr) *part = &object->dlpi_phdr[i];
+
+		if (part->p_type == PT_LOAD && (size_t)marker - object->dlpi_addr - part->p_vaddr < part->p_memsz)
+			return (*(const char **)found = object->dlpi_name, 1);
+	}
+	return 0;
+}
+
+static bool is_copy(int folder, const char *name)
+{
+	int fd = openat(folder, name, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	void *bytes = MAP_FAILED;
+	struct stat file;
+	bool found = false;
+
+	if (fd >= 0 && fstat(fd, &file) == 0 && S_ISREG(file.st_mode) && file.st_size > 0)
+		bytes = mmap(NULL, file.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (bytes != MAP_FAILED) {
+		found = memmem(bytes, file.st_size, marker, strcspn(marker, "\n") + 1) != NULL;
+		munmap(bytes, file.st_size);
+	}
+	if (fd >= 0)
+		close(fd);
+	return found;
+}
+
+/* CRIU loads every *.so of our folder. Two of us would each have a part of the maps, in the same images. */
+static int check_alone(void)
+{
+	const char *self = NULL, *name;
+	char path[PATH_MAX];
+	struct dirent *entry;
+	DIR *folder;
+	int failed = 0;
+
+	dl_iterate_phdr(find_self, &self);
+	if (!self || !(name = strrchr(self, '/')))
+		return 0;
+	snprintf(path, sizeof(path), "%.*s", (int)(name++ - self), self);
+	folder = opendir(path);
+	while (folder && !failed && (entry = readdir(folder)))
+		if (strcmp(entry->d_name, name) != 0 && fnmatch("*.so", entry->d_name, 0) == 0 &&
+		    is_copy(dirfd(folder), entry->d_name))
+			failed = error("%s is there a second time, as %s/%s: remove one of them", self, path, entry->d_name);
+	if (folder)
+		closedir(folder);
+	return failed;
+}
+
 static int init(int stage)
 {
+	if (check_alone() != 0)
+		return -1;
 	read_settings();
+	/* Whether it is to be taken over, nobody knows then. */
+	if (stage == DUMP && *settings.problem && &bpfmap_dump_ops)
+		return error("%s", settings.problem);
 	if (stage == DUMP && settings.take_over)
 		return take_over();
 	return stage == RESTORE ? prepare_restore() : 0;
-}
-
-/* What we, or helpers that were killed, have put into the folder. */
-static bool is_ours(const char *name)
-{
-	const char *dot = strrchr(name, '.');
-
-	if (strncmp(name, ".bpfimg-", 8) == 0)
-		return true;
-	return strcmp(name, TABLE) == 0 || (strncmp(name, "bpfimg-", 7) == 0 && dot && strcmp(dot, ".img") == 0);
-}
-
-/* Removes it after a dump that failed, or that has no maps while an older one in the folder had some. */
-static void remove_ours(void)
-{
-	DIR *folder = fdopendir(openat(criu_get_image_dir(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-	struct dirent *entry;
-
-	while (folder && (entry = readdir(folder)))
-		if (is_ours(entry->d_name))
-			unlinkat(dirfd(folder), entry->d_name, 0);
-	if (folder)
-		closedir(folder);
 }
 
 /* The line of a task's file in /proc that has `wanted` in it. */
@@ -648,8 +940,8 @@ static void finish(int stage, int failed)
 	if (table)
 		fclose(table);
 	table = NULL;
-	if (stage == DUMP && (failed || file_count == 0))
-		remove_ours();
+	if (stage == DUMP)
+		end_dump(failed);
 	if (stage == DUMP && failed)
 		tell_of_mappings();
 	for (size_t i = 0; stage == RESTORE && i < file_count; i++)

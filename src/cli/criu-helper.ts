@@ -14,6 +14,8 @@ import { mapTypes } from './plugins.js';
 
 /** Where the plugin has put us: the folder of the images. */
 const FOLDER = '.';
+/** Where it takes a dump's images from; it gives them their names. */
+const NEW = '.bpfimg-new';
 
 const answer = (line: string): void => {
   fs.writeSync(1, `${line}\n`);
@@ -33,7 +35,7 @@ export async function helper(argv: readonly string[], io: Io): Promise<number> {
     const types = await mapTypes(config.libdir, io);
     const sys = await openSys();
     if (criu !== undefined) {
-      await dumpMaps(sys, FOLDER, criu, wanted, types, config, answer);
+      await dumpMaps(sys, NEW, criu, wanted, types, config, answer);
       answer('end');
       return EXIT.ok;
     }

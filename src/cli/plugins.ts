@@ -4,6 +4,7 @@ import * as path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { plugins, strangers } from '../../plugins/index.js';
 import { BpfimgError, ioError } from '../errors.js';
+import { checkTrusted } from '../io/trusted.js';
 import { MapTypes, type Plugin } from '../maptype.js';
 import { toolkit } from '../toolkit.js';
 import { importModule } from './import.js';
@@ -14,23 +15,32 @@ import type { Io } from './io.js';
  *
  * A plugin is a module (.js, .mjs, .cjs) whose default export is a {@link Plugin}, or a function that makes
  * one of the {@link toolkit}. Of two that serve one type the later does; bpfimg's own come first.
- * @throws BpfimgError for a folder or module that cannot be loaded, or is no plugin
+ * @throws BpfimgError for a folder or module that cannot be loaded, is no plugin, or is not to be trusted by root
  */
 export async function mapTypes(folders: readonly string[], io: Pick<Io, 'env'>): Promise<MapTypes> {
   const more = (io.env.BPFIMG_LIBS_DIR ?? '').split(':').filter((folder) => folder !== '');
   const found: Plugin[] = [...plugins];
   for (const folder of [...more, ...folders]) {
-    let names: string[];
-    try {
-      names = fs.readdirSync(folder);
-    } catch (error) {
-      throw ioError(folder, 'read it', error);
-    }
-    for (const name of names.filter((one) => /\.[cm]?js$/.test(one)).sort()) {
-      found.push(await load(path.resolve(folder, name)));
-    }
+    for (const name of modules(folder)) found.push(await load(path.resolve(folder, name)));
   }
   return new MapTypes(found, strangers);
+}
+
+/** Names of the modules in a folder. */
+function modules(folder: string): string[] {
+  try {
+    checkTrusted(folder, fs.statSync(folder));
+    const names = fs.readdirSync(folder).filter((one) => /\.[cm]?js$/.test(one));
+    for (const name of names) {
+      const file = path.join(folder, name);
+      const stat = fs.statSync(file);
+      if (!stat.isFile()) throw new BpfimgError('io', `${file}: no regular file`);
+      checkTrusted(file, stat);
+    }
+    return names.sort();
+  } catch (error) {
+    throw ioError(folder, 'read it', error);
+  }
 }
 
 async function load(file: string): Promise<Plugin> {

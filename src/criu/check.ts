@@ -13,8 +13,11 @@ import {
   type AnonymousMapping,
   anonymousFiles,
   anonymousMappings,
+  bpffsMounts,
+  bpffsMountsOf,
   childrenOf,
   commandOf,
+  mountNamespaceOf,
   parseFdinfo,
   parseMapFdinfo,
 } from '../kernel/proc.js';
@@ -281,6 +284,7 @@ class Check {
     for (const map of live.maps) this.#live.set(map.id, map);
     const processes: CheckedProcess[] = [];
     for (const one of found) processes.push(await this.#process(one));
+    this.#judgeMounts(found);
     this.#warnOfMaps(processes);
     const strangers = this.#warnOfStrangers(found);
     this.#judgeHost(processes);
@@ -600,6 +604,28 @@ class Check {
       }
     }
     return count;
+  }
+
+  /** BPF file systems, which CRIU dumps none of, where it dumps mounts: in mount namespaces that are not its own. */
+  #judgeMounts(found: readonly Found[]): void {
+    const { proc } = this.sys;
+    const seen = new Set([mountNamespaceOf('self', proc), undefined]);
+    for (const { pid, command } of found) {
+      const namespace = mountNamespaceOf(pid, proc);
+      if (seen.has(namespace)) continue;
+      seen.add(namespace);
+      const points = bpffsMountsOf(pid, proc).map(({ point }) => point);
+      if (points.length === 0) continue;
+      const where = points.join(' and ');
+      const options = (option: (point: string, name: string) => string) =>
+        points.map((point, i) => `--external 'mnt[${option(point, i === 0 ? 'bpffs' : `bpffs${i + 1}`)}'`).join(' ');
+      const [here = '/sys/fs/bpf'] = bpffsMounts(proc);
+      const dump = options((point, name) => `${point}]:${name}`);
+      const restore = options((_, name) => `${name}]:${here}`);
+      this.#blocks.push(
+        `process ${pid} (${command}): CRIU cannot dump the BPF file system at ${where} in its mount namespace ("FS mnt … unsupported"); it can with: criu dump ${dump}, then criu restore ${restore}`,
+      );
+    }
   }
 
   /** Whether this host's CRIU does what the rows say. */

@@ -1,6 +1,6 @@
 /** Settings of the CRIU plugin: one file, because what runs CRIU passes no environment on. */
-import * as fs from 'node:fs';
-import { BpfimgError, errnoOf, ioError } from '../errors.js';
+import { BpfimgError, errnoOf } from '../errors.js';
+import { readTrusted } from '../io/trusted.js';
 import type { CpuFold } from '../replay/items.js';
 
 /** Where the settings are, unless `criu build` was told otherwise. */
@@ -26,7 +26,7 @@ export interface CriuConfig {
 const yesNo = ['yes', 'no'] as const;
 const seconds = /^[1-9]\d{0,4}$/;
 
-/** Names of settings, and what they may be. Those of the plugin itself are checked here as well. */
+/** Names of settings, and what they may be; plugins/criu/bpfimg.c has the same table and grammar. */
 const SETTINGS: Readonly<Record<string, readonly string[] | RegExp>> = {
   reuse: yesNo,
   drain: yesNo,
@@ -47,22 +47,31 @@ const SETTINGS: Readonly<Record<string, readonly string[] | RegExp>> = {
 export function readConfig(file: string = CONFIG_FILE): CriuConfig {
   let text = '';
   try {
-    text = fs.readFileSync(file, 'utf8');
+    text = readTrusted(file);
   } catch (error) {
-    if (errnoOf(error) !== 'ENOENT') throw ioError(file, 'read it', error);
+    if (!(error instanceof BpfimgError && errnoOf(error.cause) === 'ENOENT')) throw error;
   }
+  return parse(file, text);
+}
+
+function parse(file: string, text: string): CriuConfig {
   const said = new Map<string, string[]>();
   for (const [i, line] of text.split('\n').entries()) {
-    const [name, value = '', ...rest] = line.replace(/#.*/, '').trim().split(/\s+/);
-    if (name === undefined || name === '') continue;
     const bad = (what: string) => new BpfimgError('badImage', `${file}: line ${i + 1}: ${what}`);
+    if (line.includes('\0')) throw bad('a NUL byte');
+    const [name, ...values] = line
+      .replace(/#.*/s, '')
+      .split(/[ \t\r\v\f]+/)
+      .filter((word) => word !== '');
+    if (name === undefined) continue;
+    const value = values.join(' ');
     const allowed = SETTINGS[name];
     if (allowed === undefined || !Object.hasOwn(SETTINGS, name)) throw bad(`no setting is named ${name}`);
     const fits = allowed instanceof RegExp ? allowed.test(value) : allowed.includes(value);
-    if (!fits || rest.length > 0) {
+    if (!fits || values.length > 1) {
       const wanted =
         allowed instanceof RegExp ? (name === 'libdir' ? 'an absolute path' : 'seconds') : allowed.join(', ');
-      throw bad(`${name} ${[value, ...rest].join(' ')}: expected ${wanted}`);
+      throw bad(`${name} ${value}: expected ${wanted}`);
     }
     said.set(name, [...(said.get(name) ?? []), value]);
   }
@@ -77,3 +86,6 @@ export function readConfig(file: string = CONFIG_FILE): CriuConfig {
     takeOver: last('take-over') === 'yes',
   };
 }
+
+/** What holds where no file says otherwise. */
+export const USUAL: CriuConfig = parse(CONFIG_FILE, '');

@@ -6,8 +6,9 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, errnoOf } from '../errors.js';
+import { readTrusted, UNTRUSTED } from '../io/trusted.js';
 import { MARKER } from './build.js';
-import { CONFIG_FILE, type CriuConfig, readConfig } from './config.js';
+import { CONFIG_FILE, type CriuConfig, readConfig, USUAL } from './config.js';
 import { type DynamicObject, readDynamicObject } from './elf.js';
 
 /** What keeps a dump from succeeding: of any process, only of one that holds BPF maps, or nothing. */
@@ -106,7 +107,7 @@ class Look {
     const plugins = names.flatMap((name) => this.#plugin(path.join((folder as PluginFolder).path, name), binary) ?? []);
     const [plugin, second] = plugins;
     if (second !== undefined) {
-      this.#note('nothing', `${second.path}: bpfimg's plugin a second time; CRIU loads both`);
+      this.#note('every dump', `${second.path}: bpfimg's plugin a second time: remove one of them`);
     }
     const others = names.filter((name) => !plugins.some((one) => path.basename(one.path) === name));
     const { config, configFile } = this.#config(plugin);
@@ -202,7 +203,7 @@ class Look {
     if (env.HOME !== undefined) files.push(path.join(env.HOME, '.criu/default.conf'));
     if (env.CRIU_CONFIG_FILE !== undefined) files.push(env.CRIU_CONFIG_FILE);
     const named = files.flatMap((file): PluginFolder[] => {
-      const folder = libdirIn(file);
+      const folder = this.#libdirIn(file);
       return folder === undefined ? [] : [{ path: folder, from: file }];
     });
     const last = named.at(-1);
@@ -280,15 +281,30 @@ class Look {
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
       if (plugin !== undefined) this.#note('maps', error.message);
-      return { config: readConfig('/dev/null'), configFile };
+      return { config: USUAL, configFile };
     }
+  }
+
+  /** `libdir` of one of CRIU's configuration files: the last counts. */
+  #libdirIn(file: string): string | undefined {
+    let text: string;
+    try {
+      text = readTrusted(file);
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      // What cannot be read says nothing; what root must not follow has not been followed.
+      if (error.code === UNTRUSTED) this.#note('every dump', error.message);
+      return undefined;
+    }
+    const last = [...text.matchAll(/^[ \t]*libdir[ \t]+(?:"([^"\n]*)"|([^\s#]+))/gm)].at(-1);
+    return last?.[1] ?? last?.[2];
   }
 
   /** Container runtimes have CRIU read a file of their own. */
   #checkContainers(folder: PluginFolder | undefined): void {
     for (const name of ['runc.conf', 'crun.conf']) {
       const file = path.join(this.options.etc ?? '/etc/criu', name);
-      const libdir = libdirIn(file);
+      const libdir = this.#libdirIn(file);
       if (libdir === undefined || path.resolve(libdir) === (folder && path.resolve(folder.path))) continue;
       this.#note('nothing', `${file}: containers have plugins of ${libdir}, not of the folder looked at here`);
     }
@@ -319,18 +335,6 @@ function isBefore(version: string, other: string): boolean {
 /** Whether this CRIU has BPF support of its own. */
 function builtWithLibbpf({ symbols, needed }: DynamicObject): boolean {
   return symbols.get(OWN_SUPPORT)?.defined === true || needed.some((name) => name.startsWith('libbpf.so'));
-}
-
-/** `libdir` of one of CRIU's configuration files: the last counts. */
-function libdirIn(file: string): string | undefined {
-  let text: string;
-  try {
-    text = fs.readFileSync(file, 'utf8');
-  } catch {
-    return undefined;
-  }
-  const last = [...text.matchAll(/^[ \t]*libdir[ \t]+(?:"([^"\n]*)"|([^\s#]+))/gm)].at(-1);
-  return last?.[1] ?? last?.[2];
 }
 
 /** Libraries whose symbols all have versions: what has none comes from elsewhere. */

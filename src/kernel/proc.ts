@@ -326,18 +326,34 @@ export function interfacesOf(pid: number | 'self', proc = '/proc', sys = '/sys/c
 
 /** Mount points of BPF file systems that this process sees, each file system once. */
 export function bpffsMounts(proc = '/proc'): string[] {
-  const text = attempt(() => fs.readFileSync(`${proc}/self/mountinfo`, 'latin1')) ?? '';
   const mounts = new Map<string, string>();
-  for (const line of text.split('\n')) {
+  for (const { what, point } of bpffsMountsOf('self', proc)) if (!mounts.has(what)) mounts.set(what, point);
+  return [...mounts.values()];
+}
+
+/** A mount of a BPF file system. */
+export interface BpffsMount {
+  /** What is mounted: the same text for the same folder of the same file system. */
+  readonly what: string;
+  readonly point: string;
+}
+
+/** All mounts of BPF file systems that process `pid` sees. */
+export function bpffsMountsOf(pid: number | 'self', proc = '/proc'): BpffsMount[] {
+  const text = attempt(() => fs.readFileSync(`${proc}/${pid}/mountinfo`, 'latin1')) ?? '';
+  return text.split('\n').flatMap((line) => {
     // id, parent, device, root, mount point, options, optional fields, -, type, …
     const [head = '', tail = ''] = line.split(' - ', 2);
     const [, , device = '', root = '', point = ''] = head.split(' ');
-    if (tail.split(' ', 1)[0] !== 'bpf') continue;
+    if (tail.split(' ', 1)[0] !== 'bpf') return [];
     const raw = point.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
-    const key = `${device} ${root}`;
-    if (!mounts.has(key)) mounts.set(key, Buffer.from(raw, 'latin1').toString());
-  }
-  return [...mounts.values()];
+    return [{ what: `${device} ${root}`, point: Buffer.from(raw, 'latin1').toString() }];
+  });
+}
+
+/** The mount namespace of a process; undefined when it is gone or may not be looked at. */
+export function mountNamespaceOf(pid: number | 'self', proc = '/proc'): string | undefined {
+  return attempt(() => fs.readlinkSync(`${proc}/${pid}/ns/mnt`));
 }
 
 /** Whether `file` (or folder) is on a BPF file system; undefined when it is not there. */

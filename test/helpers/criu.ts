@@ -85,7 +85,8 @@ export function buildPluginWith(
   return place;
 }
 
-function compile(...args: readonly string[]): void {
+/** Compiles something, and says what the compiler says when it cannot. */
+export function compile(...args: readonly string[]): void {
   const { status, stderr, error } = spawnSync('cc', ['-O1', ...args], { encoding: 'utf8' });
   if (error) throw error;
   if (status !== 0) throw new Error(`cc: ${stderr}`);

@@ -1,0 +1,240 @@
+/** A dump into a folder that has one: it replaces the maps of the other when it works, and leaves them when it does not. */
+import { spawnSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import t, { type Test } from 'tap';
+import { BPFIMG, TOP } from './helpers/command.js';
+import {
+  Bench,
+  buildPluginWith,
+  compile,
+  dump,
+  errors,
+  type Held,
+  lasting,
+  processesOf,
+  restore,
+  skipWithoutCriu,
+  TYPED,
+  TYPES,
+  until,
+  zombies,
+} from './helpers/criu.js';
+
+t.setTimeout(240_000);
+const skip = await skipWithoutCriu();
+const bench = await Bench.set(t.testdir(), skip);
+const REAL = `${process.execPath} ${BPFIMG} "$@"`;
+
+let count = 0;
+/** The plugin with a script of shell as its helper. */
+function pluginWith(script: string): { plugin: string; file: string } {
+  const folder = path.join(bench.folder, `helper${count++}`);
+  const file = path.join(folder, 'helper.sh');
+  fs.mkdirSync(folder);
+  fs.writeFileSync(file, `${script}\n`);
+  return { plugin: buildPluginWith(folder, '/bin/sh', file), file };
+}
+
+/** Files of a folder, hidden ones as well, with what is in them; only those whose names have `part` in them. */
+function filesOf(folder: string, part = 'bpfimg'): Record<string, string> {
+  const names = fs.readdirSync(folder).filter((name) => name.includes(part) && !name.endsWith('.log'));
+  return Object.fromEntries(
+    names.sort().map((name) => {
+      const file = path.join(folder, name);
+      return [name, fs.statSync(file).isDirectory() ? 'a folder' : fs.readFileSync(file, 'latin1')];
+    }),
+  );
+}
+
+const IMAGES = ['bpfimg-btf.img', 'bpfimg-data.img', 'bpfimg-file.img', 'bpfimg-files.txt', 'bpfimg-meta.img'];
+
+/** A process with a typed map, which has been dumped and runs on; and what the plugin has put into the folder. */
+async function dumpedOnce(t: Test): Promise<Held & { first: Record<string, string> }> {
+  const held = await bench.witness(t, TYPES, `map m ${TYPED}`, 'close types', 'fill m 5');
+  t.match(await dump(held.witness.pid, held.folder, { ...bench, more: ['--leave-running'] }), { status: 0 });
+  const first = filesOf(held.folder);
+  t.same(Object.keys(first), IMAGES);
+  return { ...held, first };
+}
+
+t.test('there is no such process: everything stays, and restores', { skip }, async (t) => {
+  const { witness, folder } = await dumpedOnce(t);
+  const before = await witness.see();
+  const all = filesOf(folder, '');
+  await witness.end();
+  t.match(await dump(witness.pid, folder, bench), { status: 1 });
+  t.same(filesOf(folder, ''), all);
+  await bench.restored(t, folder);
+  t.same(lasting(await witness.see()), lasting(before));
+});
+
+/** Helpers that fail, at the one moment or the other. */
+const HELPERS: readonly [what: string, script: string][] = [
+  ['says that it failed', 'echo error injected; exit 1'],
+  ['is killed', 'kill -9 $$'],
+  ['fails when its images are there', `${REAL} >/dev/null; echo error injected; exit 1`],
+  ['says that it has images, and has none', 'echo map $4; echo end'],
+  [
+    'is killed before they are whole',
+    'mkdir ..bpfimg-new.bpfimg-1-x; : >..bpfimg-new.bpfimg-1-x/bpfimg-data.img; kill -9 $$',
+  ],
+];
+
+for (const [what, script] of HELPERS) {
+  t.test(`the helper ${what}: the old maps stay, and nothing else`, { skip }, async (t) => {
+    const { witness, folder, first } = await dumpedOnce(t);
+    await witness.tell('set m 00000000 ffffffffffffffff');
+    const { plugin, file } = pluginWith(script);
+    for (let round = 0; round < 2; round++) {
+      t.match(await dump(witness.pid, folder, { plugin }), { status: 1 });
+      t.same(filesOf(folder), first);
+    }
+    t.same(processesOf(file), []);
+    t.same(zombies(), []);
+  });
+}
+
+t.test('what fails after the new maps were captured: the old ones are back', { skip }, async (t) => {
+  const { witness, folder, first } = await dumpedOnce(t);
+  await witness.tell('set m 00000000 ffffffffffffffff', 'map second', 'prog p');
+  for (let round = 0; round < 3; round++) {
+    const { status, log } = await dump(witness.pid, folder, bench);
+    t.equal(status, 1);
+    t.match(log, /Can't dump file \d+ of that type \[600\] \(anon anon_inode:bpf-prog\)/);
+    t.same(filesOf(folder), first);
+  }
+});
+
+t.test('one that works replaces it, image by image', { skip }, async (t) => {
+  const { witness, folder, first } = await dumpedOnce(t);
+  await witness.tell('map plain', 'fill plain 3', 'close m');
+  const before = await witness.see();
+  const seen = path.join(folder, '../seen');
+  const script = path.join(folder, '../script.sh');
+  fs.writeFileSync(script, `#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != post-dump ] || cp -r $CRTOOLS_IMAGE_DIR ${seen}\n`);
+  fs.chmodSync(script, 0o755);
+  const { status, log } = await dump(witness.pid, folder, { ...bench, more: ['--action-script', script] });
+  t.equal(status, 0, errors(log).join('; '));
+  const second = filesOf(folder);
+  t.same(
+    Object.keys(second),
+    IMAGES.filter((name) => name !== 'bpfimg-btf.img'),
+    'that of types has gone: the new dump has none',
+  );
+  for (const [name, bytes] of Object.entries(second)) t.not(bytes, first[name], name);
+  await witness.gone();
+  await bench.restored(t, folder);
+  t.same(lasting(await witness.see()), lasting(before));
+  await witness.end();
+  await witness.gone();
+  await bench.restored(t, seen);
+  t.same(lasting(await witness.see()), lasting(before), 'a copy that a post-dump script makes is whole');
+});
+
+t.test('CRIU is killed: no helper is left, and the old maps are', { skip }, async (t) => {
+  for (const [when, script] of [
+    ['before the helper does anything', 'kill -9 $PPID; sleep 1000000'],
+    ['while the helper works', `(sleep 0.2; kill -9 $PPID) & exec ${REAL}`],
+    ['when its images are there', `${REAL} >/dev/null; kill -9 $PPID; sleep 1000000`],
+  ] as const) {
+    const { witness, folder, first } = await dumpedOnce(t);
+    const { plugin, file } = pluginWith(script);
+    const { signal } = await dump(witness.pid, folder, { plugin });
+    t.equal(signal, 'SIGKILL', when);
+    await until('the helper ends', () => processesOf(file).length === 0);
+    const left = filesOf(folder);
+    const { '.bpfimg-new': whole, ...rest } = left;
+    t.same(rest, first, when);
+    if (whole !== undefined) {
+      t.same(
+        Object.keys(filesOf(path.join(folder, '.bpfimg-new'))),
+        IMAGES.filter((name) => name.endsWith('.img')),
+        'whole, or not there',
+      );
+      const { status, log } = await restore(folder, bench);
+      t.equal(status, 1);
+      t.match(log, /a dump into this folder was broken off/);
+    }
+    await witness.end();
+  }
+});
+
+t.test('two copies of the plugin: refused, by name', { skip }, async (t) => {
+  const { witness, folder, first } = await dumpedOnce(t);
+  const both = path.join(folder, '../both');
+  fs.mkdirSync(both);
+  for (const name of ['bpfimg.so', 'old.so'])
+    fs.copyFileSync(path.join(bench.plugin, 'bpfimg.so'), path.join(both, name));
+  const { status, log } = await dump(witness.pid, folder, { plugin: both });
+  t.equal(status, 1);
+  t.match(
+    log,
+    /Error \(bpfimg\): \S+\/both\/(bpfimg|old)\.so is there a second time, as \S+\/both\/(old|bpfimg)\.so: remove one/,
+  );
+  t.match(log, /Failed in init\(0\) of "bpfimg"/);
+  t.same(filesOf(folder), first);
+  const ran = await restore(folder, { plugin: both });
+  t.equal(ran.status, 1);
+  t.match(ran.log, /is there a second time/);
+});
+
+// ---------------------------------------------------------------------------------------------------
+// Killed at any step
+
+t.test(
+  'killed at any change of a name, and killed again at any: the old maps whole, or the new ones',
+  { skip },
+  async (t) => {
+    const folder = path.join(bench.folder, 'steps');
+    fs.mkdirSync(folder);
+    const program = path.join(folder, 'steps');
+    const macros = ['VERSION', 'NODE', 'BPFIMG', 'CONFIG'].map((name) => `-D${name}="/none"`);
+    compile('-std=gnu11', ...macros, '-o', program, path.join(TOP, 'test/helpers/plugin-steps.c'));
+    const dir = path.join(folder, 'dump');
+    const put = (place: string, files: Record<string, string>) => {
+      fs.rmSync(place, { recursive: true, force: true });
+      fs.mkdirSync(place);
+      for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join(place, name), text);
+    };
+    const old = { 'bpfimg-btf.img': 'o', 'bpfimg-data.img': 'o', 'bpfimg-files.txt': 'o', 'pstree.img': 'p' };
+    const images = { 'bpfimg-data.img': 'n', 'bpfimg-file.img': 'n' };
+    const rest = { 'pstree.img': 'p' };
+    const run = (mode: string, step: number) => spawnSync(program, [mode, dir, `${step}`]).status;
+    for (const [mode, before, after] of [
+      ['works', old, { ...images, ...rest }],
+      ['works', rest, { ...images, ...rest }],
+      ['captures twice', old, { ...images, ...rest }],
+      ['fails', old, old],
+      ['fails', rest, rest],
+      ['fails at once', old, old],
+      ['begins', old, old],
+    ] as const) {
+      let steps = 0;
+      for (let status: number | null = 9, done = false; status === 9; steps++) {
+        // Once more each time, at another step: at every one again takes minutes, and finds nothing either.
+        const again = (7 * steps) % 11;
+        put(dir, before);
+        status = run(mode, steps);
+        if (status !== 9 && status !== 0) t.fail(`${mode}: exit status ${status}`);
+        const second = run('begins', again);
+        if (second === 9 && run('begins', -1) !== 0) t.fail(`${mode}: the next one fails`);
+        const left = filesOf(dir, '');
+        const isNew = JSON.stringify(left) === JSON.stringify(sorted(after));
+        if (!isNew && (done || JSON.stringify(left) !== JSON.stringify(sorted(before)))) {
+          t.same(left, before, `${mode}, killed at step ${steps}, and again at ${again}`);
+        }
+        done ||= isNew && after !== before;
+      }
+      t.ok(steps > 1 || mode === 'begins', `${mode}: ${steps} steps`);
+      t.same(filesOf(dir, ''), after, `${mode}: in the end`);
+    }
+    put(dir, old);
+    t.equal(run('has no maps', -1), 0);
+    t.same(filesOf(dir, ''), rest);
+  },
+);
+
+function sorted(files: Record<string, string>): Record<string, string> {
+  return Object.fromEntries(Object.entries(files).sort(([a], [b]) => (a < b ? -1 : 1)));
+}
