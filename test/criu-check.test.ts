@@ -693,3 +693,30 @@ t.test('what procfs shows', async (t) => {
   fs.writeFileSync(path.join(proc, '7/task/8/stat'), '');
   t.throws(() => childrenOf(7, proc), { kind: 'unsupported', message: /CONFIG_PROC_CHILDREN/ });
 });
+
+t.test('a BPF file system in a mount namespace of its own', { skip }, async (t) => {
+  const place = path.join(folder, 'bpffs here');
+  fs.mkdirSync(place);
+  const [one, two] = [path.join(place, 'one'), path.join(place, 'two')];
+  for (const point of [one, two]) fs.mkdirSync(point);
+  const mounted = 'mount -t bpf bpf "$1/one" && mount --bind "$1/one" "$1/two"';
+  const script = (mount: string) => `umount -l -a -t bpf 2>/dev/null; ${mount}; echo {}; read x`;
+  for (const [mount, points] of [
+    [mounted, [one, two]],
+    [':', []],
+  ] as const) {
+    const held = await started('unshare', ['-m', 'sh', '-c', script(mount), 'sh', place]);
+    const { json } = await check(held.pid, soundCriu());
+    await held.stop();
+    const blocks = json.blocks.filter((line) => line.includes('BPF file system'));
+    t.equal(json.dumps, points.length === 0);
+    t.equal(blocks.length, points.length === 0 ? 0 : 1);
+    if (points.length === 0) continue;
+    t.match(blocks[0], `criu dump --external 'mnt[${one}]:bpffs' --external 'mnt[${two}]:bpffs2', then criu`);
+    t.match(blocks[0], /then criu restore --external 'mnt\[bpffs\]:\/\S+' --external 'mnt\[bpffs2\]:\/\S+'$/);
+  }
+  const shared = await started('sh', ['-c', 'echo {}; read x']);
+  const { json } = await check(shared.pid, soundCriu());
+  await shared.stop();
+  t.same(json.blocks, [], 'in the mount namespace of CRIU, CRIU dumps no mounts');
+});

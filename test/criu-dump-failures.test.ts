@@ -1,4 +1,5 @@
 /** What fails while CRIU dumps: it says which map, the process goes on as it was, nothing is left. */
+import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
@@ -183,6 +184,31 @@ t.test('drain no: queues are refused, and keep what they have', { skip }, async 
   t.match(log, new RegExp(`Error \\(bpfimg\\): BPF map ${queue?.id} \\(queue, type 22\\) was not dumped\\n`));
   const [{ values }] = (await witness.tell('drain q')) as [{ values: string[] }];
   t.equal(values.length, 9);
+});
+
+t.test('a full disk: the process goes on, and its queue and its stack are whole', { skip }, async (t) => {
+  const fill = ['queue', 'stack'].flatMap((name, i) => [
+    `map ${name} type=${22 + i} key=0 value=4096 max=1200 name=${name}`,
+    `fill ${name} 1200`,
+  ]);
+  const values = async ({ witness }: Held) => await witness.tell('drain queue', 'drain stack');
+  const { witness, folder } = await bench.witness(t, ...fill);
+  const before = await witness.see();
+  fs.mkdirSync(folder);
+  t.equal(spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=3m', 'none', folder]).status, 0);
+  t.teardown(() => spawnSync('umount', [folder]));
+  for (let round = 0; round < 2; round++) {
+    const { status, log } = await dump(witness.pid, folder, bench);
+    t.equal(status, 1);
+    t.match(errors(log).join('\n'), /Error \(bpfimg\): .*(queue|stack).*no space left on the device/);
+    t.match(log, new RegExp(`Error \\(bpfimg\\): BPF map ${before[0]?.id} \\(queue, type 22\\) was not dumped\\n`));
+    t.same(
+      fs.readdirSync(folder).filter((name) => name.includes('bpfimg')),
+      [],
+    );
+    t.same(await witness.see(), before);
+  }
+  t.same(await values({ witness, folder }), await values(await bench.witness(t, ...fill)), 'every item, in order');
 });
 
 t.test('what fails after our part has worked', { skip }, async (t) => {
