@@ -557,6 +557,12 @@ t.test('plugin folders: who says which', { skip }, async (t) => {
   fs.writeFileSync(path.join(home, '.criu/default.conf'), `libdir "${builtIn}"\n`);
   t.same(from({ HOME: home }), { path: builtIn, from: path.join(home, '.criu/default.conf') });
 
+  if (process.getuid?.() === 0) {
+    fs.chmodSync(path.join(etc, 'default.conf'), 0o666);
+    t.same(from({ CRIU_LIBS_DIR: builtIn }), { path: builtIn, from: 'CRIU_LIBS_DIR' }, 'not followed');
+    t.match(findings(look(criu, {}, etc)), [/^every dump: .*default\.conf: refused as root: others may write it/]);
+    fs.chmodSync(path.join(etc, 'default.conf'), 0o644);
+  }
   fs.writeFileSync(path.join(etc, 'default.conf'), 'libdir plugins\n');
   t.match(findings(look(criu, {}, etc)), [/^every dump: .*libdir plugins is not absolute/, /^maps: /]);
   fs.writeFileSync(path.join(etc, 'default.conf'), 'libdir /nowhere\n');

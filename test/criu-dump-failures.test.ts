@@ -165,6 +165,22 @@ t.test('a setting that is none', { skip }, async (t) => {
   await refused(t, held, ran, [/^Error \(bpfimg\): .*criu\.conf: line 2: no setting is named dump-timeut$/]);
 });
 
+t.test('a helper that others may write is not run as root', { skip }, async (t) => {
+  const { plugin, file } = pluginWith('echo map $4; echo end');
+  const held = await bench.witness(t, 'map m', 'fill m 5');
+  for (const [name, mode, uid, why] of [
+    [file, 0o666, 0, /helper\.sh: refused as root: others may write it \(mode 666\)$/],
+    [file, 0o644, 12345, /helper\.sh: refused as root: it belongs to user 12345$/],
+    [path.dirname(file), 0o777, 0, /helper\d+: refused as root: others may write it \(mode 777\)$/],
+  ] as const) {
+    fs.chmodSync(name, mode);
+    fs.chownSync(name, uid, 0);
+    await refused(t, held, await dump(held.witness.pid, held.folder, { plugin }), [why]);
+    fs.chownSync(name, 0, 0);
+    fs.chmodSync(name, 0o755);
+  }
+});
+
 t.test('partial fail: what would be carried in part only is refused', { skip }, async (t) => {
   const plugin = buildPlugin(path.join(bench.folder, 'strict'), ['partial fail']);
   const { witness, folder } = await bench.witness(t, 'map m', 'map b type=30 key=0 value=8 name=bloom');

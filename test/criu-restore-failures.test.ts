@@ -166,6 +166,22 @@ t.test('the helper hangs', { skip }, async (t) => {
   t.same(processesOf('sleep\x001001'), []);
 });
 
+t.test('CRIU is killed: the helper ends with it, whatever it does', { skip }, async (t) => {
+  const held = await dumped(t);
+  for (const script of [
+    "trap '' TERM; kill -9 $PPID; while :; do sleep 0.2; done",
+    `kill -9 $PPID; ${REAL}; sleep ${FOR_EVER}`,
+    `${REAL} & sleep 0.3; kill -9 $PPID; wait`,
+  ]) {
+    const { plugin, file } = pluginWith(script);
+    const { signal } = await restore(held.folder, { plugin });
+    t.equal(signal, 'SIGKILL');
+    await until('the helper ends', () => processesOf(file).length === 0);
+  }
+  await until('the real one ends', () => processesOf(HELPER).length === 0);
+  await nothingLeft(t, held, HELPER);
+});
+
 t.test('the helper hangs when all is done', { skip }, async (t) => {
   const { plugin, file } = pluginWith(`${REAL}; exec sleep ${FOR_EVER}`, ['restore-timeout 1']);
   const held = await dumped(t);
