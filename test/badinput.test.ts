@@ -270,6 +270,16 @@ t.test('what is wrong with JSON, and where', async (t) => {
     ],
     ['deep nesting', files(`{"type":1,"id":${'['.repeat(100_000)}`), /nested deeper than 64 levels/],
     ['deep nesting in what is put aside', `{"entries":${'['.repeat(300_000)}`, 'the text ends within a value'],
+    [
+      'a text of 33 MiB',
+      files(`{"type":"${'x'.repeat(33 << 20)}"}`),
+      /^\/entries\/0\/type: text of more than 33554432 bytes/,
+    ],
+    [
+      'texts of 33 MiB in all',
+      files(`{"type":[${Array.from({ length: 33 }, () => `"${'x'.repeat(1 << 20)}"`).join(',')}]}`),
+      /^\/entries\/0\/type\/3[0-9]: text of more than 33554432 bytes in one value/,
+    ],
     ['a name of 1 MiB', `{"${'x'.repeat(1 << 20)}":1}`, 'text of more than 1024 bytes (byte 1)'],
     // No image
     ['no magic', '{}', 'member "magic" is missing (byte 0)'],

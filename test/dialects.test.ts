@@ -459,3 +459,27 @@ t.test('go-criu leaves out an extra without bytes', async (t) => {
   sameBytes(await encode(text.replaceAll(/\d/g, '"$&"')), image('BPFMAP_DATA', mapData(3, [])), 'numbers as text');
   t.pass();
 });
+
+t.test("old go-criu's names of members", async (t) => {
+  const camel = (text: string) =>
+    text.replace(
+      /"([a-z0-9_]+)":/g,
+      (_, name: string) => `"${name.replace(/_(.)/g, (_, c: string) => c.toUpperCase())}":`,
+    );
+  const data = image('BPFMAP_DATA', mapData(315, [[Buffer.from('ab'), Buffer.from('cde')]]));
+  const text = camel((await decode(data, 'crit')).replaceAll(': ', ':'));
+  t.match(text, /"mapId":315,/);
+  sameBytes(await encode(text), data);
+  for (const name of ['FILES', 'INVENTORY', 'PSTREE', 'INETSK']) {
+    const kind = KINDS.find((one) => one.name === name) as (typeof KINDS)[number];
+    for (const model of fc.sample(messageOf(kind.message), { numRuns: 10, seed: 7 })) {
+      const head = kind.head === 'none' ? [] : [COMMON];
+      const bytes = Buffer.concat([words(...head, kind.magic), entry(bytesOf(kind.message, model))]);
+      sameBytes(await encode(camel(await decode(bytes, 'ndjson'))), bytes, name);
+    }
+  }
+  await t.rejects(encode('{"magic":"IDS","entries":[{"vmId":1,"vm_id":1}]}'), {
+    message: /member "vm_id" stands twice/,
+  });
+  await t.rejects(encode('{"magic":"IDS","entries":[{"vmIdea":1}]}'), { message: /unknown member/ });
+});

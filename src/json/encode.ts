@@ -221,8 +221,10 @@ async function encodeEntry(
         await refuseLeftOut(reader);
         throw reader.bad('items of ndjson stand on lines of their own, behind the line of their map');
       } else {
-        if (!isMember(kind, name)) throw reader.bad(`unknown member, ${kind.message} has no such field`);
-        header[name] = await reader.value();
+        const field = isMember(kind, name) ? name : protoName(kind.message, name);
+        if (field === undefined) throw reader.bad(`unknown member, ${kind.message} has no such field`);
+        if (header[field] !== undefined) throw reader.bad(`member "${field}" stands twice`);
+        header[field] = await reader.value();
       }
     }
     if (streamed !== undefined) return;
@@ -280,6 +282,28 @@ function isMember(kind: Kind, name: string): boolean {
   return fieldsOf(kind.message).some((field) => field.name === name);
 }
 
+/** The field that go-criu's crit before v7.1 calls `name`: protobuf's names for JSON, `mapId` for `map_id`. */
+function protoName(message: string, name: string): string | undefined {
+  const inJson = (field: string) => field.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
+  return fieldsOf(message).find((field) => inJson(field.name) === name)?.name;
+}
+
+/** A message's JSON with the names that its fields have. */
+function withProtoNames(message: string, object: JsonObject): JsonObject {
+  const named: JsonObject = {};
+  for (const [member, value] of Object.entries(object)) {
+    const name = fieldsOf(message).some((field) => field.name === member) ? member : protoName(message, member);
+    const field = fieldsOf(message).find((one) => one.name === name);
+    const inner = (one: Json): Json =>
+      typeof one === 'object' && one !== null && !Array.isArray(one) ? withProtoNames(field?.of as string, one) : one;
+    // What stands twice stays, for the check to find.
+    const free = name !== undefined && (name === member || object[name] === undefined);
+    named[free ? name : member] =
+      field?.type !== 'message' ? value : Array.isArray(value) ? value.map(inner) : inner(value);
+  }
+  return named;
+}
+
 /** Whether all members that a data entry's message needs have been read. */
 function isWhole(header: JsonObject): boolean {
   return ['map_id', 'keys_bytes', 'values_bytes', 'count'].every((name) => header[name] !== undefined);
@@ -305,9 +329,13 @@ export async function refuseLeftOut(reader: JsonReader): Promise<void> {
   }
 }
 
-async function encodeHeader(reader: JsonReader, kind: Kind, header: JsonObject, start: Place): Promise<Uint8Array> {
+async function encodeHeader(reader: JsonReader, kind: Kind, read: JsonObject, start: Place): Promise<Uint8Array> {
+  let header = read;
   const problem = await check(kind.message, header, reader.sawBigint);
-  if (problem) throw await reader.badAt(problem.message, start.offset, problem.pointer, start.pointer);
+  if (problem) header = withProtoNames(kind.message, header);
+  if (problem && (await check(kind.message, header, reader.sawBigint))) {
+    throw await reader.badAt(problem.message, start.offset, problem.pointer, start.pointer);
+  }
   try {
     return encodeMessage(kind.message, header);
   } catch (error) {

@@ -13,11 +13,13 @@ import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 
 /**
- * Most text of one value that is built in memory, and most values in it (a list or object counts for 8):
- * enough for whatever the largest message that an image may have (8 MiB) looks like in JSON.
+ * What one value that is built in memory may be: its text; the strings in it; the values in it, of which a list or
+ * object counts for 8. Enough for whatever the largest message that an image may have (4 MiB) looks like in JSON, and
+ * little enough for the memory that we have.
  */
 const MAX_VALUE = 256 * 1024 * 1024;
-const MAX_VALUES = 16 * 1024 * 1024;
+const MAX_STRINGS = 32 * 1024 * 1024;
+const MAX_VALUES = 5.5 * 1024 * 1024;
 const MAX_DEPTH = 64;
 /** Most bytes of a member's name, and most members of an object: more than any message or BTF type has. */
 const MAX_NAME = 1024;
@@ -89,6 +91,8 @@ export class JsonReader {
 
   /** The cursor's window, for short texts. */
   #text: Buffer | undefined;
+  /** Characters of all strings in the value that is being built. */
+  #strings = 0;
 
   constructor(input: Input, origin?: Origin) {
     this.cursor = new Cursor(input, 0, Number.POSITIVE_INFINITY, JSON_WINDOW);
@@ -253,14 +257,17 @@ export class JsonReader {
     this.cursor.at++;
   }
 
-  /** A string, as text. */
-  async string(most = MAX_VALUE): Promise<string> {
+  /**
+   * A string, as text.
+   * @param most bytes of it and of what is held already
+   */
+  async string(most = MAX_STRINGS, held = 0): Promise<string> {
     let whole = Buffer.allocUnsafe(64);
     let size = 0;
     const start = this.offset;
     await this.#pieces((bytes, from, to) => {
       const end = size + to - from;
-      if (end > most) throw this.bad(`text of more than ${most} bytes`, start);
+      if (held + end > most) throw this.bad(`text of more than ${most} bytes${held > 0 ? ' in one value' : ''}`, start);
       if (end > whole.length) {
         const larger = Buffer.allocUnsafe(Math.max(end, whole.length * 2));
         larger.set(whole.subarray(0, size));
@@ -408,7 +415,11 @@ export class JsonReader {
     const build = (level: number): Json | undefined => {
       const first = next();
       values += valuesOf(first);
-      if (first === QUOTE) return string();
+      if (first === QUOTE) {
+        const text = string();
+        this.#strings += text?.length ?? 0;
+        return text;
+      }
       if (first === OPEN_LIST || first === OPEN_OBJECT) {
         if (level > MAX_DEPTH) return undefined;
         const close = first === OPEN_LIST ? CLOSE_LIST : CLOSE_OBJECT;
@@ -508,6 +519,7 @@ export class JsonReader {
     const { cursor, path } = this;
     const start = cursor.position;
     let values = 0;
+    this.#strings = 0;
     /** Adds the next value to `into`; within a list perhaps several. */
     const build = async (depth: number, into: Json[], isElement: boolean): Promise<void> => {
       if (cursor.position - start > MAX_VALUE) throw this.bad(`a value of more than ${MAX_VALUE} bytes`);
@@ -517,6 +529,7 @@ export class JsonReader {
       const taken = this.#quick(depth, into, isElement);
       values += taken > 0 ? taken : valuesOf(first);
       if (values > MAX_VALUES) throw this.bad('more values than any entry has');
+      if (this.#strings > MAX_STRINGS) throw this.bad(`text of more than ${MAX_STRINGS} bytes in one value`);
       await pause();
       if (taken > 0) return;
       if (first === OPEN_OBJECT) {
@@ -534,8 +547,11 @@ export class JsonReader {
           path[path.length - 1] = list.length - 1;
         }
         into.push(list);
-      } else if (first === QUOTE) into.push(await this.string());
-      else if (first === -1) throw await this.#unexpected('a value');
+      } else if (first === QUOTE) {
+        const text = await this.string(MAX_STRINGS, this.#strings);
+        this.#strings += text.length;
+        into.push(text);
+      } else if (first === -1) throw await this.#unexpected('a value');
       else into.push(await this.#scalar());
     };
     const built: Json[] = [];
