@@ -8,6 +8,7 @@ import { cut, padEnd, padStart, width } from '../src/width.js';
 import { bpfimg, workFolder } from './helpers/command.js';
 import { dumpOf, someItems } from './helpers/replay.js';
 
+t.setTimeout(120_000);
 const cwd = workFolder();
 t.teardown(() => fs.rmSync(cwd, { recursive: true }));
 

@@ -21,7 +21,8 @@ function wrap(text, width) {
 const stringWidth = (text) => text.length;
 
 /** yargs lays out the help page of each command it runs, in case it is asked for afterwards: here it never is. */
-const nobodyAsksForHelp = process.argv.length > 2 && !process.argv.some((word) => /^-[^=]*h/.test(word));
+const nobodyAsksForHelp =
+  process.argv.length > 2 && process.argv[2] !== 'help' && !process.argv.some((word) => /^-[^=]*h/.test(word));
 const noLayout = { div: absent, span: absent, resetOutput: absent, toString: () => '' };
 
 export default {

@@ -26,7 +26,8 @@ import { version } from './version.js';
  * @returns the command to run, or an exit code when help was printed and nothing is left to do
  * @throws BpfimgError `usage`
  */
-export async function parse(argv: readonly string[], io: Io): Promise<Command | number> {
+export async function parse(given: readonly string[], io: Io): Promise<Command | number> {
+  const argv = given[0] === 'help' ? [...given.slice(1), '--help'] : given;
   if (argv[0] === '--version') {
     await print(io, `${version}\n`);
     return 0;
@@ -177,11 +178,13 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
           'will CRIU dump this process and its children?',
           (y) =>
             y
-              .positional('pid', { type: 'number', demandOption: true, describe: 'process to be dumped' })
+              .positional('pid', { type: 'string', demandOption: true, describe: 'process to be dumped' })
               .option('criu', { ...string, describe: "CRIU's program, where it is not in PATH" })
               .option('json', json),
           (args) => {
-            chosen = async (io) => (await import('./commands/criu-check.js')).run(args, io);
+            const pid = /^\d{1,10}$/.test(args.pid) ? Number(args.pid) : 0;
+            if (pid === 0) throw new BpfimgError('usage', `criu check ${args.pid}: expected a process id`);
+            chosen = async (io) => (await import('./commands/criu-check.js')).run({ ...args, pid }, io);
           },
         )
         .command(
@@ -225,7 +228,10 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
     .wrap(argv.includes('--help') || argv.includes('-h') ? Math.min(100, io.columns ?? 100) : 100)
     .fail((message: string | null, error?: Error) => {
       if (error && error.name !== 'YError') throw error;
-      const text = (message ?? error?.message ?? '').replace(/\s*\n\s*/g, ' ');
+      const text = (message ?? error?.message ?? '')
+        .replace(/\s*\n\s*/g, ' ')
+        // yargs calls every word a command that nothing takes.
+        .replace(/^Unknown commands?: (?=(.*))/s, (all, word) => (word === wordsOf(argv) ? all : 'Unknown argument: '));
       throw new BpfimgError('usage', `${text} (see bpfimg --help)`);
     });
   await cli.parseAsync(words, {}, (_error: unknown, _argv: unknown, output: string) => {
@@ -234,6 +240,14 @@ export async function parse(argv: readonly string[], io: Io): Promise<Command | 
   if (chosen) return chosen;
   if (help !== '') await print(io, `${help}\n`);
   return 0;
+}
+
+/** What may be text of no length: names of maps, and options whose value can be left out. */
+const EMPTY: ReadonlySet<string> = new Set(['map', 'name', 'drain', '--', '_', '$0']);
+
+/** The words of a command line that are no options, in one text. */
+function wordsOf(argv: readonly string[]): string {
+  return argv.filter((word) => !word.startsWith('-')).at(argv.includes('criu') ? 1 : 0) ?? '';
 }
 
 /** What yargs knows of options. */
@@ -261,6 +275,8 @@ function settled(given: Record<string, unknown>, { key, array, narg, alias }: Kn
   if (hungry !== undefined)
     throw new BpfimgError('usage', `Not enough arguments following: ${hungry} (see bpfimg --help)`);
   for (const [name, value] of Object.entries(given)) {
+    const empty = value === '' || (Array.isArray(value) && value.includes(''));
+    if (empty && !EMPTY.has(name)) throw new BpfimgError('usage', `${name}: given without text (see bpfimg --help)`);
     if (typeof value === 'string') given[name] = undashed(value);
     else if (Array.isArray(value)) given[name] = value.map((one) => (typeof one === 'string' ? undashed(one) : one));
   }

@@ -47,7 +47,12 @@ export const DECODE = {
   options: {
     in: { ...image, alias: 'i' },
     out: { ...string, alias: 'o', describe: 'file to write instead of standard output' },
-    format: { choices: ['items', 'crit', 'ndjson'], default: 'items', describe: 'dialect of the JSON' },
+    format: {
+      choices: ['items', 'crit', 'ndjson'],
+      requiresArg: true,
+      default: 'items',
+      describe: 'dialect of the JSON',
+    },
     pretty: { ...boolean, describe: 'indent; name flags as crit does' },
     nopl: { ...boolean, describe: 'leave out keys and values' },
     map,

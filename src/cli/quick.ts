@@ -101,6 +101,8 @@ const REFUSED = Symbol('refused');
 /** What an option means that was given so many times; {@link REFUSED} for what is wrong, or not plain. */
 function valueGiven(option: Option, given: readonly unknown[] | undefined): unknown {
   if (given === undefined) return option.default;
+  // Left to be refused, where it means nothing.
+  if (given.includes('')) return REFUSED;
   if (option.array) return given;
   const [value] = given;
   if (given.length > 1 || (option.choices !== undefined && !option.choices.includes(value as string))) return REFUSED;
