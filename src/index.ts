@@ -17,7 +17,6 @@ export { type DocumentForms, writeDocument } from './dump/document.js';
 export { encodeDocument } from './dump/encode.js';
 export { type Dump, type DumpMap, openDump, openDumpImage } from './dump/model.js';
 export { TypeFinder, type TypeOptions } from './dump/types.js';
-export { FINDINGS, type Finding, Verifier } from './dump/verify.js';
 export { BpfimgError, type ErrorKind, EXIT } from './errors.js';
 export { KINDS, type Kind, kindOfMagic, kindOfName } from './image/kinds.js';
 export type { Json, JsonObject } from './image/message.js';
@@ -46,3 +45,4 @@ export {
 export { type PlannedMap, type PlanOptions, planMap } from './replay/plan.js';
 export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
 export { type Toolkit, toolkit } from './toolkit.js';
+export { FINDINGS, type Finding, Verifier } from './verify/verify.js';

@@ -19,6 +19,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   diff: ['dump', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
   capture: ['btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   replay: ['btf', 'dump', 'maptype', 'kernel', 'io', 'bytes', 'errors'],
+  verify: ['replay', 'dump', 'maptype', 'image', 'io', 'bytes', 'errors'],
   criu: ['capture', 'replay', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   toolkit: ['capture', 'replay', 'maptype'],
   width: [],
@@ -27,6 +28,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
     'render',
     'width',
     'toolkit',
+    'verify',
     'criu',
     'diff',
     'plugins',
@@ -43,6 +45,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   ],
   index: [
     'toolkit',
+    'verify',
     'plugins',
     'capture',
     'replay',

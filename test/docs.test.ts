@@ -2,8 +2,8 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { FINDINGS } from '../src/dump/verify.js';
 import { KINDS } from '../src/image/kinds.js';
+import { FINDINGS } from '../src/verify/verify.js';
 import { shell, TOP, workFolder } from './helpers/command.js';
 import { skipWithoutMaps } from './helpers/kernel-live.js';
 
@@ -87,7 +87,9 @@ for (const name of pages) {
 
 t.test('docs/verify.md lists every code, as the code has it', async (t) => {
   const page = fs.readFileSync(path.join(TOP, 'docs/verify.md'), 'utf8');
-  const rows = page.split('\n').filter((line) => line.startsWith('| `'));
+  const lines = page.split('\n').filter((line) => line.startsWith('| `'));
+  // The last cell says what to do about it.
+  const rows = lines.map((line) => line.replace(/(?<=\|) [^|]{6,} \|$/, ''));
   const wanted = Object.entries(FINDINGS).map(([code, [severity, text]]) => `| \`${code}\` | ${severity} | ${text} |`);
   t.same(rows, wanted);
 });

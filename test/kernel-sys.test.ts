@@ -455,7 +455,15 @@ t.test('MAP_CREATE that fails is explained', async (t) => {
     [E.EMFILE, {}, 'EMFILE (too many open files in this process, see ulimit -n)'],
   ];
   for (const [errno, more, message] of cases) t.ok(explained(errno, more).includes(message), explained(errno, more));
-  const asked = { ...spec, flags: 0, extra: 0n, name: Buffer.from('flöws.1', 'latin1'), btf: false, inner: false };
+  const asked = {
+    ...spec,
+    flags: 0,
+    extra: 0n,
+    ifindex: 0,
+    name: Buffer.from('flöws.1', 'latin1'),
+    btf: false,
+    inner: false,
+  };
   t.same(breaches(asked), [], 'Latin-1 letters are letters');
 });
 

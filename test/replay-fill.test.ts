@@ -54,6 +54,7 @@ function planned(
     items: source,
     facts: {},
     needed: [],
+    missing: [],
     frozen: false,
     access: 'rw',
     memory: memoryNeed(whole, type, source.count, sys.cpus),

@@ -134,6 +134,10 @@ export interface Dump {
   readonly lost: Lost;
   /** Names of the images that were read. */
   readonly images: ReadonlySet<string>;
+  /** Those of them that could not be read to their end. */
+  readonly broken: ReadonlySet<string>;
+  /** Names of all files of the folder; none for one image. */
+  readonly present: ReadonlySet<string>;
   close(): void;
 }
 
@@ -170,6 +174,26 @@ export interface PluginProblem {
   readonly message: string;
 }
 
+/** The image that CRIU writes last of all. */
+export const FINISHED = 'inventory.img';
+
+/** Images that CRIU alone makes. */
+const CRIUS = /^(inventory|pstree|files|(core|ids|fdinfo|mm|pagemap)-\d{1,10})\.img$/;
+
+/** Whether a dump is one of processes, by CRIU: with images of its own, or with those of its plugin. */
+export function isCriu({ plugin, present }: Pick<Dump, 'plugin' | 'present'>): boolean {
+  return plugin !== undefined || [...present].some((name) => CRIUS.test(name));
+}
+
+/** One line when CRIU has not finished the dump, as far as its folder shows. */
+export function unfinished(dump: Pick<Dump, 'name' | 'plugin' | 'present'>): string | undefined {
+  if (!isCriu(dump) || (dump.present.has(FINISHED) && fs.statSync(path.join(dump.name, FINISHED)).size > 0)) {
+    return undefined;
+  }
+  const how = dump.present.has(FINISHED) ? 'empty' : 'missing';
+  return `it is ${how}, and CRIU writes it last: the dump has failed, or was not copied whole`;
+}
+
 /** How to go on when one image of a dump is broken: rethrow, or note it (`verify` does). */
 export type OnBroken = (error: BpfimgError, image: string) => void;
 
@@ -195,7 +219,7 @@ export async function openDump(folder: string, onBroken: OnBroken = rethrow): Pr
       `${folder}: no ${IMAGE.files}, ${IMAGE.bpfmapFile} or ${IMAGE.data} in it, expected a dump`,
     );
   }
-  const builder = new DumpBuilder(folder, onBroken);
+  const builder = new DumpBuilder(folder, onBroken, names);
   const open = (name: string) => openInput(path.join(folder, name));
   const each: EachEntry = async (name, kind, take) => {
     if (!names.has(name)) return;
@@ -298,6 +322,7 @@ class DumpBuilder {
     { files: MapFile[]; data: MapData[]; meta: JsonObject | undefined; metaEntry: number | undefined }
   >();
   readonly #images = new Set<string>();
+  readonly #broken = new Set<string>();
   readonly files = new Map<number, MapFile>();
   /** Open files that CRIU left to plugins: what files.img says of their owners, by id. */
   readonly external = new Map<number, JsonObject>();
@@ -315,6 +340,7 @@ class DumpBuilder {
   constructor(
     readonly name: string,
     readonly onBroken: OnBroken,
+    readonly present: ReadonlySet<string> = new Set(),
   ) {}
 
   #count(): void {
@@ -355,6 +381,7 @@ class DumpBuilder {
       return true;
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
+      this.#broken.add(name);
       this.onBroken(error, name);
       return false;
     }
@@ -511,6 +538,8 @@ class DumpBuilder {
       btf: this.btf,
       lost: this.lost,
       images: this.#images,
+      broken: this.#broken,
+      present: this.present,
       close: () => {
         this.#data?.close();
         for (const input of this.#inputs) input.close();

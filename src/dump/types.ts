@@ -28,7 +28,7 @@ export interface TypeOptions {
 
 /** Why a map, or all that use a BTF object, are without (some of) their types. */
 export interface TypeProblem {
-  /** As in FINDINGS; undefined for what is no defect of the dump. */
+  /** As in verify's FINDINGS; undefined for what is no defect of the dump. */
   readonly code?: 'btf-missing' | 'bad-btf' | 'unknown-btf' | 'bad-type' | 'btf-key-size' | 'btf-value-size';
   readonly map?: DumpMap;
   readonly message: string;

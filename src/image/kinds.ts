@@ -152,6 +152,12 @@ export function foreignKind(magic: number): string | undefined {
   return OTHER_KINDS[magic];
 }
 
+/** Magic of a kind that bpfimg does not decode, by its name. */
+export function magicOf(name: string): number | undefined {
+  const found = Object.entries(OTHER_KINDS).find(([, other]) => other === name);
+  return found && Number(found[0]);
+}
+
 /** Sorted names of all kinds, for messages and schemas. */
 export function kindNames(): string[] {
   return [...byName.keys()].sort();

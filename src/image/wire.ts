@@ -361,6 +361,18 @@ export function unknownBytes(name: string, raw: Uint8Array): number {
 // JSON to bytes
 
 /** A growing buffer of wire bytes. */
+/**
+ * The plain numbers of a message that no table knows, by field.
+ * @throws WireError
+ */
+export function varintFields(bytes: Uint8Array): ReadonlyMap<number, number> {
+  const fields = new Map<number, number>();
+  for (const { no, wire, value, end } of records(bytes, 0, bytes.length, '')) {
+    if (wire === VARINT) fields.set(no, Number(varint(bytes, value, end, '').value));
+  }
+  return fields;
+}
+
 class Wire {
   #bytes = new Uint8Array(64);
   length = 0;

@@ -716,7 +716,15 @@ function createCause(spec: MapSpec, name: Buffer, attr: Attr, errno: number): st
     return `needs the ${needed}, before Linux 5.11 also room under RLIMIT_MEMLOCK (ulimit -l)`;
   }
   if (errno !== ERRNO.EINVAL && errno !== ERRNO.E2BIG && errno !== ERRNO.ENOTSUPP) return undefined;
-  const asked = { flags: 0, extra: 0n, ...spec, name, btf: spec.btf !== undefined, inner: spec.inner !== undefined };
+  const asked = {
+    flags: 0,
+    extra: 0n,
+    ifindex: 0,
+    ...spec,
+    name,
+    btf: spec.btf !== undefined,
+    inner: spec.inner !== undefined,
+  };
   const found = breaches(asked);
   if (found.length > 0) return found.join('; ');
   if (errno === ERRNO.E2BIG && spec.keySize > 0) return 'key_size, value_size or max_entries is too large';

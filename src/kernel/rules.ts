@@ -201,6 +201,7 @@ export function takenEntries(type: number, wanted: number, pageSize: number): nu
 /** What MAP_CREATE is asked for, as far as {@link breaches} looks at it. */
 export interface Asked extends MapShape {
   readonly extra: bigint;
+  readonly ifindex: number;
   readonly name: Uint8Array;
   readonly btf: boolean;
   readonly inner: boolean;
@@ -256,6 +257,8 @@ export function breaches(asked: Asked): string[] {
       `map_extra 0x${asked.extra.toString(16)}, expected ${max === 0n ? '0' : `0 to 0x${max.toString(16)}${more}`}`,
     );
   }
+  if (asked.ifindex !== 0)
+    found.push(`ifindex ${asked.ifindex}, expected 0: maps on network devices are their drivers'`);
   if (asked.btf && rule.btf === 'no') found.push('BTF, which this type does not take');
   if (!asked.btf && rule.btf === 'required') found.push('no BTF, which this type needs');
   if (rule.inner === true && !asked.inner) found.push('no inner map to go by');

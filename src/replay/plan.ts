@@ -28,6 +28,8 @@ export interface PlannedMap {
   readonly items: ItemSource;
   /** Maps of the dump that must be there before it can be filled. */
   readonly needed: readonly number[];
+  /** Those of them that the dump does not have. */
+  readonly missing: readonly number[];
   /** What the meta image keeps of it. */
   readonly facts: MapFacts;
   /** The blob of its types. */
@@ -58,6 +60,28 @@ export interface PlanOptions {
 /** Flags that are not a map's but a caller's, or that describe a file descriptor: an image must not ask for them. */
 const NEVER = MAP_FLAG.RDONLY | MAP_FLAG.WRONLY | MAP_FLAG.PATH_FD | MAP_FLAG.TOKEN_FD;
 
+/** What MAP_CREATE is asked for, to make the map that `file` describes. */
+export function mapSpec(file: FileMessage, types: MapTypes, maxEntries = file.max_entries): PlannedMap['spec'] {
+  const type = types.get(file.map_type);
+  const flags = file.map_flags & ~(NEVER | (type.ownFlags ?? 0));
+  // The kernel would read it no further, and say nothing.
+  const [name = ''] = file.map_name.split('\0', 1);
+  const plain: PlannedMap['spec'] = {
+    type: file.map_type,
+    keySize: file.key_size,
+    valueSize: file.value_size,
+    maxEntries,
+    flags: flags >>> 0,
+    name,
+    extra: BigInt((file.map_extra ?? 0) as number | bigint),
+    ifindex: file.ifindex,
+    // The kernel tells the flag, never the node. It is kept, with a node that means any.
+    ...((flags & MAP_FLAG.NUMA_NODE) === 0 ? {} : { numaNode: -1 }),
+  };
+  const spec = { ...plain, ...types.plugin(file.map_type).attributes?.(plain, type) };
+  return { ...spec, flags: spec.flags ?? 0 };
+}
+
 /**
  * Works out one map.
  * @throws BpfimgError for what the images lack or contradict
@@ -76,11 +100,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   }
   const type = types.get(file.map_type);
   const plugin = types.plugin(file.map_type);
-  const flags = file.map_flags & ~(NEVER | (type.ownFlags ?? 0));
   const lacks: string[] = [];
-  // The kernel would read it no further, and say nothing.
-  const [name = ''] = file.map_name.split('\0', 1);
-  if (name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
   const notes: string[] = [];
   let maxEntries = options.maxEntries ?? file.max_entries;
   if (options.maxEntries !== undefined) {
@@ -90,40 +110,29 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
       notes.push(`max_entries is rounded up from ${options.maxEntries} to ${maxEntries}: ${why}`);
     }
   }
-  const plain: PlannedMap['spec'] = {
-    type: file.map_type,
-    keySize: file.key_size,
-    valueSize: file.value_size,
-    maxEntries,
-    flags: flags >>> 0,
-    name,
-    extra: BigInt((file.map_extra ?? 0) as number | bigint),
-    ifindex: file.ifindex,
-    // The kernel tells the flag, never the node. It is kept, with a node that means any.
-    ...((flags & MAP_FLAG.NUMA_NODE) === 0 ? {} : { numaNode: -1 }),
-  };
-  const spec = { ...plain, ...plugin.attributes?.(plain, type) };
+  const spec = mapSpec(file, types, maxEntries);
+  if (spec.name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
   const items = itemsOf(dump, map, file, types, options, bad);
   const told = map.meta?.report;
   if (typeof told === 'string') lacks.push(`captured ${told}`);
   else if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
   const facts: MapFacts = { ...factsOf(map.meta), boot: map.meta?.boot_id as string | undefined };
   if (facts.types !== undefined && !dump.btf.has(facts.types.btf)) lacks.push('its types, which no image has');
-  const shape = { ...spec, flags: spec.flags ?? 0 };
   return {
     mapId: map.mapId,
     name: whole.split('\0', 1)[0] as string,
     subject,
     type,
     plugin,
-    spec: shape,
+    spec,
     items,
     needed: [],
+    missing: [],
     facts,
     btf: facts.types && dump.btf.get(facts.types.btf),
     frozen: file.frozen,
     access: accessOf(map),
-    memory: memoryNeed(shape, type, items.count, options.cpus),
+    memory: memoryNeed(spec, type, items.count, options.cpus),
     lacks,
     notes,
   };
@@ -153,17 +162,27 @@ export async function planMaps(
     if (begun.has(map.mapId)) return;
     begun.add(map.mapId);
     const plan = planMap(dump, map, types, chosen && maps.includes(map) ? options : rest);
-    const needed = (await plan.plugin.needs?.(plan.items)) ?? [];
-    const wanted = new Set(needed);
+    const needs = await needsOf(dump, plan);
+    const wanted = new Set(needs.needed);
     for (const id of wanted) inner.add(id);
     for (const one of wanted.size === 0 ? [] : dump.maps) if (wanted.has(one.mapId)) await add(one);
-    planned.push({ map, plan: { ...plan, needed } });
+    planned.push({ map, plan: { ...plan, ...needs } });
   };
   for (const map of maps) await add(map);
   return planned.map(({ map, plan }) => {
     const resized = maxEntries !== undefined && !chosen && maps.includes(map) && !inner.has(map.mapId);
-    return resized && isSizable(plan) ? { ...planMap(dump, map, types, options), needed: plan.needed } : plan;
+    return resized && isSizable(plan)
+      ? { ...planMap(dump, map, types, options), needed: plan.needed, missing: plan.missing }
+      : plan;
   });
+}
+
+/** Maps that must be there before that of `plan` can be filled, and which of them the dump does not have. */
+export async function needsOf(dump: Dump, plan: PlannedMap): Promise<Pick<PlannedMap, 'needed' | 'missing'>> {
+  const needed = (await plan.plugin.needs?.(plan.items)) ?? [];
+  const missing = new Set(needed);
+  for (const one of missing.size === 0 ? [] : dump.maps) missing.delete(one.mapId);
+  return { needed, missing: [...missing] };
 }
 
 /** Whether maps of this type may have one max_entries or another. */
@@ -229,31 +248,47 @@ function itemsOf(
 /** CPUs that Linux can have (NR_CPUS, of any architecture). */
 const MOST_CPUS = 8192;
 
-/** Why no such map can be created here, as far as one sees without doing so. Each is a clause. */
-export function unsupported(plan: PlannedMap): string[] {
-  const { spec, type } = plan;
-  const problems = breaches({
+/** Why MAP_CREATE would refuse what a replay asks it for. Each is a clause. */
+export function createProblems(plan: Pick<PlannedMap, 'spec' | 'btf' | 'facts' | 'needed' | 'missing'>): string[] {
+  const { spec, btf, facts, needed, missing } = plan;
+  return breaches({
     ...spec,
     extra: spec.extra ?? 0n,
+    ifindex: spec.ifindex ?? 0,
     name: Buffer.from(spec.name, 'latin1'),
     // What a replay gives it when it is created.
-    btf: plan.btf !== undefined && MAP_RULES[spec.type]?.btf !== 'no',
-    inner: plan.facts.template !== undefined || plan.needed.length > 0,
+    btf: btf !== undefined && MAP_RULES[spec.type]?.btf !== 'no',
+    inner: facts.template !== undefined || needed.length > missing.length,
   });
-  if (plan.plugin.replay === undefined) problems.push(noReplay(type));
+}
+
+/** Why no such map can be created here, as far as one sees without doing so. Each is a clause. */
+export function unsupported(plan: PlannedMap): string[] {
+  const problems = createProblems(plan);
+  if (plan.plugin.replay === undefined) problems.push(noReplay(plan.type));
   return problems;
 }
 
 /** Why the map cannot be created and filled, as far as one sees without doing so. Each is a clause. */
-export async function planProblems(plan: PlannedMap): Promise<string[]> {
-  const { spec, type, items } = plan;
+export async function planProblems(plan: PlannedMap, unresolved: 'fail' | 'skip' = 'fail'): Promise<string[]> {
+  const { spec, type, items, missing } = plan;
   const problems = unsupported(plan);
+  if (missing.length > 0 && unresolved === 'fail') problems.push(lostInner(missing));
   if (problems.length === 0 && isFull(plan)) {
     const many = `${items.count} items do not fit, max_entries is ${spec.maxEntries}`;
     if (type.dense !== true || (await hasBeyond(items, spec.maxEntries))) problems.push(many);
   }
   return problems;
 }
+
+/** What is said of inner maps that the dump does not have. */
+export function lostInner(missing: readonly number[]): string {
+  const ids = missing.slice(0, TOLD).join(', ');
+  return `inner maps that are not in the dump: ${ids}${missing.length > TOLD ? `, and ${missing.length - TOLD} more` : ''}`;
+}
+
+/** Ids that a line names. */
+const TOLD = 5;
 
 /** Whether there are more items than the map takes; what hangs on other objects is not counted. */
 function isFull({ spec: { maxEntries }, items, type }: PlannedMap): boolean {

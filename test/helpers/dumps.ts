@@ -11,19 +11,21 @@ export function mapFile(values: {
   key?: number;
   value?: number;
   max?: number;
+  flags?: number;
   name?: string;
+  ifindex?: number;
 }): Buffer {
   const fown = Buffer.concat([1, 2, 3, 4, 5].map((no) => scalar(no, 0)));
-  const { id, map_id, type = 1, key = 4, value = 8, max = 16, name = 'm' } = values;
+  const { id, map_id, type = 1, key = 4, value = 8, max = 16, flags = 0, name = 'm', ifindex = 0 } = values;
   return Buffer.concat([
     scalar(1, id),
     scalar(2, 2),
     scalar(3, 0),
     blob(4, fown),
-    ...[type, key, value, map_id, max, 0, 4096].map((number, i) => scalar(5 + i, number)),
+    ...[type, key, value, map_id, max, flags, 4096].map((number, i) => scalar(5 + i, number)),
     scalar(12, 0),
     blob(13, Buffer.from(name, 'latin1')),
-    scalar(14, 0),
+    scalar(14, ifindex),
   ]);
 }
 
@@ -33,6 +35,11 @@ export function filesImage(...files: Buffer[]): Buffer {
   const fileEntry = (message: Buffer) =>
     Buffer.concat([scalar(1, 19), scalar(2, message[1] as number), blob(21, message)]);
   return image('FILES', ...files.map((message) => entry(fileEntry(message))));
+}
+
+/** A bpfmap-file.img, as a capture makes it. */
+export function mapsImage(...files: Buffer[]): Buffer {
+  return image('BPFMAP_FILE', ...files.map((message) => entry(message)));
 }
 
 /** A folder with these images in it, gone after the test. */
@@ -70,7 +77,7 @@ export function pluginDump(what: Partial<typeof PLUGIN_DUMP>): Record<string, Ui
   };
 }
 
-/** An image with what a process with pid 1 holds: fds by number, each an open file's type and id. */
+/** Images of a process with pid 1 that holds these: fds by number, each an open file's type and id. */
 export function processOf(fds: Readonly<Record<number, readonly [type: number, id: number]>>): Record<string, Buffer> {
   const ids = Array.from({ length: 4 }, (_, i) => scalar(i + 1, 1));
   const held = Object.entries(fds).map(([fd, [type, id]]) =>
@@ -80,5 +87,10 @@ export function processOf(fds: Readonly<Record<number, readonly [type: number, i
     'pstree.img': image('PSTREE', entry(Buffer.concat([1, 2, 3, 4].map((no) => scalar(no, no === 2 ? 0 : 1))))),
     'ids-1.img': image('IDS', entry(Buffer.concat(ids))),
     'fdinfo-1.img': image('FDINFO', ...held),
+    'core-1.img': image('CORE', entry(scalar(1, 0))),
+    'mm-1.img': image('MM', entry(scalar(1, 0))),
+    'fs-1.img': image('FS', entry(scalar(1, 0))),
+    // Of no pages.
+    'pagemap-1.img': image('PAGEMAP', entry(scalar(1, 1))),
   };
 }

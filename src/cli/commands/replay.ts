@@ -17,6 +17,7 @@ import { coloured, type Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
 import { Progress } from '../progress.js';
 import { isFolder } from '../source.js';
+import { sayUnfinished } from '../unfinished.js';
 import { printLines, written } from '../written.js';
 
 export interface ReplayArguments {
@@ -62,6 +63,7 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   const kernel = sys ?? (await openSys());
   const dump = await openDump(args.dir);
   try {
+    sayUnfinished(dump, io);
     const plans = await plansOf(dump, args, types, kernel);
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
     if (args.dryRun) return await dryRun(plans, args, io);
@@ -312,7 +314,7 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
   for (const [i, plan] of plans.entries()) {
     const { spec, items, type, frozen, lacks } = plan;
     const skips = args.skipUnsupported === true && unsupported(plan).length > 0;
-    const why = await planProblems(plan);
+    const why = await planProblems(plan, args.unresolved);
     for (const one of skips ? [] : why) problems.push(`${plan.subject}: ${one}`);
     rows.push({
       map_id: plan.mapId,

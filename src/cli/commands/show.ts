@@ -27,6 +27,7 @@ import { namesTypes, type TypeArguments } from '../options.js';
 import { isFolder, sourceOf } from '../source.js';
 import { fieldsOf, TypedTable } from '../typed-table.js';
 import { itemForms, sayProblems, typeFinder } from '../types.js';
+import { sayUnfinished } from '../unfinished.js';
 import { printLines, written } from '../written.js';
 
 export interface ShowArguments extends TypeArguments {
@@ -81,6 +82,7 @@ export async function run(args: ShowArguments, io: Io): Promise<void> {
 async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> {
   const types = new MapTypes(plugins);
   try {
+    sayUnfinished(dump, io);
     const maps = selectMaps(dump, args.map);
     if (args.types) return await showTypes(dump, maps, args, io);
     const forms = args.raw ? undefined : await itemForms(await typeFinder(dump, args), maps, io);

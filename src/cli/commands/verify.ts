@@ -1,13 +1,13 @@
 import { plugins } from '../../../plugins/index.js';
 import { openDump } from '../../dump/model.js';
 import { openImageSource } from '../../dump/source.js';
-import { Verifier } from '../../dump/verify.js';
 import { EXIT } from '../../errors.js';
 import type { JsonObject } from '../../image/message.js';
 import { type Input, openInput } from '../../io/input.js';
 import { COMPACT, print } from '../../json/print.js';
 import { MapTypes } from '../../maptype.js';
 import { colours, nameText, plural } from '../../render.js';
+import { Verifier } from '../../verify/verify.js';
 import { coloured, type Io } from '../io.js';
 import type { TypeArguments } from '../options.js';
 import { isFolder, sourceOf } from '../source.js';

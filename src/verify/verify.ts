@@ -1,13 +1,7 @@
 /** Says what is wrong or doubtful in a dump, each thing with a code that a script can match. */
 import { hex } from '../bytes.js';
-import { BpfimgError } from '../errors.js';
-import type { JsonObject } from '../image/message.js';
-import { ImageReader } from '../image/reader.js';
-import { unknownBytes } from '../image/wire.js';
-import { Cursor, type Input } from '../io/input.js';
-import { pause } from '../io/pause.js';
-import { isKept, type MapTypes } from '../maptype.js';
-import { duplicateKeys } from './keys.js';
+import { factsOf } from '../dump/facts.js';
+import { duplicateKeys } from '../dump/keys.js';
 import {
   type Dump,
   type DumpMap,
@@ -15,28 +9,44 @@ import {
   type FileMessage,
   IMAGE,
   type ImageNames,
+  isCriu,
   type MapData,
   type MapFile,
   sameData,
-} from './model.js';
-import type { TypeOptions } from './types.js';
+} from '../dump/model.js';
+import type { TypeOptions } from '../dump/types.js';
+import { BpfimgError } from '../errors.js';
+import type { JsonObject } from '../image/message.js';
+import { ImageReader } from '../image/reader.js';
+import { unknownBytes } from '../image/wire.js';
+import { Cursor, type Input } from '../io/input.js';
+import { pause } from '../io/pause.js';
+import { isKept, type MapTypes } from '../maptype.js';
+import { imageProblems } from './processes.js';
 
 /** Codes of findings: `error` means that a restore fails or restores something else. */
 export const FINDINGS = {
+  unfinished: ['error', 'inventory.img, which CRIU writes last, is missing or empty'],
+  'missing-image': ['error', 'an image is missing that CRIU restores no process without'],
+  'no-pages': ['warning', 'the memory of a process is not in the folder'],
   'bad-image': ['error', 'an image breaks the format'],
   'trailing-bytes': ['error', 'bytes behind the last entry that are no entry'],
   'not-divisible': ['error', 'totals of a data entry are not count equal parts'],
   'key-size': ['error', 'keys in the data are not key_size bytes'],
   'value-size': ['error', 'values in the data are not what value_size and the type say'],
-  'type-key-size': ['error', 'key_size is not what the map type has'],
+  attributes: ['error', 'attributes with which no kernel makes a map'],
   'too-many-items': ['error', 'more items than max_entries'],
   'no-file': ['error', 'data of a map that no file entry describes'],
   'no-data': ['warning', 'a map without a data entry: its contents are not in the dump'],
+  'lost-data': ['error', 'a map of a CRIU dump without a data entry, which such a dump has of each'],
+  'lost-inner': ['error', 'items whose inner map is not in the dump'],
+  captured: ['warning', 'what the capture could not take of a map'],
+  refused: ['error', 'a map that replay refuses, for what no other line says'],
   'copies-differ': ['error', 'several data entries of one map with different bytes'],
   'files-differ': ['error', 'two open files of one map disagree on its attributes'],
   'duplicate-file': ['error', 'two file entries have one id'],
   'lost-fd': ['error', 'an fd leads to a BPF map file that no image describes'],
-  'unheld-file': ['warning', 'an open file of a map that no fd leads to'],
+  'unheld-file': ['error', 'an open file of a map that no fd leads to'],
   'plugin-table': ['error', 'the table of the CRIU plugin is missing or breaks its form'],
   'plugin-file': [
     'error',
@@ -50,6 +60,7 @@ export const FINDINGS = {
   'index-range': ['error', 'an array index at or above max_entries'],
   'index-order': ['warning', 'array indexes are not in ascending order'],
   'index-missing': ['warning', 'an array with fewer items than max_entries: the rest restores as zeros'],
+  'lost-btf': ['error', 'types that the plugin will not restore a map without, in a BTF object that is not there'],
   'btf-missing': ['warning', 'types of a map in a BTF object that the dump does not have'],
   'bad-btf': ['error', 'a BTF object that makes no sense'],
   'unknown-btf': ['warning', 'a BTF object of a kind that this bpfimg does not know'],
@@ -83,12 +94,41 @@ function neverOpen({ plugin }: Dump, file: MapFile): boolean {
   return plugin !== undefined && file.image !== IMAGE.files && !plugin.files.has(file.message.id);
 }
 
+/** What the plan of a replay has against a map. */
+interface Refusals {
+  /** Attributes that no kernel takes. */
+  readonly asked: readonly string[];
+  readonly lost?: string | undefined;
+  readonly refused?: string | undefined;
+}
+
+async function refusals(dump: Dump, map: DumpMap, file: FileMessage, types: MapTypes): Promise<Refusals> {
+  const { createProblems, lostInner, mapSpec, needsOf, planMap } = await import('../replay/plan.js');
+  const problems = (plan: Parameters<typeof createProblems>[0]) =>
+    types.has(file.map_type) ? createProblems(plan) : [];
+  try {
+    // Values of another number of CPUs are no fault of a dump.
+    const plan = planMap(dump, map, types, { cpus: 1, perCpu: 'first' });
+    const needs = await needsOf(dump, plan);
+    const lost = needs.missing.length === 0 ? undefined : lostInner(needs.missing);
+    return { asked: problems({ ...plan, ...needs }), lost };
+  } catch (error) {
+    if (!(error instanceof BpfimgError)) throw error;
+    const facts = factsOf(map.meta);
+    const btf = facts.types && dump.btf.get(facts.types.btf);
+    const asked = problems({ spec: mapSpec(file, types), facts, btf, needed: [], missing: [] });
+    return { asked, refused: error.message.replace(`${dump.name}: `, '') };
+  }
+}
+
 /** Findings of one kind that are told one by one; more are counted. */
 const TOLD = 5;
 
 /** Collects findings while a dump is read and examined. */
 export class Verifier {
   readonly findings: Finding[] = [];
+  /** Maps with an error. */
+  readonly #faulty = new Set<number>();
   #names: ImageNames = IMAGE;
   /** What is worth saying and no finding. */
   readonly notes: string[] = [];
@@ -107,6 +147,7 @@ export class Verifier {
 
   #add(code: FindingCode, image: string, map: DumpMap | undefined, message: string): void {
     const name = map?.files[0]?.message.map_name;
+    if (map !== undefined && FINDINGS[code][0] === 'error') this.#faulty.add(map.mapId);
     this.findings.push({
       code,
       severity: FINDINGS[code][0],
@@ -134,7 +175,6 @@ export class Verifier {
    */
   async check(dump: Dump, types: TypeOptions = {}): Promise<void> {
     this.#names = dump.names;
-    const whole = dump.images.has(dump.names.files) || dump.images.has(dump.names.bpfmapFile);
     for (const file of dump.lost.files) {
       this.#add(
         'duplicate-file',
@@ -152,10 +192,12 @@ export class Verifier {
       );
     }
     for (const { code, image, message } of dump.lost.plugin) this.#add(code, image, undefined, message);
+    for (const { code, image, message } of await imageProblems(dump)) this.#add(code, image, undefined, message);
     for (const map of dump.maps) {
       this.#files(dump, map);
-      if (dump.data !== undefined) await this.#data(dump.data, map, whole);
-      else if (map.data.length === 0 && map.files.length > 0 && this.single === undefined) this.#noData(map);
+      if (map.data.length === 0 && map.files.length > 0 && this.single === undefined) this.#noData(dump, map);
+      if (dump.data !== undefined) await this.#data(dump.data, map);
+      await this.#plan(dump, map);
     }
     const typed = dump.btf.size > 0 || dump.maps.some(({ meta }) => meta?.btf_id !== undefined);
     if (typed || types.btf !== undefined || (types.type?.length ?? 0) > 0) await this.#types(dump, types);
@@ -163,7 +205,7 @@ export class Verifier {
 
   /** Compares types with the sizes of their maps. */
   async #types(dump: Dump, options: TypeOptions): Promise<void> {
-    const { TypeFinder } = await import('./types.js');
+    const { TypeFinder } = await import('../dump/types.js');
     const finder = new TypeFinder(dump, options);
     await finder.checkObjects();
     for (const map of dump.maps) await finder.types(map);
@@ -171,14 +213,31 @@ export class Verifier {
       if (code === undefined) continue;
       // Sizes are the map's, wherever its types come from.
       const image = code.endsWith('-size') ? (map?.files[0]?.image ?? this.#names.data) : this.#names.meta;
-      this.#add(code, map === undefined ? this.#names.btf : image, map, message);
+      const lost = code === 'btf-missing' && dump.plugin !== undefined;
+      this.#add(lost ? 'lost-btf' : code, map === undefined ? this.#names.btf : image, map, message);
     }
     const unused = finder.unused(dump.maps);
     if (unused !== undefined) this.notes.push(unused);
   }
 
-  #noData(map: DumpMap): void {
-    this.#add('no-data', this.#names.data, map, 'no data entry');
+  #noData(dump: Dump, map: DumpMap): void {
+    const { report } = map.meta ?? {};
+    // What was not captured has none, and that is told.
+    if (typeof report === 'string' && /^(metadata only|not supported)/.test(report)) return;
+    this.#add(isCriu(dump) ? 'lost-data' : 'no-data', this.#names.data, map, 'no data entry');
+  }
+
+  /** Asks a replay's plan what it would refuse. */
+  async #plan(dump: Dump, map: DumpMap): Promise<void> {
+    const [file] = map.files;
+    if (file === undefined) return;
+    const { report } = map.meta ?? {};
+    if (typeof report === 'string' && report !== 'full') this.#add('captured', this.#names.meta, map, report);
+    const { asked, lost, refused } = await refusals(dump, map, file.message, this.types);
+    if (asked.length > 0) this.#add('attributes', file.image, map, asked.join('; '));
+    if (lost !== undefined) this.#add('lost-inner', this.#names.data, map, lost);
+    // What is wrong with its items has a code of its own.
+    if (refused !== undefined && !this.#faulty.has(map.mapId)) this.#add('refused', file.image, map, refused);
   }
 
   #files(dump: Dump, map: DumpMap): void {
@@ -186,16 +245,13 @@ export class Verifier {
     if (first === undefined) return;
     const { message, image } = first;
     const type = this.types.get(message.map_type);
+    // Only CRIU restores as CRIU does.
+    const native = isCriu(dump) && dump.plugin === undefined;
     if (!this.types.has(message.map_type)) {
       this.#add('unknown-type', image, map, `map type ${message.map_type}`);
-    } else if (!type.criu && dump.plugin === undefined) {
+    } else if (!type.criu && native) {
       this.#add('criu-type', image, map, `type ${type.name}, CRIU dumps hash and array`);
     }
-    const keySize = { index: 4, fd: 4, none: 0, bytes: undefined, prefix: undefined }[type.key];
-    if (keySize !== undefined && message.key_size !== keySize) {
-      this.#add('type-key-size', image, map, `key_size ${message.key_size}, ${type.name} has ${keySize}`);
-    }
-    const native = dump.plugin === undefined;
     if (native && message.map_extra !== undefined && BigInt(message.map_extra as number | bigint) !== 0n) {
       this.#add('map-extra', image, map, `map_extra 0x${(message.map_extra as number | bigint).toString(16)}`);
     }
@@ -206,15 +262,18 @@ export class Verifier {
     for (const other of others) this.#sameAttributes(map, first, other);
     for (const file of map.files) {
       this.#encoding(file.image, map, 'bpfmap_file_entry', file.message, `file ${file.message.id}`);
-      // Only images of processes can say that nobody holds a file; that of an inner map was never open.
-      if (!neverOpen(dump, file) && file.holders.length === 0 && dump.images.has('pstree.img')) {
+      // Only images of processes can say that nobody holds a file; that of an inner map was never open, and one on
+      // its way through a socket is in nobody's table.
+      const held = file.holders.length > 0 || neverOpen(dump, file) || dump.present.has('sk-queues.img');
+      if (!held && dump.images.has('pstree.img')) {
         this.#add('unheld-file', file.image, map, `no fd leads to file ${file.message.id}`);
       }
     }
   }
 
   #sameAttributes(map: DumpMap, first: MapFile, other: MapFile): void {
-    const own = new Set(['id', 'flags', 'pos', 'fown', 'mnt_id', '$raw']);
+    // What each open file has of its own, and what is measured anew each time.
+    const own = new Set(['id', 'flags', 'pos', 'fown', 'mnt_id', 'memlock', '$raw']);
     const differing = Object.keys({ ...first.message, ...other.message }).filter(
       (name) => !own.has(name) && String(first.message[name] ?? 0) !== String(other.message[name] ?? 0),
     );
@@ -231,10 +290,9 @@ export class Verifier {
     else this.#add('odd-encoding', image, map, `${where} is encoded in another way than CRIU does`);
   }
 
-  async #data(input: Input, map: DumpMap, whole: boolean): Promise<void> {
+  async #data(input: Input, map: DumpMap): Promise<void> {
     const file = map.files[0]?.message;
-    if (map.data.length === 0) this.#noData(map);
-    else if (file === undefined && whole)
+    if (map.data.length > 0 && file === undefined && this.single === undefined)
       this.#add('no-file', this.#names.data, map, 'no file entry describes this map');
     for (const [i, data] of map.data.entries()) {
       this.#encoding(this.#names.data, map, 'bpfmap_data_entry', data.entry.message, `entry ${data.entry.index}`);
@@ -269,11 +327,12 @@ export class Verifier {
     }
     const type = this.types.get(file.map_type);
     const { kept } = type;
-    if (kept === undefined ? oddKey : shape.keySize !== kept.key) {
+    // Where nothing is, nothing has a size.
+    if (count > 0 && (kept === undefined ? oddKey : shape.keySize !== kept.key)) {
       const expected = kept === undefined ? `key_size is ${file.key_size}` : `items of ${type.name} have ${kept.key}`;
       add('key-size', `keys of ${shape.keySize} bytes, ${expected}`);
     }
-    if (kept === undefined ? oddValue : !isKept(type, kept.key, shape.valueSize, oddValue)) {
+    if (count > 0 && (kept === undefined ? oddValue : !isKept(type, kept.key, shape.valueSize, oddValue))) {
       const expected = type.perCpu
         ? `a multiple of ${Math.ceil(file.value_size / 8) * 8} (value_size ${file.value_size} for each CPU)`
         : kept?.value === 'page'

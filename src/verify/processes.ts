@@ -1,0 +1,192 @@
+/**
+ * CRIU's own part of a dump, without which it restores no process: which images there must be, and whether they
+ * end where they should. Measured with CRIU 4.1.1: what it refuses, and where it crashes or waits for ever.
+ */
+import * as path from 'node:path';
+import { type Dump, FINISHED, isCriu, unfinished } from '../dump/model.js';
+import { BpfimgError } from '../errors.js';
+import { FDINFO, HEAD_COMMON, IDS, INVENTORY, type Kind, magicOf, PSTREE } from '../image/kinds.js';
+import type { JsonObject } from '../image/message.js';
+import { ImageReader, MAX_MESSAGE } from '../image/reader.js';
+import { varintFields } from '../image/wire.js';
+import { Cursor, type Input, openInput } from '../io/input.js';
+import { pause } from '../io/pause.js';
+
+/** What is wrong with an image that CRIU needs. */
+export interface ImageProblem {
+  readonly code: 'unfinished' | 'missing-image' | 'bad-image' | 'trailing-bytes' | 'no-pages';
+  readonly image: string;
+  readonly message: string;
+}
+
+/** Bytes of the smallest page there is. */
+const PAGE = 4096;
+
+/** flags of a pagemap_entry (CRIU's pagemap.h): its pages are in the image of pages. */
+const PRESENT = 4;
+/** Fields of pagemap_head and pagemap_entry (CRIU's pagemap.proto); the count has moved in CRIU 4.1. */
+const PAGES_ID = 1;
+const OLD_COUNT = 2;
+const FLAGS = 4;
+const COUNT = 5;
+
+/** Looks at the images of a dump's processes; those that {@link openDump} has read are not read again. */
+export async function imageProblems(dump: Dump): Promise<ImageProblem[]> {
+  if (!isCriu(dump)) return [];
+  const finder = new Finder(dump);
+  const end = unfinished(dump);
+  if (end !== undefined) finder.add('unfinished', FINISHED, end);
+  else await finder.entries(FINISHED, INVENTORY);
+  if (!dump.present.has(dump.names.files)) finder.missing(dump.names.files, 'it says what every fd leads to');
+  for (const { pid = 0, threads = [] } of await finder.entries('pstree.img', PSTREE)) {
+    await finder.process(pid as number, threads as number[]);
+  }
+  for (const name of dump.present) await finder.other(name);
+  return finder.problems;
+}
+
+/** Images of processes, of kinds that do not decode. */
+const NEEDED: ReadonlySet<string> = new Set(['core', 'mm', 'fs', 'pagemap']);
+/** Images of namespaces that have an entry where they are there. */
+const FIRST: ReadonlySet<string> = new Set(['timens', 'utsns']);
+
+class Finder {
+  readonly problems: ImageProblem[] = [];
+
+  constructor(readonly dump: Dump) {}
+
+  add(code: ImageProblem['code'], image: string, message: string): void {
+    this.problems.push({ code, image, message });
+  }
+
+  missing(image: string, what: string): void {
+    this.add('missing-image', image, `it is missing: ${what}`);
+  }
+
+  /** The images of one process. One that had ended, and nobody had waited for, has a core image alone. */
+  async process(pid: number, threads: readonly number[]): Promise<void> {
+    const own = ['ids', 'mm', 'fs', 'pagemap'].map((kind) => `${kind}-${pid}.img`);
+    const ended = !own.some((name) => this.dump.present.has(name));
+    for (const id of new Set(ended ? [pid] : [pid, ...threads])) await this.#one(`core-${id}.img`, 'CORE', id);
+    if (ended) return;
+    const [ids = '', mm = '', fs = '', pagemap = ''] = own;
+    for (const { files_id } of await this.entries(ids, IDS)) {
+      await this.entries(`fdinfo-${files_id}.img`, FDINFO, `fds of process ${pid}`);
+    }
+    await this.#one(mm, 'MM', pid);
+    await this.#one(fs, 'FS', pid);
+    await this.#pages(pagemap, pid);
+  }
+
+  /** The entries of an image that decodes: there must be some. */
+  async entries(name: string, kind: Kind, what?: string): Promise<JsonObject[]> {
+    const found: JsonObject[] = [];
+    await this.#read(name, what, async (input) => {
+      const reader = await ImageReader.open(input, 'latin1');
+      // Of another kind: opening the dump has said so, but for the inventory.
+      if (reader.kind !== kind) throw bad(input, `it is a ${reader.kind.name} image, expected ${kind.name}`);
+      for await (const { message } of reader.entries()) {
+        found.push(message);
+        await pause();
+      }
+      if (found.length === 0) throw bad(input, 'no entry in it, which CRIU expects');
+    });
+    return found;
+  }
+
+  /** An image of which CRIU reads one entry, whatever follows. */
+  async #one(name: string, kind: string, id: number): Promise<void> {
+    await this.#read(name, `a part of process ${id}`, async (input) => {
+      for await (const _ of messages(input, kind)) return;
+      throw bad(input, 'no entry in it, which CRIU expects');
+    });
+  }
+
+  /** The map of a process's memory, and the image of its pages. */
+  async #pages(name: string, pid: number): Promise<void> {
+    let pagesId: number | undefined;
+    let bytes = 0;
+    await this.#read(name, `a part of process ${pid}`, async (input) => {
+      for await (const message of messages(input, 'PAGEMAP')) {
+        const fields = varintFields(message);
+        if (pagesId === undefined) pagesId = fields.get(PAGES_ID) ?? 0;
+        else if (((fields.get(FLAGS) ?? PRESENT) & PRESENT) !== 0) {
+          bytes += (fields.get(COUNT) ?? fields.get(OLD_COUNT) ?? 0) * PAGE;
+        }
+        await pause();
+      }
+      if (pagesId === undefined) throw bad(input, 'no entry in it, which CRIU expects');
+    });
+    const pages = `pages-${pagesId}.img`;
+    if (bytes === 0) return;
+    if (!this.dump.present.has(pages)) {
+      this.add('no-pages', pages, `it is missing: the memory of process ${pid}`);
+      return;
+    }
+    // CRIU 4.1.1 waits for ever for the pages that are not there.
+    await this.#read(pages, undefined, async ({ size = 0, name }) => {
+      if (size < bytes) throw bad({ name }, `${size} bytes, expected ${bytes} (is the image cut off?)`);
+    });
+  }
+
+  /** An image that CRIU does without, but must be able to open where it is there. */
+  async other(name: string): Promise<void> {
+    const [, stem = ''] = /^([a-z]+)(?:-\d{1,10})*\.img$/.exec(name) ?? [];
+    if (NEEDED.has(stem) || magicOf(stem.toUpperCase()) === undefined) return;
+    const kind = stem.toUpperCase();
+    if (FIRST.has(stem)) await this.#one(name, kind, 0);
+    else await this.#read(name, undefined, async (input) => void (await begins(input, kind)));
+  }
+
+  /** Looks at one image; what is wrong with it is noted, once. */
+  async #read(name: string, what: string | undefined, look: (input: Input) => Promise<void>): Promise<void> {
+    if (!this.dump.present.has(name)) {
+      this.missing(name, what ?? 'CRIU restores nothing without');
+      return;
+    }
+    const input = await openInput(path.join(this.dump.name, name));
+    try {
+      await look(input);
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      // Of an image that the dump was read from, that has told it already.
+      if (this.dump.broken.has(name)) return;
+      this.add(error.code === 'trailing-bytes' ? error.code : 'bad-image', name, error.message.replace(/^[^:]*: /, ''));
+    } finally {
+      input.close();
+    }
+  }
+}
+
+function bad({ name }: Pick<Input, 'name'>, message: string): BpfimgError {
+  return new BpfimgError('badImage', `${name}: ${message}`);
+}
+
+/** What follows the head of an image of a kind that does not decode. */
+async function begins(input: Input, kind: string): Promise<Cursor> {
+  const cursor = new Cursor(input);
+  await cursor.fill(8);
+  const expected = [HEAD_COMMON, magicOf(kind)];
+  if (cursor.ready < 8 || expected.some((word, i) => cursor.view.getUint32(cursor.at + 4 * i, true) !== word)) {
+    throw bad(input, `it does not begin as a ${kind} image`);
+  }
+  cursor.at += 8;
+  return cursor;
+}
+
+/** The messages of an image of a kind that does not decode, and has nothing but messages. */
+async function* messages(input: Input, kind: string): AsyncGenerator<Uint8Array> {
+  const cursor = await begins(input, kind);
+  for (let entry = 0; (await cursor.fill(4)) > 0; entry++) {
+    const { ready } = cursor;
+    const size = ready < 4 ? 0 : cursor.view.getUint32(cursor.at, true);
+    const code = ready < 4 ? 'trailing-bytes' : 'bad-image';
+    const left = (input.size ?? 0) - cursor.position - 4;
+    if (ready < 4 || size > Math.min(left, MAX_MESSAGE)) {
+      const what = ready < 4 ? `${ready} bytes left` : `its message needs ${size} bytes, ${left} left`;
+      throw new BpfimgError('badImage', `${input.name}: entry ${entry}: ${what}`, { code });
+    }
+    cursor.at += 4;
+    yield await cursor.take(size);
+  }
+}
