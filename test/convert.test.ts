@@ -232,7 +232,7 @@ t.test('a list of plugins that is not there, or empty', async (t) => {
     const list = bpfimg(['decode', path.join(folder, 'inventory.img')]).stdout;
     if (plugins === null) t.equal(contents(folder)['inventory.img'], before['inventory.img'], 'of an old CRIU');
     else t.match(list, '"plugins": ["bpfimg"]');
-    t.match(bpfimg(['verify', folder]).stdout, /no-data/);
+    t.match(bpfimg(['verify', folder]).stdout, /lost-data/);
     await convert(folder, 'native', types);
     t.same(contents(folder), before);
   }

@@ -177,20 +177,21 @@ export interface PluginProblem {
 /** The image that CRIU writes last of all. */
 export const FINISHED = 'inventory.img';
 
-/** Images that CRIU alone makes. */
-const CRIUS = /^(inventory|pstree|files|(core|ids|fdinfo|mm|pagemap)-\d{1,10})\.img$/;
+/** Files that only CRIU makes, or its plugin. */
+const CRIUS =
+  /^((inventory|pstree|files|(core|ids|fdinfo|mm|pagemap)-\d{1,10})\.img|bpfimg-(file|data|meta|btf)\.img|bpfimg-files\.txt)$/;
 
-/** Whether a dump is one of processes, by CRIU: with images of its own, or with those of its plugin. */
-export function isCriu({ plugin, present }: Pick<Dump, 'plugin' | 'present'>): boolean {
-  return plugin !== undefined || [...present].some((name) => CRIUS.test(name));
+/** Whether a folder with these files is a dump of processes, by CRIU, and not one of maps alone. */
+export function isCriu(names: Iterable<string>): boolean {
+  return [...names].some((name) => CRIUS.test(name));
 }
 
-/** One line when CRIU has not finished the dump, as far as its folder shows. */
-export function unfinished(dump: Pick<Dump, 'name' | 'plugin' | 'present'>): string | undefined {
-  if (!isCriu(dump) || (dump.present.has(FINISHED) && fs.statSync(path.join(dump.name, FINISHED)).size > 0)) {
-    return undefined;
-  }
-  const how = dump.present.has(FINISHED) ? 'empty' : 'missing';
+/** What is wrong with {@link FINISHED} when CRIU has not finished the dump in `folder`, as far as that shows. */
+export function unfinishedDump(folder: string): string | undefined {
+  const names = fs.readdirSync(folder);
+  const size = fs.statSync(path.join(folder, FINISHED), { throwIfNoEntry: false })?.size ?? 0;
+  if (size > 0 || !isCriu(names)) return undefined;
+  const how = names.includes(FINISHED) ? 'empty' : 'missing';
   return `it is ${how}, and CRIU writes it last: the dump has failed, or was not copied whole`;
 }
 

@@ -3,7 +3,7 @@
  * end where they should. Measured with CRIU 4.1.1: what it refuses, and where it crashes or waits for ever.
  */
 import * as path from 'node:path';
-import { type Dump, FINISHED, isCriu, unfinished } from '../dump/model.js';
+import { type Dump, FINISHED, isCriu, unfinishedDump } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { FDINFO, HEAD_COMMON, IDS, INVENTORY, type Kind, magicOf, PSTREE } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
@@ -32,9 +32,9 @@ const COUNT = 5;
 
 /** Looks at the images of a dump's processes; those that {@link openDump} has read are not read again. */
 export async function imageProblems(dump: Dump): Promise<ImageProblem[]> {
-  if (!isCriu(dump)) return [];
+  if (!isCriu(dump.present)) return [];
   const finder = new Finder(dump);
-  const end = unfinished(dump);
+  const end = unfinishedDump(dump.name);
   if (end !== undefined) finder.add('unfinished', FINISHED, end);
   else await finder.entries(FINISHED, INVENTORY);
   if (!dump.present.has(dump.names.files)) finder.missing(dump.names.files, 'it says what every fd leads to');

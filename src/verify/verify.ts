@@ -224,7 +224,7 @@ export class Verifier {
     const { report } = map.meta ?? {};
     // What was not captured has none, and that is told.
     if (typeof report === 'string' && /^(metadata only|not supported)/.test(report)) return;
-    this.#add(isCriu(dump) ? 'lost-data' : 'no-data', this.#names.data, map, 'no data entry');
+    this.#add(isCriu(dump.present) ? 'lost-data' : 'no-data', this.#names.data, map, 'no data entry');
   }
 
   /** Asks a replay's plan what it would refuse. */
@@ -246,7 +246,7 @@ export class Verifier {
     const { message, image } = first;
     const type = this.types.get(message.map_type);
     // Only CRIU restores as CRIU does.
-    const native = isCriu(dump) && dump.plugin === undefined;
+    const native = isCriu(dump.present) && dump.plugin === undefined;
     if (!this.types.has(message.map_type)) {
       this.#add('unknown-type', image, map, `map type ${message.map_type}`);
     } else if (!type.criu && native) {

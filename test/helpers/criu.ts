@@ -105,17 +105,23 @@ export interface CriuOptions {
   readonly plugin?: string;
   /** Further options of CRIU. */
   readonly more?: readonly string[];
+  /** A command that runs CRIU, `strace …`. */
+  readonly under?: readonly string[];
 }
 
 /** In some virtual machines hardware breakpoints never fire, and CRIU waits for ever for the one it has set. */
 const NO_BREAKPOINTS = { CRIU_FAULT: '130' };
 
-function start(args: readonly string[], folder: string, { plugin, more = [] }: CriuOptions): ChildProcess {
+function start(args: readonly string[], folder: string, { plugin, more = [], under = [] }: CriuOptions): ChildProcess {
   // Of all folders of plugins, CRIU reads one: an empty one is none.
   const libs = plugin ?? path.join(folder, 'no-plugins');
   if (plugin === undefined) fs.mkdirSync(libs, { recursive: true });
   const all = [...args, '-D', folder, '-v4', '-L', libs, ...more];
-  const child = spawn(command, all, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...NO_BREAKPOINTS } });
+  const [program = '', ...words] = [...under, command, ...all];
+  const child = spawn(program, words, {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, ...NO_BREAKPOINTS },
+  });
   child.once('error', () => {}); // told by `finished`
   return child;
 }

@@ -61,9 +61,9 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   }
   const types = await mapTypes(args.libdir, io);
   const kernel = sys ?? (await openSys());
+  sayUnfinished(args.dir, io);
   const dump = await openDump(args.dir);
   try {
-    sayUnfinished(dump, io);
     const plans = await plansOf(dump, args, types, kernel);
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
     if (args.dryRun) return await dryRun(plans, args, io);

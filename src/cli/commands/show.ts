@@ -59,6 +59,7 @@ export async function run(args: ShowArguments, io: Io): Promise<void> {
   if (args.raw && namesTypes(args)) throw new BpfimgError('usage', '--raw has no use for types');
   const source = sourceOf(args.source, args.in);
   if (source !== undefined && isFolder(source)) {
+    sayUnfinished(source, io);
     await showDump(await openDump(source), args, io);
     return;
   }
@@ -82,7 +83,6 @@ export async function run(args: ShowArguments, io: Io): Promise<void> {
 async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> {
   const types = new MapTypes(plugins);
   try {
-    sayUnfinished(dump, io);
     const maps = selectMaps(dump, args.map);
     if (args.types) return await showTypes(dump, maps, args, io);
     const forms = args.raw ? undefined : await itemForms(await typeFinder(dump, args), maps, io);
