@@ -438,7 +438,7 @@ t.test('MAP_CREATE that fails is explained', async (t) => {
     [
       E.EINVAL,
       { type: 27, keySize: 0, valueSize: 0, maxEntries: 5000 },
-      'max_entries 5000, expected 4096 to 2147483648',
+      'max_entries 5000, expected a power of two from 4096 to 2147483648',
     ],
     [E.EINVAL, { type: 12, valueSize: 4 }, '(no inner map to go by)'],
     [E.EINVAL, { type: 29, maxEntries: 0, flags: 1 }, '(no BTF, which this type needs)'],

@@ -7,7 +7,7 @@ import { alive, Bench, dump, errors, lasting, restore, type Seen, skipWithoutCri
 import { required } from './helpers/needs.js';
 import { cli } from './helpers/replay.js';
 
-t.setTimeout(180_000);
+t.setTimeout(300_000);
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 
@@ -22,8 +22,7 @@ const more: Damage = (bytes) => Buffer.concat([bytes, Buffer.from('xyz')]);
 /** The kind's magic is another. */
 const kind: Damage = (bytes) => {
   const changed = Buffer.from(bytes);
-  const at = bytes.readUInt32LE(0) === 0x58313116 ? 0 : 4;
-  changed.writeUInt32LE(~bytes.readUInt32LE(at) >>> 0, at);
+  changed.writeUInt32LE(~bytes.readUInt32LE(4) >>> 0, 4);
   return changed;
 };
 
@@ -34,34 +33,25 @@ const kind: Damage = (bytes) => {
 const CASES: readonly [file: string, what: string, damage: Damage, whole?: 'whole'][] = [
   ['inventory.img', 'gone', without],
   ['inventory.img', 'empty', empty],
-  ['inventory.img', 'of another kind', kind],
   ['pstree.img', 'gone', without],
   ['pstree.img', 'without an entry', head],
   ['ids-PID.img', 'gone', without],
-  ['ids-PID.img', 'cut off', cut],
   ['files.img', 'gone', without],
-  ['files.img', 'without an entry', head],
   ['fdinfo-2.img', 'gone', without],
-  ['fdinfo-2.img', 'without an entry', head],
   ['core-PID.img', 'gone', without],
   ['core-PID.img', 'cut off', cut],
   ['core-PID.img', 'with bytes behind it', more, 'whole'],
   ['mm-PID.img', 'gone', without],
   ['mm-PID.img', 'of another kind', kind],
-  ['fs-PID.img', 'gone', without],
   ['pagemap-PID.img', 'gone', without],
   ['pagemap-PID.img', 'with bytes behind it', more],
   ['seccomp.img', 'gone', without, 'whole'],
   ['seccomp.img', 'empty', empty],
-  ['timens-0.img', 'gone', without, 'whole'],
   ['timens-0.img', 'without an entry', head],
   ['stats-dump', 'gone', without, 'whole'],
   ['bpfimg-files.txt', 'gone', without],
   ['bpfimg-files.txt', 'empty', empty],
-  ['bpfimg-files.txt', 'cut off', cut],
-  ['bpfimg-file.img', 'gone', without],
   ['bpfimg-data.img', 'gone', without],
-  ['bpfimg-data.img', 'without an entry', head],
   ['bpfimg-data.img', 'cut off', cut],
   ['bpfimg-meta.img', 'gone', without, 'whole'],
   ['bpfimg-meta.img', 'empty', empty],
