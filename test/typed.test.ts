@@ -350,7 +350,7 @@ t.test('a CRIU dump and the object of its program', async (t) => {
         '"types":{"btf_id":1,"btf_key_type_id":999,',
         'BTF 1 (flowd.o): BTF: there is no type 999',
       ],
-      ['"blob":"n+sB', '"blob":"AAAA', '/maps/0/types: BTF 1 (flowd.o): BTF: expected the magic number'],
+      ['"blob":"n+sB', '"blob":"AAAA', '/maps/0/types/btf_id: BTF 1 (flowd.o): BTF: expected the magic number'],
       ['"blob":"n+sB', '"blob":"n+s', '/btf/0/blob: must be bytes in base64'],
       [/"blob":"[^"]*"/.exec(text)?.[0] as string, '"blobs":""', '/btf/0: member "blob" is missing (line 2, column 3)'],
       ['{"btf_id":1,"name"', '{"btf_id":1,"nam"', '/btf/0: unknown member "nam" (line 2, column 3)'],
