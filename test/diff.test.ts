@@ -27,7 +27,8 @@ const skip = await skipWithoutMaps();
 const types = new MapTypes(plugins);
 const FLOWD = path.join(TOP, 'fixtures/flowd');
 const FLOWD_OBJECT = path.join(TOP, 'fixtures/btf/flowd.o');
-const [HASH, ARRAY, PROG_ARRAY, PERCPU_HASH, TRIE, HASH_OF_MAPS, QUEUE, STACK] = [1, 2, 3, 5, 11, 13, 22, 23] as const;
+const [HASH, ARRAY, PROG_ARRAY, PERCPU_HASH, TRIE, HASH_OF_MAPS] = [1, 2, 3, 5, 11, 13] as const;
+const [QUEUE, STACK, ARENA] = [22, 23, 33] as const;
 
 // ---------------------------------------------------------------------------------------------------
 // Items
@@ -726,6 +727,22 @@ t.test('what a map type makes the same', async (t) => {
   t.match(stdout, '"program":{"id":77,"name":"drop"}', 'the test builds what it means');
   t.match(await lines([programs(1, 77, 'drop'), programs(5, 99, 'drop')]), { status: 0 });
   t.match(await lines([programs(1, 77, 'drop'), programs(5, 99, 'pass')]), { status: 1, text: /1 item changed/ });
+});
+
+t.test('items without a key are told apart by their order, pages of an arena by their numbers', async (t) => {
+  const parent = t.testdir();
+  const page = (byte: number) => Buffer.alloc(4096, byte);
+  const dump = (type: number, ...items: Item[]) =>
+    dumpOf(parent, { id: 1, name: 'm', type, key: 0, value: type === ARENA ? 0 : 4096, items });
+  const pages = (...numbers: number[]) => dump(ARENA, ...numbers.map((no, i): Item => [u32(no), page(i)]));
+  const { status, text } = await lines([pages(1, 2), pages(1, 3)]);
+  t.equal(status, 1, 'the same bytes in another page');
+  t.match(text, /map 1 m: 1 item removed, 1 added\n {2}- 02000000 /);
+  t.equal((await lines([pages(1, 2), pages(1, 2)])).status, 0);
+  const pushed = (...bytes: number[]) => dump(QUEUE, ...bytes.map((byte): Item => [Buffer.alloc(0), page(byte)]));
+  t.equal((await lines([pushed(1, 2), pushed(2, 1)])).status, 1);
+  const unknown = (...bytes: number[]) => dump(99, ...bytes.map((byte): Item => [Buffer.alloc(0), page(byte)]));
+  t.equal((await lines([unknown(1, 2), unknown(3, 2)])).status, 1, 'of a type that nobody knows as well');
 });
 
 t.test('per-CPU values, one by one', async (t) => {

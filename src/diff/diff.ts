@@ -103,7 +103,7 @@ export class MapComparison {
     const { limit, once } = this.options;
     const found = new ItemDifferences(aItems.count, bItems.count, limit, once);
     try {
-      await diffItems(aItems, bItems, { ...this.#rules(a, b), perCpu: padded(aItems, bItems) }, found);
+      await diffItems(aItems, bItems, this.#rules(a, b, aItems, bItems), found);
     } catch (error) {
       found.close();
       throw error;
@@ -160,12 +160,14 @@ export class MapComparison {
     return { kind: 'items', items: data.count === 0 ? undefined : (items as SideItems) };
   }
 
-  #rules(a: DumpMap, b: DumpMap): ItemRules {
+  #rules(a: DumpMap, b: DumpMap, aItems: SideItems, bItems: SideItems): ItemRules {
     const file = a.files[0]?.message ?? b.files[0]?.message;
-    if (file === undefined) return {};
-    const type = this.types.get(file.map_type);
-    if (type.key === 'none') return { ordered: type.name === 'stack' ? 'stack' : 'queue' };
+    const type = file && this.types.get(file.map_type);
+    // Not what the kernel calls keys counts here: pages of an arena have none, their items have their numbers.
+    if (aItems.keySize === 0 && bItems.keySize === 0) return { ordered: type?.name === 'stack' ? 'stack' : 'queue' };
+    if (type === undefined) return {};
     return {
+      perCpu: padded(aItems, bItems),
       blankKey: type.key === 'prefix' ? blankBeyondPrefix : undefined,
       sameValue: type.inner ? this.#sameInner : type.refers ? sameReference(a, b) : undefined,
     };

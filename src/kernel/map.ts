@@ -49,6 +49,8 @@ export interface MapState {
 /** What to create. */
 export interface MapSpec {
   readonly type: number;
+  /** Linux version that brought the type, for a message. */
+  readonly since?: string;
   readonly keySize: number;
   readonly valueSize: number;
   readonly maxEntries: number;
@@ -734,7 +736,9 @@ function createCause(spec: MapSpec, name: Buffer, attr: Attr, errno: number): st
     .filter(([, { offset, size, since }]) => since !== undefined && !isZero(attr.bytes, offset, offset + size))
     .at(-1);
   const parts = newest === undefined ? '' : `, or ${newest[0]}, which came with Linux ${newest[1].since}`;
-  return `perhaps this kernel lacks ${rule?.name ?? `map type ${spec.type}`}${parts}`;
+  const kind = rule?.name ?? `map type ${spec.type}`;
+  const since = spec.since === undefined ? '' : `, which came with Linux ${spec.since}`;
+  return `perhaps this kernel lacks ${kind}${since}${parts}`;
 }
 
 /** Why a pin was refused: the kernel says EPERM for a wrong place and for a wrong name alike. */

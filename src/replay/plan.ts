@@ -68,6 +68,7 @@ export function mapSpec(file: FileMessage, types: MapTypes, maxEntries = file.ma
   const [name = ''] = file.map_name.split('\0', 1);
   const plain: PlannedMap['spec'] = {
     type: file.map_type,
+    ...(types.has(file.map_type) ? { since: type.since } : {}),
     keySize: file.key_size,
     valueSize: file.value_size,
     maxEntries,
