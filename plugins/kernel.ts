@@ -1,4 +1,5 @@
 import { metadataOnly, readKeys } from '../src/capture/read.js';
+import { MAP_FLAG } from '../src/kernel/abi.js';
 import type { Carries, Plugin } from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
 
@@ -39,6 +40,7 @@ export const kernel: Plugin = {
       name: 'insn_array',
       since: '6.19',
       key: 'index',
+      ownFlags: MAP_FLAG.RDONLY_PROG,
       carries: only('offsets of instructions: they belong to one loaded program'),
     },
   ],

@@ -34,6 +34,8 @@ export interface MapType {
   readonly dense?: true;
   /** When it is full, the kernel drops items that were not used for long to make room for new ones. */
   readonly evicts?: true;
+  /** Its table grows and shrinks with its items, so the kernel reads it key by key and in no batches. */
+  readonly grows?: true;
   /** Reading an item takes it out of the map. */
   readonly drains?: true;
   /** Values are ids of other maps, u32. */

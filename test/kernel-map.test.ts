@@ -497,12 +497,25 @@ t.test('the rules of MAP_CREATE are the running kernel’s', { skip }, async (t)
       throw error;
     }
   };
+  /** Of a type that the kernel does not have, nothing is wrong but that. */
+  const isNewer = (spec: MapSpec) => {
+    try {
+      BpfMap.create(sys, spec).close();
+      return false;
+    } catch (error) {
+      return error instanceof KernelError && /perhaps this kernel lacks/.test(error.message);
+    }
+  };
   try {
     for (const [number, rule] of Object.entries(MAP_RULES)) {
       const type = Number(number);
       // Needs a type of the kernel's own; the kernel may be without networks.
       if (rule.name === 'struct_ops' || (rule.network && !accepts(smallest(type)))) continue;
       const plain = smallest(type, rule.btf === 'required' ? fd : undefined, rule.inner ? inner : undefined);
+      if (isNewer(plain)) {
+        t.comment(`${rule.name}: this kernel does not have it`);
+        continue;
+      }
       t.ok(accepts(plain), `${rule.name}: the smallest`);
       const wrong = { ...plain, flags: rule.needs };
       if (rule.key.min > 0) t.notOk(accepts({ ...wrong, keySize: rule.key.min - 1 }), `${rule.name}: a shorter key`);

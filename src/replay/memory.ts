@@ -30,7 +30,8 @@ export function memoryNeed(shape: MapShape, type: MapType, count: number, cpus: 
   if (type.key === 'fd') return 0;
   if (type.key === 'prefix') return count * (NODE + roundUp8(keySize) + value);
   const element = ELEMENT + roundUp8(keySize) + (type.perCpu === true ? 8 + value * cpus : value);
-  const buckets = BUCKET * 2 ** Math.ceil(Math.log2(Math.max(1, maxEntries)));
+  const slots = type.grows === true ? 2 * count : maxEntries;
+  const buckets = BUCKET * 2 ** Math.ceil(Math.log2(Math.max(1, slots)));
   const held = (flags & MAP_FLAG.NO_PREALLOC) !== 0 ? count : maxEntries + cpus;
   return held * element + buckets;
 }
