@@ -3,6 +3,7 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
+import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { plugins } from '../plugins/index.js';
 import { capture } from '../src/capture/capture.js';
@@ -54,6 +55,7 @@ const none: CaptureArguments = {
   pinned: [],
   pid: [],
   fd: [],
+  tree: false,
   all: false,
   dir: '',
   force: false,
@@ -668,8 +670,10 @@ t.test('a map that goes while it is captured, and one that went before', { skip 
   const both = [...LiveMaps.look(sys).maps.filter(({ id }) => id === there.id), ...second];
   for (const lenient of [false, true]) {
     const before = names();
-    const nothing = { kind: 'notFound', message: 'nothing to capture: the map is gone' };
-    await t.rejects(capture(sys, second, path.join(cwd, 'gone'), types, { lenient }), nothing);
+    const nothing = capture(sys, second, path.join(cwd, 'gone'), types, { lenient });
+    const message = 'nothing to capture: all maps are gone';
+    if (lenient) await t.rejects(nothing, { kind: 'notFound', message });
+    else t.match(await nothing, [{ report: { kind: 'not supported', why: 'it is gone' } }]);
     t.same(names(), before, 'nothing is left');
     const rows = await capture(sys, both, path.join(cwd, `gone ${lenient}`), types, { lenient });
     t.match(rows[0], { id: there.id, items: 5, report: { kind: 'full' } }, 'it takes no other with it');
@@ -683,6 +687,45 @@ t.test('a map that goes while it is captured, and one that went before', { skip 
 
 // ---------------------------------------------------------------------------------------------------
 // The command
+
+t.test('a shell whose child has the maps, and other captures of nothing', { skip }, async (t) => {
+  const holder = fileURLToPath(new URL('./helpers/kernel-holder.js', import.meta.url));
+  const spec = { type: HASH, keySize: 4, valueSize: 4, maxEntries: 3, name: 'below' };
+  const line = '"$@" <&3 & wait';
+  const shell = spawn('bash', ['-c', line, 'bash', process.execPath, holder, JSON.stringify([spec])], {
+    stdio: ['ignore', 'pipe', 'inherit', 'pipe'],
+  });
+  const said = await new Promise<string>((resolve) => shell.stdout?.once('data', (text) => resolve(String(text))));
+  const { ids } = JSON.parse(said) as { ids: number[] };
+  const [pid, child] = [
+    String(shell.pid),
+    fs.readFileSync(`/proc/${shell.pid}/task/${shell.pid}/children`, 'latin1').trim(),
+  ];
+  const before = names();
+  try {
+    const command = fs.readFileSync(`/proc/${child}/comm`, 'utf8').trim();
+    const nothing = `bpfimg: process ${pid} (bash) holds no BPF maps: nothing to capture`;
+    const refused = bpfimg(['capture', '--pid', pid, '-D', 'shell'], { cwd });
+    const hint = `process ${child} (${command}) below holds some: --tree takes it as well`;
+    t.match(refused, { status: 1, stdout: '', stderr: `${nothing}; ${hint}\n` });
+    t.same(names(), before, 'nothing is written');
+    const { status, stdout } = bpfimg(['capture', '--pid', pid, '--tree', '-D', 'tree', '--json'], { cwd });
+    t.equal(status, 0);
+    t.match(JSON.parse(stdout), { maps: [{ map_id: ids[0], report: 'full' }] });
+    t.match(decoded('tree').get(ids[0] as number)?.files, [{ fds: [{ pid: Number(child) }] }], 'with its holder');
+    const listed = bpfimg(['list', '--pid', pid, '--tree', '--json']);
+    t.match(JSON.parse(listed.stdout), { maps: [{ map_id: ids[0] }] });
+    t.match(bpfimg(['capture', '--tree', '--id', '1', '-D', 'x'], { cwd }), { status: 2, stderr: /--tree takes/ });
+    t.match(bpfimg(['capture', '--tree', '--pid', pid, '--fd', '3', '-D', 'x'], { cwd }), { status: 2 });
+    using queue = create({ type: 22, keySize: 0, name: 'untouched' });
+    t.match(bpfimg(['capture', ...byId(queue), '-D', 'queue'], { cwd }), { status: 1, stdout: /not supported: / });
+    t.notOk(fs.existsSync(path.join(cwd, 'queue')), 'nothing is written');
+  } finally {
+    const ended = new Promise((resolve) => shell.once('close', resolve));
+    (shell.stdio[3] as import('node:stream').Writable).end();
+    await ended;
+  }
+});
 
 t.test('bad input: one line, and nothing is created', { skip }, async (t) => {
   const { folder, remove } = bpffs();
@@ -788,11 +831,12 @@ t.test('what is printed', { skip }, async (t) => {
   t.match(full, { status: 1, stderr: /^bpfimg: standard output: cannot write it: no space left on the device\n$/ });
   const idle = await HolderProcess.start([]);
   t.match(bpfimg(['capture', '--pid', String(idle.pid), '-D', 'idle'], { cwd }), {
-    status: 0,
-    stdout: 'no BPF maps\n',
+    status: 1,
+    stdout: '',
+    stderr: /^bpfimg: process \d+ \([^\n]+\) holds no BPF maps: nothing to capture\n$/,
   });
   await idle.stop();
-  t.match(bpfimg(['verify', 'idle'], { cwd }), { status: 0 });
+  t.notOk(fs.existsSync(path.join(cwd, 'idle')));
 });
 
 /** A plugin whose reading lasts until it is told to end. */

@@ -54,6 +54,11 @@ export interface SpecialField {
   readonly size: number;
 }
 
+/** Whether values of type `id` have a lock under which BPF_F_LOCK reads and writes them. */
+export function hasSpinLock(btf: Btf, id: number): boolean {
+  return specialFields(btf, id).some(({ kind }) => kind === 'bpf_spin_lock');
+}
+
 /** Which of them type `id` itself is. */
 export function specialKind(btf: Btf, id: number): SpecialKind | undefined {
   const type = btf.resolve(id);

@@ -8,7 +8,7 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { Btf } from '../btf/btf.js';
-import { SPECIAL, specialFields } from '../btf/special.js';
+import { hasSpinLock, SPECIAL, specialFields } from '../btf/special.js';
 import { factMembers } from '../dump/facts.js';
 import { IMAGE, type ImageNames, ownImages } from '../dump/model.js';
 import { BpfimgError, ioError } from '../errors.js';
@@ -87,20 +87,17 @@ export async function capture(
     const disk = fs.existsSync(folder) ? folder : path.dirname(folder);
     writer = new DumpWriter(sys, images, disk, types, options, wanted);
     const rows: (() => CapturedMap)[] = [];
-    let left = maps.length === 0;
     for (const turn of wanted.turns()) {
       const row = await writer.map(turn);
-      left ||= row !== undefined;
       if (row !== undefined) rows.push(row);
       else if (options.lenient !== true) rows.push(() => goneRow(turn.live));
     }
-    if (!left)
-      throw new BpfimgError(
-        'notFound',
-        `nothing to capture: ${maps.length === 1 ? 'the map is' : 'all maps are'} gone`,
-      );
+    if (rows.length === 0 && maps.length > 0)
+      throw new BpfimgError('notFound', 'nothing to capture: all maps are gone');
     const done = rows.map((row) => row());
-    await writer.commit();
+    // Where nothing was captured, nothing is written.
+    if (done.length > 0 && done.every(({ report }) => report.kind === 'not supported')) await writer.abort();
+    else await writer.commit();
     return done;
   } catch (error) {
     await (writer ?? images).abort().catch((worse: Error) => {
@@ -295,10 +292,14 @@ class DumpWriter {
     }
   }
 
-  /** A sink that blanks what the kernel shows of its own fields: addresses, other ones with each reading. */
+  /**
+   * What the kernel's own fields in values ask for: a lock is taken for each, and a sink blanks what is shown of
+   * others, which is addresses, other ones with each reading.
+   */
   #masked(map: BpfMap, sink: ItemSink, types: TypeFacts | undefined): ItemSink {
     const btf = types && this.#btf.get(types.btf);
     if (types === undefined || types.value === 0 || !(btf instanceof Btf)) return sink;
+    if (hasSpinLock(btf, types.value)) map.lockValues();
     const fields = specialFields(btf, types.value).filter(({ kind }) => SPECIAL[kind].reads === 'addresses');
     return fields.length === 0 ? sink : new MaskedSink(sink, map.valueStride, fields);
   }

@@ -298,8 +298,11 @@ export async function readIndexes(map: BpfMap, sink: ItemSink, work: Work): Prom
 export async function readSlots(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   const batch = map.batch();
   const cursor = map.cursor();
-  for (;;) {
-    const { count, end, error } = map.lookupBatch(cursor, batch);
+  for (let begun = false; ; begun = true) {
+    const result = map.lookupBatch(cursor, batch);
+    // Linux 5.10 has them for arrays, and not for arrays of maps.
+    if (!begun && hasNoBatches(result)) return readEachIndex(map, sink, work);
+    const { count, end, error } = result;
     if (error) throw error;
     await sink.put(batch.keys, batch.values, count);
     work.progress(sink.count);

@@ -43,7 +43,7 @@ function statOf(file: string): fs.Stats | undefined {
   }
 }
 
-const NOBODY: SelectorArguments = { id: [], name: [], pinned: [], pid: [], fd: [], all: false };
+const NOBODY: SelectorArguments = { id: [], name: [], pinned: [], pid: [], fd: [], tree: false, all: false };
 
 /** What the text behind each word selects. */
 const LIVE: Readonly<Record<string, (text: string) => Partial<SelectorArguments>>> = {
@@ -54,6 +54,7 @@ const LIVE: Readonly<Record<string, (text: string) => Partial<SelectorArguments>
     const [pid = '', ...fds] = text.split(':');
     return { pid: [pid], fd: fds };
   },
+  tree: (text) => ({ pid: [text], tree: true }),
   all: () => ({ all: true }),
 };
 
@@ -63,7 +64,10 @@ function liveOf(text: string): Selectors | undefined {
   const select = Object.hasOwn(LIVE, word) ? LIVE[word] : undefined;
   if (select === undefined) return undefined;
   if ((rest === '') !== (word === 'all')) {
-    throw new BpfimgError('usage', `${text}: expected id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD or all:`);
+    throw new BpfimgError(
+      'usage',
+      `${text}: expected id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD, tree:PID or all:`,
+    );
   }
   return selectorsOf({ ...NOBODY, ...select(rest) });
 }

@@ -30,6 +30,7 @@ export const selectors = {
   pinned: { ...several, describe: 'only the map pinned at this path' },
   pid: { ...several, describe: 'only the maps this process holds' },
   fd: { ...several, describe: 'of the process only this file' },
+  tree: { ...boolean, describe: 'of the process and of all below it' },
   all: { ...boolean, describe: 'every map there is' },
 } as const;
 export const libdir = {

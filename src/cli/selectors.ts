@@ -1,4 +1,4 @@
-/** Selectors on the command line: `--id`, `--name`, `--pinned`, `--pid` with `--fd`, `--all`. */
+/** Selectors on the command line: `--id`, `--name`, `--pinned`, `--pid` with `--fd` or `--tree`, `--all`. */
 import { BpfimgError } from '../errors.js';
 import type { Selectors, Unseen } from '../kernel/live.js';
 import { plural } from '../render.js';
@@ -9,6 +9,7 @@ export interface SelectorArguments {
   readonly pinned: readonly string[];
   readonly pid: readonly string[];
   readonly fd: readonly string[];
+  readonly tree: boolean;
   readonly all: boolean;
 }
 
@@ -20,7 +21,14 @@ export function selectorsOf(args: SelectorArguments): Selectors {
     pins: args.pinned,
     pids: args.pid.map((text) => number('--pid', text)),
     fds: args.fd.map((text) => number('--fd', text, 0)),
+    tree: args.tree,
   };
+  if (args.tree && selectors.pids.length === 0) {
+    throw new BpfimgError('usage', '--tree takes the processes below another: give its --pid with it');
+  }
+  if (args.tree && selectors.fds.length > 0) {
+    throw new BpfimgError('usage', '--fd names files of one process, --tree many processes: choose');
+  }
   if (selectors.fds.length > 0 && selectors.pids.length !== 1) {
     throw new BpfimgError('usage', '--fd names files of one process: give one --pid with it');
   }

@@ -18,6 +18,7 @@ import {
   mapsOfProcess,
   openMaps,
   pinFiles,
+  treeOf,
 } from './proc.js';
 import { opensSafely } from './rules.js';
 import { Attr, ERRNO, pinned, type Sys } from './sys.js';
@@ -58,6 +59,8 @@ export interface Selectors {
   readonly pids: readonly number[];
   /** Of those processes only these file descriptors; all when there are none. */
   readonly fds?: readonly number[];
+  /** The processes below those as well. */
+  readonly tree?: boolean;
 }
 
 /** What could not be seen. */
@@ -125,6 +128,11 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
   throw new BpfimgError('unsupported', `${mapSubject(map.id, map.name ?? '')}: ${why}`);
 }
 
+/** Processes and all below them. */
+export function treesOf(pids: readonly number[], proc: string): number[] {
+  return [...new Set(pids.flatMap((pid) => treeOf(pid, proc)))];
+}
+
 /** All maps that can be seen. */
 export class LiveMaps {
   /** In ascending id. */
@@ -173,7 +181,7 @@ export class LiveMaps {
    * @throws BpfimgError `notFound`, or `usage` for a name that several maps have; KernelError
    */
   select(selectors: Selectors): LiveMap[] {
-    const { ids, names, pins, pids, fds = [] } = selectors;
+    const { ids, names, pins, pids, fds = [], tree = false } = selectors;
     if (ids.length + names.length + pins.length + pids.length === 0) return [...this.maps];
     const chosen = new Set<number>(ids);
     for (const id of ids) if (!this.maps.some((map) => map.id === id)) throw this.#missing(`map ${id}`, 'no such map');
@@ -183,8 +191,9 @@ export class LiveMaps {
       if (!this.maps.some((one) => one.id === map.id)) throw this.#missing(path, 'it was pinned just now');
       chosen.add(map.id);
     }
-    for (const pid of pids) {
+    for (const pid of tree ? treesOf(pids, this.#sys.proc) : pids) {
       const open = mapsOfProcess(pid, this.#sys.proc);
+      if (open === 'gone' && !pids.includes(pid)) continue;
       if (open === 'gone') throw new BpfimgError('notFound', `process ${pid}: no such process`);
       if (open === 'hidden') {
         throw new BpfimgError(

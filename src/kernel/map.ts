@@ -7,7 +7,7 @@
  */
 import { isZero, roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import { ATTR, type Command, type Field, MAP_FLAG, MAP_INFO, MAP_LINK } from './abi.js';
+import { ATTR, type Command, ELEM_FLAG, type Field, MAP_FLAG, MAP_INFO, MAP_LINK } from './abi.js';
 import { causeOf, KernelError } from './error.js';
 import { type Access, bpffsHint, fdLink, isBpffs, type MapFdinfo, mapFdinfo } from './proc.js';
 import { breaches, MAP_RULES } from './rules.js';
@@ -299,6 +299,8 @@ export class BpfMap implements Disposable {
   #running = 0;
   #closing = false;
   #closed = false;
+  /** Flags of every call that reads or writes values. */
+  #flags = 0;
   /** Buffers for calls on one item, made with the first of them. */
   #one: OneItem | undefined;
 
@@ -434,6 +436,14 @@ export class BpfMap implements Disposable {
     return stateOf(mapFdinfo('self', this.fd, this.sys.proc));
   }
 
+  /**
+   * Has every value read and written under the spin lock in it from now on (BPF_F_LOCK): never half of one and half
+   * of the next. For maps whose values have one: the kernel refuses all others.
+   */
+  lockValues(): void {
+    this.#flags = ELEM_FLAG.LOCK;
+  }
+
   // -------------------------------------------------------------------------------------------------
   // One item
 
@@ -477,7 +487,7 @@ export class BpfMap implements Disposable {
    * @param into where to put it instead of into a new buffer
    */
   lookup(key: Uint8Array | undefined, flags = 0, into?: Uint8Array): Uint8Array | undefined {
-    return this.#take('MAP_LOOKUP_ELEM', key, flags, into);
+    return this.#take('MAP_LOOKUP_ELEM', key, flags | this.#flags, into);
   }
 
   /** The value of `key`, which is gone from the map: how queues and stacks are popped. Since 4.20, hashes 5.14. */
@@ -502,7 +512,7 @@ export class BpfMap implements Disposable {
     this.#checkValue(value);
     const one = this.#item();
     one.value.set(value);
-    const result = this.#call('MAP_UPDATE_ELEM', one.with(key, flags));
+    const result = this.#call('MAP_UPDATE_ELEM', one.with(key, flags | this.#flags));
     if (result < 0) throw this.#failed('MAP_UPDATE_ELEM', -result);
   }
 
@@ -558,7 +568,7 @@ export class BpfMap implements Disposable {
    */
   lookupBatch(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): BatchResult {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
-    const walk = new BatchWalk(this, cursor, batch, count, flags, this.sys.cpus);
+    const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags, this.sys.cpus);
     for (;;) {
       const result = this.#call('MAP_LOOKUP_BATCH', walk.attr(this.fd));
       const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
@@ -569,7 +579,7 @@ export class BpfMap implements Disposable {
   /** {@link lookupBatch} on another thread. Batch and cursor are in use until it resolves. */
   async lookupBatchAsync(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): Promise<BatchResult> {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
-    const walk = new BatchWalk(this, cursor, batch, count, flags, this.sys.cpus);
+    const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags, this.sys.cpus);
     for (;;) {
       const result = await this.#onPool([batch, cursor], 'MAP_LOOKUP_BATCH', walk.attr(this.fd));
       const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
@@ -620,7 +630,7 @@ export class BpfMap implements Disposable {
       .point('values', batch.values, from * this.valueStride)
       .set('count', count)
       .set('map_fd', this.fd)
-      .set('elem_flags', flags);
+      .set('elem_flags', flags | this.#flags);
   }
 
   #updated(result: number, batch: Batch, count: number): BatchResult {

@@ -285,6 +285,17 @@ export function childrenOf(pid: number, proc = '/proc'): number[] | 'gone' {
   return attempt(() => fs.statSync(folder)) === undefined ? 'gone' : children.sort((a, b) => a - b);
 }
 
+/** A process and all below it, those that are nearer first. */
+export function treeOf(root: number, proc = '/proc'): number[] {
+  const tree = new Set([root]);
+  // It grows while it is gone over.
+  for (const pid of tree) {
+    const children = childrenOf(pid, proc);
+    if (children !== 'gone') for (const child of children) tree.add(child);
+  }
+  return [...tree];
+}
+
 // ---------------------------------------------------------------------------------------------------
 // Network interfaces
 

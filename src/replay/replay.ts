@@ -12,7 +12,7 @@ import { compareItems } from './compare.js';
 import { type Available, memoryAvailable } from './memory.js';
 import { PinFolder } from './pins.js';
 import { noReplay, type PlannedMap } from './plan.js';
-import { hiddenFields, Types } from './types.js';
+import { kernelFields, Types } from './types.js';
 
 export interface ReplayOptions {
   /** Create maps though they need more memory than there seems to be. */
@@ -161,7 +161,9 @@ async function createMap(
     const { key, value } = facts.types;
     try {
       const map = make({ ...plan.spec, btf: { fd, keyType: key, valueType: value } });
-      return { map, untyped: undefined, hidden: hiddenFields(await btf.read(), btf.name, value) };
+      const { hidden, locked } = kernelFields(await btf.read(), btf.name, value);
+      if (locked) map.lockValues();
+      return { map, untyped: undefined, hidden };
     } catch (error) {
       if (!(error instanceof KernelError)) throw error;
       problem = error;

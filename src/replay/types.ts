@@ -1,6 +1,6 @@
 /** Types of a dump, loaded into the kernel for the maps that have them. */
 import { Btf } from '../btf/btf.js';
-import { SPECIAL, specialFields } from '../btf/special.js';
+import { hasSpinLock, SPECIAL, specialFields } from '../btf/special.js';
 import type { DumpBtf } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { loadBtf } from '../kernel/btf.js';
@@ -36,15 +36,26 @@ export class Types {
   }
 }
 
-/** The fields of a value of type `id` that an update does not set, in a blob that the kernel has taken. */
-export function hiddenFields(blob: Buffer, name: string, id: number): Span[] {
-  if (id === 0) return [];
+/** What the kernel keeps for itself in values of one type. */
+export interface KernelFields {
+  /** Bytes that an update does not set. */
+  readonly hidden: readonly Span[];
+  /** Values have a lock. */
+  readonly locked: boolean;
+}
+
+export const NO_FIELDS: KernelFields = { hidden: [], locked: false };
+
+/** The kernel's own fields in values of type `id` of a blob that the kernel has taken. */
+export function kernelFields(blob: Buffer, name: string, id: number): KernelFields {
+  if (id === 0) return NO_FIELDS;
   try {
-    const fields = specialFields(Btf.parse(blob, { name }), id);
-    return fields.filter(({ kind }) => SPECIAL[kind].reads !== 'bytes');
+    const btf = Btf.parse(blob, { name });
+    const hidden = specialFields(btf, id).filter(({ kind }) => SPECIAL[kind].reads !== 'bytes');
+    return { hidden, locked: hasSpinLock(btf, id) };
   } catch (error) {
     // Types that only the kernel understands.
-    if (error instanceof BpfimgError) return [];
+    if (error instanceof BpfimgError) return NO_FIELDS;
     throw error;
   }
 }

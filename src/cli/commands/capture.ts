@@ -1,6 +1,7 @@
 import { type CapturedMap, capture } from '../../capture/capture.js';
 import { BpfimgError, EXIT } from '../../errors.js';
-import { type LiveMap, LiveMaps } from '../../kernel/live.js';
+import { type LiveMap, LiveMaps, type Selectors, treesOf } from '../../kernel/live.js';
+import { commandOf, mapsOfProcess } from '../../kernel/proc.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { type Drain, type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
@@ -36,7 +37,9 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   const maps = live.select(selectors);
   const unseen = unseenText(live.unseen);
   if (args.all && unseen !== '') io.say(`bpfimg: ${unseen}`);
-  const { pids, fds = [] } = selectors;
+  const { tree = false, fds = [] } = selectors;
+  const pids = tree ? treesOf(selectors.pids, kernel.proc) : selectors.pids;
+  if (maps.length === 0) throw new BpfimgError('notFound', nothingText(kernel, selectors));
   const progress = new Progress(io);
   let rows: CapturedMap[];
   try {
@@ -44,7 +47,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
       force: args.force,
       lenient: args.all,
       drain,
-      find: (id) => find(live, id) ?? find(LiveMaps.look(kernel), id),
+      find: (id) => find(live, id),
       holders: ({ pid, fd }) => pids.length === 0 || (pids.includes(pid) && (fds.length === 0 || fds.includes(fd))),
       progress: (doing) => progress.update(doing),
     });
@@ -63,10 +66,37 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
       rows.map((row) => cells(row, types)),
       look,
     );
-    printLines(out, rows.length === 0 ? ['no BPF maps'] : lines);
+    printLines(out, lines);
   });
   const failed = rows.filter(({ report }) => report.kind === 'not supported');
-  return failed.length > 0 && !args.skipUnsupported ? EXIT.failed : EXIT.ok;
+  return failed.length > 0 && (!args.skipUnsupported || failed.length === rows.length) ? EXIT.failed : EXIT.ok;
+}
+
+/** Why there is nothing to capture, and where there is something. */
+function nothingText({ proc }: Sys, { pids, tree = false }: Selectors): string {
+  const [pid] = pids;
+  if (pid === undefined) return 'no BPF maps can be seen: nothing to capture';
+  const whose = `process ${pid} (${commandOf(pid, proc)})`;
+  const [others, s] = pids.length > 1 ? [` and ${pids.length - 1} more`, ''] : ['', 's'];
+  if (tree) return `${whose}${others} and the processes below hold no BPF maps: nothing to capture`;
+  const text = `${whose}${others} hold${s} no BPF maps: nothing to capture`;
+  const below = belowWith(pids, proc);
+  if (below === undefined) return text;
+  return `${text}; process ${below} (${commandOf(below, proc)}) below holds some: --tree takes it as well`;
+}
+
+/** The first process below these that is seen to hold maps. */
+function belowWith(pids: readonly number[], proc: string): number | undefined {
+  try {
+    return treesOf(pids, proc).find((pid) => {
+      const open = mapsOfProcess(pid, proc);
+      return Array.isArray(open) && open.length > 0;
+    });
+  } catch (error) {
+    // A kernel that does not tell who is below.
+    if (error instanceof BpfimgError) return undefined;
+    throw error;
+  }
 }
 
 function find(live: LiveMaps, id: number): LiveMap | undefined {
