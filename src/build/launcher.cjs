@@ -6,9 +6,10 @@
 // The compiled code lies beside the bundle, a file for each command and version of Node, much as Python's
 // __pycache__. It may run as root, so nobody must be able to change it who could not change the bundle
 // itself: it is written only into this folder, and only when the folder is ours and nobody else's to write,
-// never into a user's cache or a shared temporary folder. V8 checks little of what it loads, so the file is
-// synced before it gets its name. A cache that is missing, or that V8 rejects, costs milliseconds and
-// nothing else: no failure here is an error.
+// never into a user's cache or a shared temporary folder. V8 checks little of what it loads: the file is
+// synced before it gets its name, and ends with a checksum of the rest, for what a disk does to it later. A
+// cache that is missing, damaged, or that V8 rejects costs milliseconds and nothing else: no failure here is
+// an error.
 const fs = require('node:fs');
 const vm = require('node:vm');
 
@@ -25,7 +26,9 @@ function run(name) {
   const cache = `${file}.${BUILD}-${process.version}-${process.arch}-${command}.cache`;
   let cachedData;
   try {
-    cachedData = fs.readFileSync(cache);
+    const kept = fs.readFileSync(cache);
+    const data = kept.subarray(0, kept.length - 4);
+    if (checksum(data) === kept.readUInt32LE(data.length)) cachedData = data;
   } catch {}
   // As Node's own loader wraps a module.
   const text = fs.readFileSync(file, 'latin1');
@@ -42,6 +45,15 @@ function run(name) {
   return module.exports;
 }
 
+/** A checksum in which each bit of each word counts: against accidents, not against anybody. */
+function checksum({ buffer, byteOffset, length }) {
+  const words = new Int32Array(buffer, byteOffset, length >> 2);
+  let sum = length;
+  // Three bytes of its end at most are left out: V8 pads its data.
+  for (let i = 0; i < words.length; i++) sum = Math.imul(sum ^ words[i], 0x9e3779b1);
+  return sum >>> 0;
+}
+
 /** Keeps what is compiled by now, unless options of Node made it unlike what others will run. */
 function keep(script, cache) {
   const { env, execArgv } = process;
@@ -50,7 +62,10 @@ function keep(script, cache) {
   try {
     const { uid, mode } = fs.statSync(__dirname);
     if (uid !== process.geteuid() || mode & 0o022) return;
-    fs.writeFileSync(aside, script.createCachedData(), { flag: 'wx', flush: true });
+    const data = script.createCachedData();
+    const sum = Buffer.alloc(4);
+    sum.writeUInt32LE(checksum(data));
+    fs.writeFileSync(aside, Buffer.concat([data, sum]), { flag: 'wx', flush: true });
     fs.renameSync(aside, cache);
   } catch {
     try {
