@@ -673,7 +673,7 @@ t.test('200,000 typed items stream', async (t) => {
     let from = process.hrtime.bigint();
     const opened = await openDump(dump);
     const forms = await new TypeFinder(opened, { btf: VALUES }).forms(opened.maps);
-    const out = openOutput(text);
+    const out = await openOutput(text);
     await writeDocument(opened, opened.maps, types, out, { lines, pretty: false, noPayload: false, forms });
     await out.commit();
     opened.close();

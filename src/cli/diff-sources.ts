@@ -123,7 +123,7 @@ async function openFile(given: Input, types: MapTypes): Promise<Dump> {
         return openDump(dump);
       }
       const image = path.join(folder, 'image');
-      const out = openOutput(image);
+      const out = await openOutput(image);
       try {
         await encodeImage(input, out);
         await out.commit();

@@ -1,6 +1,7 @@
 /** The process around a command line: its signals, its exit code. */
 import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../errors.js';
 import { removeUnfinished } from '../io/unfinished.js';
+import { isWaiting } from '../io/waiting.js';
 import { type Io, processIo } from './io.js';
 import type { Command } from './quick.js';
 
@@ -50,7 +51,10 @@ export async function start(main: Main): Promise<void> {
   for (const [signal, code] of Object.entries(SIGNALS)) {
     process.on(signal, () => {
       for (const line of removeUnfinished()) io.say(`bpfimg: ${line}`);
-      process.exit(code);
+      if (!isWaiting()) process.exit(code);
+      // Leaving would wait for what we wait for. Of the signal itself, a shell makes the same code.
+      process.removeAllListeners(signal);
+      process.kill(process.pid, signal);
     });
   }
   process.exitCode = await main(ownArguments(), io);

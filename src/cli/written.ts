@@ -6,7 +6,7 @@ import { DASH } from './source.js';
 
 /** Writes to `file`, or to standard output for `-` and for nothing. A file appears only when `write` succeeds. */
 export async function written(file: string | undefined, io: Io, write: (out: Output) => Promise<void>): Promise<void> {
-  const out = file === undefined || file === DASH ? io.stdout() : openOutput(file);
+  const out = file === undefined || file === DASH ? io.stdout() : await openOutput(file);
   try {
     await write(out);
     await out.commit();

@@ -25,7 +25,7 @@ import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
-import { openInput } from '../io/input.js';
+import { openFile } from '../io/input.js';
 import { FolderOutput } from '../io/output.js';
 import { FULL, type MapTypes, type Report } from '../maptype.js';
 import { nativeFate } from './native.js';
@@ -180,7 +180,7 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
     return images.file(name);
   };
   const rewrite = async (name: string, edit: (message: JsonObject) => JsonObject) => {
-    const input = await openInput(path.join(folder, name));
+    const input = openFile(path.join(folder, name));
     try {
       await rewriteImage(input, file(name), (before) => {
         const message = edit(before);
@@ -202,7 +202,7 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
     }
     for (const what of ['data', 'meta', 'btf'] as const) {
       if (!images.has(dump.names[what])) continue;
-      const input = await openInput(path.join(folder, dump.names[what]));
+      const input = openFile(path.join(folder, dump.names[what]));
       try {
         await copyInput(input, 0, input.size as number, file(names[what]));
       } finally {
@@ -249,7 +249,7 @@ function fdinfoImages(folder: string): string[] {
 
 /** Whether a descriptor of the image leads to a map. */
 async function leadsTo(file: string, change: Change): Promise<boolean> {
-  const input = await openInput(file);
+  const input = openFile(file);
   try {
     for await (const { message } of (await ImageReader.open(input, 'latin1')).entries()) {
       if (changedFd(message, change) !== message) return true;

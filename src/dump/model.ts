@@ -22,7 +22,7 @@ import {
 } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { type Entry, ImageReader } from '../image/reader.js';
-import { Cursor, type Input, openInput } from '../io/input.js';
+import { Cursor, type Input, openFile } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { type ItemShape, itemShape } from '../json/items.js';
 import type { MapType, MapTypes } from '../maptype.js';
@@ -221,7 +221,7 @@ export async function openDump(folder: string, onBroken: OnBroken = rethrow): Pr
     );
   }
   const builder = new DumpBuilder(folder, onBroken, names);
-  const open = (name: string) => openInput(path.join(folder, name));
+  const open = async (name: string) => openFile(path.join(folder, name));
   const each: EachEntry = async (name, kind, take) => {
     if (!names.has(name)) return;
     const input = await open(name);

@@ -6,7 +6,7 @@ import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } f
 import type { JsonObject } from '../image/message.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
 import { writeHead } from '../image/writer.js';
-import { type Input, openInput } from '../io/input.js';
+import { type Input, openFile } from '../io/input.js';
 import { FolderOutput, type Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
@@ -461,7 +461,7 @@ class ChangedDump implements Target {
 
   async #rewrite(output: FolderOutput, image: ImageName, { entries, added }: Changes): Promise<void> {
     const name = this.dump.names[image];
-    const there = output.has(name) ? await openInput(path.join(this.folder, name)) : undefined;
+    const there = output.has(name) ? openFile(path.join(this.folder, name)) : undefined;
     try {
       const out = output.file(name);
       if (there === undefined) writeHead(out, KIND[image]);

@@ -8,7 +8,8 @@ import { typeDefinitions, typeName, typeNamed } from '../btf/c.js';
 import { type BtfFile, readBtfFile } from '../btf/elf.js';
 import { extractTypes, type Wanted } from '../btf/extract.js';
 import { valueCodec } from '../btf/values.js';
-import { BpfimgError, ioError } from '../errors.js';
+import { BpfimgError } from '../errors.js';
+import { openFile } from '../io/input.js';
 import type { BtfObject, FormSource } from '../json/decode.js';
 import { FORM_MOST, itemShape, type MapForms } from '../json/items.js';
 import { formsOf, type NamedTypes } from '../json/types.js';
@@ -307,11 +308,16 @@ export class TypeFinder {
   }
 }
 
+/** Reads a regular file whole: what is none might keep us waiting. */
 function readFile(path: string): Buffer {
+  const file = openFile(path);
   try {
-    return fs.readFileSync(path);
-  } catch (error) {
-    throw ioError(path, 'read it', error);
+    const bytes = Buffer.alloc(file.size ?? 0);
+    let length = 0;
+    for (let got = -1; got !== 0; length += got) got = file.read(bytes.subarray(length), length) as number;
+    return bytes.subarray(0, length);
+  } finally {
+    file.close();
   }
 }
 

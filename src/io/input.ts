@@ -8,6 +8,7 @@
 import * as fs from 'node:fs';
 import { viewOf } from '../bytes.js';
 import { BpfimgError, ioError } from '../errors.js';
+import { openWaiting } from './waiting.js';
 
 /** A source of bytes. Positions count from the start of the source. */
 export interface Input {
@@ -89,13 +90,38 @@ export function streamInput(chunks: AsyncIterable<Uint8Array>, name: string, clo
 
 /** Opens `path` for reading: a regular file with its size, anything else as a stream. */
 export async function openInput(path: string): Promise<Input> {
-  let fd: number;
   try {
-    fd = fs.openSync(path, fs.constants.O_RDONLY);
+    const fd = openNow(path);
+    if (!fs.fstatSync(fd).isFIFO()) return await fdInput(fd, path, path);
+    // Opened without waiting for somebody who writes, it would be at its end.
+    const waited = await openWaiting(path, 'r');
+    fs.closeSync(fd);
+    return await fdInput(waited, path, path);
   } catch (error) {
     throw ioError(path, 'open it', error);
   }
-  return fdInput(fd, path, path);
+}
+
+/**
+ * Opens `path`, which must be a regular file: an image of a dump, say.
+ * @throws BpfimgError `io`
+ */
+export function openFile(path: string): Input {
+  let fd: number;
+  try {
+    fd = openNow(path);
+  } catch (error) {
+    throw ioError(path, 'open it', error);
+  }
+  const stat = fs.fstatSync(fd);
+  if (stat.isFile()) return fileInput(fd, path, stat.size, path);
+  fs.closeSync(fd);
+  throw new BpfimgError('io', `${path}: it is a folder, pipe or device, expected a regular file`);
+}
+
+/** Opens for reading without waiting for anybody. */
+function openNow(path: string): number {
+  return fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
 }
 
 /** Standard input, whatever it is connected to. */

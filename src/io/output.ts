@@ -5,9 +5,10 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { viewOf } from '../bytes.js';
-import { BpfimgError, ClosedPipe, errnoOf, ioError } from '../errors.js';
+import { BpfimgError, ClosedPipe, ioError } from '../errors.js';
 import { pause } from './pause.js';
 import { finished, unfinished } from './unfinished.js';
+import { openWaiting, waiting } from './waiting.js';
 
 const BUFFER = 512 * 1024;
 
@@ -116,45 +117,20 @@ export class MemoryOutput extends Output {
   }
 }
 
-/** Writes all of `bytes`, also to a pipe that another process made non-blocking. */
-function writeAll(fd: number, name: string, bytes: Uint8Array, length: number, position: number | null = null): void {
+/** Writes all of `bytes` to a regular file. */
+function writeAll(fd: number, name: string, bytes: Uint8Array, length: number, position: number | null): void {
   for (let done = 0; done < length; ) {
     try {
       done += fs.writeSync(fd, bytes, done, length - done, position === null ? null : position + done);
     } catch (error) {
-      const code = errnoOf(error);
-      if (code === 'EPIPE') throw new ClosedPipe();
-      if (code === 'EAGAIN') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 2);
-      else throw ioError(name, 'write it', error);
+      throw ioError(name, 'write it', error);
     }
-  }
-}
-
-/**
- * An open fd that is written in order: standard output, a pipe, a device. Neither closed nor undone.
- * Synchronous, because a write that waits for a slow reader on a thread would keep us from ending.
- */
-export class StreamOutput extends Output {
-  readonly #fd: number;
-  constructor(fd: number, name: string) {
-    super(name);
-    this.#fd = fd;
-  }
-  protected override drain(bytes: Buffer, length: number): Buffer {
-    writeAll(this.#fd, this.name, bytes, length);
-    return bytes;
-  }
-  override async commit(): Promise<void> {
-    this.flush();
-  }
-  override async abort(): Promise<void> {
-    this.at = 0;
   }
 }
 
 /** Standard output. */
 export function standardOutput(): Output {
-  return fs.fstatSync(1).isFile() ? new RegularOutput(1, 'standard output') : new StreamOutput(1, 'standard output');
+  return new OpenOutput(1, 'standard output', fs.fstatSync(1).isFile() ? 'file' : 'stream');
 }
 
 /** Buffers on their way to disk at most; the next {@link Output.turn} waits for one to come back. */
@@ -163,10 +139,16 @@ const IN_FLIGHT = 4;
 /** Bytes after which a file that will be synced starts on its way to disk, while more are made. */
 const SYNC_EVERY = 16 * 1024 * 1024;
 
-/** An open regular file, written on another thread while the next buffer fills. */
-class RegularOutput extends Output {
+/** Milliseconds after which a pipe that is full is tried again, when another process made it non-blocking. */
+const FULL_PIPE = 2;
+
+/**
+ * An open file, pipe or device, written on another thread while the next buffer fills: a reader that stalls keeps
+ * that thread, and signals are heard.
+ */
+class OpenOutput extends Output {
   protected readonly fd: number;
-  readonly #durable: boolean;
+  readonly #kind: 'own' | 'file' | 'stream';
   #unsynced = 0;
   #syncing = false;
   /** Where the next bytes of the row go; null leaves that to the fd, which somebody else may have moved. */
@@ -177,12 +159,12 @@ class RegularOutput extends Output {
   #error: unknown;
   #wake: (() => void) | undefined;
 
-  /** @param own whether the file is ours alone, from its beginning, and will be synced in the end */
-  constructor(fd: number, name: string, own = false) {
+  /** @param kind a file that is `own` is ours alone, from its beginning, and will be synced in the end */
+  constructor(fd: number, name: string, kind: 'own' | 'file' | 'stream') {
     super(name);
     this.fd = fd;
-    this.#durable = own;
-    this.#position = own ? 0 : null;
+    this.#kind = kind;
+    this.#position = kind === 'own' ? 0 : null;
   }
 
   protected override drain(bytes: Buffer, length: number): Buffer {
@@ -203,19 +185,30 @@ class RegularOutput extends Output {
     if (part === undefined || this.#writing || this.#error !== undefined) return;
     this.#writing = true;
     let done = 0;
-    const more = () => {
+    const wrote = (error: NodeJS.ErrnoException | null, count?: number): void => {
+      done += count ?? 0;
+      if (error?.code === 'EAGAIN') {
+        setTimeout(more, FULL_PIPE);
+        return;
+      }
+      if (!error && done < part.length) {
+        more();
+        return;
+      }
+      this.#writing = false;
+      this.#error ??= error?.code === 'EPIPE' ? new ClosedPipe() : (error ?? undefined);
+      this.#queue.shift();
+      this.#free.push(part.bytes);
+      this.syncAhead(part.length);
+      this.#next();
+      this.#wake?.();
+    };
+    const more = (): void => {
       const position = part.position === null ? null : part.position + done;
-      fs.write(this.fd, part.bytes, done, part.length - done, position, (error, count) => {
-        done += count ?? 0;
-        if (!error && done < part.length) return more();
-        this.#writing = false;
-        this.#error ??= error ?? undefined;
-        this.#queue.shift();
-        this.#free.push(part.bytes);
-        this.syncAhead(part.length);
-        this.#next();
-        this.#wake?.();
-      });
+      const write = (end: typeof wrote) =>
+        fs.write(this.fd, part.bytes, done, part.length - done, position, (error, count) => end(error, count));
+      if (this.#kind === 'stream') void waiting<Parameters<typeof wrote>>(write).then((result) => wrote(...result));
+      else write(wrote);
     };
     more();
   }
@@ -223,7 +216,7 @@ class RegularOutput extends Output {
   /** Starts a long file on its way to disk, `written` bytes being new. */
   protected syncAhead(written: number): void {
     this.#unsynced += written;
-    if (!this.#durable || this.#syncing || this.#unsynced < SYNC_EVERY) return;
+    if (this.#kind !== 'own' || this.#syncing || this.#unsynced < SYNC_EVERY) return;
     this.#syncing = true;
     this.#unsynced = 0;
     fs.fdatasync(this.fd, (error) => {
@@ -259,7 +252,7 @@ class RegularOutput extends Output {
 
   /** Writes everything out. */
   protected async settle(): Promise<void> {
-    if (this.#queue.length === 0 && this.#error === undefined && this.at > 0) {
+    if (this.#kind !== 'stream' && this.#queue.length === 0 && this.#error === undefined && this.at > 0) {
       // A small file is written at once: a thread would only cost time.
       const length = this.at;
       this.at = 0;
@@ -277,6 +270,8 @@ class RegularOutput extends Output {
   protected async quiet(): Promise<void> {
     this.at = 0;
     this.#queue.length = this.#writing ? 1 : 0;
+    // A reader may never take what is under way.
+    if (this.#kind === 'stream') return;
     while (this.#writing || this.#syncing) await new Promise((resolve) => setImmediate(resolve));
   }
 
@@ -314,7 +309,7 @@ const AT_ONCE = 64 * 1024;
  * A regular file under a temporary name in its folder, mode 0600 because map contents can be secrets;
  * {@link commit} syncs it and gives it its name.
  */
-export class FileOutput extends RegularOutput {
+export class FileOutput extends OpenOutput {
   readonly #temporary: string;
   #open = true;
   /** Where the bytes end that {@link writeAt} wrote. */
@@ -329,7 +324,7 @@ export class FileOutput extends RegularOutput {
   ) {
     const temporary = temporaryName(path);
     try {
-      super(fs.openSync(temporary, 'wx+', 0o600), name, true);
+      super(fs.openSync(temporary, 'wx+', 0o600), name, 'own');
     } catch (error) {
       throw ioError(name, 'create it', error);
     }
@@ -467,12 +462,12 @@ function statOf(file: string): fs.Stats | undefined {
 }
 
 /** Opens `file` for writing: atomically when it is or will be a regular file, as a stream otherwise. */
-export function openOutput(file: string): Output {
+export async function openOutput(file: string): Promise<Output> {
   const stat = statOf(file);
   if (stat?.isDirectory()) throw new BpfimgError('io', `${file}: it is a folder, expected a file to write`);
   if (stat && !stat.isFile()) {
     try {
-      return new StreamOutput(fs.openSync(file, 'w'), file);
+      return new OpenOutput(await openWaiting(file, 'w'), file, 'stream');
     } catch (error) {
       throw ioError(file, 'write it', error);
     }

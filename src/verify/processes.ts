@@ -9,7 +9,7 @@ import { FDINFO, HEAD_COMMON, IDS, INVENTORY, type Kind, magicOf, PSTREE } from 
 import type { JsonObject } from '../image/message.js';
 import { ImageReader, MAX_MESSAGE } from '../image/reader.js';
 import { varintFields } from '../image/wire.js';
-import { Cursor, type Input, openInput } from '../io/input.js';
+import { Cursor, type Input, openFile } from '../io/input.js';
 import { pause } from '../io/pause.js';
 
 /** What is wrong with an image that CRIU needs. */
@@ -144,7 +144,7 @@ class Finder {
       this.missing(name, what ?? 'CRIU restores nothing without');
       return;
     }
-    const input = await openInput(path.join(this.dump.name, name));
+    const input = openFile(path.join(this.dump.name, name));
     try {
       await look(input);
     } catch (error) {

@@ -63,7 +63,7 @@ async function dataImage(
   valueSize: number,
 ): Promise<string> {
   const image = path.join(folder, name);
-  const out = openOutput(image);
+  const out = await openOutput(image);
   const noise = randomFillSync(Buffer.alloc(MIB));
   writeHead(out, BPFMAP_DATA);
   for (let map = 1; map <= maps; map++) {
