@@ -717,9 +717,6 @@ t.test('a shell whose child has the maps, and other captures of nothing', { skip
     t.match(JSON.parse(listed.stdout), { maps: [{ map_id: ids[0] }] });
     t.match(bpfimg(['capture', '--tree', '--id', '1', '-D', 'x'], { cwd }), { status: 2, stderr: /--tree takes/ });
     t.match(bpfimg(['capture', '--tree', '--pid', pid, '--fd', '3', '-D', 'x'], { cwd }), { status: 2 });
-    using queue = create({ type: 22, keySize: 0, name: 'untouched' });
-    t.match(bpfimg(['capture', ...byId(queue), '-D', 'queue'], { cwd }), { status: 1, stdout: /not supported: / });
-    t.notOk(fs.existsSync(path.join(cwd, 'queue')), 'nothing is written');
   } finally {
     const ended = new Promise((resolve) => shell.once('close', resolve));
     (shell.stdio[3] as import('node:stream').Writable).end();

@@ -87,17 +87,18 @@ export async function capture(
     const disk = fs.existsSync(folder) ? folder : path.dirname(folder);
     writer = new DumpWriter(sys, images, disk, types, options, wanted);
     const rows: (() => CapturedMap)[] = [];
+    let left = maps.length === 0;
     for (const turn of wanted.turns()) {
       const row = await writer.map(turn);
+      left ||= row !== undefined;
       if (row !== undefined) rows.push(row);
       else if (options.lenient !== true) rows.push(() => goneRow(turn.live));
     }
-    if (rows.length === 0 && maps.length > 0)
-      throw new BpfimgError('notFound', 'nothing to capture: all maps are gone');
+    if (!left && rows.length === 0) throw new BpfimgError('notFound', 'nothing to capture: all maps are gone');
     const done = rows.map((row) => row());
-    // Where nothing was captured, nothing is written.
-    if (done.length > 0 && done.every(({ report }) => report.kind === 'not supported')) await writer.abort();
-    else await writer.commit();
+    // Of maps that are gone there is nothing to write.
+    if (left) await writer.commit();
+    else await writer.abort();
     return done;
   } catch (error) {
     await (writer ?? images).abort().catch((worse: Error) => {
