@@ -764,7 +764,7 @@ t.test('bad input: one line, and nothing is created', { skip }, async (t) => {
         /^criu: it holds \S+\.img, so it is another dump; choose a new folder$/,
       ],
       [['--id', id, '-D', 'new', '-L', 'none'], 1, /^none: cannot read it: no such file or folder$/],
-      [['--id', id, '-D', ''], 1, /./],
+      [['--id', id, '-D', ''], 2, /^D: given without text/],
     ];
     const before = contents(cwd);
     const folders = names();
