@@ -521,7 +521,7 @@ t.test('whatever goes wrong is 2', async (t) => {
     [[FLOWD, path.join(TOP, 'README.md')], /README.md: .*no image magic/],
     [[FLOWD, FLOWD, '--map', 'nope'], /--map nope: no such map in/],
     [[FLOWD, FLOWD, '--type', 'nope=int:int'], /--type nope=int:int: no such map in/],
-    [[FLOWD, FLOWD, '--btf', 'nope.o'], /nope.o: cannot read it/],
+    [[FLOWD, FLOWD, '--btf', 'nope.o'], /nope.o: cannot open it/],
     [['-', '-'], /two inputs from standard input/],
     [[FLOWD], /Not enough/],
     [[FLOWD, 'id:'], /expected id:N, name:NAME/],
