@@ -16,7 +16,8 @@ import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '..
 import type { JsonObject } from '../image/message.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
-import { type FileOutput, FolderOutput } from '../io/output.js';
+import { FolderOutput } from '../io/folder.js';
+import type { FileOutput } from '../io/output.js';
 import { readBtf } from '../kernel/btf.js';
 import { KernelError } from '../kernel/error.js';
 import { isLive, type LiveMap, openLive } from '../kernel/live.js';

@@ -19,14 +19,14 @@ import {
 } from '../dump/model.js';
 import { tableText } from '../dump/plugin-table.js';
 import { copyInput, rewriteImage } from '../dump/rewrite.js';
-import { BpfimgError, ioError } from '../errors.js';
+import { BpfimgError } from '../errors.js';
 import { BPFMAP_FILE } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
+import { FolderOutput } from '../io/folder.js';
 import { openFile } from '../io/input.js';
-import { FolderOutput } from '../io/output.js';
 import { FULL, type MapTypes, type Report } from '../maptype.js';
 import { nativeFate } from './native.js';
 
@@ -221,27 +221,19 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
       const out = file(PLUGIN_TABLE);
       for (const { id, map_id, flags } of table) out.text(tableText({ id, mapId: map_id, flags }));
     }
+    // Nothing reads the others any more, and beside the new ones they would be somebody's riddle.
+    for (const name of ALL_NAMES) if (!written.has(name)) images.remove(name);
     await images.commit();
   } catch (error) {
     await images.abort();
     throw error;
   }
-  // Nothing reads them any more, and beside the new ones they would be somebody's riddle.
-  for (const name of ALL_NAMES) if (!written.has(name)) remove(path.join(folder, name));
 }
 
 const INVENTORY_IMAGE = 'inventory.img';
 
 /** All that is of maps alone, in both forms. */
 const ALL_NAMES: readonly string[] = [IMAGE, PLUGIN_IMAGE].flatMap(ownImages).concat(PLUGIN_TABLE);
-
-function remove(file: string): void {
-  try {
-    fs.rmSync(file, { force: true });
-  } catch (error) {
-    throw ioError(file, 'remove it', error);
-  }
-}
 
 function fdinfoImages(folder: string): string[] {
   return fs.readdirSync(folder).filter((name) => /^fdinfo-\d{1,10}\.img$/.test(name));

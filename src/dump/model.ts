@@ -22,6 +22,7 @@ import {
 } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { type Entry, ImageReader } from '../image/reader.js';
+import { finishChange } from '../io/folder.js';
 import { Cursor, type Input, openFile } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { type ItemShape, itemShape } from '../json/items.js';
@@ -209,6 +210,7 @@ const rethrow: OnBroken = (error) => {
 export async function openDump(folder: string, onBroken: OnBroken = rethrow): Promise<Dump> {
   let names: Set<string>;
   try {
+    finishChange(folder);
     names = new Set(fs.readdirSync(folder));
   } catch (error) {
     throw ioError(folder, 'read it', error);

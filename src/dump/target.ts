@@ -6,8 +6,9 @@ import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } f
 import type { JsonObject } from '../image/message.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
 import { writeHead } from '../image/writer.js';
+import { FolderOutput } from '../io/folder.js';
 import { type Input, openFile } from '../io/input.js';
-import { FolderOutput, type Output } from '../io/output.js';
+import type { Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import { AttributeError, equal, fileMessage, mapText } from './attributes.js';

@@ -1,6 +1,5 @@
 /**
- * Where bytes go: a file that appears whole or not at all, a whole folder of files, standard output, or
- * memory.
+ * Where bytes go: a file that appears whole or not at all, standard output, or memory.
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -288,12 +287,13 @@ class OpenOutput extends Output {
 const MOVED_AT_ONCE = 4 * 1024 * 1024;
 
 /** A name beside `target` that nobody else uses and that says whose it is when a crash leaves it. */
-function temporaryName(target: string): string {
+export function temporaryName(target: string): string {
   const unique = `${process.pid}-${Math.floor(Math.random() * 0x100000000).toString(36)}`;
   return path.join(path.dirname(target), `.${path.basename(target).slice(0, 200)}.bpfimg-${unique}`);
 }
 
-function syncFolder(folder: string): void {
+/** Brings what a folder's names lead to to disk. */
+export function syncFolder(folder: string): void {
   const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
   try {
     fs.fsyncSync(fd);
@@ -310,7 +310,8 @@ const AT_ONCE = 64 * 1024;
  * {@link commit} syncs it and gives it its name.
  */
 export class FileOutput extends OpenOutput {
-  readonly #temporary: string;
+  /** What it is called until it is done, in the same folder. */
+  readonly temporary: string;
   #open = true;
   /** Where the bytes end that {@link writeAt} wrote. */
   #end = 0;
@@ -328,7 +329,7 @@ export class FileOutput extends OpenOutput {
     } catch (error) {
       throw ioError(name, 'create it', error);
     }
-    this.#temporary = temporary;
+    this.temporary = temporary;
     unfinished(temporary);
   }
 
@@ -426,11 +427,11 @@ export class FileOutput extends OpenOutput {
   /** Gives the finished file its name, in place of what stood there. */
   rename(): void {
     try {
-      fs.renameSync(this.#temporary, this.path);
+      fs.renameSync(this.temporary, this.path);
     } catch (error) {
       throw ioError(this.name, 'put it in place', error);
     }
-    finished(this.#temporary);
+    finished(this.temporary);
   }
 
   override async commit(): Promise<void> {
@@ -447,13 +448,13 @@ export class FileOutput extends OpenOutput {
   override async abort(): Promise<void> {
     await this.quiet();
     if (this.#open) this.#close();
-    if (!finished(this.#temporary)) return;
-    fs.rmSync(this.#temporary, { force: true });
+    if (!finished(this.temporary)) return;
+    fs.rmSync(this.temporary, { force: true });
   }
 }
 
 /** What stands at `file`, links followed; undefined for nothing. */
-function statOf(file: string): fs.Stats | undefined {
+export function statOf(file: string): fs.Stats | undefined {
   try {
     return fs.statSync(file, { throwIfNoEntry: false });
   } catch (error) {
@@ -475,106 +476,4 @@ export async function openOutput(file: string): Promise<Output> {
   // A symbolic link keeps pointing at what is replaced.
   const target = stat ? fs.realpathSync(file) : file;
   return new FileOutput(target, file);
-}
-
-/**
- * Several files that belong together, such as the images of a dump: all appear, or none does.
- *
- * A new folder is filled under a temporary name and renamed. In a folder that is there each file is
- * finished beside its place first; then the renames follow each other at once, and if one fails the
- * earlier ones are taken back. (An empty folder is not replaced either: it may be somebody's current one.)
- */
-export class FolderOutput {
-  readonly #files: FileOutput[] = [];
-  readonly #folder: string;
-  readonly #staging: string | undefined;
-
-  constructor(folder: string) {
-    const stat = statOf(folder);
-    if (stat && !stat.isDirectory()) throw new BpfimgError('io', `${folder}: not a folder`);
-    if (stat) {
-      this.#folder = fs.realpathSync(folder);
-      return;
-    }
-    this.#folder = path.resolve(folder);
-    const staging = temporaryName(this.#folder);
-    try {
-      fs.mkdirSync(staging, { mode: 0o700 });
-    } catch (error) {
-      throw ioError(folder, 'create it', error);
-    }
-    unfinished(staging);
-    this.#staging = staging;
-  }
-
-  /** Whether a file of that name stands in the folder now. */
-  has(name: string): boolean {
-    return this.#staging === undefined && fs.existsSync(path.join(this.#folder, name));
-  }
-
-  /** A new file of the set, written through its own output. Do not commit that one: commit the folder. */
-  file(name: string): FileOutput {
-    const output = new FileOutput(path.join(this.#staging ?? this.#folder, name), path.join(this.#folder, name));
-    this.#files.push(output);
-    return output;
-  }
-
-  async commit(): Promise<void> {
-    try {
-      for (const file of this.#files) await file.finish();
-      if (this.#staging !== undefined) this.#commitStaging(this.#staging);
-      else this.#replaceAll();
-    } catch (error) {
-      await this.abort();
-      throw error;
-    }
-  }
-
-  #commitStaging(staging: string): void {
-    for (const file of this.#files) file.rename();
-    syncFolder(staging);
-    try {
-      fs.renameSync(staging, this.#folder);
-    } catch (error) {
-      throw ioError(this.#folder, 'put it in place', error);
-    }
-    finished(staging);
-    syncFolder(path.dirname(this.#folder));
-  }
-
-  #replaceAll(): void {
-    const done: { path: string; backup: string | undefined }[] = [];
-    try {
-      for (const file of this.#files) {
-        const backup = fs.existsSync(file.path) ? temporaryName(file.path) : undefined;
-        if (backup !== undefined) {
-          fs.linkSync(file.path, backup);
-          unfinished(backup);
-        }
-        done.push({ path: file.path, backup });
-        file.rename();
-      }
-      syncFolder(this.#folder);
-    } catch (error) {
-      for (const { path: name, backup } of done.reverse()) {
-        if (backup === undefined) fs.rmSync(name, { force: true });
-        else fs.renameSync(backup, name);
-      }
-      throw ioError(this.#folder, 'replace its images', error);
-    } finally {
-      for (const { backup } of done) {
-        if (backup === undefined) continue;
-        fs.rmSync(backup, { force: true });
-        finished(backup);
-      }
-    }
-  }
-
-  async abort(): Promise<void> {
-    for (const file of this.#files) await file.abort();
-    if (this.#staging !== undefined) {
-      fs.rmSync(this.#staging, { recursive: true, force: true });
-      finished(this.#staging);
-    }
-  }
 }
