@@ -17,7 +17,7 @@ import {
   zombies,
 } from './helpers/criu.js';
 
-t.setTimeout(180_000);
+t.setTimeout(600_000);
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 

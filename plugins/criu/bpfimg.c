@@ -482,7 +482,9 @@ static bool is_there(const char *name)
 
 static DIR *open_folder(const char *name)
 {
-	return fdopendir(openat(criu_get_image_dir(), name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+	int fd = openat(criu_get_image_dir(), name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+	return fd < 0 ? NULL : fdopendir(fd);
 }
 
 static bool is_ours(const char *name)
@@ -657,7 +659,7 @@ static int dump_map(int fd, unsigned int id, const struct info *info)
 		map = find_map(info->id);
 		if (!map)
 			return error("the helper says nothing of it");
-		if (put_in_place() != 0)
+		if (!map->problem && put_in_place() != 0)
 			return -1;
 	}
 	if (map->problem)
