@@ -108,10 +108,11 @@ t.test('layouts, commands and flags are the running kernel’s', { skip }, async
   for (const [name, bit] of Object.entries(MAP_FLAG)) t.equal(bit, numbers.get(`BPF_F_${name}`), `BPF_F_${name}`);
 
   const kinds = named('ENUM', 'bpf_map_type')?.values ?? new Map<string, number>();
-  for (const [number, { name }] of Object.entries(MAP_RULES)) {
-    t.equal(kinds.get(`BPF_MAP_TYPE_${name.toUpperCase()}`), Number(number), `type ${name}`);
-  }
   const last = kinds.get('__MAX_BPF_MAP_TYPE') ?? 0;
+  for (const [number, { name }] of Object.entries(MAP_RULES)) {
+    if (Number(number) >= last) t.comment(`${name} came later than this kernel`);
+    else t.equal(kinds.get(`BPF_MAP_TYPE_${name.toUpperCase()}`), Number(number), `type ${name}`);
+  }
   const unknown = Array.from({ length: last - 1 }, (_, i) => i + 1).filter((number) => MAP_RULES[number] === undefined);
   t.same(unknown, [], 'every type of the running kernel has a rule');
 });

@@ -447,7 +447,12 @@ t.test('MAP_CREATE that fails is explained', async (t) => {
     [E.EINVAL, { name: 'a b' }, '(byte 0x20 in the name)'],
     [E.EINVAL, { name: 'sixteen_letters_' }, '(a name of 16 bytes, expected at most 15)'],
     [E.EINVAL, { flags: 4, numaNode: 9 }, '(NUMA node 9 is perhaps not there)'],
-    [E.EINVAL, { type: 34 }, '(map_type 34 is not known to bpfimg, and perhaps not to this kernel)'],
+    [E.EINVAL, { type: 99 }, '(map_type 99 is not known to bpfimg, and perhaps not to this kernel)'],
+    [
+      E.EINVAL,
+      { type: 34, valueSize: 16, since: '6.19' },
+      '(perhaps this kernel lacks insn_array, which came with Linux 6.19',
+    ],
     [E.EINVAL, { name: 'flows' }, '(perhaps this kernel lacks hash, or map_name, which came with Linux 4.15)'],
     [E.E2BIG, { valueSize: 4_194_254 }, '(key_size and value_size together 4194258, expected at most 4194255)'],
     [E.E2BIG, { type: 16, valueSize: 4, maxEntries: 1000 }, 'E2BIG (key_size, value_size or max_entries is too large)'],
