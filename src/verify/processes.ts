@@ -8,7 +8,7 @@ import { BpfimgError } from '../errors.js';
 import { FDINFO, HEAD_COMMON, IDS, INVENTORY, type Kind, magicOf, PSTREE } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader, MAX_MESSAGE } from '../image/reader.js';
-import { varintFields } from '../image/wire.js';
+import { varintFields, WireError } from '../image/wire.js';
 import { Cursor, type Input, openFile } from '../io/input.js';
 import { pause } from '../io/pause.js';
 
@@ -108,7 +108,7 @@ class Finder {
     let bytes = 0;
     await this.#read(name, `a part of process ${pid}`, async (input) => {
       for await (const message of messages(input, 'PAGEMAP')) {
-        const fields = varintFields(message);
+        const fields = numbersOf(message, input);
         if (pagesId === undefined) pagesId = fields.get(PAGES_ID) ?? 0;
         else if (((fields.get(FLAGS) ?? PRESENT) & PRESENT) !== 0) {
           bytes += (fields.get(COUNT) ?? fields.get(OLD_COUNT) ?? 0) * PAGE;
@@ -160,6 +160,15 @@ class Finder {
 
 function bad({ name }: Pick<Input, 'name'>, message: string): BpfimgError {
   return new BpfimgError('badImage', `${name}: ${message}`);
+}
+
+/** The plain numbers of a message of `input`. */
+function numbersOf(message: Uint8Array, input: Input): ReadonlyMap<number, number> {
+  try {
+    return varintFields(message);
+  } catch (error) {
+    throw error instanceof WireError ? bad(input, `a message in it makes no sense: ${error.message}`) : error;
+  }
 }
 
 /** What follows the head of an image of a kind that does not decode. */
