@@ -320,6 +320,27 @@ t.test('JSON that does not fit says where, which type, and what would', async (t
   t.throws(() => decode(codec, Buffer.alloc(63)), RangeError);
 });
 
+t.test('negative numbers of enums from before compilers told signed from unsigned', async (t) => {
+  for (const size of [1, 2, 4]) {
+    const old = codecOf((w) => w.enum('e', size, { ERROR: -1, OK: 0 }));
+    for (const [value, hex] of [
+      ['ERROR', 'ff'.repeat(size)],
+      [-1, 'ff'.repeat(size)],
+      [-5, `fb${'ff'.repeat(size - 1)}`],
+    ] as const) {
+      t.equal(Buffer.from(encode(old, value)).toString('hex'), hex);
+    }
+    t.ok(refused(old, -(2 ** (size * 8 - 1)) - 1));
+    t.ok(
+      refused(
+        codecOf((w) => w.enum('e', size, { A: 1 })),
+        -1,
+      ),
+      'of one that has none',
+    );
+  }
+});
+
 /** Whether JSON is refused as not fitting its type. */
 function refused(codec: ValueCodec, value: Json): boolean {
   try {

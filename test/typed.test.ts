@@ -547,7 +547,7 @@ t.test('types named by hand', async (t) => {
   t.match(bpfimg(['decode', flowd, '--no-typed', '--btf', VALUES]), { status: 2 });
   t.match(bpfimg(['decode', flowd, '--btf', 'nowhere.o']), {
     status: 1,
-    stderr: /nowhere\.o: cannot read it: no such/,
+    stderr: /nowhere\.o: cannot open it: no such/,
   });
   t.match(bpfimg(['decode', flowd, '--btf', path.join(flowd, 'files.img')]), {
     status: 1,
@@ -588,6 +588,16 @@ t.test('types taken out of a large object say the same', async (t) => {
       seen++;
     }
     t.ok(seen > 10, `${btf.name}: ${seen} types`);
+  }
+});
+
+t.test('types of another byte order are refused', async (t) => {
+  const object = path.join(TOP, 'fixtures/btf/values.eb.o');
+  for (const command of ['show', 'decode', 'verify']) {
+    t.match(bpfimg([command, path.join(TOP, 'fixtures/flowd'), '--btf', object]), {
+      status: 1,
+      stderr: `bpfimg: ${object}: its types are big-endian, the values in images are little-endian\n`,
+    });
   }
 });
 

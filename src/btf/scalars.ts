@@ -354,6 +354,10 @@ export function enumCodec(type: EnumType, place: Place, refuse: Refuse): Codec {
   const { size, get, set } = bitsOf(place, type.signed);
   const { bits } = place;
   const range = rangeOf(bits, type.signed);
+  // Compilers tell signed from unsigned since 2022: what is not signed may be an enum with negative members.
+  const maybe =
+    type.kind === 'ENUM' && !type.signed && type.values.some(({ value }) => BigInt.asIntN(bits, value) < 0n);
+  const taken = maybe ? { ...range, low: rangeOf(bits, true).low } : range;
   const numbers = new Map<string, number | bigint>();
   const names = new Map<number | bigint, string>();
   for (const { name, value } of type.values) {
@@ -381,7 +385,8 @@ export function enumCodec(type: EnumType, place: Place, refuse: Refuse): Codec {
     },
     encode(value, view, at) {
       const number = typeof value === 'string' ? numbers.get(value) : undefined;
-      set(view, at, number ?? integer(value, range, refuse, () => `${oneOf([...numbers.keys()])}, or `));
+      const given = number ?? integer(value, taken, refuse, () => `${oneOf([...numbers.keys()])}, or `);
+      set(view, at, given < 0 && !type.signed ? Number(given) + 2 ** bits : given);
     },
   };
 }

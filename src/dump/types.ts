@@ -78,6 +78,9 @@ export class TypeFinder {
     this.#path = btf;
     this.#fileName = btf?.replace(/^.*\/(?=.)/, '') ?? '';
     this.#file = btf === undefined ? undefined : readBtfFile(readFile(btf), { name: btf });
+    if (this.#file?.btf.littleEndian === false) {
+      throw new BpfimgError('unsupported', `${btf}: its types are big-endian, the values in images are little-endian`);
+    }
     this.#byHand = type.map(byHand);
     for (const { map } of this.#byHand) {
       if (dump.maps.some((one) => isMap(one, map))) continue;
