@@ -104,10 +104,23 @@ export function reportText(report: Report): string {
   return report.kind === 'full' ? report.kind : `${report.kind}: ${report.why}`;
 }
 
-/** Bytes of a value, from its start. */
+/** Bytes of a value, from its start; of an array, the same bytes of each element. */
 export interface Span {
   readonly offset: number;
   readonly size: number;
+  /** 1 when not said. */
+  readonly count?: number;
+  /** Bytes from one to the next. */
+  readonly stride?: number;
+}
+
+/** Sets the bytes of the value at `at` that `spans` name to zero. */
+export function blank(values: Uint8Array, at: number, spans: readonly Span[]): void {
+  for (const { offset, size, count = 1, stride = size } of spans) {
+    const from = at + offset;
+    if (stride === size) values.fill(0, from, from + count * size);
+    else for (let i = 0; i < count; i++) values.fill(0, from + i * stride, from + i * stride + size);
+  }
 }
 
 /** Takes the items that a capture reads. */

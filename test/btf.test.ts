@@ -507,11 +507,17 @@ t.test('fields that the kernel keeps for itself', async (t) => {
   const unions = w.union('either', 4, [{ name: 'lock', type: lock, at: 0 }]);
   const btf = Btf.parse(w.bytes(), { name: 'x' });
   t.same(
-    specialFields(btf, value).map((f) => `${f.kind}@${f.offset}`),
-    ['bpf_spin_lock@0', 'kptr@16', 'kptr@32', 'kptr@48', 'kptr@64'],
+    specialFields(btf, value).map((f) => `${f.kind}@${f.offset}, ${f.count} each ${f.stride}`),
+    ['bpf_spin_lock@0, 1 each 4', 'kptr@16, 4 each 16'],
     'through typedefs, arrays of arrays and nested structures; by name and size',
   );
   t.same(specialFields(btf, unions), [], 'the kernel looks for none in unions');
+  const [count] = [w.struct('bpf_refcount', 4, [{ name: '', type: u32, at: 0 }])];
+  const many = w.array(w.struct('two', 24, [{ name: 'list', type: w.array(count, 3), at: 32 }]), 2 ** 25);
+  const whole = w.array(w.array(count, 2 ** 10), 2 ** 19);
+  const large = Btf.parse(w.bytes(), { name: 'x' });
+  t.same(specialFields(large, whole), [{ kind: 'bpf_refcount', offset: 0, size: 4, count: 2 ** 29, stride: 4 }]);
+  t.throws(() => specialFields(large, many), /more than 65536 arrays of the kernel's own/);
   t.same(specialFields(btf, u32), []);
 });
 

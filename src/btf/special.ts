@@ -52,6 +52,10 @@ export interface SpecialField {
   readonly offset: number;
   /** Bytes. */
   readonly size: number;
+  /** How many of them an array has. An array may have millions, so they are not told one by one. */
+  readonly count: number;
+  /** Bytes from one of them to the next. */
+  readonly stride: number;
 }
 
 /** Whether values of type `id` have a lock under which BPF_F_LOCK reads and writes them. */
@@ -98,11 +102,13 @@ const THROUGH: ReadonlySet<Kind> = new Set<Kind>(['PTR', 'TYPE_TAG', 'CONST', 'V
 
 /** Fields of one value are at least this long, and do not overlap. */
 const SHORTEST = 4;
+/** Arrays in structures in an array, which are told one by one. */
+const MOST_APART = 65_536;
 /** Members that are looked at, all in all. The kernel itself takes no more than eleven fields. */
 const MAX_LOOKS = 1_000_000;
 
 /**
- * Every such field of a value of type `id`, in nested structures and arrays too, by ascending offset. Not in
+ * Every such field of a value of type `id`, in nested structures and arrays too, by ascending (first) offset. Not in
  * unions: there the kernel looks for none.
  * @throws BpfimgError `badImage` for types that make no sense
  */
@@ -120,7 +126,8 @@ export function specialFields(btf: Btf, id: number): SpecialField[] {
     const kind = specialKind(btf, target);
     const before = fields.length;
     if (kind !== undefined) {
-      fields.push({ kind, offset, size: SPECIAL[kind].size });
+      const { size } = SPECIAL[kind];
+      fields.push({ kind, offset, size, count: 1, stride: size });
       if (fields.length > most) throw new BpfimgError('badImage', `${btf.name}: BTF: type ${id}: members overlap`);
       return true;
     }
@@ -139,11 +146,21 @@ export function specialFields(btf: Btf, id: number): SpecialField[] {
       walk(type.type, offset, depth + 1);
     } else if (type.kind === 'ARRAY') {
       const size = btf.size(type.type);
-      // The first element tells whether there is anything in the others.
-      for (let i = 0; i < type.count && size > 0; i++) if (!walk(type.type, offset + i * size, depth + 1)) break;
+      // The first element tells what is in the others.
+      if (type.count > 0 && size > 0 && walk(type.type, offset, depth + 1)) {
+        for (const field of fields.splice(before)) fields.push(...repeated(field, type.count, size));
+      }
     }
     if (fields.length === before) plain.add(target);
     return fields.length > before;
+  };
+
+  /** What is in every element of an array, whose first has `field`. */
+  const repeated = (field: SpecialField, count: number, stride: number): SpecialField[] => {
+    if (field.count === 1) return [{ ...field, count, stride }];
+    if (field.count * field.stride === stride) return [{ ...field, count: field.count * count }];
+    if (fields.length + count > MOST_APART) throw btf.bad(id, `has more than ${MOST_APART} arrays of the kernel's own`);
+    return Array.from({ length: count }, (_, i) => ({ ...field, offset: field.offset + i * stride }));
   };
 
   walk(id, 0, 0);

@@ -1,5 +1,5 @@
 /** Blanks bytes of values on their way into an image. */
-import type { ItemSink, Span } from '../maptype.js';
+import { blank, type ItemSink, type Span } from '../maptype.js';
 
 /** A sink in front of another, for values with bytes that mean nothing once they were read. */
 export class MaskedSink implements ItemSink {
@@ -15,9 +15,7 @@ export class MaskedSink implements ItemSink {
   }
 
   put(keys: Uint8Array, values: Uint8Array, count: number): Promise<void> {
-    for (let at = 0; at < count * this.stride; at += this.stride) {
-      for (const { offset, size } of this.spans) values.fill(0, at + offset, at + offset + size);
-    }
+    for (let at = 0; at < count * this.stride; at += this.stride) blank(values, at, this.spans);
     return this.sink.put(keys, values, count);
   }
 }

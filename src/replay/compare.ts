@@ -3,7 +3,7 @@ import { hex, isZero, roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
 import type { BpfMap } from '../kernel/map.js';
-import type { ItemSource, MapType, Span } from '../maptype.js';
+import { blank, type ItemSource, type MapType, type Span } from '../maptype.js';
 import { backwards, countItems, itemsInCall } from './fill.js';
 import { seenIndexes, seenKeys } from './seen.js';
 
@@ -41,10 +41,8 @@ export async function compareItems(
         if (type.dense === true && isZero(value)) continue;
         throw wrong(key, 'is not there');
       }
-      for (const { offset, size } of ignored) {
-        found.fill(0, offset, offset + size);
-        value.fill(0, offset, offset + size);
-      }
+      blank(found, 0, ignored);
+      blank(value, 0, ignored);
       if (found.equals(value)) continue;
       if (!repeated) throw wrong(key, 'has another value than in the image');
       differing++;
@@ -64,7 +62,5 @@ export async function compareItems(
 function padding({ valueSize, valueStride }: BpfMap): Span[] {
   const stride = roundUp8(valueSize);
   if (valueStride === valueSize || stride === valueSize) return [];
-  return Array.from({ length: valueStride / stride }, (_, cpu) => {
-    return { offset: cpu * stride + valueSize, size: stride - valueSize };
-  });
+  return [{ offset: valueSize, size: stride - valueSize, count: valueStride / stride, stride }];
 }
