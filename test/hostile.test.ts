@@ -41,6 +41,22 @@ for (const seed of [1, 1 + CASES]) {
   });
 }
 
+for (const [kind, count, most] of [
+  ['dumps', 4000, 250],
+  ['documents', 5000, 250],
+  ['types', 20_000, 250],
+] as const) {
+  t.test(`${count} broken ${kind}`, { buffered: true }, async (t) => {
+    const fuzz = fileURLToPath(new URL('fuzz.js', import.meta.url));
+    const { code, output } = await run('--expose-gc', fuzz, kind, '--seed', '1', '--count', `${count}`);
+    t.equal(code, 0, 'every one is valid, or bad input with a message of one line', { output });
+    const [, cases, valid, mib] = /(\d+) cases .*: (\d+) \w+ are valid, at most (\d+) MiB\n$/.exec(output) ?? [];
+    t.equal(Number(cases), count);
+    t.ok(Number(valid) > count / 20, `${valid} are valid`);
+    t.ok(Number(mib) < most, `in at most ${mib} MiB`);
+  });
+}
+
 t.jobs = 2;
 
 function run(...args: string[]): Promise<{ code: unknown; output: string }> {
