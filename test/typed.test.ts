@@ -24,6 +24,7 @@ import { fixture } from './helpers/fixtures.js';
 import { blob, entry, type Item, image, mapData, scalar } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
+import { dumpOf } from './helpers/replay.js';
 
 const types = new MapTypes(plugins);
 const VALUES = path.join(TOP, 'fixtures/btf/values.o');
@@ -589,6 +590,58 @@ t.test('types taken out of a large object say the same', async (t) => {
     }
     t.ok(seen > 10, `${btf.name}: ${seen} types`);
   }
+});
+
+t.test('maps whose names the kernel has cut to the same one', async (t) => {
+  const parent = t.testdir();
+  const w = new BtfWriter();
+  const int = w.int('int', 4);
+  const [u64, s64] = [w.int('u64', 8), w.int('s64', 8, { encoding: 1 })];
+  const place = w.struct('place', 16, [
+    { name: 'x', type: u64, at: 0 },
+    { name: 'y', type: u64, at: 64 },
+  ]);
+  const define = (name: string, value: number) => {
+    const members = [w.ptr(w.array(int, 1)), w.ptr(int), w.ptr(value)];
+    const names = ['type', 'key', 'value'];
+    const shape = w.struct(
+      '',
+      24,
+      members.map((type, i) => ({ name: names[i] as string, type, at: 64 * i })),
+    );
+    return w.var(name, shape);
+  };
+  const section = (...vars: number[]) =>
+    w.datasec(
+      '.maps',
+      24 * vars.length,
+      vars.map((type, i) => [type, 24 * i, 24] as const),
+    );
+  section(define('connections_by_cpu', u64), define('connections_by_time', s64), define('connections_by_place', place));
+  const object = path.join(parent, 'types.btf');
+  fs.writeFileSync(object, w.bytes());
+  const one = (value: number) => [[Buffer.alloc(4), Buffer.alloc(value, 0xff)] as const];
+  const dump = dumpOf(
+    parent,
+    { id: 1, name: 'connections_by_', value: 16, items: one(16) },
+    { id: 2, name: 'connections_by_', value: 8, items: one(8) },
+  );
+  const { status, stdout, stderr } = bpfimg(['decode', dump, '--btf', object]);
+  t.equal(status, 0);
+  const [places, others] = (JSON.parse(stdout) as Document).maps;
+  t.match(places, { types: { value: 'struct place' } }, 'told by its size');
+  t.equal(others?.types, undefined);
+  t.equal(
+    stderr,
+    `bpfimg: warning: map 2 (connections_by_): ${object}: it may be any of connections_by_cpu, connections_by_time ` +
+      '(--type 2=KEY:VALUE tells): shown as bytes\n',
+  );
+  // Its pin has the whole name.
+  const document = bpfimg(['decode', dump]).stdout;
+  const pinned = document.replaceAll('"files":', '"meta":{"pins":["/sys/fs/bpf/connections_by_time"]},"files":');
+  bpfimg(['encode', '-D', 'pinned'], { cwd: parent, input: pinned });
+  const known = bpfimg(['decode', path.join(parent, 'pinned'), '--map', '2', '--btf', object]);
+  t.match(JSON.parse(known.stdout), { maps: [{ types: { value: 's64' }, items: [{ value: -1 }] }] });
 });
 
 t.test('types of another byte order are refused', async (t) => {

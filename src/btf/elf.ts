@@ -38,6 +38,8 @@ export interface BtfFile {
    * data sections by its end (`flowd.bss`). Undefined when there is none, or more than one.
    */
   find(name: string): MapDefinition | undefined;
+  /** Every definition that the map of this name may have: several whose names begin with the 15 characters. */
+  candidates(name: string): readonly MapDefinition[];
 }
 
 /**
@@ -47,7 +49,12 @@ export interface BtfFile {
 export function readBtfFile(bytes: Uint8Array, options: BtfOptions): BtfFile {
   const btf = isElf(bytes) ? new ObjectFile(bytes, options.name).btf(options) : Btf.parse(bytes, options);
   const maps = [...mapDefinitions(btf), ...dataMaps(btf)];
-  return { btf, maps, find: (name) => findMap(maps, name) };
+  const candidates = (name: string) => definitionsOf(maps, name);
+  const find = (name: string) => {
+    const [one, ...others] = candidates(name);
+    return others.length === 0 ? one : undefined;
+  };
+  return { btf, maps, find, candidates };
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -358,13 +365,15 @@ function dataMaps(btf: Btf): MapDefinition[] {
   return maps;
 }
 
-function findMap(maps: readonly MapDefinition[], name: string): MapDefinition | undefined {
+function definitionsOf(maps: readonly MapDefinition[], name: string): readonly MapDefinition[] {
   const exact = maps.find((map) => map.name === name);
-  if (exact !== undefined) return exact;
+  if (exact !== undefined) return [exact];
   const cut = maps.filter((map) => name.length === MAP_NAME && map.name.slice(0, MAP_NAME) === name);
+  if (cut.length > 0) return cut;
   // `flowd.bss` is the program's name, or its beginning, and the section's.
   const ends = (map: MapDefinition) => map.name.startsWith('.') && name.endsWith(map.name.slice(0, MAP_NAME));
-  const sections = maps.filter(ends).sort((a, b) => b.name.length - a.name.length);
-  if (cut.length > 0) return cut.length === 1 ? cut[0] : undefined;
-  return sections[0];
+  return maps
+    .filter(ends)
+    .sort((a, b) => b.name.length - a.name.length)
+    .slice(0, 1);
 }

@@ -5,7 +5,7 @@
 import * as fs from 'node:fs';
 import { Btf } from '../btf/btf.js';
 import { typeDefinitions, typeName, typeNamed } from '../btf/c.js';
-import { type BtfFile, readBtfFile } from '../btf/elf.js';
+import { type BtfFile, type MapDefinition, readBtfFile } from '../btf/elf.js';
 import { extractTypes, type Wanted } from '../btf/extract.js';
 import { valueCodec } from '../btf/values.js';
 import { BpfimgError } from '../errors.js';
@@ -17,7 +17,7 @@ import type { TypeFacts } from '../maptype.js';
 import type { DocumentForms } from './document.js';
 import { factsOf } from './facts.js';
 import type { Dump, DumpMap } from './model.js';
-import { mapName } from './select.js';
+import { mapName, wholeName } from './select.js';
 
 /** What a user says of types. */
 export interface TypeOptions {
@@ -70,6 +70,8 @@ export class TypeFinder {
   /** BTF objects that are not the dump's, by the id they get in a document. */
   readonly #added = new Map<number, BtfObject>();
   #fileId: number | undefined;
+  /** Maps of which it has been said that the file may mean several. */
+  readonly #unclear = new Set<DumpMap>();
   #kernel: Btf | undefined;
 
   /** @throws BpfimgError for a file that cannot be read, and for maps named by hand that are not there */
@@ -163,7 +165,7 @@ export class TypeFinder {
   unused(maps: readonly DumpMap[]): string | undefined {
     const file = this.#file;
     if (file === undefined || this.#byHand.length > 0 || maps.length === 0) return undefined;
-    if (maps.some((map) => file.find(mapName(map) ?? '') !== undefined)) return undefined;
+    if (maps.some((map) => candidates(file, map).length > 0)) return undefined;
     const names = file.maps.map(({ name }) => name);
     const some = names.length === 0 ? 'none' : names.slice(0, 20).join(', ') + (names.length > 20 ? ', …' : '');
     return `${this.#path}: none of these maps; its maps: ${some}`;
@@ -184,8 +186,27 @@ export class TypeFinder {
     return id;
   }
 
+  /**
+   * How the file defines the map. Of several whose names the kernel has cut to the same one, it is the one of its
+   * type and sizes; where these do not tell, that is a problem.
+   */
+  #definition(map: DumpMap): MapDefinition | undefined {
+    if (this.#file === undefined) return undefined;
+    const all = candidates(this.#file, map);
+    const [one, ...others] = all.length < 2 ? all : all.filter((definition) => fits(definition, map));
+    const same = ({ keyType, valueType }: MapDefinition) => keyType === one?.keyType && valueType === one.valueType;
+    if (others.every(same)) return one;
+    if (!this.#unclear.has(map)) {
+      this.#unclear.add(map);
+      const names = [one, ...others].map((definition) => definition?.name).join(', ');
+      const message = `${this.#path}: it may be any of ${names} (--type ${map.mapId}=KEY:VALUE tells)`;
+      this.problems.push({ map, message });
+    }
+    return undefined;
+  }
+
   #fileTypes(map: DumpMap): NamedTypes | undefined {
-    const definition = this.#file?.find(mapName(map) ?? '');
+    const definition = this.#definition(map);
     if (this.#file === undefined || definition === undefined) return undefined;
     const { keyType, valueType } = definition;
     if (keyType === 0 && valueType === 0) return undefined;
@@ -281,7 +302,7 @@ export class TypeFinder {
       const wanted = texts.map((text) => wantedType(btf, text));
       if (!wanted.every((one) => one !== undefined)) continue;
       // Of a map that the file defines, what is not said by hand is as the file has it.
-      const definition = btf === this.#file?.btf ? this.#file.find(mapName(map) ?? '') : undefined;
+      const definition = btf === this.#file?.btf ? this.#definition(map) : undefined;
       const defined = [definition?.keyType ?? 0, definition?.valueType ?? 0];
       const { blob, ids } = extractTypes(
         btf,
@@ -309,6 +330,20 @@ export class TypeFinder {
     }
     if (this.#kernel !== undefined) yield this.#kernel;
   }
+}
+
+/** What `file` may say of the map, by its whole name where that is known. */
+function candidates(file: BtfFile, map: DumpMap): readonly MapDefinition[] {
+  const whole = file.candidates(wholeName(map) ?? '');
+  return whole.length > 0 ? whole : file.candidates(mapName(map) ?? '');
+}
+
+/** Whether a definition is of a map of this type and these sizes, as far as both say. */
+function fits({ type, keySize, valueSize }: MapDefinition, { files }: DumpMap): boolean {
+  const message = files[0]?.message;
+  const is = (said: number | undefined, number: number) => said === undefined || said === number;
+  if (message === undefined) return true;
+  return is(type, message.map_type) && is(keySize, message.key_size) && is(valueSize, message.value_size);
 }
 
 /** Reads a regular file whole: what is none might keep us waiting. */
