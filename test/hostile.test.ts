@@ -9,7 +9,7 @@ import { SEEDS, tryImage } from './helpers/mutate.js';
 const CASES = 50_000;
 const MOST_MIB = 200;
 
-t.setTimeout(300_000);
+t.setTimeout(800_000);
 
 t.test('the images that are broken are good to begin with', async (t) => {
   for (const [i, bytes] of SEEDS.entries()) {
@@ -42,9 +42,9 @@ for (const seed of [1, 1 + CASES]) {
 }
 
 for (const [kind, count, most] of [
-  ['dumps', 4000, 250],
-  ['documents', 5000, 250],
-  ['types', 20_000, 250],
+  ['dumps', 1000, 250],
+  ['documents', 2000, 250],
+  ['types', 8000, 250],
 ] as const) {
   t.test(`${count} broken ${kind}`, { buffered: true }, async (t) => {
     const fuzz = fileURLToPath(new URL('fuzz.js', import.meta.url));
