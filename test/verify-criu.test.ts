@@ -98,7 +98,9 @@ t.test(
       if (bytes === undefined) fs.rmSync(path.join(folder, name));
       else fs.writeFileSync(path.join(folder, name), bytes);
       const { sound, findings } = await verdict(folder);
-      t.equal(await comesBack(folder), whole === 'whole', `${name} ${what}: CRIU`);
+      // Once more: at the moment its pid may be somebody else's.
+      const back = (await comesBack(folder)) || (whole === 'whole' && (await comesBack(folder)));
+      t.equal(back, whole === 'whole', `${name} ${what}: CRIU`);
       t.equal(sound, whole === 'whole', `${name} ${what}: ${findings.map(({ code }) => code).join(', ')}`);
     }
   },

@@ -96,7 +96,10 @@ t.test('a reader that stalls is left at the first signal; what it has read is ri
     await sleep(900);
     t.equal(child.exitCode, null, 'it waits for its reader');
     child.kill(signal);
-    t.match(await ended(child), { code: null, signal }, signal);
+    const end = await ended(child);
+    // Between two writes it leaves by itself, with the same code for a shell.
+    const code = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 }[signal];
+    t.ok(end.signal === signal || end.code === code, `${signal}: ${end.signal} ${end.code}`);
   }
   const slow = start(t, ['decode', file]);
   await sleep(500);
