@@ -355,8 +355,7 @@ export function enumCodec(type: EnumType, place: Place, refuse: Refuse): Codec {
   const { bits } = place;
   const range = rangeOf(bits, type.signed);
   // Compilers tell signed from unsigned since 2022: what is not signed may be an enum with negative members.
-  const maybe =
-    type.kind === 'ENUM' && !type.signed && type.values.some(({ value }) => BigInt.asIntN(32, value) < 0n);
+  const maybe = type.kind === 'ENUM' && !type.signed && type.values.some(({ value }) => BigInt.asIntN(32, value) < 0n);
   const taken = maybe ? { ...range, low: rangeOf(bits, true).low } : range;
   const numbers = new Map<string, number | bigint>();
   const names = new Map<number | bigint, string>();
