@@ -4,6 +4,8 @@
  * The streams of bpfimg never hold a map as one string, so these work on windows: from a buffer into a
  * buffer, with what does not fit left to the next call.
  */
+import { isUtf8 } from 'node:buffer';
+import { oneLine } from './errors.js';
 
 /** Two hex digits of each byte, first digit in the low half. */
 const hexOfByte = new Uint16Array(256);
@@ -319,4 +321,32 @@ export function isZero(bytes: Uint8Array, start = 0, end = bytes.length): boolea
 /** `value` rounded up to a multiple of 8: how the kernel lays out one CPU's copy of a per-CPU value. */
 export function roundUp8(value: number): number {
   return Math.ceil(value / 8) * 8;
+}
+
+/**
+ * Bytes of a path or another name that people mean as text: UTF-8, with `\\xNN` for each byte of what is not, of
+ * a backslash, and of what must not reach a terminal. No two paths have the same text.
+ */
+export function pathText(bytes: Uint8Array): string {
+  const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const plain = (text: string) => !text.includes('\\') && oneLine(text) === text;
+  const whole = isUtf8(buffer) ? buffer.toString() : '\\';
+  if (plain(whole)) return whole;
+  let text = '';
+  for (let at = 0; at < buffer.length; ) {
+    const lead = buffer[at] as number;
+    const size = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    const char = buffer.subarray(at, at + size);
+    // Of bytes that are no character, those behind the first may begin one.
+    const taken = isUtf8(char) ? char : char.subarray(0, 1);
+    text += isUtf8(taken) && plain(taken.toString()) ? taken.toString() : taken.toString('hex').replace(/../g, '\\x$&');
+    at += taken.length;
+  }
+  return text;
+}
+
+/** The bytes of {@link pathText}'s text. A backslash that begins no `\\xNN` is one. */
+export function pathBytes(text: string): Buffer {
+  const parts = text.split(/\\x([0-9a-fA-F]{2})/);
+  return Buffer.concat(parts.map((part, i) => Buffer.from(part, i % 2 === 0 ? 'utf8' : 'hex')));
 }

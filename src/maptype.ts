@@ -181,6 +181,7 @@ export interface ProgramFacts {
   readonly name?: string | undefined;
   /** The kernel's hash of its instructions, 8 bytes: the same on every host. */
   readonly tag?: Uint8Array | undefined;
+  /** As `pathText` writes them. */
   readonly pins?: readonly string[] | undefined;
 }
 
@@ -189,9 +190,10 @@ export interface Reference {
   readonly key: Uint8Array;
   readonly program?: ProgramFacts | undefined;
   readonly ifindex?: number | undefined;
+  /** As `pathText` writes it. */
   readonly ifname?: string | undefined;
   readonly cookie?: bigint | undefined;
-  /** Path below the cgroup file system's mount point. */
+  /** Path below the cgroup file system's mount point, as `pathText` writes it. */
   readonly cgroup?: string | undefined;
 }
 

@@ -1,4 +1,4 @@
-/** Hex and base64: Node's Buffer is the witness. */
+/** Hex and base64, with Node's Buffer as the witness, and paths as text. */
 import assert from 'node:assert/strict';
 import t from 'tap';
 import {
@@ -7,6 +7,8 @@ import {
   base64Lines,
   hex,
   isZero,
+  pathBytes,
+  pathText,
   putBase64Lines,
   putHex,
   takeHex,
@@ -204,4 +206,26 @@ t.test('zeroes', async (t) => {
   t.ok(isZero(Buffer.from([1, 0, 0, 1]), 1, 3));
   t.notOk(isZero(Buffer.from([0, 0, 1]), 1));
   t.ok(isZero(Buffer.alloc(0)));
+});
+
+t.test('paths as text: UTF-8 as it is, and the bytes of all else', async (t) => {
+  for (const [bytes, text] of [
+    ['/sys/fs/bpf/a pin', '/sys/fs/bpf/a pin'],
+    ['flüsse/\u{1f41d}/\ufffd', 'flüsse/\u{1f41d}/\ufffd'],
+    [Buffer.from('a\xff\xc3\xa9\xe2\x82', 'latin1'), 'a\\xffé\\xe2\\x82'],
+    [Buffer.from('\xc3(\xed\xa0\x80\xf0\x9f\x90', 'latin1'), '\\xc3(\\xed\\xa0\\x80\\xf0\\x9f\\x90'],
+    ['a\\b', 'a\\x5cb'],
+    ['\\x41', '\\x5cx41'],
+    // What the terminal would act on.
+    ['a\n\x1b\u009b\u202eb', 'a\\x0a\\x1b\\xc2\\x9b\\xe2\\x80\\xaeb'],
+    ['', ''],
+  ] as const) {
+    t.equal(pathText(Buffer.from(bytes as string)), text);
+    sameBytes(pathBytes(text), Buffer.from(bytes as string));
+  }
+  t.equal(String(pathBytes('a\\b\\x4\\x4g\\xC3\\xa9')), 'a\\b\\x4\\x4gé', 'a backslash that begins nothing is one');
+  for (let i = 0; i < 2000; i++) {
+    const bytes = Buffer.from(random.bytes(random.below(12)).map((byte) => (byte % 3 === 0 ? 0x5c : byte)));
+    sameBytes(pathBytes(pathText(bytes)), bytes);
+  }
 });

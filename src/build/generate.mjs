@@ -91,7 +91,12 @@ const INTEGERS = {
 function valueSchema(field) {
   if (field.type === 'message') return { $ref: `#/$defs/${field.of}` };
   if (field.type === 'bool') return { type: 'boolean' };
-  if (field.type === 'string') return { type: 'string' };
+  if (field.type === 'string') {
+    const path = field.show?.conv === 'path';
+    return path
+      ? { type: 'string', description: 'UTF-8; other bytes, and a backslash, are \\xNN' }
+      : { type: 'string' };
+  }
   if (field.type === 'bytes') {
     return { type: 'string', description: field.show?.conv === 'unix_name' ? 'quoted-printable' : 'base64' };
   }

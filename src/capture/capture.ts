@@ -278,7 +278,7 @@ class DumpWriter {
       if (!kernel) {
         this.#btfImage ??= this.#image('btf', BPFMAP_BTF);
         const message = { btf_id: id, size: blob.length, ...(name === '' ? {} : { name }) };
-        writeMessage(this.#btfImage, encodeMessage(BPFMAP_BTF.message, message));
+        writeMessage(this.#btfImage, encodeMessage(BPFMAP_BTF.message, message, 'latin1'));
         this.#btfImage.write(blob);
       }
       this.#btf.set(btfId, Btf.parse(blob, { name: `BTF ${id}` }));
@@ -361,7 +361,7 @@ class DumpWriter {
     return (report) => {
       if (report.kind !== 'full') message.report = reportText(report);
       Object.assign(message, factMembers(facts));
-      writeMessage(this.#meta, encodeMessage(BPFMAP_META.message, message));
+      writeMessage(this.#meta, encodeMessage(BPFMAP_META.message, message, 'latin1'));
     };
   }
 

@@ -1,4 +1,5 @@
 /** What maps are called, and `--map ID_OR_NAME` within a dump. */
+import { pathBytes } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import type { Dump, DumpMap } from './model.js';
 
@@ -10,14 +11,15 @@ export function mapName(map: DumpMap): string | undefined {
 /** Bytes the kernel keeps of a name (BPF_OBJ_NAME_LEN less the NUL): libbpf cuts off the rest. */
 const NAME_MOST = 15;
 
-/** The map's whole name: where the kernel has cut it, the pin that goes on from there has it. */
+/** The map's whole name, one character a byte: where the kernel has cut it, the pin that goes on from there has it. */
 export function wholeName(map: DumpMap): string | undefined {
   const name = mapName(map);
   if (name?.length !== NAME_MOST) return name;
   const pins = (map.meta?.pins ?? []) as readonly string[];
   // Pins have no dot in their names.
   const start = name.replaceAll('.', '_');
-  return pins.map((pin) => pin.slice(pin.lastIndexOf('/') + 1)).find((pin) => pin.startsWith(start)) ?? name;
+  const names = pins.map((pin) => pathBytes(pin.slice(pin.lastIndexOf('/') + 1)).toString('latin1'));
+  return names.find((pin) => pin.startsWith(start)) ?? name;
 }
 
 /** Which maps a selector means, the better ways first: a name that is whole wins over one that was cut. */

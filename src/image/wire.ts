@@ -6,7 +6,7 @@
  * fields, over-long varints, fields out of order, text that is not UTF-8) carries them in one more
  * member, `$raw`, in hex. On the way back `$raw` gives every byte that an edit did not touch.
  */
-import { base64Lines, hex, unbase64, unhex } from '../bytes.js';
+import { base64Lines, hex, pathBytes, pathText, unbase64, unhex } from '../bytes.js';
 import { pointerPart } from '../errors.js';
 import { parseShown, quotedPrintable, unquotePrintable } from './display.js';
 import { enumOf, type Field, fieldsOf, type Json, type JsonObject } from './message.js';
@@ -34,7 +34,10 @@ export class ValueError extends Error {
   }
 }
 
-/** How strings of a message are read: as UTF-8 (what crit does), or one character a byte. */
+/**
+ * How strings of a message are read: as UTF-8 (what crit does), or one character a byte. What a field of our own
+ * says itself (`conv`) goes before it.
+ */
 export type Text = 'utf8' | 'latin1';
 
 const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
@@ -273,7 +276,7 @@ function decodeValue(field: Field, source: Source, record: Record_, path: string
     case 'message':
       return decode(field.of as string, source, at, end, path);
     case 'string':
-      return decodeText(bytes.subarray(at, end), source.text);
+      return decodeText(bytes.subarray(at, end), textOf(field, source.text));
     case 'bytes':
       return field.show?.conv === 'unix_name'
         ? quotedPrintable(bytes.subarray(at, end))
@@ -333,7 +336,13 @@ function small(value: bigint): number | bigint {
   return value >= BigInt(Number.MIN_SAFE_INTEGER) && value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
 }
 
-function decodeText(bytes: Uint8Array, text: Text): string {
+/** How the strings of a field are read. */
+function textOf({ show }: Field, text: Text): Text | 'path' {
+  return show?.conv === 'path' || show?.conv === 'utf8' ? show.conv : text;
+}
+
+function decodeText(bytes: Uint8Array, text: Text | 'path'): string {
+  if (text === 'path') return pathText(bytes);
   if (text === 'utf8') {
     try {
       return utf8.decode(bytes);
@@ -528,7 +537,7 @@ function encodeValue(field: Field, value: Json, text: Text, pointer: string, out
       return;
     case 'string':
       if (typeof value !== 'string') throw new ValueError(pointer, `must be text, got ${kindOf(value)}`);
-      out.delimited(encodeText(value, text, pointer));
+      out.delimited(encodeText(value, textOf(field, text), pointer));
       return;
     case 'bytes': {
       const bytes =
@@ -598,7 +607,8 @@ function integer(value: Json, low: number | bigint, high: number | bigint, point
   return int;
 }
 
-function encodeText(value: string, text: Text, pointer: string): Uint8Array {
+function encodeText(value: string, text: Text | 'path', pointer: string): Uint8Array {
+  if (text === 'path') return pathBytes(value);
   if (text === 'latin1') {
     for (const char of value) {
       if (char > '\xff') throw new ValueError(pointer, 'has a character beyond U+00FF: one character is one byte here');

@@ -2,18 +2,19 @@
 import * as fs from 'node:fs';
 
 /** Each with whether it is a folder that others may put something into. */
-const names = new Map<string, boolean>();
+const names = new Map<string | Buffer, boolean>();
 
 /**
  * From now on `name` (a file, a folder, a pin) goes away when the command is interrupted.
+ * @param name a buffer is told by itself, not by its bytes
  * @param shared a folder that is removed only when nothing is in it any more
  */
-export function unfinished(name: string, shared = false): void {
+export function unfinished(name: string | Buffer, shared = false): void {
   names.set(name, shared);
 }
 
 /** `name` is meant to stay, or is gone; returns whether it was noted. */
-export function finished(name: string): boolean {
+export function finished(name: string | Buffer): boolean {
   return names.delete(name);
 }
 

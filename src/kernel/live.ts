@@ -4,6 +4,7 @@
  * What fdinfo and pins show comes first. A map that no visible process or pin holds is opened only when its
  * type is known and harmless (see `iter.ts`); one whose type is not known is listed by its id.
  */
+import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
 import { KernelError } from './error.js';
@@ -12,6 +13,7 @@ import { BpfMap, InfoReader, mapSubject, nameOf, openPin } from './map.js';
 import {
   type Access,
   fdLink,
+  givenPath,
   type Holder,
   type MapFdinfo,
   mapFdinfo,
@@ -45,6 +47,7 @@ export interface LiveMap {
   memlock: number | undefined;
   /** 0 for none. */
   btfId: number | undefined;
+  /** As {@link pathText} writes them. */
   readonly pins: string[];
   readonly holders: Holder[];
   /** Programs that use it; looked for only where neither pins nor holders are seen. */
@@ -55,6 +58,7 @@ export interface LiveMap {
 export interface Selectors {
   readonly ids: readonly number[];
   readonly names: readonly string[];
+  /** Paths, or what {@link pathText} writes for them. */
   readonly pins: readonly string[];
   readonly pids: readonly number[];
   /** Of those processes only these file descriptors; all when there are none. */
@@ -107,7 +111,7 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
   const fits = (given: Access) => given === 'rw' || given === access;
   const ways: (() => BpfMap)[] = [
     ...map.holders.filter((one) => fits(one.access)).map((one) => () => BpfMap.fromProcess(sys, one.pid, one.fd)),
-    ...map.pins.map((path) => () => BpfMap.openPinned(sys, path, access)),
+    ...map.pins.map((path) => () => BpfMap.openPinned(sys, pathBytes(path), access)),
   ];
   // Held by someone, as far as we saw: then its kind does not matter.
   const held = map.holders.length > 0 || map.pins.length > 0;
@@ -187,7 +191,7 @@ export class LiveMaps {
     for (const id of ids) if (!this.maps.some((map) => map.id === id)) throw this.#missing(`map ${id}`, 'no such map');
     for (const name of names) chosen.add(this.#named(name).id);
     for (const path of pins) {
-      using map = BpfMap.openPinned(this.#sys, path, 'ro');
+      using map = BpfMap.openPinned(this.#sys, givenPath(path), 'ro');
       if (!this.maps.some((one) => one.id === map.id)) throw this.#missing(path, 'it was pinned just now');
       chosen.add(map.id);
     }
@@ -259,7 +263,7 @@ class Found {
         const fdinfo = mapFdinfo('self', fd, this.sys.proc);
         if (fdinfo === undefined) continue;
         const map = this.add(fdinfo);
-        map.pins.push(file.toString());
+        map.pins.push(pathText(file));
         if (map.name === undefined) this.#ask(map, fd);
       } finally {
         this.sys.close(fd);

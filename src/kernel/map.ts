@@ -5,7 +5,7 @@
  * What fails throws a {@link KernelError}; answers that are part of the game (no such key, the end) are
  * values.
  */
-import { isZero, roundUp8 } from '../bytes.js';
+import { isZero, pathBytes, pathText, roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { ATTR, type Command, ELEM_FLAG, type Field, MAP_FLAG, MAP_INFO, MAP_LINK } from './abi.js';
 import { causeOf, KernelError } from './error.js';
@@ -142,7 +142,10 @@ export function mapSubject(id: number, name: string): string {
 
 /** Opens the BPF object that is pinned at `path`; the caller owns the result. The path may be bytes that are no text. */
 export function openPin(sys: Sys, path: string | Buffer, access: Access = 'rw'): number {
-  const text = Buffer.concat([typeof path === 'string' ? Buffer.from(path) : path, Buffer.of(0)]);
+  const bytes = Buffer.from(path);
+  // The kernel would read up to it, and so another path.
+  if (bytes.includes(0)) return -ERRNO.ENOENT;
+  const text = Buffer.concat([bytes, Buffer.of(0)]);
   const attr = new Attr(ATTR.obj, sys).point('pathname', text).set('file_flags', ACCESS_FLAGS[access]);
   return sys.bpf('OBJ_GET', attr);
 }
@@ -384,14 +387,15 @@ export class BpfMap implements Disposable {
   }
 
   /** Opens a pinned map. Needs permission for the file, and no capability. */
-  static openPinned(sys: Sys, path: string, access: Access = 'rw'): BpfMap {
+  static openPinned(sys: Sys, path: string | Buffer, access: Access = 'rw'): BpfMap {
     const fd = openPin(sys, path, access);
+    const subject = typeof path === 'string' ? path : pathText(path);
     if (fd < 0) {
       const odd = -fd === ERRNO.EINVAL || -fd === ERRNO.EACCES;
       const cause = odd && isBpffs(path) === false ? `not on a BPF file system; ${bpffsHint(sys.proc)}` : undefined;
-      throw new KernelError(path, 'BPF_OBJ_GET', -fd, cause);
+      throw new KernelError(subject, 'BPF_OBJ_GET', -fd, cause);
     }
-    return BpfMap.adopt(sys, fd, path);
+    return BpfMap.adopt(sys, fd, subject);
   }
 
   /**
@@ -690,11 +694,13 @@ export class BpfMap implements Disposable {
   }
 
   /** Pins the map at `path`, which must not exist, on a BPF file system. The pin holds the map until it is removed. */
-  pin(path: string): void {
-    const attr = new Attr(ATTR.obj, this.sys).point('pathname', Buffer.from(`${path}\0`)).set('bpf_fd', this.fd);
+  pin(path: string | Buffer): void {
+    const bytes = Buffer.concat([Buffer.from(path), Buffer.of(0)]);
+    const attr = new Attr(ATTR.obj, this.sys).point('pathname', bytes).set('bpf_fd', this.fd);
     const result = this.#call('OBJ_PIN', attr);
     if (result >= 0) return;
-    throw new KernelError(`${this.subject}, pin ${path}`, 'BPF_OBJ_PIN', -result, pinCause(path, -result, this.sys));
+    const text = typeof path === 'string' ? path : pathText(path);
+    throw new KernelError(`${this.subject}, pin ${text}`, 'BPF_OBJ_PIN', -result, pinCause(text, -result, this.sys));
   }
 
   /** Closes the file descriptor, once calls on other threads have ended. Safe to call again. */
@@ -755,7 +761,7 @@ function createCause(spec: MapSpec, name: Buffer, attr: Attr, errno: number): st
 function pinCause(path: string, errno: number, sys: Sys): string | undefined {
   if (errno !== ERRNO.EPERM && errno !== ERRNO.EINVAL) return undefined;
   const folder = path.replace(/[^/]*\/*$/, '') || '.';
-  if (isBpffs(folder) === false) return `${folder} is not on a BPF file system; ${bpffsHint(sys.proc)}`;
+  if (isBpffs(pathBytes(folder)) === false) return `${folder} is not on a BPF file system; ${bpffsHint(sys.proc)}`;
   const name = path.slice(folder === '.' ? 0 : folder.length);
   return name.includes('.') ? 'names of pins cannot have a dot' : undefined;
 }

@@ -5,7 +5,7 @@
  * Cgroups and perf events are missing here: the kernel tells nothing of them.
  */
 import * as fs from 'node:fs';
-import { hex } from '../bytes.js';
+import { hex, pathBytes, pathText } from '../bytes.js';
 import { ATTR, PROG_INFO, PROG_LINK } from './abi.js';
 import { KernelError } from './error.js';
 import { walkIds } from './live.js';
@@ -30,6 +30,7 @@ export interface WantedProgram {
   readonly type?: number | undefined;
   readonly name?: string | undefined;
   readonly tag?: Uint8Array | undefined;
+  /** As {@link pathText} writes them. */
   readonly pins?: readonly string[] | undefined;
 }
 
@@ -80,7 +81,7 @@ export class Programs {
     return this.#known.get(id);
   }
 
-  /** Where a program is pinned. The BPF file systems are walked once. */
+  /** Where a program is pinned, as {@link pathText} writes it. The BPF file systems are walked once. */
   pins(id: number): readonly string[] {
     this.#pins ??= this.#walkPins();
     return this.#pins.get(id) ?? [];
@@ -104,7 +105,7 @@ export class Programs {
     const same = (one: LoadedProgram) =>
       Buffer.compare(one.tag, tag) === 0 && (wanted.type === undefined || wanted.type === one.type);
     const found = pins.flatMap((path): Candidate[] => {
-      const open = () => this.#openPin(path);
+      const open = () => this.#openPin(pathBytes(path));
       const program = this.#ask(open());
       return program !== undefined && same(program) ? [{ program, open }] : [];
     });
@@ -124,7 +125,7 @@ export class Programs {
     }
   }
 
-  #openPin(path: string | Buffer): Result {
+  #openPin(path: Buffer): Result {
     const fd = openPin(this.sys, path);
     // A file system that is mounted read-only, or a file without permission to write.
     return fd < 0 && fd !== -ERRNO.ENOENT ? openPin(this.sys, path, 'ro') : fd;
@@ -136,7 +137,7 @@ export class Programs {
       const program = this.#ask(this.#openPin(file));
       if (program === undefined) continue;
       this.#known.set(program.id, program);
-      pins.set(program.id, [...(pins.get(program.id) ?? []), file.toString()].sort());
+      pins.set(program.id, [...(pins.get(program.id) ?? []), pathText(file)].sort());
     }
     return pins;
   }
@@ -180,7 +181,7 @@ export class Interfaces {
     return new Interfaces(interfacesOf(first, sys.proc), `the network namespace of process ${first}`);
   }
 
-  /** One character a byte. */
+  /** As {@link pathText} writes it. */
   nameOf(index: number): string | undefined {
     return this.#names.get(index);
   }

@@ -1,8 +1,9 @@
 /** The tasks and cgroups of this machine, opened one by one: what local storage hangs on. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import { pathBytes, pathText } from '../bytes.js';
 import { errnoOf } from '../errors.js';
-import { processes } from './proc.js';
+import { mountPoint, processes } from './proc.js';
 import type { Sys } from './sys.js';
 
 /** Numbers of the namespaces that are there from boot on (PROC_PID_INIT_INO, PROC_CGROUP_INIT_INO). */
@@ -45,7 +46,7 @@ function threadsOf(pid: number, proc: string): number[] {
 
 /** The cgroups of version 2. */
 export class Cgroups {
-  /** Where they are mounted; undefined where they are not. */
+  /** Where they are mounted, as {@link pathText} writes it; undefined where they are not. */
   readonly mount: string | undefined;
 
   constructor(proc = '/proc') {
@@ -53,12 +54,14 @@ export class Cgroups {
     try {
       text = fs.readFileSync(`${proc}/self/mounts`, 'latin1');
     } catch {}
-    const raw = /^\S+ (\S+) cgroup2 /m.exec(text)?.[1];
-    const bytes = raw?.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
-    this.mount = bytes === undefined ? undefined : Buffer.from(bytes, 'latin1').toString();
+    const point = /^\S+ (\S+) cgroup2 /m.exec(text)?.[1];
+    this.mount = point === undefined ? undefined : pathText(mountPoint(point));
   }
 
-  /** All of them with their ids, paths below the mount point, and a file descriptor until the next is asked for. */
+  /**
+   * All of them with their ids, paths below the mount point as {@link pathText} writes them, and a file descriptor
+   * until the next is asked for.
+   */
   *all(): Generator<{ readonly id: bigint; readonly path: string; readonly fd: number }> {
     const folders = this.mount === undefined ? [] : ['/'];
     for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
@@ -69,8 +72,7 @@ export class Cgroups {
       } finally {
         fs.closeSync(fd);
       }
-      for (const name of foldersIn(path.join(this.mount as string, folder)))
-        folders.push(path.posix.join(folder, name));
+      for (const name of foldersIn(this.#at(folder))) folders.push(path.posix.join(folder, name));
     }
   }
 
@@ -80,20 +82,27 @@ export class Cgroups {
 
   /** Opens a cgroup by its path; a file descriptor for {@link close}, or undefined when it is not there. */
   open(folder: string): number | undefined {
-    // A path of an image must not lead out of the mount.
-    if (this.mount === undefined || folder.split('/').includes('..')) return undefined;
+    // A path of an image must not lead out of the mount, however its dots are written.
+    const parts = pathBytes(folder).toString('latin1').split('/');
+    if (this.mount === undefined || parts.includes('..')) return undefined;
     try {
-      return fs.openSync(path.join(this.mount, folder), fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
+      return fs.openSync(this.#at(folder), fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
     } catch (error) {
       if (errnoOf(error) === 'EMFILE' || errnoOf(error) === 'ENFILE') throw error;
       return undefined;
     }
   }
+
+  #at(folder: string): Buffer {
+    return pathBytes(path.posix.join(this.mount ?? '', folder));
+  }
 }
 
-function foldersIn(folder: string): string[] {
+function foldersIn(folder: Buffer): string[] {
   try {
-    return fs.readdirSync(folder, { withFileTypes: true }).flatMap((one) => (one.isDirectory() ? [one.name] : []));
+    return fs
+      .readdirSync(folder, { withFileTypes: true, encoding: 'buffer' })
+      .flatMap((one) => (one.isDirectory() ? [pathText(one.name)] : []));
   } catch {
     return [];
   }

@@ -6,6 +6,7 @@
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { BPF_FS_MAGIC, MAP_LINK, type MapShape } from './abi.js';
 
@@ -305,7 +306,7 @@ export function networkOf(pid: number | 'self', proc = '/proc'): string | undefi
 }
 
 /**
- * Network interfaces of a process's network namespace, as index and name (one character a byte).
+ * Network interfaces of a process's network namespace, as index and name (as {@link pathText} writes it).
  *
  * The indexes are IPv6's, for procfs follows the process into its namespace. Sysfs shows that of whoever
  * mounted it, so it is asked only for interfaces without IPv6, and only where it shows the same ones.
@@ -328,14 +329,14 @@ export function interfacesOf(pid: number | 'self', proc = '/proc', sys = '/sys/c
   }
   return names.flatMap((name, i): [number, string][] => {
     const index = snmp[i] ?? sysfs[i];
-    return index === undefined ? [] : [[index, name]];
+    return index === undefined ? [] : [[index, pathText(Buffer.from(name, 'latin1'))]];
   });
 }
 
 // ---------------------------------------------------------------------------------------------------
 // BPF file systems
 
-/** Mount points of BPF file systems that this process sees, each file system once. */
+/** Mount points of BPF file systems that this process sees, each file system once, as {@link pathText} writes them. */
 export function bpffsMounts(proc = '/proc'): string[] {
   const mounts = new Map<string, string>();
   for (const { what, point } of bpffsMountsOf('self', proc)) if (!mounts.has(what)) mounts.set(what, point);
@@ -346,7 +347,14 @@ export function bpffsMounts(proc = '/proc'): string[] {
 export interface BpffsMount {
   /** What is mounted: the same text for the same folder of the same file system. */
   readonly what: string;
+  /** As {@link pathText} writes it. */
   readonly point: string;
+}
+
+/** The path that a list of mounts writes as `point`, one character a byte and some in octal. */
+export function mountPoint(point: string): Buffer {
+  const raw = point.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
+  return Buffer.from(raw, 'latin1');
 }
 
 /** All mounts of BPF file systems that process `pid` sees. */
@@ -357,8 +365,7 @@ export function bpffsMountsOf(pid: number | 'self', proc = '/proc'): BpffsMount[
     const [head = '', tail = ''] = line.split(' - ', 2);
     const [, , device = '', root = '', point = ''] = head.split(' ');
     if (tail.split(' ', 1)[0] !== 'bpf') return [];
-    const raw = point.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
-    return [{ what: `${device} ${root}`, point: Buffer.from(raw, 'latin1').toString() }];
+    return [{ what: `${device} ${root}`, point: pathText(mountPoint(point)) }];
   });
 }
 
@@ -368,7 +375,7 @@ export function mountNamespaceOf(pid: number | 'self', proc = '/proc'): string |
 }
 
 /** Whether `file` (or folder) is on a BPF file system; undefined when it is not there. */
-export function isBpffs(file: string): boolean | undefined {
+export function isBpffs(file: string | Buffer): boolean | undefined {
   return attempt(() => fs.statfsSync(file).type === BPF_FS_MAGIC);
 }
 
@@ -378,9 +385,14 @@ export function bpffsHint(proc = '/proc'): string {
   return first === undefined ? 'mount one with: mount -t bpf bpf /sys/fs/bpf' : `one is mounted at ${first}`;
 }
 
+/** A path as somebody has given it: itself where that is there, else what it is as {@link pathText} writes paths. */
+export function givenPath(text: string): Buffer {
+  return fs.existsSync(text) ? Buffer.from(text) : pathBytes(text);
+}
+
 /** All files below the BPF file systems, as bytes: their names need not be text. Links are not followed. */
 export function* pinFiles(proc = '/proc'): Generator<Buffer> {
-  const folders = bpffsMounts(proc).map((mount) => Buffer.from(mount));
+  const folders = bpffsMounts(proc).map(pathBytes);
   for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
     const here = folder;
     const entries = attempt(() => fs.readdirSync(here, { withFileTypes: true, encoding: 'buffer' })) ?? [];

@@ -1,9 +1,10 @@
 /** Pins of fresh maps: one each, in a folder that names from an image cannot lead out of. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { finished, unfinished } from '../io/unfinished.js';
-import { bpffsHint, isBpffs } from '../kernel/proc.js';
+import { bpffsHint, givenPath, isBpffs } from '../kernel/proc.js';
 
 /** Longest name of a pin, in bytes (NAME_MAX). */
 const NAME_MAX = 255;
@@ -52,7 +53,7 @@ export function pinNames(maps: readonly Pinned[], taken: Iterable<string> = []):
 
 /** The pins that a replay will make, and why it cannot as far as one sees. */
 export interface PinPlan {
-  /** Of each map, in order. */
+  /** Of each map, in order, as {@link pathText} writes them. */
   readonly paths: readonly string[];
   readonly problem?: BpfimgError | undefined;
 }
@@ -62,13 +63,15 @@ const LISTED = 5;
 
 /**
  * Plans the pins of `maps` in `folder`, and makes nothing.
+ * @param given the folder's path, or what {@link pathText} writes for it
  * @param rename a map whose name is taken there gets another, with its id in it
  */
-export function planPins(folder: string, maps: readonly Pinned[], rename = false, proc = '/proc'): PinPlan {
+export function planPins(given: string, maps: readonly Pinned[], rename = false, proc = '/proc'): PinPlan {
+  const folder = pathText(givenPath(given));
   const join = (name: string) => path.join(folder, name);
   const place = placeProblem(folder, proc);
   if (place !== undefined) return { paths: pinNames(maps).map(join), problem: place };
-  const there = new Set(fs.existsSync(folder) ? fs.readdirSync(folder) : []);
+  const there = new Set(fs.existsSync(pathBytes(folder)) ? fs.readdirSync(pathBytes(folder)) : []);
   const names = pinNames(maps, rename ? there : []);
   const taken = names.filter((name) => there.has(name));
   return { paths: names.map(join), problem: taken.length === 0 ? undefined : takenError(folder, taken) };
@@ -84,17 +87,17 @@ function takenError(folder: string, taken: readonly string[]): BpfimgError {
 function placeProblem(folder: string, proc: string): BpfimgError | undefined {
   const parent = path.dirname(path.resolve(folder));
   // Such a file system does not even look for a name with a dot.
-  if (path.basename(path.resolve(folder)).includes('.') && isBpffs(parent) === true) {
+  if (path.basename(path.resolve(folder)).includes('.') && isBpffs(pathBytes(parent)) === true) {
     return new BpfimgError('io', `${folder}: a folder on a BPF file system cannot have a dot in its name`);
   }
   let there: fs.Stats | undefined;
   try {
-    there = fs.statSync(folder, { throwIfNoEntry: false });
+    there = fs.statSync(pathBytes(folder), { throwIfNoEntry: false });
   } catch (error) {
     return ioError(folder, 'look at it', error) as BpfimgError;
   }
   if (there !== undefined && !there.isDirectory()) return new BpfimgError('io', `${folder}: not a folder`);
-  const bpffs = isBpffs(there === undefined ? parent : folder);
+  const bpffs = isBpffs(pathBytes(there === undefined ? parent : folder));
   if (bpffs === true) return undefined;
   const where = bpffs === undefined ? `${parent}: no such folder` : `${folder}: not on a BPF file system`;
   return new BpfimgError(
@@ -106,13 +109,16 @@ function placeProblem(folder: string, proc: string): BpfimgError | undefined {
 /** A folder on a BPF file system where the pins of one replay go; nothing stays of them until {@link keep}. */
 export class PinFolder {
   /** In the order they were made. */
-  readonly #made: string[] = [];
+  readonly #made: Buffer[] = [];
+  readonly #folder: Buffer;
 
   private constructor(
     readonly folder: string,
     readonly paths: readonly string[],
     readonly rename: boolean,
-  ) {}
+  ) {
+    this.#folder = givenPath(folder);
+  }
 
   /**
    * Opens a folder for the pins of `maps`, or makes a new one.
@@ -122,36 +128,37 @@ export class PinFolder {
     const { paths, problem } = planPins(folder, maps, rename, proc);
     if (problem !== undefined) throw problem;
     const pins = new PinFolder(folder, paths, rename);
-    if (fs.existsSync(folder)) return pins;
+    if (fs.existsSync(pins.#folder)) return pins;
     try {
-      fs.mkdirSync(folder, { mode: 0o700 });
+      fs.mkdirSync(pins.#folder, { mode: 0o700 });
     } catch (error) {
       throw ioError(folder, 'create it', error);
     }
-    unfinished(folder, true);
-    pins.#made.push(folder);
+    unfinished(pins.#folder, true);
+    pins.#made.push(pins.#folder);
     return pins;
   }
 
   /**
    * Makes the pin of one map by `pin`, which is given the path.
    * @param index the map's, among those the folder was opened for
-   * @returns the path
+   * @returns the path, as {@link pathText} writes it
    */
-  add(index: number, pin: (path: string) => void): string {
+  add(index: number, pin: (path: Buffer) => void): string {
     const wanted = this.paths[index] as string;
     for (let number = 1; ; number++) {
       const file = number === 1 ? wanted : `${wanted}-${number}`;
+      const bytes = pathBytes(file);
       try {
-        pin(file);
+        pin(bytes);
       } catch (error) {
         if (!(error instanceof BpfimgError) || error.code !== 'EEXIST') throw error;
         // Somebody else was quicker.
         if (this.rename) continue;
         throw takenError(this.folder, [path.basename(file)]);
       }
-      unfinished(file);
-      this.#made.push(file);
+      unfinished(bytes);
+      this.#made.push(bytes);
       return file;
     }
   }
@@ -167,12 +174,12 @@ export class PinFolder {
     for (const file of this.#made.reverse()) {
       finished(file);
       try {
-        if (file === this.folder) fs.rmdirSync(file);
+        if (file === this.#folder) fs.rmdirSync(file);
         else fs.unlinkSync(file);
       } catch (error) {
         // What somebody else has removed, or has put into the folder, is theirs.
         const errno = errnoOf(error);
-        if (errno !== 'ENOENT' && errno !== 'ENOTEMPTY') throw ioError(file, 'remove it again', error);
+        if (errno !== 'ENOENT' && errno !== 'ENOTEMPTY') throw ioError(pathText(file), 'remove it again', error);
       }
     }
     this.#made.length = 0;

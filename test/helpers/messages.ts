@@ -9,6 +9,7 @@ import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import protobuf from 'protobufjs';
+import { pathText } from '../../src/bytes.js';
 import { quotedPrintable } from '../../src/image/display.js';
 import { enumOf, type Field, fieldsOf, type Json, type JsonObject } from '../../src/image/message.js';
 
@@ -130,6 +131,7 @@ function jsonValue(field: Field, value: Value): Json {
     if (field.show?.conv === 'unix_name') return quotedPrintable(bytes);
     return bytes.toString('base64').replace(/.{1,76}/g, '$&\n');
   }
+  if (field.show?.conv === 'path') return pathText(Buffer.from(value as string));
   if (field.type === 'enum') {
     return Object.entries(enumOf(field.of as string)).find(([, number]) => number === value)?.[0] ?? (value as number);
   }

@@ -10,6 +10,7 @@ export const PROG_TYPE = { socketFilter: 1, xdp: 6 } as const;
 export const ATTACH = { devmap: 33, cpumap: 35 } as const;
 
 export interface ProgramSpec {
+  /** One character a byte. */
   readonly name: string;
   readonly type?: number;
   readonly attach?: number;
@@ -29,7 +30,7 @@ export function loadProgram(sys: Sys, { name, type = PROG_TYPE.xdp, attach = 0, 
     .point('insns', code)
     .set('insn_cnt', 2)
     .point('license', Buffer.from('GPL\0'))
-    .setBytes('prog_name', Buffer.from(name));
+    .setBytes('prog_name', Buffer.from(name, 'latin1'));
   const fd = sys.bpf('PROG_LOAD', attr);
   if (fd < 0) throw new Error(`PROG_LOAD: ${fd}`);
   return fd;

@@ -91,7 +91,7 @@ function row(map: LiveMap, types: MapTypes): string[] {
     map.frozen === undefined ? UNKNOWN : map.frozen ? 'yes' : 'no',
     size(map.memlock),
     map.btfId === 0 ? '' : size(map.btfId),
-    map.pins.map(nameText).join(' '),
+    map.pins.join(' '),
     holdersText(map),
   ];
 }

@@ -267,7 +267,7 @@ async function tell(
     nameText(row.name),
     row.type,
     String(row.items),
-    nameText(row.pin ?? ''),
+    row.pin ?? '',
     row.report,
   ]);
   await show(rows, COLUMNS, cells, args, io);
@@ -352,7 +352,7 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
     row.frozen ? 'yes' : 'no',
     String(row.items),
     sizeText(row.memory),
-    ...(pins === undefined ? [] : [nameText(row.pin ?? '')]),
+    ...(pins === undefined ? [] : [row.pin ?? '']),
     row.report,
   ]);
   const columns = pins === undefined ? PLAN_COLUMNS : PLAN_COLUMNS.toSpliced(-1, 0, { title: 'PIN' });
