@@ -9,6 +9,7 @@ import { EntryWriter } from '../src/capture/entry.js';
 import { BPFMAP_DATA } from '../src/image/kinds.js';
 import { writeHead } from '../src/image/writer.js';
 import { FileOutput } from '../src/io/output.js';
+import { placeOf } from '../src/io/place.js';
 import { removeUnfinished } from '../src/io/unfinished.js';
 import { dataMessage, entry, image, mapData } from './helpers/images.js';
 import { fdCount } from './helpers/kernel-live.js';
@@ -22,6 +23,8 @@ function workFolder(t: Test): string {
   t.teardown(() => fs.rmSync(folder, { recursive: true, force: true }));
   return folder;
 }
+
+const fileOutput = (file: string) => new FileOutput(placeOf(file), file);
 
 const pool = new Random(1).bytes(1_000_003);
 
@@ -62,7 +65,7 @@ async function write(
   ordered = false,
 ): Promise<{ found: Buffer; wanted: Buffer }> {
   const file = path.join(folder, 'x.img');
-  const out = new FileOutput(file);
+  const out = fileOutput(file);
   writeHead(out, BPFMAP_DATA);
   const wanted: Buffer[] = [];
   for (const [i, { keySize, valueSize, expected, counts }] of entries.entries()) {
@@ -178,7 +181,7 @@ const LIMIT = { message: 'an entry of an image holds less than 4 GiB of keys and
 
 t.test('what an entry cannot say is refused, and what was written of it goes', async (t) => {
   const file = path.join(workFolder(t), 'x.img');
-  const out = new FileOutput(file);
+  const out = fileOutput(file);
   writeHead(out, BPFMAP_DATA);
   // 4 GiB of values, or of keys, are one item more than it can hold; nothing of that size is written here.
   for (const [keySize, valueSize, most] of [
@@ -210,7 +213,7 @@ t.test('what an entry cannot say is refused, and what was written of it goes', a
 });
 
 t.test('a full map is written to its place at once', async (t) => {
-  const out = new FileOutput(path.join(workFolder(t), 'x.img'));
+  const out = fileOutput(path.join(workFolder(t), 'x.img'));
   const moves: number[][] = [];
   const { move } = out;
   out.move = (from, to, size) => {
@@ -230,7 +233,7 @@ t.test('a full map is written to its place at once', async (t) => {
 
 t.test('a file: in a row, at places, moved, and in a row again', async (t) => {
   const file = path.join(workFolder(t), 'x');
-  const out = new FileOutput(file);
+  const out = fileOutput(file);
   out.write(Buffer.from('head'));
   await Promise.all([out.writeAt(Buffer.from('world'), 20), out.writeAt(Buffer.from('hello '), 4)]);
   await out.move(20, 10, 5);
@@ -244,7 +247,7 @@ t.test('a file: in a row, at places, moved, and in a row again', async (t) => {
 
 t.test('what is written and not taken into the row is cut off', async (t) => {
   const file = path.join(workFolder(t), 'x');
-  const out = new FileOutput(file);
+  const out = fileOutput(file);
   out.write(Buffer.from('head'));
   await out.writeAt(Buffer.alloc(100_000, 1), 50);
   await out.commit();
@@ -257,7 +260,7 @@ t.test('moves of any distance, also over themselves', async (t) => {
   const content = bytes(size, 9);
   for (const distance of [0, 1, -1, 4096, -4096, 4 << 20, -(4 << 20), 5 << 20, -(5 << 20), 10 << 20]) {
     const file = path.join(folder, 'x');
-    const out = new FileOutput(file);
+    const out = fileOutput(file);
     const from = 6 << 20;
     await out.writeAt(content, from);
     await out.move(from, from + distance, size);
@@ -277,7 +280,7 @@ t.test('giving up while writes are under way leaves nothing, and no fd is used w
   const folder = workFolder(t);
   const before = fdCount();
   for (let round = 0; round < 20; round++) {
-    const out = new FileOutput(path.join(folder, 'x.img'));
+    const out = fileOutput(path.join(folder, 'x.img'));
     const { fd } = out as unknown as { fd: number };
     writeHead(out, BPFMAP_DATA);
     const writer = new EntryWriter(out, 1, 4, 65_536, 1);
@@ -292,7 +295,10 @@ t.test('giving up while writes are under way leaves nothing, and no fd is used w
     await out.abort();
     // The number is another file's now: whoever wrote to it still would show there.
     const victim = path.join(folder, 'victim');
+    // That of its folder comes first.
+    const free = fs.openSync(folder, 'r');
     const taken = fs.openSync(victim, 'w+');
+    fs.closeSync(free);
     t.equal(taken, fd);
     await new Promise((go) => setTimeout(go, 5));
     t.equal(fs.fstatSync(taken).size, 0);
@@ -316,9 +322,9 @@ t.test('a disk that is full: one line, and nothing stays', async (t) => {
   const url = (name: string) => new URL(`../src/${name}.js`, import.meta.url).href;
   const code = `
     process.on('SIGXFSZ', () => {});
-    const { FileOutput } = await import('${url('io/output')}');
+    const { openOutput } = await import('${url('io/output')}');
     const { EntryWriter } = await import('${url('capture/entry')}');
-    const out = new FileOutput('x.img');
+    const out = await openOutput('x.img');
     const writer = new EntryWriter(out, 1, 4, 65536, 64);
     const puts = Array.from({ length: 64 }, () => writer.put(Buffer.alloc(4), Buffer.alloc(65536), 1));
     const ends = await Promise.allSettled(puts);

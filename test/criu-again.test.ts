@@ -3,7 +3,9 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
-import { BPFIMG, TOP } from './helpers/command.js';
+import { planText } from '../src/io/journal.js';
+import { Folder } from '../src/io/place.js';
+import { BPFIMG, bpfimg, TOP } from './helpers/command.js';
 import {
   Bench,
   buildPluginWith,
@@ -133,6 +135,37 @@ t.test('one that works replaces it, image by image', { skip }, async (t) => {
   await bench.restored(t, seen);
   t.same(lasting(await witness.see()), lasting(before), 'a copy that a post-dump script makes is whole');
 });
+
+t.test(
+  'a change of the images was cut off: nothing is restored or dumped until it is finished',
+  { skip },
+  async (t) => {
+    const { witness, folder } = await dumpedOnce(t);
+    const before = await witness.see();
+    const journal = path.join(folder, '.bpfimg-journal');
+    fs.mkdirSync(journal);
+    fs.copyFileSync(path.join(folder, 'bpfimg-data.img'), path.join(journal, 'bpfimg-data.img'));
+    const change = new Folder(journal);
+    fs.writeFileSync(path.join(journal, 'plan'), planText(change, ['bpfimg-data.img'], []));
+    change.close();
+    const files = filesOf(folder, '.img');
+    const message =
+      'Error (bpfimg): a change of the images was cut off, they are not of one time: ' +
+      `\`bpfimg verify ${fs.realpathSync(folder)}\` finishes it\n`;
+    const again = await dump(witness.pid, folder, bench);
+    t.equal(again.status, 1);
+    t.ok(again.log.includes(message), errors(again.log).join('; '));
+    t.same(filesOf(folder, '.img'), files);
+    await witness.end();
+    await witness.gone();
+    const restored = await restore(folder, bench);
+    t.equal(restored.status, 1);
+    t.ok(restored.log.includes(message), errors(restored.log).join('; '));
+    t.equal(bpfimg(['verify', folder]).status, 0);
+    await bench.restored(t, folder);
+    t.same(lasting(await witness.see()), lasting(before));
+  },
+);
 
 t.test('CRIU is killed: no helper is left, and the old maps are', { skip }, async (t) => {
   for (const [when, script] of [

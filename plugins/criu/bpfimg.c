@@ -890,9 +890,23 @@ static int check_alone(void)
 	return failed;
 }
 
+/* A change of several images that was cut off, as src/io/journal.ts has it, would go on over those of a dump, too. */
+static int check_whole(void)
+{
+	char path[64], folder[PATH_MAX];
+	ssize_t size;
+
+	if (!is_there(".bpfimg-journal/plan"))
+		return 0;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", criu_get_image_dir());
+	size = readlink(path, folder, sizeof(folder));
+	return error("a change of the images was cut off, they are not of one time: `bpfimg verify %.*s` finishes it",
+		     size < 0 ? 0 : (int)size, folder);
+}
+
 static int init(int stage)
 {
-	if (check_alone() != 0)
+	if (check_alone() != 0 || check_whole() != 0)
 		return -1;
 	read_settings();
 	/* Whether it is to be taken over, nobody knows then. */

@@ -180,7 +180,8 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
     return images.file(name);
   };
   const rewrite = async (name: string, edit: (message: JsonObject) => JsonObject) => {
-    const input = openFile(path.join(folder, name));
+    const input = images.read(name);
+    if (input === undefined) return;
     try {
       await rewriteImage(input, file(name), (before) => {
         const message = edit(before);
@@ -197,12 +198,10 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
         await rewrite(name, (message) => changedFd(message, change));
       }
     }
-    if (fs.existsSync(path.join(folder, INVENTORY_IMAGE))) {
-      await rewrite(INVENTORY_IMAGE, (message) => changedInventory(message, change));
-    }
+    await rewrite(INVENTORY_IMAGE, (message) => changedInventory(message, change));
     for (const what of ['data', 'meta', 'btf'] as const) {
-      if (!images.has(dump.names[what])) continue;
-      const input = openFile(path.join(folder, dump.names[what]));
+      const input = images.read(dump.names[what]);
+      if (input === undefined) continue;
       try {
         await copyInput(input, 0, input.size as number, file(names[what]));
       } finally {

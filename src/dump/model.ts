@@ -22,8 +22,8 @@ import {
 } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { type Entry, ImageReader } from '../image/reader.js';
-import { finishChange } from '../io/folder.js';
 import { Cursor, type Input, openFile } from '../io/input.js';
+import { atOneTime } from '../io/journal.js';
 import { pause } from '../io/pause.js';
 import { type ItemShape, itemShape } from '../json/items.js';
 import type { MapType, MapTypes } from '../maptype.js';
@@ -208,9 +208,24 @@ const rethrow: OnBroken = (error) => {
  * @throws BpfimgError `notFound` when no image in it can hold maps
  */
 export async function openDump(folder: string, onBroken: OnBroken = rethrow): Promise<Dump> {
+  // What is broken is not, when it was read while the images changed.
+  let broken: Parameters<OnBroken>[] = [];
+  const dump = await atOneTime(folder, () => {
+    broken = [];
+    return readDump(folder, (...one) => broken.push(one));
+  });
+  try {
+    for (const one of broken) onBroken(...one);
+  } catch (error) {
+    dump.close();
+    throw error;
+  }
+  return dump;
+}
+
+async function readDump(folder: string, onBroken: OnBroken): Promise<Dump> {
   let names: Set<string>;
   try {
-    finishChange(folder);
     names = new Set(fs.readdirSync(folder));
   } catch (error) {
     throw ioError(folder, 'read it', error);

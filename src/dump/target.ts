@@ -7,7 +7,8 @@ import type { JsonObject } from '../image/message.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
 import { writeHead } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
-import { type Input, openFile } from '../io/input.js';
+import type { Input } from '../io/input.js';
+import { finishChange } from '../io/journal.js';
 import type { Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
@@ -85,7 +86,10 @@ export async function openTarget(folder: string, force: boolean, types: MapTypes
 /** What is in a folder; nothing when it is not there. */
 function namesIn(folder: string): string[] {
   try {
-    return fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory() ? fs.readdirSync(folder) : [];
+    if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
+    finishChange(folder);
+    // Without what a run has left that was killed.
+    return fs.readdirSync(folder).filter((name) => !name.startsWith('..bpfimg-'));
   } catch (error) {
     throw ioError(folder, 'look into it', error);
   }
@@ -273,13 +277,15 @@ class ChangedDump implements Target {
   readonly #taken = new Set<DumpMap>();
   readonly #byId: ReadonlyMap<number, DumpMap>;
   readonly #byFile: ReadonlyMap<number, DumpMap>;
-  #output: FolderOutput | undefined;
+  /** Knows whether the images change from now on, which entries are counted in. */
+  readonly #output: FolderOutput;
 
   constructor(
     readonly folder: string,
     readonly dump: Dump,
     readonly types: MapTypes,
   ) {
+    this.#output = new FolderOutput(folder);
     this.#byId = new Map(dump.maps.map((map) => [map.mapId, map]));
     this.#byFile = new Map(dump.maps.flatMap((map) => map.files.map(({ message }) => [message.id, map])));
   }
@@ -444,8 +450,7 @@ class ChangedDump implements Target {
   }
 
   async commit(): Promise<void> {
-    const output = new FolderOutput(this.folder);
-    this.#output = output;
+    const output = this.#output;
     await this.finish(output);
     for (const [image, changes] of this.#changes) await this.#rewrite(output, image, changes);
     await output.commit();
@@ -462,7 +467,7 @@ class ChangedDump implements Target {
 
   async #rewrite(output: FolderOutput, image: ImageName, { entries, added }: Changes): Promise<void> {
     const name = this.dump.names[image];
-    const there = output.has(name) ? openFile(path.join(this.folder, name)) : undefined;
+    const there = output.read(name);
     try {
       const out = output.file(name);
       if (there === undefined) writeHead(out, KIND[image]);
@@ -474,7 +479,7 @@ class ChangedDump implements Target {
   }
 
   async abort(): Promise<void> {
-    await this.#output?.abort();
+    await this.#output.abort();
     this.#end();
   }
 

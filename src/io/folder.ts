@@ -1,130 +1,82 @@
 /** Folders whose files belong together, such as the images of a dump: they change together, or not at all. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { BpfimgError, errnoOf, ioError } from '../errors.js';
+import { BpfimgError, ioError } from '../errors.js';
 import { type Input, openFile } from './input.js';
-import { FileOutput, statOf, syncFolder, temporaryName } from './output.js';
+import { finishChangeIn, makeChange, PLAN, planText, state } from './journal.js';
+import { FileOutput } from './output.js';
 import { pause } from './pause.js';
+import { type Folder, folderAt, type Place, placeOf } from './place.js';
+import { removeLeft, temporaryName } from './temporary.js';
 import { finished, unfinished } from './unfinished.js';
-
-/**
- * Says what is left to do in a folder where several files change: renames and removals, in that order. While it
- * stands there nobody may read the folder, but whoever comes next can finish the work: {@link finishChange}.
- */
-const JOURNAL = '.bpfimg-journal';
-
-/** Longest journal that is read. */
-const MOST_JOURNAL = 64 * 1024;
-
-/** Names of images and tables. Others are none of our business, whoever wrote the journal. */
-const NAME = /^\w[\w.-]{0,200}\.(img|txt)$/;
-
-interface Change {
-  /** Temporary names and final ones. */
-  readonly rename: readonly (readonly [from: string, to: string])[];
-  readonly remove: readonly string[];
-}
-
-function apply(folder: string, { rename, remove }: Change): void {
-  for (const [from, to] of rename) {
-    try {
-      fs.renameSync(path.join(folder, from), path.join(folder, to));
-    } catch (error) {
-      // Done already, by whoever began or by another who found the journal.
-      if (errnoOf(error) !== 'ENOENT') throw error;
-    }
-  }
-  for (const name of remove) fs.rmSync(path.join(folder, name), { force: true });
-  syncFolder(folder);
-  fs.rmSync(path.join(folder, JOURNAL), { force: true });
-  syncFolder(folder);
-}
-
-/**
- * Finishes a change of `folder` that was cut off in the middle; does nothing where there was none.
- * @throws BpfimgError where that is not possible: the files there are not of one time then
- */
-export function finishChange(folder: string): void {
-  const file = path.join(folder, JOURNAL);
-  try {
-    if (fs.lstatSync(file, { throwIfNoEntry: false }) === undefined) return;
-  } catch (error) {
-    throw ioError(folder, 'look into it', error);
-  }
-  const change = readJournal(file);
-  try {
-    apply(folder, change);
-  } catch (error) {
-    const what = 'finish a change of its images that was cut off, which it needs before it can be read';
-    throw ioError(folder, what, error);
-  }
-}
-
-function readJournal(file: string): Change {
-  const input = openFile(file);
-  const bytes = Buffer.alloc(MOST_JOURNAL);
-  let size: number;
-  try {
-    size = input.read(bytes, 0) as number;
-  } finally {
-    input.close();
-  }
-  try {
-    const { rename, remove } = JSON.parse(bytes.toString('utf8', 0, size)) as { rename: unknown; remove: unknown };
-    const isName = (name: unknown): name is string => typeof name === 'string' && NAME.test(name);
-    const isPair = (pair: unknown): pair is [string, string] => {
-      if (!Array.isArray(pair) || pair.length !== 2) return false;
-      const [from, to] = pair as unknown[];
-      return isName(to) && typeof from === 'string' && from.startsWith(`.${to}.bpfimg-`) && !from.includes('/');
-    };
-    if (!Array.isArray(rename) || !Array.isArray(remove)) throw new SyntaxError();
-    if (rename.every(isPair) && remove.every(isName)) return { rename, remove };
-  } catch (error) {
-    if (!(error instanceof SyntaxError || error instanceof TypeError)) throw error;
-  }
-  throw new BpfimgError('badImage', `${file}: not a journal of bpfimg; remove it if the images are whole`);
-}
 
 /**
  * Several files of one folder: all appear, or none does.
  *
- * A new folder is filled under a temporary name and renamed. In a folder that is there, each file is finished beside
- * its place first. Where no more than one differs from what stands there, a rename is all; else a journal says what
- * is to be done, and from then on it will be. The folder itself stays: it may be somebody's current one, or a mount.
+ * They are written in a folder of a temporary name. A new folder is that one renamed. In a folder that is there, a
+ * rename is all where no more than one file differs from what stands there; else it becomes a change, as journal.ts
+ * makes them. The folder itself stays: it may be somebody's current one, or a mount.
  */
 export class FolderOutput {
+  readonly #names: string[] = [];
   readonly #files: FileOutput[] = [];
   readonly #removed: string[] = [];
-  readonly #folder: string;
-  readonly #staging: string | undefined;
+  /** How messages name it. */
+  readonly #name: string;
+  /** The folder that is there, or the one that a new one will stand in. */
+  readonly #parent: Folder;
+  /** The new one's name there. */
+  readonly #target: string | undefined;
+  /** Where files are written, and its name. */
+  readonly #staging: Folder;
+  readonly #temporary: string;
+  /** State of the folder that is there. */
+  readonly #before: string | undefined;
 
   constructor(folder: string) {
-    const stat = statOf(folder);
-    if (stat && !stat.isDirectory()) throw new BpfimgError('io', `${folder}: not a folder`);
-    if (stat) {
-      this.#folder = fs.realpathSync(folder);
-      finishChange(this.#folder);
-      return;
-    }
-    this.#folder = path.resolve(folder);
-    const staging = temporaryName(this.#folder);
+    this.#name = folder;
+    let place: Place | undefined;
+    let parent: Folder | undefined;
     try {
-      fs.mkdirSync(staging, { mode: 0o700 });
+      place = placeOf(folder, false);
+      if (place.stat && !place.stat.isDirectory()) throw new BpfimgError('io', `${folder}: not a folder`);
+      if (place.stat === undefined) {
+        parent = place.folder.share();
+        this.#target = place.name;
+      } else {
+        parent = folderAt(place);
+        finishChangeIn(parent, folder);
+        this.#before = state(parent.at('.'));
+      }
+      removeLeft(parent, this.#target ?? '');
+      this.#temporary = temporaryName(this.#target ?? '');
+      fs.mkdirSync(parent.at(this.#temporary), { mode: 0o700 });
+      this.#parent = parent;
+      this.#staging = parent.open(this.#temporary);
     } catch (error) {
+      parent?.close();
       throw ioError(folder, 'create it', error);
+    } finally {
+      place?.folder.close();
     }
-    unfinished(staging);
-    this.#staging = staging;
+    unfinished(this.#parent.at(this.#temporary));
   }
 
   /** Whether a file of that name stands in the folder now. */
   has(name: string): boolean {
-    return this.#staging === undefined && fs.existsSync(path.join(this.#folder, name));
+    return this.#target === undefined && fs.existsSync(this.#parent.at(name));
+  }
+
+  /** Opens the file of that name that stands in the folder now. */
+  read(name: string): Input | undefined {
+    return this.has(name) ? openFile(this.#parent.at(name), path.join(this.#name, name)) : undefined;
   }
 
   /** A new file of the set, written through its own output. Do not commit that one: commit the folder. */
   file(name: string): FileOutput {
-    const output = new FileOutput(path.join(this.#staging ?? this.#folder, name), path.join(this.#folder, name));
+    const place = { folder: this.#staging.share(), name };
+    const output = new FileOutput(place, path.join(this.#name, name));
+    this.#names.push(name);
     this.#files.push(output);
     return output;
   }
@@ -136,77 +88,79 @@ export class FolderOutput {
 
   async commit(): Promise<void> {
     try {
-      for (const file of this.#files) await file.finish();
-      if (this.#staging !== undefined) this.#commitStaging(this.#staging);
-      else await this.#replace();
+      for (const file of this.#files) await file.commit();
+      if (this.#target === undefined) await this.#replace();
+      else this.#appear(this.#target);
     } catch (error) {
       await this.abort();
       throw error;
     }
+    this.#end();
   }
 
-  #commitStaging(staging: string): void {
-    for (const file of this.#files) file.rename();
-    syncFolder(staging);
+  #appear(target: string): void {
     try {
-      fs.renameSync(staging, this.#folder);
+      fs.renameSync(this.#parent.at(this.#temporary), this.#parent.at(target));
     } catch (error) {
-      throw ioError(this.#folder, 'put it in place', error);
+      throw ioError(this.#name, 'put it in place', error);
     }
-    finished(staging);
-    syncFolder(path.dirname(this.#folder));
+    this.#parent.sync();
   }
 
   async #replace(): Promise<void> {
-    const changed: FileOutput[] = [];
-    for (const file of this.#files) {
-      if (await isSame(file.temporary, file.path)) await file.abort();
-      else changed.push(file);
+    const folder = this.#parent;
+    const changed: string[] = [];
+    for (const name of this.#names) {
+      const file = this.#staging.at(name);
+      if (await isSame(file, folder.at(name), path.join(this.#name, name))) fs.unlinkSync(file);
+      else changed.push(name);
     }
+    for (const name of this.#removed) checkFile(folder.look(name), path.join(this.#name, name));
     const [only] = changed;
-    if (this.#removed.length === 0 && changed.length < 2) {
-      only?.rename();
-      syncFolder(this.#folder);
-      return;
-    }
-    const rename = changed.map((file) => [path.basename(file.temporary), path.basename(file.path)] as const);
-    const change: Change = { rename, remove: this.#removed };
-    const journal = new FileOutput(path.join(this.#folder, JOURNAL));
-    try {
-      journal.text(`${JSON.stringify(change)}\n`);
-      await journal.finish();
-    } catch (error) {
-      await journal.abort();
-      throw error;
+    const single = this.#removed.length === 0 && changed.length < 2;
+    if (!single) {
+      const plan = new FileOutput({ folder: this.#staging.share(), name: PLAN }, this.#name);
+      plan.text(planText(this.#staging, changed, this.#removed));
+      await plan.commit();
     }
     // From here to the end nothing else runs, no signal either.
-    journal.rename();
-    syncFolder(this.#folder);
-    for (const { temporary } of changed) finished(temporary);
-    try {
-      apply(this.#folder, change);
-    } catch (error) {
-      throw ioError(this.#folder, 'replace its images; whoever reads it next will try again', error);
+    finishChangeIn(folder, this.#name);
+    if (state(folder.at('.')) !== this.#before) {
+      throw new BpfimgError('conflict', `${this.#name}: others have changed its images meanwhile; nothing is written`);
+    }
+    if (!single) makeChange(folder, this.#temporary, this.#name);
+    else {
+      if (only !== undefined) fs.renameSync(this.#staging.at(only), folder.at(only));
+      fs.rmdirSync(folder.at(this.#temporary));
+      folder.sync();
     }
   }
 
   async abort(): Promise<void> {
     for (const file of this.#files) await file.abort();
-    if (this.#staging !== undefined) {
-      fs.rmSync(this.#staging, { recursive: true, force: true });
-      finished(this.#staging);
-    }
+    fs.rmSync(this.#parent.at(this.#temporary), { recursive: true, force: true });
+    this.#end();
+  }
+
+  #end(): void {
+    if (!finished(this.#parent.at(this.#temporary))) return;
+    this.#staging.close();
+    this.#parent.close();
   }
 }
 
 /** Bytes of either file that are compared at once. */
 const STEP = 1024 * 1024;
 
-/** Whether `file` is to become what stands at `place` already. */
-async function isSame(file: string, place: string): Promise<boolean> {
+function checkFile(stat: fs.Stats | undefined, name: string): void {
+  if (stat?.isDirectory()) throw new BpfimgError('io', `${name}: it is a folder, expected a file to replace`);
+}
+
+/** Whether `file` is to become what stands at `place` already, which messages call `name`. */
+async function isSame(file: string, place: string, name: string): Promise<boolean> {
   const stat = fs.lstatSync(place, { throwIfNoEntry: false });
   if (stat === undefined || stat.isSymbolicLink()) return false;
-  if (stat.isDirectory()) throw new BpfimgError('io', `${place}: it is a folder, expected a file to replace`);
+  checkFile(stat, name);
   if (!stat.isFile() || stat.size !== fs.statSync(file).size) return false;
   const open: Input[] = [];
   try {

@@ -8,6 +8,7 @@
 import * as fs from 'node:fs';
 import { viewOf } from '../bytes.js';
 import { BpfimgError, ioError } from '../errors.js';
+import { finishChangeBeside } from './journal.js';
 import { openWaiting } from './waiting.js';
 
 /** A source of bytes. Positions count from the start of the source. */
@@ -88,8 +89,12 @@ export function streamInput(chunks: AsyncIterable<Uint8Array>, name: string, clo
   };
 }
 
-/** Opens `path` for reading: a regular file with its size, anything else as a stream. */
+/**
+ * Opens `path` for reading: a regular file with its size, anything else as a stream. A change of images that was cut
+ * off beside it is finished first.
+ */
 export async function openInput(path: string): Promise<Input> {
+  finishChangeBeside(path);
   try {
     const fd = openNow(path);
     if (!fs.fstatSync(fd).isFIFO()) return await fdInput(fd, path, path);
@@ -106,17 +111,17 @@ export async function openInput(path: string): Promise<Input> {
  * Opens `path`, which must be a regular file: an image of a dump, say.
  * @throws BpfimgError `io`
  */
-export function openFile(path: string): Input {
+export function openFile(path: string, name = path): Input {
   let fd: number;
   try {
     fd = openNow(path);
   } catch (error) {
-    throw ioError(path, 'open it', error);
+    throw ioError(name, 'open it', error);
   }
   const stat = fs.fstatSync(fd);
-  if (stat.isFile()) return fileInput(fd, path, stat.size, path);
+  if (stat.isFile()) return fileInput(fd, name, stat.size, path);
   fs.closeSync(fd);
-  throw new BpfimgError('io', `${path}: it is a folder, pipe or device, expected a regular file`);
+  throw new BpfimgError('io', `${name}: it is a folder, pipe or device, expected a regular file`);
 }
 
 /** Opens for reading without waiting for anybody. */

@@ -2,10 +2,12 @@
  * Where bytes go: a file that appears whole or not at all, standard output, or memory.
  */
 import * as fs from 'node:fs';
-import * as path from 'node:path';
 import { viewOf } from '../bytes.js';
 import { BpfimgError, ClosedPipe, ioError } from '../errors.js';
+import { finishChangeBeside } from './journal.js';
 import { pause } from './pause.js';
+import { type Folder, noOtherLink, type Place, placeOf } from './place.js';
+import { removeLeft, temporaryName } from './temporary.js';
 import { finished, unfinished } from './unfinished.js';
 import { openWaiting, waiting } from './waiting.js';
 
@@ -286,22 +288,6 @@ class OpenOutput extends Output {
 /** Bytes that {@link FileOutput.move} holds. */
 const MOVED_AT_ONCE = 4 * 1024 * 1024;
 
-/** A name beside `target` that nobody else uses and that says whose it is when a crash leaves it. */
-export function temporaryName(target: string): string {
-  const unique = `${process.pid}-${Math.floor(Math.random() * 0x100000000).toString(36)}`;
-  return path.join(path.dirname(target), `.${path.basename(target).slice(0, 200)}.bpfimg-${unique}`);
-}
-
-/** Brings what a folder's names lead to to disk. */
-export function syncFolder(folder: string): void {
-  const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
-  try {
-    fs.fsyncSync(fd);
-  } finally {
-    fs.closeSync(fd);
-  }
-}
-
 /** Bytes that are read or written without handing them to a thread. */
 const AT_ONCE = 64 * 1024;
 
@@ -311,25 +297,29 @@ const AT_ONCE = 64 * 1024;
  */
 export class FileOutput extends OpenOutput {
   /** What it is called until it is done, in the same folder. */
-  readonly temporary: string;
+  readonly #temporary: string;
+  readonly #folder: Folder;
   #open = true;
   /** Where the bytes end that {@link writeAt} wrote. */
   #end = 0;
   /** Calls of {@link writeAt} and {@link move} that use the fd. */
   #running = 0;
 
+  /** @param place where it will stand; the output closes the folder */
   constructor(
-    /** Where it will stand. */
-    readonly path: string,
-    name: string = path,
+    readonly place: Pick<Place, 'folder' | 'name'>,
+    name: string,
   ) {
-    const temporary = temporaryName(path);
+    const { folder } = place;
+    const temporary = folder.at(temporaryName(place.name));
     try {
       super(fs.openSync(temporary, 'wx+', 0o600), name, 'own');
     } catch (error) {
+      folder.close();
       throw ioError(name, 'create it', error);
     }
-    this.temporary = temporary;
+    this.#folder = folder;
+    this.#temporary = temporary;
     unfinished(temporary);
   }
 
@@ -424,56 +414,58 @@ export class FileOutput extends OpenOutput {
     fs.closeSync(this.fd);
   }
 
-  /** Gives the finished file its name, in place of what stood there. */
-  rename(): void {
-    try {
-      fs.renameSync(this.temporary, this.path);
-    } catch (error) {
-      throw ioError(this.name, 'put it in place', error);
-    }
-    finished(this.temporary);
-  }
-
+  /** Gives the file its name, in place of what stood there. */
   override async commit(): Promise<void> {
     try {
       await this.finish();
-      this.rename();
+      try {
+        fs.renameSync(this.#temporary, this.#folder.at(this.place.name));
+      } catch (error) {
+        throw ioError(this.name, 'put it in place', error);
+      }
     } catch (error) {
       await this.abort();
       throw error;
     }
-    syncFolder(path.dirname(this.path));
+    finished(this.#temporary);
+    this.#folder.sync();
+    this.#folder.close();
   }
 
   override async abort(): Promise<void> {
     await this.quiet();
     if (this.#open) this.#close();
-    if (!finished(this.temporary)) return;
-    fs.rmSync(this.temporary, { force: true });
-  }
-}
-
-/** What stands at `file`, links followed; undefined for nothing. */
-export function statOf(file: string): fs.Stats | undefined {
-  try {
-    return fs.statSync(file, { throwIfNoEntry: false });
-  } catch (error) {
-    throw ioError(file, 'write it', error);
+    if (!finished(this.#temporary)) return;
+    fs.rmSync(this.#temporary, { force: true });
+    this.#folder.close();
   }
 }
 
 /** Opens `file` for writing: atomically when it is or will be a regular file, as a stream otherwise. */
 export async function openOutput(file: string): Promise<Output> {
-  const stat = statOf(file);
-  if (stat?.isDirectory()) throw new BpfimgError('io', `${file}: it is a folder, expected a file to write`);
-  if (stat && !stat.isFile()) {
-    try {
-      return new OpenOutput(await openWaiting(file, 'w'), file, 'stream');
-    } catch (error) {
-      throw ioError(file, 'write it', error);
-    }
+  let place: Place;
+  try {
+    finishChangeBeside(file);
+    // What a link leads to is replaced; the link stays.
+    place = placeOf(file);
+  } catch (error) {
+    throw ioError(file, 'create it', error);
   }
-  // A symbolic link keeps pointing at what is replaced.
-  const target = stat ? fs.realpathSync(file) : file;
-  return new FileOutput(target, file);
+  const { folder, name, entry, stat } = place;
+  const isFolder = stat?.isDirectory() || file.endsWith('/');
+  if (!isFolder && (stat === undefined || stat.isFile())) {
+    removeLeft(folder, name);
+    return new FileOutput(place, file);
+  }
+  try {
+    if (isFolder) throw new BpfimgError('io', `${file}: it is a folder, expected a file to write`);
+    const fd = await openWaiting(folder.at(name), fs.constants.O_WRONLY | noOtherLink(entry));
+    if (!fs.fstatSync(fd).isFile()) return new OpenOutput(fd, file, 'stream');
+    fs.closeSync(fd);
+    throw new BpfimgError('io', `${file}: it was a pipe or device, and is a file now`);
+  } catch (error) {
+    throw ioError(file, 'write it', error);
+  } finally {
+    folder.close();
+  }
 }

@@ -4,10 +4,10 @@
  */
 import * as fs from 'node:fs';
 import * as os from 'node:os';
-import * as path from 'node:path';
 import { ioError } from '../errors.js';
 import { bufferInput, fileInput, type Input } from './input.js';
 import { Output } from './output.js';
+import { Folder } from './place.js';
 
 /** Bytes kept in memory before a spool moves to a file. */
 const IN_MEMORY = 4 * 1024 * 1024;
@@ -49,12 +49,16 @@ export class Spool extends Output {
   }
 
   #moveToFile(): void {
-    const file = path.join(spoolFolder(), `.bpfimg-${process.pid}-${Math.random().toString(36).slice(2)}`);
+    let folder: Folder | undefined;
     try {
+      folder = new Folder(spoolFolder());
+      const file = folder.at(`.bpfimg-${process.pid}-${Math.random().toString(36).slice(2)}`);
       this.#fd = fs.openSync(file, 'wx+', 0o600);
       fs.unlinkSync(file);
     } catch (error) {
       throw ioError(`${this.name} in ${spoolFolder()}`, 'create it', error);
+    } finally {
+      folder?.close();
     }
     const parts = this.#parts;
     this.#parts = [];

@@ -23,7 +23,7 @@ export function waiting<A extends unknown[]>(call: (done: (...result: A) => void
 }
 
 /** Opens what may be a FIFO; the caller owns the file descriptor. Throws what open(2) says. */
-export async function openWaiting(file: string, flags: string): Promise<number> {
+export async function openWaiting(file: string, flags: string | number): Promise<number> {
   const [error, fd] = await waiting<[NodeJS.ErrnoException | null, number]>((done) => fs.open(file, flags, done));
   if (error) throw error;
   return fd;

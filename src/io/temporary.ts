@@ -1,0 +1,68 @@
+/** Temporary names. They say whose they are, so that what a killed run has left can go when its target is written again. */
+import * as fs from 'node:fs';
+import { errnoOf } from '../errors.js';
+import type { Folder } from './place.js';
+
+/** Bytes of the target's name that are kept: the system takes 255 for all. */
+const BYTES = 150;
+
+const before = (target: string): string => `.${Buffer.from(target).subarray(0, BYTES).toString()}.bpfimg-`;
+
+let place: string | undefined;
+
+/** Where our pid means us: the boot and the pid namespace. Others (on NFS, in containers) have pids of their own. */
+function here(): string {
+  if (place !== undefined) return place;
+  try {
+    const boot = fs.readFileSync('/proc/sys/kernel/random/boot_id', 'latin1');
+    place = `${boot}${fs.readlinkSync('/proc/self/ns/pid')}`.replaceAll(/pid|[^0-9a-f]/g, '');
+  } catch {
+    place = '';
+  }
+  return place;
+}
+
+/** A name that nobody else uses, for what will be `target` in the same folder. */
+export function temporaryName(target: string): string {
+  return `${before(target)}${process.pid}-${here()}-${Math.floor(Math.random() * 0x100000000).toString(36)}`;
+}
+
+/** Removes what runs that are surely gone have left of `target`. */
+export function removeLeft(folder: Folder, target: string): void {
+  const prefix = before(target);
+  for (const name of folder.names()) {
+    if (!name.startsWith(prefix)) continue;
+    const [, pid, where] = /^(\d+)-([0-9a-f]+)-/.exec(name.slice(prefix.length)) ?? [];
+    if (where !== here() || isAlive(Number(pid))) continue;
+    try {
+      remove(folder, name);
+    } catch (error) {
+      // Somebody else was faster, or it is not ours to remove: nothing depends on it.
+      if (errnoOf(error) === undefined) throw error;
+    }
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return errnoOf(error) !== 'ESRCH';
+  }
+}
+
+function remove(folder: Folder, name: string): void {
+  const stat = folder.look(name);
+  if (stat === undefined || stat.uid !== process.geteuid?.()) return;
+  if (!stat.isDirectory()) {
+    fs.unlinkSync(folder.at(name));
+    return;
+  }
+  const inside = folder.open(name);
+  try {
+    for (const one of inside.names()) fs.unlinkSync(inside.at(one));
+    fs.rmdirSync(folder.at(name));
+  } finally {
+    inside.close();
+  }
+}
