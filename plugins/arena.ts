@@ -1,6 +1,6 @@
 import { readArena } from '../src/capture/arena.js';
 import type { Plugin } from '../src/maptype.js';
-import { fillArena } from '../src/replay/regions.js';
+import { arenaForeseen, fillArena } from '../src/replay/regions.js';
 import { indexText } from './array.js';
 
 /** Memory that programs and processes share at one address. */
@@ -21,6 +21,7 @@ export const arena: Plugin = {
     },
   ],
   capture: readArena,
+  foresee: arenaForeseen,
   replay: fillArena,
   keyText: indexText,
 };

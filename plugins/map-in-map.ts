@@ -2,8 +2,18 @@ import { viewOf } from '../src/bytes.js';
 import { readBuckets, readSlots } from '../src/capture/read.js';
 import { BpfimgError } from '../src/errors.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
+import { breaches, MAP_RULES, misfits } from '../src/kernel/rules.js';
 import type { Sys } from '../src/kernel/sys.js';
-import type { CaptureWork, Carries, ItemSink, ItemSource, Plugin, ReplayWork, Template } from '../src/maptype.js';
+import {
+  type CaptureWork,
+  type Carries,
+  FULL,
+  type ItemSink,
+  type ItemSource,
+  type Plugin,
+  type ReplayWork,
+  type Template,
+} from '../src/maptype.js';
 import { fillInOrder } from '../src/replay/fill.js';
 import { indexText } from './array.js';
 import { Lacking } from './resolve.js';
@@ -46,6 +56,29 @@ export const mapInMap: Plugin = {
     return [...inner];
   },
 
+  async foresee({ facts, inner }) {
+    const maps = [...inner];
+    const [first] = maps;
+    const wanted = wantedOf(facts.template, [...inner.values()]);
+    const template = wanted ?? first?.[1];
+    if (template === undefined) return undefined;
+    const kind = MAP_RULES[template.type];
+    if (kind?.within === 'never') return { problems: [neverInner(kind.name)], report: FULL };
+    const problems: string[] = [];
+    if (first === undefined || misfits(first[1], template).length > 0) {
+      // Made for a moment, without a name and types.
+      const asked = { ...template, extra: 0n, ifindex: 0, name: Buffer.alloc(0), btf: false, inner: false };
+      problems.push(
+        ...(kind === undefined ? [] : breaches(asked)).map((what) => `what its inner maps must be: ${what}`),
+      );
+    }
+    for (const [id, map] of problems.length > 0 ? [] : maps) {
+      const odd = misfits(map, template);
+      if (odd.length > 0) problems.push(`inner map ${id} does not fit: ${odd.join(', ')}`);
+    }
+    return { problems, report: FULL };
+  },
+
   create(sys, spec, work) {
     const { template } = work.facts;
     const inner = work.needed.map((id) => work.fresh(id)).filter((map) => map !== undefined);
@@ -56,9 +89,9 @@ export const mapInMap: Plugin = {
       const why = `${none}, so what its inner maps must be is not known`;
       throw new BpfimgError('unsupported', `${work.subject}: ${why}`);
     }
-    // Inner maps that were all given another max_entries are what the map is for now.
-    const wanted =
-      template && allHave(inner, given?.maxEntries) ? { ...template, maxEntries: given.maxEntries } : template;
+    const wanted = wantedOf(template, inner);
+    const kind = MAP_RULES[(wanted ?? given)?.type ?? 0];
+    if (kind?.within === 'never') throw new BpfimgError('unsupported', `${work.subject}: ${neverInner(kind.name)}`);
     // An inner map of this very map will do where the image does not say.
     if (wanted === undefined || (given !== undefined && fits(given, wanted))) {
       return BpfMap.create(sys, { ...spec, inner: given as BpfMap });
@@ -132,8 +165,18 @@ function fits(map: BpfMap, { type, keySize, valueSize, maxEntries, flags }: Temp
   return same && map.maxEntries === maxEntries;
 }
 
-function allHave(maps: readonly BpfMap[], maxEntries: number | undefined): maxEntries is number {
-  return maxEntries !== undefined && maps.every((map) => map.maxEntries === maxEntries);
+/** What the map is made for. Inner maps that were all given another max_entries are what it is for now. */
+function wantedOf(
+  template: Template | undefined,
+  inner: readonly { readonly maxEntries: number }[],
+): Template | undefined {
+  const [first] = inner;
+  const same = first !== undefined && inner.every(({ maxEntries }) => maxEntries === first.maxEntries);
+  return template && same ? { ...template, maxEntries: first.maxEntries } : template;
+}
+
+function neverInner(name: string): string {
+  return `the kernel takes no ${name} as an inner map`;
 }
 
 /** Creates a map by a template that goes away again: the kernel needs it for a moment. */

@@ -11,13 +11,14 @@ import type {
   ItemSink,
   ItemSource,
   MapFacts,
+  MapType,
   Plugin,
   ProgramFacts,
   Reference,
   ReplayWork,
   Report,
 } from '../src/maptype.js';
-import { leaveEmpty } from '../src/replay/fill.js';
+import { leaveEmpty, leftEmpty } from '../src/replay/fill.js';
 import { indexText } from './array.js';
 import { Doubts, fitting, putEach, socketOf, Unresolved } from './resolve.js';
 
@@ -49,6 +50,12 @@ const LAYOUTS: Readonly<Record<number, Layout>> = {
   20: { cookie: 0 },
   25: { ifindex: 0, program: 4 },
 };
+
+/** Whether values say nothing of what they hold: cookies of sockets need 8 bytes. */
+function leavesAll({ number }: MapType, { valueSize }: { readonly valueSize: number }): boolean {
+  const layout = LAYOUTS[number];
+  return layout === undefined || (layout.cookie !== undefined && valueSize < 8);
+}
 
 const found = (what: string): Carries => ({
   captured: 'items',
@@ -155,13 +162,17 @@ export const references: Plugin = {
     return doubts.report(report);
   },
 
+  async foresee({ type, spec, items }) {
+    return leavesAll(type, spec) ? { problems: [], report: leftEmpty(type, items.count) } : undefined;
+  },
+
   /**
    * Whoever replays a PROG_ARRAY must go on holding it, by a file descriptor or pin: programs that use it do
    * not, and the kernel clears its slots when nobody does.
    */
   async replay(map, items, work) {
     const layout = LAYOUTS[work.type.number];
-    if (layout === undefined || (layout.cookie !== undefined && map.valueSize < 8)) return leaveEmpty(map, items, work);
+    if (layout === undefined || leavesAll(work.type, map)) return leaveEmpty(map, items, work);
     return new Refill(map, layout, work).fill(items);
   },
 

@@ -2,7 +2,7 @@ import { readRing } from '../src/capture/ring.js';
 import { RING_WORD } from '../src/kernel/ring.js';
 import type { Plugin } from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
-import { fillRing } from '../src/replay/regions.js';
+import { fillRing, ringForeseen } from '../src/replay/regions.js';
 
 /** Words of the records that nobody has read yet, headers and all, in the order of the memory. */
 const kept = { key: 0, value: RING_WORD };
@@ -22,5 +22,6 @@ export const ring: Plugin = {
     { number: 31, name: 'user_ringbuf', since: '6.1', key: 'none', kept },
   ],
   capture: readRing,
+  foresee: async (plan) => (plan.type.carries === undefined ? ringForeseen(plan) : undefined),
   replay: (map, items, work) => (work.type.carries === undefined ? fillRing : leaveEmpty)(map, items, work),
 };

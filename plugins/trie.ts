@@ -1,12 +1,24 @@
+import { hex } from '../src/bytes.js';
 import { readPrefixes } from '../src/capture/read.js';
-import type { Plugin } from '../src/maptype.js';
+import { FULL, type Plugin } from '../src/maptype.js';
 import { fillInOrder } from '../src/replay/fill.js';
+import { findKey } from '../src/replay/items.js';
 
 /** Longest-prefix match. */
 export const trie: Plugin = {
   name: 'trie',
   types: [{ number: 11, name: 'lpm_trie', since: '4.11', key: 'prefix' }],
   capture: readPrefixes,
+
+  /** The kernel takes no prefix that is longer than the address behind it. */
+  async foresee({ items }) {
+    const most = 8 * (items.keySize - 4);
+    const key = await findKey(items, (key) => key.readUInt32LE() > most);
+    if (key === undefined) return undefined;
+    const what = `a prefix of ${key.readUInt32LE()} bits, expected at most ${most}`;
+    return { problems: [`item ${hex(key)}: ${what}`], report: FULL };
+  },
+
   replay: fillInOrder,
   keyText: prefixText,
 };

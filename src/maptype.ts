@@ -8,6 +8,8 @@ import { MAP_FLAG } from './kernel/abi.js';
 import type { BpfMap, MapSpec } from './kernel/map.js';
 import type { Sys } from './kernel/sys.js';
 
+export { typesRefused } from './kernel/rules.js';
+
 /** What a key of a map type is. */
 export type KeyForm =
   /** Any bytes. */
@@ -102,6 +104,11 @@ export const FULL: Report = { kind: 'full' };
 /** A report as the line that people see and images keep. */
 export function reportText(report: Report): string {
   return report.kind === 'full' ? report.kind : `${report.kind}: ${report.why}`;
+}
+
+/** Whether a capture whose report is this line has taken no items. */
+export function isBare(report: string): boolean {
+  return /^(metadata only|not supported)/.test(report);
 }
 
 /** Bytes of a value, from its start; of an array, the same bytes of each element. */
@@ -262,6 +269,24 @@ export interface ReplayWork extends Work {
   fresh(id: number): BpfMap | undefined;
 }
 
+/** What is known of a replay before anything is created. */
+export interface Planned {
+  readonly type: MapType;
+  readonly spec: MapSpec & { readonly flags: number };
+  readonly items: ItemSource;
+  readonly facts: MapFacts;
+  /** Those of {@link Plugin.needs} that the dump has, by their ids there and in that order. */
+  readonly inner: ReadonlyMap<number, MapSpec & { readonly flags: number }>;
+}
+
+/** What a replay will do, as far as the dump alone tells. */
+export interface Foreseen {
+  /** Why it will fail, each a clause. */
+  readonly problems: readonly string[];
+  /** What it will report where it does not fail. */
+  readonly report: Report;
+}
+
 /**
  * A family of map types: which they are, and hooks for what is special about them. A hook that is absent
  * means that bpfimg cannot do this for the family, and says so.
@@ -277,6 +302,8 @@ export interface Plugin {
   capture?(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report>;
   /** Maps of the same dump, by id, that must be there before this one can be filled. */
   needs?(items: ItemSource): Promise<readonly number[]>;
+  /** What {@link replay} will come to; undefined where the type's row says all of it. */
+  foresee?(plan: Planned): Promise<Foreseen | undefined>;
   /** Fills a fresh map. The error of an item that is refused names its key. */
   replay?(map: BpfMap, items: ItemSource, work: ReplayWork): Promise<Report>;
   /** A key as people know it, where hex is not the best they can get. */

@@ -12,6 +12,7 @@ import { parseArgs } from 'node:util';
 import type { Fuzzer } from './helpers/fuzz-case.js';
 import { fuzzDocuments } from './helpers/fuzz-documents.js';
 import { fuzzDumps } from './helpers/fuzz-dumps.js';
+import { fuzzReplays } from './helpers/fuzz-replays.js';
 import { fuzzTypes } from './helpers/fuzz-types.js';
 import { goodTexts, mutateImage, mutateJson, tryImage, tryJson } from './helpers/mutate.js';
 import { Random } from './helpers/random.js';
@@ -38,6 +39,8 @@ const KINDS: Readonly<Record<string, () => Fuzzer | Promise<Fuzzer>>> = {
   dumps: fuzzDumps,
   /** Maps documents, encoded and decoded again. */
   documents: fuzzDocuments,
+  /** Dump folders, by `verify` and by replay. */
+  replays: () => fuzzReplays(),
   /** BTF and the objects it comes in. */
   types: fuzzTypes,
 };

@@ -55,6 +55,7 @@ function planned(
     facts: {},
     needed: [],
     missing: [],
+    inner: new Map(),
     frozen: false,
     access: 'rw',
     memory: memoryNeed(whole, type, source.count, sys.cpus),

@@ -503,7 +503,7 @@ t.test('data that no file describes', { skip }, async (t) => {
   t.match(await cli(['replay', dump, '--dry-run']), {
     status: 1,
     stdout: '',
-    stderr: /^bpfimg: \S+: map 1: it has items, but nothing says what it is\n$/,
+    stderr: /^bpfimg: \S+: map 1: nothing says what it is\n$/,
   });
 });
 

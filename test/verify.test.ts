@@ -26,6 +26,9 @@ async function verify(folder: string): Promise<Verdict & { status: number | null
 
 const eight = '00'.repeat(8);
 const data = (...maps: Uint8Array[]) => image('BPFMAP_DATA', ...maps);
+/** An arena. */
+const arena = (max: number) => ({ type: 33, key: 0, value: 0, max, flags: 0x400 });
+const xsk = { type: 17, value: 4 };
 const index = (i: number) => Buffer.from(words(i)).toString('hex');
 const message = (...numbers: number[]) => Buffer.concat(numbers.map((number, i) => scalar(i + 1, number)));
 
@@ -84,6 +87,45 @@ const cases: readonly [name: string, images: Record<string, Uint8Array>, codes: 
   ['inner maps', outer([7]), []],
   ['an inner map that is not there', outer([7, 9]), ['lost-inner']],
   ['a map of maps that was empty', outer([]), ['attributes']],
+  ['inner maps with another max_entries', inners({}, { max: 3 }), []],
+  ['inner maps of another type', inners({}, { type: 9 }), ['refused']],
+  ['inner maps with other keys', inners({}, { key: 8 }), ['refused']],
+  ['inner maps with other values', inners({}, { value: 16 }), ['refused']],
+  ['inner maps with other flags', inners({}, { flags: 1 }), ['refused']],
+  ['inner arrays', inners({ type: 2, max: 3 }, { type: 2, max: 3 }), ['no-data', 'no-data']],
+  ['inner arrays of other lengths', inners({ type: 2 }, { type: 2, max: 3 }), ['no-data', 'no-data', 'refused']],
+  [
+    'inner arrays of other lengths, with BPF_F_INNER_MAP',
+    inners({ type: 2, flags: 0x1000 }, { type: 2, flags: 0x1000, max: 3 }),
+    ['no-data', 'no-data'],
+  ],
+  [
+    'an inner array without BPF_F_INNER_MAP',
+    inners({ type: 2, flags: 0x1000 }, { type: 2 }),
+    ['no-data', 'no-data', 'refused'],
+  ],
+  [
+    'maps of AF_XDP sockets of other lengths',
+    inners(xsk, { ...xsk, max: 3 }),
+    ['no-data', 'left-out', 'no-data', 'left-out', 'refused'],
+  ],
+  ['inner maps as their outer map has them', inners({}, {}, [1, 4, 8, 5, 0]), []],
+  ['inner maps that are not what their outer map has', inners({}, {}, [1, 4, 16, 16, 0]), ['refused']],
+  ['an inner map of a type that is none', inners({ type: 3, value: 4 }), ['no-data', 'refused']],
+  ['an outer map without inner maps', { ...outer([]), ...template([1, 4, 8, 16, 0]) }, []],
+  ['an outer map for no map that there can be', { ...outer([]), ...template([1, 4, 8, 0, 0]) }, ['refused']],
+  ['a NUL in a name', oneMap({ name: 'a\0b' }, []), ['attributes']],
+  ['a map type that is none', oneMap({ type: 0 }, []), ['unknown-type', 'attributes']],
+  ['a prefix that is longer than its address', trie(33), ['refused']],
+  ['a prefix that is as long as its address', trie(32), []],
+  ['what only the kernel writes', oneMap({ type: 7, value: 16 }, [item(index(0), eight + eight)]), ['left-out']],
+  ['sockets without cookies', oneMap({ type: 15, value: 4 }, [item(index(0), '00000000')]), ['left-out']],
+  ['unread records', ring(8, 16), []],
+  ['a record that is cut off', ring(8, 8), ['refused']],
+  ['more records than there is room for', ring(4096, 4104), ['refused']],
+  ['a page beyond the end', { ...oneMap(arena(2), [item(index(2), '00'.repeat(4096))]), ...addressed(2) }, ['refused']],
+  ['pages without an address', oneMap(arena(3), [item(index(2), '00'.repeat(4096))]), ['left-out']],
+  ['a file that is not there, of what was captured', factsAlone(), ['no-file']],
   ['what was not captured whole', captured({ report: 'partial: half of it' }), ['captured']],
   ['what was not captured', { ...captured({ report: 'metadata only: no' }), 'bpfmap-data.img': data() }, ['captured']],
   ['what was captured', captured({ report: 'full' }), []],
@@ -276,6 +318,60 @@ function pagemap(pages: number): Buffer {
 function ended(): Record<string, Uint8Array> {
   const process = (pid: number) => entry(Buffer.concat([1, 2, 3, 4].map((no) => scalar(no, no === 2 ? 0 : pid))));
   return { 'pstree.img': image('PSTREE', process(1), process(2)), 'core-2.img': image('CORE', entry(scalar(1, 0))) };
+}
+
+type Values = Partial<Parameters<typeof mapFile>[0]>;
+
+/** What an outer map must be told of its inner maps: map_type, key_size, value_size, max_entries, map_flags. */
+function template(shape: readonly number[]): Record<string, Uint8Array> {
+  const inner = shape.map((number, i) => scalar(1 + i, number));
+  return { 'bpfmap-meta.img': image('BPFMAP_META', entry(Buffer.concat([scalar(1, 8), blob(9, ...inner)]))) };
+}
+
+/** An array of maps, 8, of these inner maps. */
+function inners(one: Values, other?: Values, shape?: readonly number[]): Record<string, Uint8Array> {
+  const maps = [one, ...(other === undefined ? [] : [other])].map((values, i) => ({
+    id: i + 1,
+    map_id: i + 20,
+    ...values,
+  }));
+  const outer = mapFile({ id: 9, map_id: 8, type: 12, value: 4, max: 4 });
+  const hashes = maps.filter(({ type = 1 }) => type === 1 || type === 9);
+  return {
+    'bpfmap-file.img': mapsImage(...maps.map(mapFile), outer),
+    'bpfmap-data.img': data(
+      ...hashes.map(({ map_id }) => mapData(map_id, [])),
+      mapData(
+        8,
+        maps.map(({ map_id }, i) => item(index(i), index(map_id))),
+      ),
+    ),
+    ...(shape === undefined ? {} : template(shape)),
+  };
+}
+
+/** A user_ringbuf with one record of `length` bytes in as many bytes as `size`. */
+function ring(length: number, size: number): Record<string, Uint8Array> {
+  const bytes = Buffer.alloc(size);
+  bytes.writeUInt32LE(length);
+  const items = Array.from({ length: size / 8 }, (_, i): Item => [Buffer.alloc(0), bytes.subarray(8 * i, 8 * i + 8)]);
+  return oneMap({ type: 31, key: 0, value: 0, max: 4096 }, items);
+}
+
+/** The file of an arena that has an address. */
+function addressed(max: number): Record<string, Uint8Array> {
+  const address = scalar(16, 0x100000000n);
+  return { 'bpfmap-file.img': mapsImage(Buffer.concat([mapFile({ id: 1, map_id: 7, ...arena(max) }), address])) };
+}
+
+/** A trie with a prefix of this many bits of an address of 32. */
+function trie(bits: number): Record<string, Uint8Array> {
+  return oneMap({ type: 11, key: 8, flags: 1 }, [item(`${index(bits)}0a000000`, eight)]);
+}
+
+/** A map that only the meta image knows. */
+function factsAlone(): Record<string, Uint8Array> {
+  return { ...good, 'bpfmap-meta.img': image('BPFMAP_META', entry(scalar(1, 99))) };
 }
 
 /** A map of which the capture says this. */

@@ -13,7 +13,7 @@ import { openFile } from '../io/input.js';
 import type { BtfObject, FormSource } from '../json/decode.js';
 import { FORM_MOST, itemShape, type MapForms } from '../json/items.js';
 import { formsOf, type NamedTypes } from '../json/types.js';
-import type { TypeFacts } from '../maptype.js';
+import { type TypeFacts, typesRefused } from '../maptype.js';
 import type { DocumentForms } from './document.js';
 import { factsOf } from './facts.js';
 import type { Dump, DumpMap } from './model.js';
@@ -32,6 +32,8 @@ export interface TypeProblem {
   /** As in verify's FINDINGS; undefined for what is no defect of the dump. */
   readonly code?: 'btf-missing' | 'bad-btf' | 'unknown-btf' | 'bad-type' | 'btf-key-size' | 'btf-value-size';
   readonly map?: DumpMap;
+  /** The BTF object of the dump where it is. */
+  readonly object?: number;
   readonly message: string;
 }
 
@@ -66,6 +68,7 @@ export class TypeFinder {
   readonly #fileName: string;
   readonly #byHand: readonly ByHand[];
   readonly #parsed = new Map<number, Btf | undefined>();
+  readonly #checkedObjects = new Set<number>();
   readonly #found = new Map<DumpMap, NamedTypes | undefined>();
   /** BTF objects that are not the dump's, by the id they get in a document. */
   readonly #added = new Map<number, BtfObject>();
@@ -226,7 +229,31 @@ export class TypeFinder {
       return undefined;
     }
     const btf = await this.#object(types.btf);
+    if (btf !== undefined) this.#kernelTakes(map, btf, types);
     return btf && { btfId: types.btf, btf, key: types.key, value: types.value };
+  }
+
+  /** Notes where the kernel would not take the types that a dump has of a map. */
+  #kernelTakes(map: DumpMap, btf: Btf, types: TypeFacts): void {
+    const file = map.files[0]?.message;
+    if (file === undefined) return;
+    const {
+      map_type: type,
+      key_size: keySize,
+      value_size: valueSize,
+      max_entries: maxEntries,
+      map_flags: flags,
+    } = file;
+    let kinds: [key: string, value: string];
+    try {
+      kinds = [btf.kind(btf.resolve(types.key)), btf.kind(btf.resolve(types.value))];
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      // Types that make no sense are noted where their sizes are looked at.
+      return;
+    }
+    const message = typesRefused({ type, keySize, valueSize, maxEntries, flags }, ...kinds);
+    if (message !== undefined) this.problems.push({ code: 'bad-type', map, message });
   }
 
   /** A BTF object of the dump; one that cannot be read is noted, once. */
@@ -238,24 +265,45 @@ export class TypeFinder {
         if (object !== undefined) btf = Btf.parse(await object.read(), { name: `BTF ${id}` });
       } catch (error) {
         if (!(error instanceof BpfimgError)) throw error;
-        this.problems.push({ code: error.kind === 'unsupported' ? 'unknown-btf' : 'bad-btf', message: error.message });
+        const code = error.kind === 'unsupported' ? 'unknown-btf' : 'bad-btf';
+        this.problems.push({ code, object: id, message: error.message });
       }
       this.#parsed.set(id, btf);
     }
     return this.#parsed.get(id);
   }
 
-  /** Looks at every BTF object of the dump. */
+  /** Looks at the BTF objects of the dump that maps have types in: nobody loads another one. */
   async checkObjects(): Promise<void> {
-    for (const id of this.#dump.btf.keys()) {
-      const btf = await this.#object(id);
-      try {
-        btf?.check();
-      } catch (error) {
-        if (!(error instanceof BpfimgError)) throw error;
-        this.problems.push({ code: 'bad-btf', message: error.message });
-      }
+    const used = new Set(this.#dump.maps.map(({ meta }) => meta?.btf_id));
+    for (const id of this.#dump.btf.keys()) if (used.has(id)) await this.#checkObject(id);
+  }
+
+  /** Looks at all of a BTF object of the dump, once. */
+  async #checkObject(id: number): Promise<void> {
+    if (this.#checkedObjects.has(id)) return;
+    this.#checkedObjects.add(id);
+    const btf = await this.#object(id);
+    try {
+      btf?.check();
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      this.problems.push({ code: 'bad-btf', object: id, message: error.message });
     }
+  }
+
+  /** What is wrong with the types that the dump has of a map, each a clause. */
+  async faults(map: DumpMap): Promise<string[]> {
+    const { types } = factsOf(map.meta);
+    if (types === undefined) return [];
+    await this.#checkObject(types.btf);
+    await this.types(map);
+    const faults = this.problems.filter(({ code, ...of }) => {
+      // Types that only the kernel knows, it may take.
+      if (code === undefined || code === 'unknown-btf' || code === 'btf-missing') return false;
+      return of.map === map || of.object === types.btf;
+    });
+    return faults.map(({ message }) => message);
   }
 
   /** Without the types that do not fit their map, which is noted. */

@@ -28,8 +28,12 @@ const NOT_ASCII = /[^\x00-\x7e]/g;
 /** One string in JSON's quotes. */
 export function quote(text: string, ascii: boolean): string {
   const quoted = JSON.stringify(text);
-  if (!ascii) return quoted;
-  return quoted.replace(NOT_ASCII, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  return ascii ? inAscii(quoted) : quoted;
+}
+
+/** JSON text without characters beyond ASCII, which stand in its strings alone. */
+export function inAscii(json: string): string {
+  return json.replace(NOT_ASCII, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
 /**

@@ -91,6 +91,12 @@ export class Ring implements Disposable {
   }
 }
 
+/** Bytes of the record that begins at `at`, with its header; undefined for one that is being written. */
+export function recordSize(bytes: Buffer, at: number): number | undefined {
+  const length = bytes.readUInt32LE(at);
+  return (length & BUSY) !== 0 ? undefined : roundUp8((length & ~DISCARD) >>> 0) + HEADER;
+}
+
 /**
  * Where the records end that stand in `bytes` from `from` to `to`: at `to`, or before the first that is being
  * written.
@@ -99,9 +105,8 @@ export class Ring implements Disposable {
 export function recordsEnd(bytes: Buffer, from: number, to: number): number | undefined {
   for (let at = from; at < to; ) {
     if (to - at < HEADER) return undefined;
-    const length = bytes.readUInt32LE(at);
-    if ((length & BUSY) !== 0) return at;
-    const size = roundUp8((length & ~DISCARD) >>> 0) + HEADER;
+    const size = recordSize(bytes, at);
+    if (size === undefined) return at;
     if (size > to - at) return undefined;
     at += size;
   }

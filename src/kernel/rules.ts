@@ -23,6 +23,8 @@ export interface MapRule {
   /** Bits of map_flags that must be set. */
   readonly needs: number;
   readonly btf: 'yes' | 'no' | 'required';
+  /** What the type of keys must be, where the map has types; any that has their size when not said. */
+  readonly keyType?: 'INT' | 'STRUCT' | 'VOID';
   /** map_extra: the largest, and what it must be a multiple of; 0 where nothing is said. */
   readonly extra?: { readonly max: bigint; readonly step: bigint };
   /** With this flag, values must have other sizes. */
@@ -31,6 +33,11 @@ export interface MapRule {
   readonly item?: number;
   /** inner_map_fd is required. */
   readonly inner?: true;
+  /**
+   * As an inner map: besides type, sizes and flags it must have the max_entries of what its outer map was made with
+   * (map_meta_equal of the kernel), always or where that has no BPF_F_INNER_MAP. With `never` there is no such inner map.
+   */
+  readonly within?: 'same entries' | 'same entries unless flagged' | 'never';
   /** CAP_NET_ADMIN is needed on top of CAP_BPF. */
   readonly network?: true;
   /** A value is round_up(value_size, 8) bytes for each possible CPU. */
@@ -72,6 +79,7 @@ const local = {
   flags: F.NO_PREALLOC | F.CLONE,
   needs: F.NO_PREALLOC,
   btf: 'required',
+  keyType: 'INT',
 } as const;
 const free = { needs: 0, btf: 'yes' } as const;
 const plain = { needs: 0, btf: 'no' } as const;
@@ -84,8 +92,10 @@ export const MAP_RULES: Readonly<Record<number, MapRule>> = {
     ...index({ min: 1, max: 0x7fff_ffff }),
     ...free,
     flags: NUMA_RW | PROG | F.MMAPABLE | F.INNER_MAP,
+    within: 'same entries unless flagged',
+    keyType: 'INT',
   },
-  3: { name: 'prog_array', ...word, ...free, flags: NUMA_RW, cleared: true },
+  3: { name: 'prog_array', ...word, ...free, flags: NUMA_RW, cleared: true, within: 'never' },
   4: { name: 'perf_event_array', ...word, ...plain, flags: NUMA_RW | F.PRESERVE_ELEMS },
   5: {
     name: 'percpu_hash',
@@ -95,7 +105,7 @@ export const MAP_RULES: Readonly<Record<number, MapRule>> = {
     flags: F.NO_PREALLOC | RW | F.ZERO_SEED | PROG,
     perCpu: true,
   },
-  6: { name: 'percpu_array', ...index(PERCPU_VALUE), ...free, flags: RW | PROG, perCpu: true },
+  6: { name: 'percpu_array', ...index(PERCPU_VALUE), ...free, flags: RW | PROG, perCpu: true, keyType: 'INT' },
   7: {
     name: 'stack_trace',
     // The longest is 8 * kernel.perf_event_max_stack, which can be set.
@@ -122,8 +132,9 @@ export const MAP_RULES: Readonly<Record<number, MapRule>> = {
     entries: ANY,
     flags: F.NO_PREALLOC | NUMA_RW | PROG,
     needs: F.NO_PREALLOC,
+    keyType: 'STRUCT',
   },
-  12: { name: 'array_of_maps', ...word, ...plain, flags: NUMA_RW, inner: true },
+  12: { name: 'array_of_maps', ...word, ...plain, flags: NUMA_RW, inner: true, within: 'never' },
   13: {
     name: 'hash_of_maps',
     ...hash,
@@ -131,11 +142,12 @@ export const MAP_RULES: Readonly<Record<number, MapRule>> = {
     value: exactly(4),
     flags: F.NO_PREALLOC | NUMA_RW | F.ZERO_SEED | PROG,
     inner: true,
+    within: 'never',
   },
   14: { name: 'devmap', ...pair, ...plain, flags: NUMA_RW, network: true },
   15: { name: 'sockmap', ...pair, ...plain, flags: NUMA_RW, network: true },
   16: { name: 'cpumap', ...pair, ...plain, flags: F.NUMA_NODE },
-  17: { name: 'xskmap', ...word, ...plain, flags: NUMA_RW, network: true },
+  17: { name: 'xskmap', ...word, ...plain, flags: NUMA_RW, network: true, within: 'same entries' },
   18: {
     name: 'sockhash',
     ...pair,
@@ -145,9 +157,22 @@ export const MAP_RULES: Readonly<Record<number, MapRule>> = {
     flags: NUMA_RW,
     network: true,
   },
-  19: { name: 'cgroup_storage', ...cgroup({ min: 1, max: 65_407 }), ...free, flags: NUMA_RW | PROG },
+  19: {
+    name: 'cgroup_storage',
+    ...cgroup({ min: 1, max: 65_407 }),
+    ...free,
+    flags: NUMA_RW | PROG,
+    within: 'never',
+  },
   20: { name: 'reuseport_sockarray', ...pair, ...free, flags: NUMA_RW | PROG },
-  21: { name: 'percpu_cgroup_storage', ...cgroup(PERCPU_VALUE), ...free, flags: NUMA_RW | PROG, perCpu: true },
+  21: {
+    name: 'percpu_cgroup_storage',
+    ...cgroup(PERCPU_VALUE),
+    ...free,
+    flags: NUMA_RW | PROG,
+    perCpu: true,
+    within: 'never',
+  },
   22: { name: 'queue', ...pushed, ...plain, flags: NUMA_RW | PROG },
   23: { name: 'stack', ...pushed, ...plain, flags: NUMA_RW | PROG },
   24: { name: 'sk_storage', ...local },
@@ -159,11 +184,19 @@ export const MAP_RULES: Readonly<Record<number, MapRule>> = {
     entries: exactly(1),
     flags: F.LINK | F.VTYPE_BTF_OBJ_FD,
     btf: 'required',
+    within: 'never',
   },
   27: { name: 'ringbuf', ...ring, ...free, flags: F.NUMA_NODE },
   28: { name: 'inode_storage', ...local },
   29: { name: 'task_storage', ...local },
-  30: { name: 'bloom_filter', ...pushed, ...free, flags: NUMA_RW | F.ZERO_SEED | PROG, extra: { max: 15n, step: 1n } },
+  30: {
+    name: 'bloom_filter',
+    ...pushed,
+    ...free,
+    flags: NUMA_RW | F.ZERO_SEED | PROG,
+    extra: { max: 15n, step: 1n },
+    keyType: 'VOID',
+  },
   31: { name: 'user_ringbuf', ...ring, ...free, flags: F.NUMA_NODE },
   32: { name: 'cgrp_storage', ...local },
   33: {
@@ -217,6 +250,47 @@ export interface Asked extends MapShape {
   readonly name: Uint8Array;
   readonly btf: boolean;
   readonly inner: boolean;
+}
+
+/** Why an outer map that was made with an inner map like `template` will not take `map`. Each is a clause. */
+export function misfits(map: MapShape, template: MapShape): string[] {
+  const within = MAP_RULES[template.type]?.within;
+  const flagged = within === 'same entries unless flagged' && (template.flags & F.INNER_MAP) === 0;
+  const same: (keyof MapShape)[] = ['type', 'keySize', 'valueSize', 'flags'];
+  if (within === 'same entries' || flagged) same.push('maxEntries');
+  return same
+    .filter((member) => map[member] !== template[member])
+    .map((member) => `${MEMBERS[member]} ${shown(member, map)}, expected ${shown(member, template)}`);
+}
+
+const MEMBERS: Readonly<Record<keyof MapShape, string>> = {
+  type: 'map_type',
+  keySize: 'key_size',
+  valueSize: 'value_size',
+  maxEntries: 'max_entries',
+  flags: 'map_flags',
+};
+
+function shown(member: keyof MapShape, map: MapShape): string {
+  const value = map[member];
+  if (member === 'type') return MAP_RULES[value]?.name ?? String(value);
+  return member === 'flags' ? flagsText(value) || '0' : String(value);
+}
+
+/**
+ * Why the kernel will not take types of these kinds for a map, when their sizes are right; undefined where it may.
+ * Kinds are those behind typedefs, VOID for a type that is not given.
+ */
+export function typesRefused({ type, maxEntries }: MapShape, key: string, value: string): string | undefined {
+  const rule = MAP_RULES[type];
+  if (rule === undefined || rule.btf === 'no' || (key === 'VOID' && value === 'VOID')) return undefined;
+  if (value === 'VOID') return 'its keys have a type, its values have none';
+  // .bss and the like.
+  if (rule.name === 'array' && value === 'DATASEC' && maxEntries === 1 && key === 'VOID') return undefined;
+  if (rule.keyType !== undefined && key !== rule.keyType) {
+    return `the type of its keys is ${key}, expected ${rule.keyType} in a map of type ${rule.name}`;
+  }
+  return key === 'VOID' && rule.keyType === undefined ? 'its values have a type, its keys have none' : undefined;
 }
 
 /** Names of the bits of map_flags, unknown ones as one number. */

@@ -7,7 +7,7 @@ import { ELEM_FLAG, MAP_FLAG } from '../kernel/abi.js';
 import { KernelError } from '../kernel/error.js';
 import type { Batch, BpfMap, Mapping } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
-import { FULL, type ItemSource, type Report, type Work } from '../maptype.js';
+import { FULL, type ItemSource, type MapType, type Report, type Work } from '../maptype.js';
 import { type Seen, seenIndexes, seenKeys } from './seen.js';
 
 /** Calls for one map that are under way at a time: as many as readers have, for the same reason. */
@@ -446,7 +446,12 @@ function countKeys(map: BpfMap): number {
 
 /** Puts nothing into the map, and says what is missing. */
 export async function leaveEmpty(_map: BpfMap, items: ItemSource, { type }: Work): Promise<Report> {
+  return leftEmpty(type, items.count);
+}
+
+/** What is reported of a map of this type that is left empty, when the dump has `count` items of it. */
+export function leftEmpty(type: MapType, count: number): Report {
   // Of a map that had nothing, nothing is.
-  if (type.carries?.captured === 'items' && items.count === 0) return FULL;
+  if (type.carries?.captured === 'items' && count === 0) return FULL;
   return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
 }

@@ -3,6 +3,7 @@ import { roundUp8, viewOf } from '../bytes.js';
 import type { MapData } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import type { Input } from '../io/input.js';
+import { pause } from '../io/pause.js';
 import type { ItemSource } from '../maptype.js';
 
 /** No items, of a map without data. */
@@ -23,6 +24,32 @@ export function imageItems(input: Input, data: MapData, keySize: number, valueSi
       await readFully(input, values.subarray(0, count * valueSize), valuesAt + from * valueSize);
     },
   };
+}
+
+/** Bytes of items looked at in one go. */
+const LOOKED_AT = 1024 * 1024;
+
+/**
+ * The key of the first item that is `wanted`; undefined for none.
+ * @param wanted is lent key and value until it returns
+ */
+export async function findKey(
+  items: ItemSource,
+  wanted: (key: Buffer, value: Buffer) => boolean,
+): Promise<Buffer | undefined> {
+  const { count, keySize, valueSize } = items;
+  const step = Math.max(1, Math.min(count, Math.floor(LOOKED_AT / (keySize + valueSize + 1))));
+  const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
+  for (let done = 0; done < count; done += step) {
+    const some = Math.min(step, count - done);
+    await items.read(done, some, keys, values);
+    for (let i = 0; i < some; i++) {
+      const key = keys.subarray(i * keySize, (i + 1) * keySize);
+      if (wanted(key, values.subarray(i * valueSize, (i + 1) * valueSize))) return key;
+    }
+    await pause();
+  }
+  return undefined;
 }
 
 async function readFully(input: Input, into: Uint8Array, position: number): Promise<void> {

@@ -1,16 +1,24 @@
 /** What a replay will create, worked out from a dump before anything is touched. */
-import { isZero, roundUp8 } from '../bytes.js';
+import { roundUp8 } from '../bytes.js';
 import { factsOf } from '../dump/facts.js';
 import { type Dump, type DumpBtf, type DumpMap, dataShape, type FileMessage } from '../dump/model.js';
 import { wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
 import type { Input } from '../io/input.js';
-import { pause } from '../io/pause.js';
 import { MAP_FLAG } from '../kernel/abi.js';
 import { type MapSpec, mapSubject } from '../kernel/map.js';
 import type { Access } from '../kernel/proc.js';
-import { breaches, MAP_RULES, takenEntries } from '../kernel/rules.js';
-import { type ItemSource, isKept, type MapFacts, type MapType, type MapTypes, type Plugin } from '../maptype.js';
+import { MAP_RULES, takenEntries } from '../kernel/rules.js';
+import {
+  type ItemSource,
+  isBare,
+  isKept,
+  type MapFacts,
+  type MapType,
+  type MapTypes,
+  type Planned,
+  type Plugin,
+} from '../maptype.js';
 import { type CpuFold, foldCpus, imageItems, noItems } from './items.js';
 import { memoryNeed } from './memory.js';
 
@@ -30,6 +38,8 @@ export interface PlannedMap {
   readonly needed: readonly number[];
   /** Those of them that the dump does not have. */
   readonly missing: readonly number[];
+  /** What the others will be, by their ids in the dump. */
+  readonly inner: Planned['inner'];
   /** What the meta image keeps of it. */
   readonly facts: MapFacts;
   /** The blob of its types. */
@@ -60,10 +70,31 @@ export interface PlanOptions {
 /** Flags that are not a map's but a caller's, or that describe a file descriptor: an image must not ask for them. */
 const NEVER = MAP_FLAG.RDONLY | MAP_FLAG.WRONLY | MAP_FLAG.PATH_FD | MAP_FLAG.TOKEN_FD;
 
+/** Flags of a map as MAP_CREATE takes them. */
+function takenFlags(flags: number, type: MapType): number {
+  return (flags & ~(NEVER | (type.ownFlags ?? 0))) >>> 0;
+}
+
+/** What the meta image keeps of a map. */
+export function mapFacts({ meta }: DumpMap, types: MapTypes): MapFacts {
+  const { template, ...facts } = factsOf(meta);
+  const flags = template && takenFlags(template.flags, types.get(template.type));
+  return {
+    ...facts,
+    template: template && { ...template, flags: flags as number },
+    boot: meta?.boot_id as string | undefined,
+  };
+}
+
+/** Bytes that what inner maps must be takes for a moment. */
+function templateMemory({ template }: MapFacts, types: MapTypes, cpus: number): number {
+  return template === undefined ? 0 : memoryNeed(template, types.get(template.type), 0, cpus);
+}
+
 /** What MAP_CREATE is asked for, to make the map that `file` describes. */
 export function mapSpec(file: FileMessage, types: MapTypes, maxEntries = file.max_entries): PlannedMap['spec'] {
   const type = types.get(file.map_type);
-  const flags = file.map_flags & ~(NEVER | (type.ownFlags ?? 0));
+  const flags = takenFlags(file.map_flags, type);
   // The kernel would read it no further, and say nothing.
   const [name = ''] = file.map_name.split('\0', 1);
   const plain: PlannedMap['spec'] = {
@@ -72,7 +103,7 @@ export function mapSpec(file: FileMessage, types: MapTypes, maxEntries = file.ma
     keySize: file.key_size,
     valueSize: file.value_size,
     maxEntries,
-    flags: flags >>> 0,
+    flags,
     name,
     extra: BigInt((file.map_extra ?? 0) as number | bigint),
     ifindex: file.ifindex,
@@ -90,7 +121,7 @@ export function mapSpec(file: FileMessage, types: MapTypes, maxEntries = file.ma
 export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: PlanOptions): PlannedMap {
   const file = map.files[0]?.message;
   if (file === undefined) {
-    throw new BpfimgError('unsupported', `${dump.name}: map ${map.mapId}: it has items, but nothing says what it is`);
+    throw new BpfimgError('unsupported', `${dump.name}: map ${map.mapId}: nothing says what it is`);
   }
   const whole = wholeName(map) ?? '';
   const subject = mapSubject(map.mapId, whole);
@@ -114,11 +145,18 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const spec = mapSpec(file, types, maxEntries);
   if (spec.name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
   const items = itemsOf(dump, map, file, types, options, bad);
+  if (!types.has(file.map_type))
+    lacks.push('bpfimg does not know its type, nor perhaps this kernel: its keys and values are plain bytes');
   const told = map.meta?.report;
-  if (typeof told === 'string') lacks.push(`captured ${told}`);
-  else if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
-  const facts: MapFacts = { ...factsOf(map.meta), boot: map.meta?.boot_id as string | undefined };
-  if (facts.types !== undefined && !dump.btf.has(facts.types.btf)) lacks.push('its types, which no image has');
+  if (typeof told === 'string' && told !== 'full') lacks.push(`captured ${told}`);
+  if (map.data.length === 0 && !(typeof told === 'string' && isBare(told))) {
+    lacks.push('no items, for the dump has no data entry of it');
+  }
+  const facts = mapFacts(map, types);
+  if (facts.types !== undefined && (facts.types.key !== 0 || facts.types.value !== 0)) {
+    if (MAP_RULES[file.map_type]?.btf === 'no') lacks.push(takesNoTypes(type));
+    else if (!dump.btf.has(facts.types.btf)) lacks.push('its types, which no image has');
+  }
   return {
     mapId: map.mapId,
     name: whole.split('\0', 1)[0] as string,
@@ -129,11 +167,12 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
     items,
     needed: [],
     missing: [],
+    inner: new Map(),
     facts,
     btf: facts.types && dump.btf.get(facts.types.btf),
     frozen: file.frozen,
     access: accessOf(map),
-    memory: memoryNeed(spec, type, items.count, options.cpus),
+    memory: memoryNeed(spec, type, items.count, options.cpus) + templateMemory(facts, types, options.cpus),
     lacks,
     notes,
   };
@@ -163,27 +202,47 @@ export async function planMaps(
     if (begun.has(map.mapId)) return;
     begun.add(map.mapId);
     const plan = planMap(dump, map, types, chosen && maps.includes(map) ? options : rest);
-    const needs = await needsOf(dump, plan);
+    const needs = await needsOf(dump, plan, types);
     const wanted = new Set(needs.needed);
     for (const id of wanted) inner.add(id);
     for (const one of wanted.size === 0 ? [] : dump.maps) if (wanted.has(one.mapId)) await add(one);
     planned.push({ map, plan: { ...plan, ...needs } });
   };
   for (const map of maps) await add(map);
-  return planned.map(({ map, plan }) => {
+  const plans = planned.map(({ map, plan }) => {
     const resized = maxEntries !== undefined && !chosen && maps.includes(map) && !inner.has(map.mapId);
-    return resized && isSizable(plan)
-      ? { ...planMap(dump, map, types, options), needed: plan.needed, missing: plan.missing }
-      : plan;
+    const { needed, missing } = plan;
+    return resized && isSizable(plan) ? { ...planMap(dump, map, types, options), needed, missing } : plan;
   });
+  const specs = new Map(plans.map(({ mapId, spec }) => [mapId, spec]));
+  return plans.map((plan) => ({
+    ...plan,
+    inner: new Map([...plan.inner.keys()].map((id) => [id, specs.get(id) as PlannedMap['spec']])),
+  }));
+}
+
+/** What is said of the types of a map whose type has none. */
+export function takesNoTypes({ name }: MapType): string {
+  return `its types: the kernel takes none of a map of type ${name}`;
 }
 
 /** Maps that must be there before that of `plan` can be filled, and which of them the dump does not have. */
-export async function needsOf(dump: Dump, plan: PlannedMap): Promise<Pick<PlannedMap, 'needed' | 'missing'>> {
+export async function needsOf(
+  dump: Dump,
+  plan: PlannedMap,
+  types: MapTypes,
+): Promise<Pick<PlannedMap, 'needed' | 'missing' | 'inner'>> {
   const needed = (await plan.plugin.needs?.(plan.items)) ?? [];
-  const missing = new Set(needed);
-  for (const one of missing.size === 0 ? [] : dump.maps) missing.delete(one.mapId);
-  return { needed, missing: [...missing] };
+  const maps = new Map((needed.length === 0 ? [] : dump.maps).map((map) => [map.mapId, map]));
+  const missing = new Set<number>();
+  const inner = new Map<number, PlannedMap['spec']>();
+  for (const id of needed) {
+    const map = maps.get(id);
+    const file = map?.files[0]?.message;
+    if (map === undefined) missing.add(id);
+    else if (file !== undefined) inner.set(id, mapSpec(file, types));
+  }
+  return { needed, missing: [...missing], inner };
 }
 
 /** Whether maps of this type may have one max_entries or another. */
@@ -213,7 +272,8 @@ function itemsOf(
   const stride = type.perCpu === true ? roundUp8(file.value_size) * cpus : file.value_size;
   // Of several entries CRIU restores the last.
   const data = map.data.at(-1);
-  if (data === undefined || data.count === 0) return noItems(file.key_size, stride);
+  if (data === undefined || (data.count === 0 && data.keysBytes === 0 && data.valuesBytes === 0))
+    return noItems(file.key_size, stride);
   const { shape, oddKey, oddValue } = dataShape(data, file, types);
   const { count, keysBytes, valuesBytes } = data;
   const odd = oddKey || oddValue;
@@ -248,75 +308,3 @@ function itemsOf(
 
 /** CPUs that Linux can have (NR_CPUS, of any architecture). */
 const MOST_CPUS = 8192;
-
-/** Why MAP_CREATE would refuse what a replay asks it for. Each is a clause. */
-export function createProblems(plan: Pick<PlannedMap, 'spec' | 'btf' | 'facts' | 'needed' | 'missing'>): string[] {
-  const { spec, btf, facts, needed, missing } = plan;
-  return breaches({
-    ...spec,
-    extra: spec.extra ?? 0n,
-    ifindex: spec.ifindex ?? 0,
-    name: Buffer.from(spec.name, 'latin1'),
-    // What a replay gives it when it is created.
-    btf: btf !== undefined && MAP_RULES[spec.type]?.btf !== 'no',
-    inner: facts.template !== undefined || needed.length > missing.length,
-  });
-}
-
-/** Why no such map can be created here, as far as one sees without doing so. Each is a clause. */
-export function unsupported(plan: PlannedMap): string[] {
-  const problems = createProblems(plan);
-  if (plan.plugin.replay === undefined) problems.push(noReplay(plan.type));
-  return problems;
-}
-
-/** Why the map cannot be created and filled, as far as one sees without doing so. Each is a clause. */
-export async function planProblems(plan: PlannedMap, unresolved: 'fail' | 'skip' = 'fail'): Promise<string[]> {
-  const { spec, type, items, missing } = plan;
-  const problems = unsupported(plan);
-  if (missing.length > 0 && unresolved === 'fail') problems.push(lostInner(missing));
-  if (problems.length === 0 && isFull(plan)) {
-    const many = `${items.count} items do not fit, max_entries is ${spec.maxEntries}`;
-    if (type.dense !== true || (await hasBeyond(items, spec.maxEntries))) problems.push(many);
-  }
-  return problems;
-}
-
-/** What is said of inner maps that the dump does not have. */
-export function lostInner(missing: readonly number[]): string {
-  const ids = missing.slice(0, TOLD).join(', ');
-  return `inner maps that are not in the dump: ${ids}${missing.length > TOLD ? `, and ${missing.length - TOLD} more` : ''}`;
-}
-
-/** Ids that a line names. */
-const TOLD = 5;
-
-/** Whether there are more items than the map takes; what hangs on other objects is not counted. */
-function isFull({ spec: { maxEntries }, items, type }: PlannedMap): boolean {
-  return maxEntries > 0 && items.count > maxEntries && type.evicts !== true;
-}
-
-/** What is said of a map type that no plugin fills. */
-export function noReplay(type: MapType): string {
-  return `bpfimg cannot replay ${type.name} maps yet`;
-}
-
-/** Bytes of items looked at in one go. */
-const LOOKED_AT = 1024 * 1024;
-
-/** Whether items of an array have an index beyond `maxEntries` and a value that is not zero. */
-async function hasBeyond(items: ItemSource, maxEntries: number): Promise<boolean> {
-  const step = Math.max(1, Math.floor(LOOKED_AT / (4 + items.valueSize)));
-  const keys = Buffer.alloc(4 * step);
-  const values = Buffer.alloc(items.valueSize * step);
-  for (let done = 0; done < items.count; done += step) {
-    const count = Math.min(step, items.count - done);
-    await items.read(done, count, keys, values);
-    for (let i = 0; i < count; i++) {
-      const beyond = keys.readUInt32LE(4 * i) >= maxEntries;
-      if (beyond && !isZero(values, i * items.valueSize, (i + 1) * items.valueSize)) return true;
-    }
-    await pause();
-  }
-  return false;
-}

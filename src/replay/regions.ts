@@ -1,11 +1,13 @@
 /** Fills maps that are memory: ring buffers that user space writes, and arenas. */
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
+import { MAP_FLAG } from '../kernel/abi.js';
 import { Arena } from '../kernel/arena.js';
 import { KernelError } from '../kernel/error.js';
 import type { BpfMap } from '../kernel/map.js';
-import { Ring, recordsEnd } from '../kernel/ring.js';
-import { FULL, type ItemSource, type Report, type Work } from '../maptype.js';
+import { Ring, recordSize, recordsEnd } from '../kernel/ring.js';
+import { type Foreseen, FULL, type ItemSource, type Planned, type Report, type Work } from '../maptype.js';
+import { findKey } from './items.js';
 
 /** Bytes of items read in one go. */
 const STEP = 1024 * 1024;
@@ -14,10 +16,7 @@ const STEP = 1024 * 1024;
 export async function fillRing(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   if (items.count === 0) return FULL;
   const size = items.count * items.valueSize;
-  if (size > map.maxEntries) {
-    const what = `${size} bytes of unread records do not fit, max_entries is ${map.maxEntries}`;
-    throw new BpfimgError('unsupported', `${work.subject}: ${what}`);
-  }
+  if (size > map.maxEntries) throw new BpfimgError('unsupported', `${work.subject}: ${tooLong(size, map.maxEntries)}`);
   using ring = new Ring(map, true);
   const { data } = ring;
   const step = Math.max(1, Math.floor(STEP / items.valueSize));
@@ -28,20 +27,52 @@ export async function fillRing(map: BpfMap, items: ItemSource, work: Work): Prom
     await pause();
   }
   if (recordsEnd(data, 0, size) !== size) {
-    throw new BpfimgError('badImage', `${work.subject}: its ${size} bytes are no whole records`);
+    throw new BpfimgError('badImage', `${work.subject}: ${noRecords(size)}`);
   }
   // Last of all: now they are there for programs.
   ring.producer = BigInt(size);
   return FULL;
 }
 
+const tooLong = (size: number, most: number) => `${size} bytes of unread records do not fit, max_entries is ${most}`;
+const noRecords = (size: number) => `its ${size} bytes are no whole records`;
+
+/** What comes of {@link fillRing}. */
+export async function ringForeseen({ items, spec: { maxEntries } }: Planned): Promise<Foreseen> {
+  const size = items.count * items.valueSize;
+  if (size > maxEntries) return { problems: [tooLong(size, maxEntries)], report: FULL };
+  return { problems: (await areRecords(items)) ? [] : [noRecords(size)], report: FULL };
+}
+
+/** Whether words are whole records; they are looked at in windows. */
+async function areRecords(items: ItemSource): Promise<boolean> {
+  const { count, valueSize } = items;
+  const most = Math.max(1, Math.floor(STEP / valueSize));
+  const words = Buffer.alloc(Math.min(most, count) * valueSize);
+  /** The window's first word, and the record's. */
+  let [from, at] = [0, 0];
+  let held = 0;
+  while (at < count) {
+    if (at >= from + held) {
+      from = at;
+      held = Math.min(most, count - at);
+      await items.read(from, held, new Uint8Array(0), words);
+      await pause();
+    }
+    const size = recordSize(words, (at - from) * valueSize);
+    if (size === undefined) return false;
+    at += size / valueSize;
+  }
+  return at === count;
+}
+
 /** Writes pages into a fresh arena, which has the address of the old one: pointers within it stay true. */
 export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   if (items.count === 0) return FULL;
-  const lost = (why: string): Report => ({ kind: 'metadata only', why: `lost: its ${items.count} pages: ${why}` });
+  const lost = (why: string) => lostPages(items.count, why);
   const { sys } = map;
   const { extra } = map.info();
-  if (extra === 0n) return lost('it has no address');
+  if (extra === 0n) return lost(NO_ADDRESS);
   if (items.valueSize !== sys.pageSize) {
     return lost(`they are of ${items.valueSize} bytes, here they have ${sys.pageSize}`);
   }
@@ -53,7 +84,7 @@ export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Pro
     return lost(error.message);
   }
   try {
-    if (arena.asks) return lost('with BPF_F_SEGV_ON_FAULT only programs can make them');
+    if (arena.asks) return lost(ASKS);
     const step = Math.max(1, Math.floor(STEP / items.valueSize));
     const [keys, values] = [Buffer.alloc(4 * step), Buffer.alloc(items.valueSize * step)];
     for (let done = 0; done < items.count; done += step) {
@@ -62,8 +93,7 @@ export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Pro
       for (let i = 0; i < count; i++) {
         const page = keys.readUInt32LE(4 * i);
         if (page >= map.maxEntries) {
-          const what = `page ${page} is beyond its end, max_entries is ${map.maxEntries}`;
-          throw new BpfimgError('badImage', `${work.subject}: ${what}`);
+          throw new BpfimgError('badImage', `${work.subject}: ${beyond(page, map.maxEntries)}`);
         }
         arena.write(page, values.subarray(i * items.valueSize, (i + 1) * items.valueSize));
       }
@@ -74,4 +104,23 @@ export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Pro
   } finally {
     arena.close();
   }
+}
+
+const NO_ADDRESS = 'it has no address';
+const ASKS = 'with BPF_F_SEGV_ON_FAULT only programs can make them';
+const beyond = (page: number, most: number) => `page ${page} is beyond its end, max_entries is ${most}`;
+
+function lostPages(count: number, why: string): Report {
+  return { kind: 'metadata only', why: `lost: its ${count} pages: ${why}` };
+}
+
+/** What comes of {@link fillArena}, on a machine with pages of the same size and where nothing stands at its address. */
+export async function arenaForeseen({ items, spec }: Planned): Promise<Foreseen> {
+  const lost = (why: string): Foreseen => ({ problems: [], report: lostPages(items.count, why) });
+  if (items.count === 0) return { problems: [], report: FULL };
+  if ((spec.extra ?? 0n) === 0n) return lost(NO_ADDRESS);
+  if ((spec.flags & MAP_FLAG.SEGV_ON_FAULT) !== 0) return lost(ASKS);
+  const key = await findKey(items, (page) => page.readUInt32LE() >= spec.maxEntries);
+  const problems = key === undefined ? [] : [beyond(key.readUInt32LE(), spec.maxEntries)];
+  return { problems, report: FULL };
 }

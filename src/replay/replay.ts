@@ -9,9 +9,10 @@ import { MAP_RULES } from '../kernel/rules.js';
 import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
 import { compareItems } from './compare.js';
+import { noReplay } from './foresight.js';
 import { type Available, memoryAvailable } from './memory.js';
 import { PinFolder } from './pins.js';
-import { noReplay, type PlannedMap } from './plan.js';
+import type { PlannedMap } from './plan.js';
 import { kernelFields, Types } from './types.js';
 
 export interface ReplayOptions {

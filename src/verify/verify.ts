@@ -1,6 +1,5 @@
 /** Says what is wrong or doubtful in a dump, each thing with a code that a script can match. */
 import { hex } from '../bytes.js';
-import { factsOf } from '../dump/facts.js';
 import { duplicateKeys } from '../dump/keys.js';
 import {
   type Dump,
@@ -21,7 +20,7 @@ import { ImageReader } from '../image/reader.js';
 import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
-import { isKept, type MapTypes } from '../maptype.js';
+import { isBare, isKept, type MapTypes } from '../maptype.js';
 import { imageProblems } from './processes.js';
 
 /** Codes of findings: `error` means that a restore fails or restores something else. */
@@ -36,12 +35,13 @@ export const FINDINGS = {
   'value-size': ['error', 'values in the data are not what value_size and the type say'],
   attributes: ['error', 'attributes with which no kernel makes a map'],
   'too-many-items': ['error', 'more items than max_entries'],
-  'no-file': ['error', 'data of a map that no file entry describes'],
+  'no-file': ['error', 'a map that no file entry describes'],
   'no-data': ['warning', 'a map without a data entry: its contents are not in the dump'],
   'lost-data': ['error', 'a map of a CRIU dump without a data entry, which such a dump has of each'],
   'lost-inner': ['error', 'items whose inner map is not in the dump'],
   captured: ['warning', 'what the capture could not take of a map'],
   refused: ['error', 'a map that replay refuses, for what no other line says'],
+  'left-out': ['warning', 'what no replay brings back of a map of this type'],
   'copies-differ': ['error', 'several data entries of one map with different bytes'],
   'files-differ': ['error', 'two open files of one map disagree on its attributes'],
   'duplicate-file': ['error', 'two file entries have one id'],
@@ -100,23 +100,33 @@ interface Refusals {
   readonly asked: readonly string[];
   readonly lost?: string | undefined;
   readonly refused?: string | undefined;
+  /** What it brings back no more than in part. */
+  readonly left?: string | undefined;
 }
 
 async function refusals(dump: Dump, map: DumpMap, file: FileMessage, types: MapTypes): Promise<Refusals> {
-  const { createProblems, lostInner, mapSpec, needsOf, planMap } = await import('../replay/plan.js');
-  const problems = (plan: Parameters<typeof createProblems>[0]) =>
-    types.has(file.map_type) ? createProblems(plan) : [];
+  const { mapFacts, mapSpec, needsOf, planMap, takesNoTypes } = await import('../replay/plan.js');
+  const { createProblems, fillForeseen, lostInner } = await import('../replay/foresight.js');
+  const problems = (plan: Parameters<typeof createProblems>[0]) => {
+    const nul = plan.spec.name === file.map_name ? [] : ['a NUL byte in the name, which ends there'];
+    return [...createProblems(plan), ...nul];
+  };
   try {
     // Values of another number of CPUs are no fault of a dump.
-    const plan = planMap(dump, map, types, { cpus: 1, perCpu: 'first' });
-    const needs = await needsOf(dump, plan);
-    const lost = needs.missing.length === 0 ? undefined : lostInner(needs.missing);
-    return { asked: problems({ ...plan, ...needs }), lost };
+    const planned = planMap(dump, map, types, { cpus: 1, perCpu: 'first' });
+    const plan = { ...planned, ...(await needsOf(dump, planned, types)) };
+    const asked = problems(plan);
+    if (plan.missing.length > 0) return { asked, lost: lostInner(plan.missing) };
+    if (asked.length > 0) return { asked };
+    const { problems: refused, report } = await fillForeseen(plan);
+    const untyped = plan.lacks.filter((what) => what === takesNoTypes(plan.type));
+    const left = [...untyped, ...(report.kind === 'full' ? [] : [report.why])].join('; ');
+    return { asked, left, ...(refused.length === 0 ? {} : { refused: refused.join('; ') }) };
   } catch (error) {
     if (!(error instanceof BpfimgError)) throw error;
-    const facts = factsOf(map.meta);
+    const facts = mapFacts(map, types);
     const btf = facts.types && dump.btf.get(facts.types.btf);
-    const asked = problems({ spec: mapSpec(file, types), facts, btf, needed: [], missing: [] });
+    const asked = problems({ spec: mapSpec(file, types), facts, btf, inner: new Map() });
     return { asked, refused: error.message.replace(`${dump.name}: `, '') };
   }
 }
@@ -194,6 +204,10 @@ export class Verifier {
     for (const { code, image, message } of dump.lost.plugin) this.#add(code, image, undefined, message);
     for (const { code, image, message } of await imageProblems(dump)) this.#add(code, image, undefined, message);
     for (const map of dump.maps) {
+      if (map.files.length === 0 && this.single === undefined) {
+        const image = map.data.length > 0 ? this.#names.data : this.#names.meta;
+        this.#add('no-file', image, map, 'no file entry describes this map');
+      }
       this.#files(dump, map);
       if (map.data.length === 0 && map.files.length > 0 && this.single === undefined) this.#noData(dump, map);
       if (dump.data !== undefined) await this.#data(dump.data, map);
@@ -223,7 +237,7 @@ export class Verifier {
   #noData(dump: Dump, map: DumpMap): void {
     const { report } = map.meta ?? {};
     // What was not captured has none, and that is told.
-    if (typeof report === 'string' && /^(metadata only|not supported)/.test(report)) return;
+    if (typeof report === 'string' && isBare(report)) return;
     this.#add(isCriu(dump.present) ? 'lost-data' : 'no-data', this.#names.data, map, 'no data entry');
   }
 
@@ -233,11 +247,16 @@ export class Verifier {
     if (file === undefined) return;
     const { report } = map.meta ?? {};
     if (typeof report === 'string' && report !== 'full') this.#add('captured', this.#names.meta, map, report);
-    const { asked, lost, refused } = await refusals(dump, map, file.message, this.types);
+    const { asked, lost, refused, left } = await refusals(dump, map, file.message, this.types);
     if (asked.length > 0) this.#add('attributes', file.image, map, asked.join('; '));
     if (lost !== undefined) this.#add('lost-inner', this.#names.data, map, lost);
     // What is wrong with its items has a code of its own.
-    if (refused !== undefined && !this.#faulty.has(map.mapId)) this.#add('refused', file.image, map, refused);
+    if (this.#faulty.has(map.mapId)) return;
+    if (refused !== undefined) this.#add('refused', file.image, map, refused);
+    // What has not been captured cannot be left out.
+    else if (left !== undefined && left !== '' && !(typeof report === 'string' && isBare(report))) {
+      this.#add('left-out', this.#names.data, map, left);
+    }
   }
 
   #files(dump: Dump, map: DumpMap): void {
@@ -292,8 +311,6 @@ export class Verifier {
 
   async #data(input: Input, map: DumpMap): Promise<void> {
     const file = map.files[0]?.message;
-    if (map.data.length > 0 && file === undefined && this.single === undefined)
-      this.#add('no-file', this.#names.data, map, 'no file entry describes this map');
     for (const [i, data] of map.data.entries()) {
       this.#encoding(this.#names.data, map, 'bpfmap_data_entry', data.entry.message, `entry ${data.entry.index}`);
       const last = map.data.at(-1) as MapData;
@@ -340,10 +357,12 @@ export class Verifier {
           : (kept?.value ?? `value_size ${file.value_size}`);
       add('value-size', `values of ${shape.valueSize} bytes, expected ${expected}`);
     }
-    if (file.max_entries > 0 && count > file.max_entries) {
+    // Of an array they stand twice, or beyond its end: see below.
+    const indexed = type.key === 'index' && shape.keySize === 4;
+    if (file.max_entries > 0 && count > file.max_entries && !indexed) {
       add('too-many-items', `${count} items, max_entries is ${file.max_entries}`);
     }
-    const ordered = type.key === 'index' && shape.keySize === 4 && (await this.#indexes(input, data, file, add));
+    const ordered = indexed && (await this.#indexes(input, data, file, add));
     if (type.dense && count < file.max_entries) add('index-missing', `${count} of ${file.max_entries} indexes`);
     if (!ordered) await this.#duplicates(input, data, shape.keySize, add);
   }

@@ -12,7 +12,8 @@ import { type Dump, openDump } from '../../src/dump/model.js';
 import { bufferInput } from '../../src/io/input.js';
 import { MemoryOutput } from '../../src/io/output.js';
 import { MapTypes } from '../../src/maptype.js';
-import { planMaps, planProblems } from '../../src/replay/plan.js';
+import { Foresight } from '../../src/replay/foresight.js';
+import { planMaps } from '../../src/replay/plan.js';
 import { Verifier } from '../../src/verify/verify.js';
 import { sameBytes } from './codec.js';
 import { mapFile, pluginDump, processOf } from './dumps.js';
@@ -195,7 +196,7 @@ function mutateTable(text: string, random: Random): string {
 }
 
 /** A dump with one to three things wrong. */
-function mutateDump(files: Files, random: Random): Files {
+export function mutateDump(files: Files, random: Random): Files {
   const broken: Record<string, Uint8Array> = { ...files };
   for (let left = 1 + random.below(3); left > 0; left--) {
     const names = Object.keys(broken);
@@ -334,7 +335,8 @@ export async function documentOf(dump: Dump, lines: boolean): Promise<Buffer> {
 export async function tryPlan(dump: Dump): Promise<void> {
   const options = { cpus: 2, perCpu: 'first' } as const;
   try {
-    for (const plan of await planMaps(dump, dump.maps, types, options)) await planProblems(plan);
+    const foresight = new Foresight(dump);
+    for (const plan of await planMaps(dump, dump.maps, types, options)) await foresight.of(plan);
   } catch (error) {
     judge(error, ['badImage', 'unsupported', 'conflict']);
   }

@@ -111,17 +111,21 @@ export interface CliOptions {
 export async function cli(args: readonly string[], options: CliOptions = {}): Promise<Ran> {
   const out = new MemoryOutput();
   const said: string[] = [];
-  const io: Io = {
-    stdin: async () => bufferInput(Buffer.from(options.input ?? ''), 'standard input'),
-    stdout: () => options.stdout ?? out,
-    say: (line) => said.push(`${line}\n`),
+  const status = await main(args, ioOf(options.stdout ?? out, said, options));
+  return { status, signal: null, stdout: out.take().toString(), stderr: said.map((line) => `${line}\n`).join('') };
+}
+
+/** What a command in this process reads and writes. */
+export function ioOf(out: Output, said: string[], { input = '', env = {} }: CliOptions = {}): Io {
+  return {
+    stdin: async () => bufferInput(Buffer.from(input), 'standard input'),
+    stdout: () => out,
+    say: (line) => said.push(line),
     show: () => {},
     terminal: false,
     columns: undefined,
-    env: options.env ?? {},
+    env,
   };
-  const status = await main(args, io);
-  return { status, signal: null, stdout: out.take().toString(), stderr: said.join('') };
 }
 
 /** What a test does instead of a call, or undefined to let the kernel do it. */

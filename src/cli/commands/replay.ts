@@ -4,14 +4,16 @@ import { constants } from 'node:os';
 import { type Dump, openDump } from '../../dump/model.js';
 import { selectMaps } from '../../dump/select.js';
 import { BpfimgError, ClosedPipe, EXIT, ioError } from '../../errors.js';
+import { inAscii } from '../../json/print.js';
 import { BpfMap } from '../../kernel/map.js';
 import { MAP_RULES } from '../../kernel/rules.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
+import { Foresight, unsupported } from '../../replay/foresight.js';
 import type { CpuFold } from '../../replay/items.js';
 import { pinNames, planPins } from '../../replay/pins.js';
-import { type PlannedMap, planMaps, planProblems, unsupported } from '../../replay/plan.js';
+import { type PlannedMap, planMaps } from '../../replay/plan.js';
 import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
 import { coloured, type Io } from '../io.js';
 import { mapTypes } from '../plugins.js';
@@ -66,7 +68,7 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   try {
     const plans = await plansOf(dump, args, types, kernel);
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
-    if (args.dryRun) return await dryRun(plans, args, io);
+    if (args.dryRun) return await dryRun(plans, new Foresight(dump, args.unresolved), args, io);
     const skipped: Skipped[] = [];
     const fresh = await create(kernel, plans, skipped, args, io);
     try {
@@ -307,14 +309,19 @@ const PLAN_COLUMNS = [
 ];
 
 /** Says what would be created, and why it would not. */
-async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: Io): Promise<number> {
+async function dryRun(
+  plans: readonly PlannedMap[],
+  foresight: Foresight,
+  args: ReplayArguments,
+  io: Io,
+): Promise<number> {
   const problems: string[] = [];
   const rows = [];
   const pins = args.pin === undefined ? undefined : planPins(args.pin, plans, args.renameTaken);
   for (const [i, plan] of plans.entries()) {
-    const { spec, items, type, frozen, lacks } = plan;
+    const { spec, items, type, frozen } = plan;
     const skips = args.skipUnsupported === true && unsupported(plan).length > 0;
-    const why = await planProblems(plan, args.unresolved);
+    const { problems: why, report } = await foresight.of(plan);
     for (const one of skips ? [] : why) problems.push(`${plan.subject}: ${one}`);
     rows.push({
       map_id: plan.mapId,
@@ -328,12 +335,7 @@ async function dryRun(plans: readonly PlannedMap[], args: ReplayArguments, io: I
       items: items.count,
       memory: plan.memory,
       pin: skips ? null : (pins?.paths[i] ?? null),
-      report:
-        why.length > 0
-          ? `not supported: ${why.join('; ')}`
-          : lacks.length > 0
-            ? `partial: ${lacks.join('; ')}`
-            : 'full',
+      report: why.length > 0 ? `not supported: ${why.join('; ')}` : reportText(report),
     });
   }
   const short = args.force ? undefined : memoryShort(plans);
@@ -387,7 +389,8 @@ async function show(
   io: Io,
 ): Promise<void> {
   const lines = args.json
-    ? `{"maps":[${rows.map((row) => `\n  ${JSON.stringify(row)}`).join(',')}]}`.split('\n')
+    ? // In ASCII: what must not reach a terminal is escaped as JSON has it, and not once more as text.
+      `{"maps":[${rows.map((row) => `\n  ${inAscii(JSON.stringify(row))}`).join(',')}]}`.split('\n')
     : rows.length === 0
       ? ['no BPF maps']
       : table(columns, cells, colours(args.command.length === 0 && coloured(io, args.color)));

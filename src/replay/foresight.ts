@@ -1,0 +1,114 @@
+/** What a replay of planned maps will come to, as far as one sees without creating any. */
+import { isZero } from '../bytes.js';
+import type { Dump } from '../dump/model.js';
+import type { TypeFinder } from '../dump/types.js';
+import { breaches, MAP_RULES } from '../kernel/rules.js';
+import { type Foreseen, FULL, type MapType, type Report } from '../maptype.js';
+import { leftEmpty } from './fill.js';
+import { findKey } from './items.js';
+import type { PlannedMap } from './plan.js';
+
+/** Why MAP_CREATE would refuse what a replay asks it for. Each is a clause. */
+export function createProblems(plan: Pick<PlannedMap, 'spec' | 'btf' | 'facts' | 'inner'>): string[] {
+  const { spec, btf, facts, inner } = plan;
+  // The kernel may know a type that is newer than bpfimg.
+  if (MAP_RULES[spec.type] === undefined && spec.type !== 0) return [];
+  return breaches({
+    ...spec,
+    extra: spec.extra ?? 0n,
+    ifindex: spec.ifindex ?? 0,
+    name: Buffer.from(spec.name, 'latin1'),
+    // What a replay gives it when it is created.
+    btf: btf !== undefined && MAP_RULES[spec.type]?.btf !== 'no',
+    inner: facts.template !== undefined || inner.size > 0,
+  });
+}
+
+/** Why no such map can be created here. Each is a clause. */
+export function unsupported(plan: PlannedMap): string[] {
+  const problems = createProblems(plan);
+  if (plan.plugin.replay === undefined) problems.push(noReplay(plan.type));
+  return problems;
+}
+
+/** What comes of filling the map when it was created. */
+export async function fillForeseen(
+  plan: Pick<PlannedMap, 'spec' | 'type' | 'plugin' | 'items' | 'facts' | 'inner'>,
+): Promise<Foreseen> {
+  const { spec, type, items, plugin } = plan;
+  const { maxEntries } = spec;
+  const problem = (what: string): Foreseen => ({ problems: [what], report: FULL });
+  const many = `${items.count} items do not fit, max_entries is ${maxEntries}`;
+  // What hangs on other objects is not counted, nor what is no item for bpf(2).
+  const full = maxEntries > 0 && items.count > maxEntries && type.kept === undefined;
+  if (full && type.evicts !== true && type.dense !== true) return problem(many);
+  if (type.key === 'index' && items.keySize === 4) {
+    // What is zero is in a fresh array already.
+    const beyond = await findKey(
+      items,
+      (key, value) => key.readUInt32LE() >= maxEntries && !(type.dense === true && isZero(value, 0, value.length)),
+    );
+    if (beyond !== undefined)
+      return problem(full ? many : `index ${beyond.readUInt32LE()}, max_entries is ${maxEntries}`);
+  }
+  const own = await plugin.foresee?.(plan);
+  if (own !== undefined) return own;
+  if (type.carries?.replayed === 'empty') return { problems: [], report: leftEmpty(type, items.count) };
+  return { problems: [], report: full && type.evicts === true ? { kind: 'partial', why: many } : FULL };
+}
+
+/** What is foreseen of the maps of one dump. */
+export class Foresight {
+  #finder: TypeFinder | undefined;
+
+  constructor(
+    readonly dump: Dump,
+    readonly unresolved: 'fail' | 'skip' = 'fail',
+  ) {}
+
+  /** What a replay will come to. */
+  async of(plan: PlannedMap): Promise<Foreseen> {
+    const { missing } = plan;
+    const faults = await this.#typeFaults(plan);
+    const problems = unsupported(plan);
+    if (missing.length > 0 && this.unresolved === 'fail') problems.push(lostInner(missing));
+    if (MAP_RULES[plan.spec.type]?.btf === 'required') problems.push(...faults);
+    if (problems.length > 0) return { problems, report: FULL };
+    const filled = await fillForeseen(plan);
+    if (filled.problems.length > 0 || filled.report.kind === 'metadata only') return filled;
+    const lacks = [
+      ...plan.lacks,
+      ...(faults.length === 0 ? [] : [`without its types: ${faults.join('; ')}`]),
+      ...(missing.length === 0 ? [] : [lostInner(missing)]),
+      ...(filled.report.kind === 'full' ? [] : [filled.report.why]),
+    ];
+    const report: Report = lacks.length === 0 ? FULL : { kind: 'partial', why: lacks.join('; ') };
+    return { problems: [], report };
+  }
+
+  /** What is wrong with a map's types, so that the kernel will not take them. */
+  async #typeFaults({ mapId, btf, spec }: PlannedMap): Promise<string[]> {
+    const given = btf !== undefined && MAP_RULES[spec.type]?.btf !== 'no';
+    const map = given && this.dump.maps.find((one) => one.mapId === mapId);
+    if (map === false || map === undefined) return [];
+    if (this.#finder === undefined) {
+      const { TypeFinder } = await import('../dump/types.js');
+      this.#finder = new TypeFinder(this.dump);
+    }
+    return this.#finder.faults(map);
+  }
+}
+
+/** What is said of inner maps that the dump does not have. */
+export function lostInner(missing: readonly number[]): string {
+  const ids = missing.slice(0, TOLD).join(', ');
+  return `inner maps that are not in the dump: ${ids}${missing.length > TOLD ? `, and ${missing.length - TOLD} more` : ''}`;
+}
+
+/** Ids that a line names. */
+const TOLD = 5;
+
+/** What is said of a map type that no plugin fills. */
+export function noReplay(type: MapType): string {
+  return `bpfimg cannot replay ${type.name} maps yet`;
+}
