@@ -636,12 +636,15 @@ t.test('maps whose names the kernel has cut to the same one', async (t) => {
     `bpfimg: warning: map 2 (connections_by_): ${object}: it may be any of connections_by_cpu, connections_by_time ` +
       '(--type 2=KEY:VALUE tells): shown as bytes\n',
   );
-  // Its pin has the whole name.
-  const document = bpfimg(['decode', dump]).stdout;
-  const pinned = document.replaceAll('"files":', '"meta":{"pins":["/sys/fs/bpf/connections_by_time"]},"files":');
-  bpfimg(['encode', '-D', 'pinned'], { cwd: parent, input: pinned });
-  const known = bpfimg(['decode', path.join(parent, 'pinned'), '--map', '2', '--btf', object]);
-  t.match(JSON.parse(known.stdout), { maps: [{ types: { value: 's64' }, items: [{ value: -1 }] }] });
+  // The pin of one has the whole name, which names no other.
+  const document = JSON.parse(bpfimg(['decode', dump]).stdout) as { maps: object[] };
+  document.maps[1] = { ...document.maps[1], meta: { pins: ['/sys/fs/bpf/connections_by_time'] } };
+  bpfimg(['encode', '-D', 'pinned'], { cwd: parent, input: JSON.stringify(document) });
+  const known = (...args: string[]) =>
+    (JSON.parse(bpfimg(['decode', path.join(parent, 'pinned'), ...args]).stdout) as Document).maps;
+  t.match(known('--map', '2', '--btf', object), [{ types: { value: 's64' }, items: [{ value: -1 }] }]);
+  const byHand = known('--type', 'connections_by_time=:u64', '--type', '1=:struct place', '--btf', object);
+  t.match(byHand, [{ types: { value: 'struct place' } }, { types: { value: 'u64' } }]);
 });
 
 t.test('types of another byte order are refused', async (t) => {

@@ -17,7 +17,7 @@ import { type TypeFacts, typesRefused } from '../maptype.js';
 import type { DocumentForms } from './document.js';
 import { factsOf } from './facts.js';
 import type { Dump, DumpMap } from './model.js';
-import { mapName, wholeName } from './select.js';
+import { mapName, mapsNamed, wholeName } from './select.js';
 
 /** What a user says of types. */
 export interface TypeOptions {
@@ -66,7 +66,7 @@ export class TypeFinder {
   readonly #path: string | undefined;
   readonly #file: BtfFile | undefined;
   readonly #fileName: string;
-  readonly #byHand: readonly ByHand[];
+  readonly #byHand: readonly (ByHand & { readonly maps: readonly DumpMap[] })[];
   readonly #parsed = new Map<number, Btf | undefined>();
   readonly #checkedObjects = new Set<number>();
   readonly #found = new Map<DumpMap, NamedTypes | undefined>();
@@ -86,11 +86,11 @@ export class TypeFinder {
     if (this.#file?.btf.littleEndian === false) {
       throw new BpfimgError('unsupported', `${btf}: its types are big-endian, the values in images are little-endian`);
     }
-    this.#byHand = type.map(byHand);
-    for (const { map } of this.#byHand) {
-      if (dump.maps.some((one) => isMap(one, map))) continue;
-      throw new BpfimgError('notFound', `${dump.name}: --type ${map}: no such map in it`);
-    }
+    this.#byHand = type.map(byHand).map((hand) => {
+      const maps = mapsNamed(dump.maps, hand.map);
+      if (maps.length > 0) return { ...hand, maps };
+      throw new BpfimgError('notFound', `${dump.name}: --type ${hand.map}: no such map in it`);
+    });
   }
 
   /**
@@ -341,7 +341,7 @@ export class TypeFinder {
 
   /** Types named by hand are carried in an object of their own: they may come from one as large as the kernel's. */
   async #handTypes(map: DumpMap): Promise<NamedTypes | undefined> {
-    const hand = this.#byHand.filter((one) => isMap(map, one.map)).at(-1);
+    const hand = this.#byHand.filter(({ maps }) => maps.includes(map)).at(-1);
     if (hand === undefined) return undefined;
     const texts = [hand.key, hand.value];
     const places: string[] = [];
@@ -405,10 +405,6 @@ function readFile(path: string): Buffer {
   } finally {
     file.close();
   }
-}
-
-function isMap(map: DumpMap, text: string): boolean {
-  return mapName(map) === text || (/^\d{1,10}$/.test(text) && map.mapId === Number(text));
 }
 
 function byHand(text: string): ByHand {
