@@ -13,9 +13,9 @@ const key = Buffer.alloc(4);
 const value = new Uint32Array(map.valueSize / 4);
 process.stdout.write('ready\n');
 for (let number = 1; running; number++) {
-  for (let i = 0; i < 50 * map.maxEntries; i++) {
+  for (let i = 0; i < 5 * map.maxEntries; i++) {
     key.writeUInt32LE(i % map.maxEntries);
-    value.fill(number * 50 + i);
+    value.fill(number * 5 * map.maxEntries + i);
     map.update(key, new Uint8Array(value.buffer), ELEM_FLAG.LOCK);
   }
   await new Promise((go) => setImmediate(go));
