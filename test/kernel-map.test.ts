@@ -5,8 +5,9 @@ import * as path from 'node:path';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t, { type Test } from 'tap';
-import { roundUp8 } from '../src/bytes.js';
-import { ATTR, ELEM_FLAG, MAP_FLAG } from '../src/kernel/abi.js';
+import { isZero, roundUp8 } from '../src/bytes.js';
+import { ATTR, BTF_INFO, ELEM_FLAG, MAP_FLAG } from '../src/kernel/abi.js';
+import { readBtf } from '../src/kernel/btf.js';
 import { KernelError } from '../src/kernel/error.js';
 import { isLive, walkIds } from '../src/kernel/live.js';
 import { BpfMap, InfoReader, type MapSpec } from '../src/kernel/map.js';
@@ -23,6 +24,7 @@ import {
   withoutCapabilities,
   witness,
 } from './helpers/kernel-live.js';
+import { MeddledSys } from './helpers/replay.js';
 
 const skip = await skipWithoutMaps();
 const sys = await openSys();
@@ -308,6 +310,23 @@ t.test('rule 4: BTF by its file descriptor', { skip }, async (t) => {
   } finally {
     sys.close(fd);
   }
+});
+
+t.test('BTF where the kernel knows no names of it', { skip }, async (t) => {
+  const fd = loadBtf();
+  using map = create({ btf: { fd, keyType: 1, valueType: 2 } });
+  sys.close(fd);
+  const { btfId } = map.info();
+  // Linux before 5.11 knows 16 bytes of bpf_btf_info, and refuses more of it that is not zero.
+  let refused = 0;
+  const old = new MeddledSys(sys, (command, attr: Attr<string>) => {
+    const info = command === 'OBJ_GET_INFO_BY_FD' ? attr.pointee('info') : undefined;
+    if (info?.length !== BTF_INFO.size || isZero(info, 16, info.length)) return undefined;
+    refused++;
+    return -ERRNO.E2BIG;
+  });
+  t.same(readBtf(old, btfId), readBtf(sys, btfId));
+  t.equal(refused, 1);
 });
 
 t.test('rule 12: per-CPU values, of all possible CPUs', { skip }, async (t) => {

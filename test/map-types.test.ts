@@ -8,6 +8,7 @@ import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { MAP_RULES } from '../src/kernel/rules.js';
 import { openSys } from '../src/kernel/sys.js';
 import { MapTypes } from '../src/maptype.js';
+import { mapSpec } from '../src/replay/plan.js';
 import { TOP } from './helpers/command.js';
 import { skipWithoutMaps } from './helpers/kernel-live.js';
 
@@ -46,6 +47,20 @@ t.test('rows and the rules of MAP_CREATE are of the same types', async (t) => {
     Array.from({ length: 35 }, (_, i) => i + 1),
     'none is left out',
   );
+});
+
+t.test('flags that the kernel sets by itself are not asked for', async (t) => {
+  // Devmaps are read-only to programs since they are there; insn_array is younger than many a kernel.
+  const own = types.all().filter(({ ownFlags = 0 }) => ownFlags !== 0);
+  t.same(
+    own.map(({ name }) => name),
+    ['devmap', 'devmap_hash', 'insn_array'],
+  );
+  for (const { number, name } of own) {
+    const message = { id: 1, map_id: 7, flags: 2, map_type: number, key_size: 4, value_size: 16, max_entries: 1 };
+    const file = { ...message, map_flags: MAP_FLAG.RDONLY_PROG, memlock: 0, frozen: false, map_name: name, ifindex: 0 };
+    t.equal(mapSpec(file, types).flags, 0, name);
+  }
 });
 
 /** Attributes with which each type can be created, as far as that goes without further objects. */
