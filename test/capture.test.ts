@@ -14,7 +14,7 @@ import { MemoryOutput } from '../src/io/output.js';
 import { ATTR, MAP_FLAG } from '../src/kernel/abi.js';
 import { LiveMaps } from '../src/kernel/live.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
-import { Attr, openSys, type Sys } from '../src/kernel/sys.js';
+import { Attr, ERRNO, openSys, type Sys } from '../src/kernel/sys.js';
 import { MapTypes } from '../src/maptype.js';
 import { bytesIn, dataOf, entriesOf, itemsOf, numberIn, type WireField } from './helpers/capture.js';
 import { BPFIMG, bpfimg, contents, copyDump, shell, workFolder } from './helpers/command.js';
@@ -30,6 +30,7 @@ import {
   u32,
   witness,
 } from './helpers/kernel-live.js';
+import { MeddledSys } from './helpers/replay.js';
 
 const skip = await skipWithoutMaps();
 const sys = await openSys();
@@ -682,6 +683,13 @@ t.test('a map that goes while it is captured, and one that went before', { skip 
     t.equal(rows.length, lenient ? 1 : 2);
     t.same([...decoded(`gone ${lenient}`).keys()], [there.id]);
   }
+  // Without CAP_SYS_ADMIN ids say nothing: that their holder has gone must do.
+  const ids = ['MAP_GET_NEXT_ID', 'MAP_GET_FD_BY_ID'];
+  const hidden = new MeddledSys(sys, (command) => (ids.includes(command) ? -ERRNO.EPERM : undefined));
+  t.match(await capture(hidden, both, path.join(cwd, 'gone hidden'), types), [
+    { id: there.id, items: 5, report: { kind: 'full' } },
+    { id: gone, report: { kind: 'not supported', why: 'it is gone' } },
+  ]);
   t.equal(sys.openFds().length, 1, 'the map that is there');
 });
 

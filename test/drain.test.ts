@@ -129,6 +129,30 @@ for (const { type, name } of KINDS) {
     t.same(pops(map), order(type, 3000));
   });
 
+  t.test(`a ${name}, and a disk that is found to be full when bytes are brought to it`, { skip }, async (t) => {
+    const here = place(t);
+    const map = here.map(type, 1500);
+    // As of a file system that promises nothing, and takes what is written until it is to keep it.
+    const kernel = new (class extends MeddledSys {
+      override allocate() {
+        return -EOPNOTSUPP;
+      }
+    })(sys);
+    const { fdatasyncSync } = fs;
+    realFs.fdatasyncSync = () => {
+      throw Object.assign(new Error('ENOSPC'), { code: 'ENOSPC' });
+    };
+    syncBuiltinESMExports();
+    try {
+      const message = /nothing was taken out: .*no space left on the device$/;
+      await t.rejects(captured(map, path.join(here.folder, 'a'), 'restore', kernel), { message });
+    } finally {
+      realFs.fdatasyncSync = fdatasyncSync;
+      syncBuiltinESMExports();
+    }
+    t.strictSame(pops(map), order(type, 1500));
+  });
+
   t.test(`a ${name} needs no room where temporary files usually go`, { skip }, async (t) => {
     const here = place(t);
     const map = here.map(type, 3000);

@@ -169,6 +169,9 @@ t.test('what is gone for good is on the outer map’s line, and can be skipped',
     status: 1,
     stderr: `bpfimg: map ${outer.id} (outer), item 02000000: it refers to ${refers}; --unresolved skip leaves such items out\n`,
   });
+  const dry = ['replay', dir, '--dry-run'];
+  t.match(bpfimg(dry), { status: 1, stderr: /inner maps that are not in the dump: 1879048192\n$/ });
+  t.match(bpfimg([...dry, '--unresolved', 'skip']), { status: 0, stderr: '' });
   const { stdout, status } = bpfimg(['replay', dir, '--pin', pin, '--unresolved', 'skip', '--json']);
   t.equal(status, 0);
   const made = (JSON.parse(stdout) as { maps: Row[] }).maps.find(({ name }) => name === 'outer');
