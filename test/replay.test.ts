@@ -763,6 +763,11 @@ t.test('a pin that goes on where the kernel has cut a name has the whole name', 
     status: 0,
     stdout: /flows_by_source_v6/,
   });
+  const most = ['--max-entries', '4294967295'];
+  t.match(await cli(['replay', live, '--map', 'flows_by_source_v6', '--dry-run', ...most]), {
+    status: 1,
+    stderr: /: map \d+ \(flows_by_source_v6\): max_entries 4294967295, expected /,
+  });
 });
 
 t.test('places where no pins can be', { skip }, async (t) => {
