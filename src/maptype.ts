@@ -121,12 +121,19 @@ export interface Span {
   readonly stride?: number;
 }
 
-/** Sets the bytes of the value at `at` that `spans` name to zero. */
+/** Sets the bytes of the value at `at` that `spans` name to zero: those that are in `values`, for it may begin before. */
 export function blank(values: Uint8Array, at: number, spans: readonly Span[]): void {
+  const zero = (from: number, size: number) => {
+    const end = Math.min(values.length, from + size);
+    if (end > 0 && from < end) values.fill(0, Math.max(0, from), end);
+  };
   for (const { offset, size, count = 1, stride = size } of spans) {
     const from = at + offset;
-    if (stride === size) values.fill(0, from, from + count * size);
-    else for (let i = 0; i < count; i++) values.fill(0, from + i * stride, from + i * stride + size);
+    if (stride === size) zero(from, count * size);
+    else {
+      const first = Math.max(0, Math.floor(-from / stride));
+      for (let i = first; i < count && from + i * stride < values.length; i++) zero(from + i * stride, size);
+    }
   }
 }
 
@@ -150,6 +157,8 @@ export interface ItemSource {
   readonly valueSize: number;
   /** Puts items `from` to `from + count - 1` at the buffers' start, laid out as {@link ItemSink.put} takes them. */
   read(from: number, count: number, keys: Uint8Array, values: Uint8Array): Promise<void>;
+  /** Puts the key of one item into `key`, and of its value the bytes from `offset` on into `value`; absent where it cannot. */
+  readPart?(item: number, key: Uint8Array, offset: number, value: Uint8Array): Promise<void>;
 }
 
 /** What is being done, for whoever watches. */

@@ -41,26 +41,36 @@ function hasNoBatches({ error, count }: BatchResult): boolean {
   return error.errno === ERRNO.ENOTSUPP || error.errno === ERRNO.EINVAL || error.errno === ERRNO.EOPNOTSUPP;
 }
 
+/** Items that a batch for one may have grown to, and is still used again. */
+const MOST_GROWN = 4;
+
 /** Batches that are used again and again: their memory is what a capture costs. */
 class Batches {
-  readonly #free = new Map<number, Batch[]>();
+  readonly #asked = new Set<number>();
+  readonly #free: Batch[] = [];
 
   constructor(readonly map: BpfMap) {}
 
   take(room: number): Batch {
-    const free = this.#free.get(room);
-    if (free === undefined) this.#free.set(room, []);
-    return free?.pop() ?? this.map.batch(room);
+    this.#asked.add(room);
+    const found = this.#free.findLastIndex((batch) => batch.room === room || (room === 1 && this.#grown(batch)));
+    return found < 0 ? this.map.batch(room) : (this.#free.splice(found, 1)[0] as Batch);
   }
 
   give(batch: Batch): void {
     // One that has grown is of a size that nobody asks for.
-    this.#free.get(batch.room)?.push(batch);
+    if (this.#asked.has(batch.room) || this.#grown(batch)) this.#free.push(batch);
+  }
+
+  /** Where one item fills a batch, many buckets make it grow: such a batch is used again. */
+  #grown({ room }: Batch): boolean {
+    return room <= MOST_GROWN && this.#asked.has(1);
   }
 }
 
 /** Hands batches to the sink in order, a few of them on their way at a time. */
 class Emitter {
+  readonly #ahead: number;
   readonly #under: Promise<void>[] = [];
   #error: unknown;
 
@@ -68,7 +78,9 @@ class Emitter {
     readonly sink: ItemSink,
     readonly work: Work,
     readonly batches: Batches,
-  ) {}
+  ) {
+    this.#ahead = fewer(AHEAD, batches.map);
+  }
 
   /** Puts the first `count` items of `batch`, which comes back to {@link batches}. */
   async put(batch: Batch, count: number): Promise<void> {
@@ -80,7 +92,7 @@ class Emitter {
       .then(() => this.batches.give(batch));
     this.#under.push(done);
     this.work.progress(this.sink.count);
-    if (this.#under.length >= AHEAD) await this.#under.shift();
+    if (this.#under.length >= this.#ahead) await this.#under.shift();
     if (this.#error !== undefined) throw this.#error;
   }
 
@@ -94,6 +106,11 @@ class Emitter {
 function room(map: BpfMap, limits: Limits = LIMITS): number {
   const fit = Math.floor(limits.bytes / (map.keySize + map.valueStride));
   return Math.max(1, Math.min(limits.items, fit));
+}
+
+/** As many of `usual` as take no more memory than usual, where one item is longer than a call should bring. */
+function fewer(usual: number, map: BpfMap): number {
+  return Math.max(1, Math.floor(usual * Math.min(1, LIMITS.bytes / (map.keySize + map.valueStride))));
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -144,6 +161,8 @@ export async function readBuckets(map: BpfMap, sink: ItemSink, work: Work, limit
 class Buckets {
   readonly #room: number;
   readonly #head: number;
+  readonly #readers: number;
+  readonly #ahead: number;
   /** Buckets as far as we know; the map's end is where the kernel says. */
   readonly #buckets: number;
   /** Ranges that were begun and are not yet put, in order. */
@@ -162,6 +181,8 @@ class Buckets {
   ) {
     this.#room = room(map, limits);
     this.#head = Math.min(limits.head, this.#room);
+    this.#readers = fewer(READERS, map);
+    this.#ahead = fewer(AHEAD, map);
     this.#buckets = 2 ** Math.ceil(Math.log2(map.maxEntries));
     this.#next = from;
   }
@@ -182,7 +203,8 @@ class Buckets {
 
   /** Begins ranges until every reader has one. */
   #begin(): void {
-    while (this.#running < READERS && this.#ranges.length < READERS + AHEAD && this.#next < Infinity) {
+    const [readers, most] = [this.#readers, this.#readers + this.#ahead];
+    while (this.#running < readers && this.#ranges.length < most && this.#next < Infinity) {
       const from = this.#next;
       const size = Math.max(1, Math.floor((0.9 * this.#room) / Math.max(this.density, 1e-9)));
       // The last range has no border: wherever we think the map ends, the kernel knows.
@@ -267,6 +289,7 @@ class Buckets {
 
 /** Reads arrays, with several readers where the map is large; through its memory where it can be mapped. */
 export async function readIndexes(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
+  if (map.long) return readEachIndex(map, sink, work);
   const batches = new Batches(map);
   const emitter = new Emitter(sink, work, batches);
   const cursor = map.cursor();
@@ -276,11 +299,12 @@ export async function readIndexes(map: BpfMap, sink: ItemSink, work: Work): Prom
   if (first.error) throw first.error;
   await emitter.put(batch, first.count);
   const step = room(map);
+  const readers = fewer(READERS, map);
   if (first.count < map.maxEntries) map.sys.spreadPool?.();
   const reading: Promise<{ batch: Batch; count: number }>[] = [];
   let from = first.count;
   while (from < map.maxEntries || reading.length > 0) {
-    while (from < map.maxEntries && reading.length < READERS) {
+    while (from < map.maxEntries && reading.length < readers) {
       const to = Math.min(map.maxEntries, from + step);
       const part = readSlice(map, batches.take(step), from, to);
       part.catch(() => {});
@@ -326,8 +350,7 @@ async function readEachIndex(map: BpfMap, sink: ItemSink, work: Work): Promise<R
   const key = Buffer.alloc(4);
   for (let index = 0; index < map.maxEntries; index++) {
     key.writeUInt32LE(index);
-    const value = map.lookup(key);
-    if (value !== undefined) await items.add(key, value);
+    await items.look(key);
   }
   await items.end();
   return FULL;
@@ -335,18 +358,13 @@ async function readEachIndex(map: BpfMap, sink: ItemSink, work: Work): Promise<R
 
 /** Bytes of a map's memory that are mapped at a time. */
 const WINDOW = 64 * 1024 * 1024;
-/** The largest page of a machine bpfimg knows (arm64, ppc64). */
-const PAGE = 65_536;
 
 /** Reads an array with BPF_F_MMAPABLE through its memory, where values stand round_up(value_size, 8) apart. */
 export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   // Fields that only the kernel may see (locks, timers, lists) stand in the memory as they are; a batch hides them.
   if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info().btfId !== 0) return readIndexes(map, sink, work);
   const stride = roundUp8(map.valueSize);
-  // Windows begin where a value and a page do: a stride is a multiple of 8.
-  let unit = 1;
-  while ((unit * stride) % PAGE !== 0) unit *= 2;
-  const step = Math.max(1, Math.floor(WINDOW / (stride * unit))) * unit;
+  const step = Math.max(1, Math.floor(WINDOW / stride));
   for (let from = 0; from < map.maxEntries; from += step) {
     const count = Math.min(step, map.maxEntries - from);
     let memory: Mapping;
@@ -376,7 +394,7 @@ async function putMemory(map: BpfMap, sink: ItemSink, memory: Buffer, from: numb
     const keys = new Uint32Array(items);
     for (let i = 0; i < items; i++) keys[i] = from + done + i;
     let values = memory.subarray(done * stride, (done + items) * stride);
-    if (stride !== map.valueSize) {
+    if (stride !== map.valueSize && items > 1) {
       const packed = Buffer.allocUnsafe(items * map.valueSize);
       for (let i = 0; i < items; i++) values.copy(packed, i * map.valueSize, i * stride, i * stride + map.valueSize);
       values = packed;
@@ -558,13 +576,18 @@ class Collector {
   ) {
     this.#room = Math.min(room(map), 4096);
     this.#keys = Buffer.allocUnsafe(this.#room * map.keySize);
-    this.#values = Buffer.allocUnsafe(this.#room * map.valueStride);
+    this.#values = this.#room === 1 ? map.valueRoom : Buffer.allocUnsafe(this.#room * map.valueStride);
   }
 
-  async add(key: Uint8Array, value: Uint8Array): Promise<void> {
-    this.#keys.set(key, this.#held * this.map.keySize);
-    this.#values.set(value, this.#held * this.map.valueStride);
+  /** Looks the value of `key` up; false when there is none. */
+  async look(key: Uint8Array): Promise<boolean> {
+    const { keySize, valueStride } = this.map;
+    const at = this.#held * valueStride;
+    const place = this.#room === 1 ? this.#values : this.#values.subarray(at, at + valueStride);
+    if (this.map.lookup(key, 0, place) === undefined) return false;
+    this.#keys.set(key, this.#held * keySize);
     if (++this.#held === this.#room) await this.end();
+    return true;
   }
 
   async end(): Promise<void> {
@@ -607,14 +630,12 @@ async function walkKeys(map: BpfMap, seen: Set<string>, items: Collector): Promi
       if (--patience < 0) return false;
       continue;
     }
-    const value = map.lookup(key);
-    if (value === undefined) {
+    if (!(await items.look(key))) {
       if (--absent < 0) return false;
       continue;
     }
     seen.add(name);
     patience++;
-    await items.add(key, value);
   }
   return true;
 }

@@ -85,6 +85,8 @@ export interface BatchResult {
 /** Bytes a batch has room for when the caller does not say: it stays in the caches. */
 const BATCH_BYTES = 512 * 1024;
 const BATCH_ROOM = 4096;
+/** Bytes of a value that is long: nobody has several of them in memory at a time. */
+const LONG = 4 * 1024 * 1024;
 /** Times in a row a batch may come back empty because the map changed (EINTR), before that is an error. */
 const PATIENCE = 100;
 
@@ -259,8 +261,10 @@ export class Mapping implements Disposable {
     readonly sys: Sys,
     readonly address: bigint,
     readonly length: number,
+    /** Bytes of its first page that nobody asked for. */
+    skip = 0,
   ) {
-    this.#bytes = sys.view(address, length);
+    this.#bytes = sys.view(address, length).subarray(skip);
   }
 
   /** The live bytes. Do not keep them, nor views of them: after {@link close} touching them ends the process. */
@@ -456,6 +460,19 @@ export class BpfMap implements Disposable {
     return this.#one;
   }
 
+  /** Whether values are so long that {@link valueRoom} should hold the only copy of one. */
+  get long(): boolean {
+    return this.valueStride > LONG;
+  }
+
+  /**
+   * Room for one value, always the same: given to {@link lookup} or {@link update} it is not copied. What stands in it
+   * is lost with the next call on one item.
+   */
+  get valueRoom(): Buffer {
+    return this.#item().room;
+  }
+
   #call(command: Command, attr: Attr): number {
     if (this.#closing) throw new Error(`${this.subject} is closed`);
     return this.sys.bpf(command, attr);
@@ -506,7 +523,7 @@ export class BpfMap implements Disposable {
     if (result === -ERRNO.ENOENT) return undefined;
     if (result < 0) throw this.#failed(command, -result);
     const value = into ?? new Uint8Array(this.valueStride);
-    value.set(one.value.subarray(0, this.valueStride));
+    if (value !== one.room) value.set(one.room);
     return value;
   }
 
@@ -515,7 +532,7 @@ export class BpfMap implements Disposable {
     this.#checkKey(key);
     this.#checkValue(value);
     const one = this.#item();
-    one.value.set(value);
+    if (value !== one.room) one.room.set(value);
     const result = this.#call('MAP_UPDATE_ELEM', one.with(key, flags | this.#flags));
     if (result < 0) throw this.#failed('MAP_UPDATE_ELEM', -result);
   }
@@ -661,6 +678,7 @@ export class BpfMap implements Disposable {
 
   /**
    * Maps the map's memory: BPF_F_MMAPABLE arrays (values {@link roundUp8} apart), ring buffers, arenas.
+   * @param offset any, not only that of a page
    * @param length bytes; when not said, a whole array. No more than 4 GiB at once: a Buffer's limit in Node 20
    * @param populate read every page in at once: for reading it through
    * @param address where it must be, for arenas
@@ -674,12 +692,14 @@ export class BpfMap implements Disposable {
   }): Mapping {
     const { writable = false, offset = 0, populate = false, address = 0n } = options;
     const length = options.length ?? this.maxEntries * roundUp8(this.valueSize) - offset;
-    const at = this.sys.mmap(this.fd, offset, length, writable, populate, address);
+    const skip = offset % this.sys.pageSize;
+    const size = skip + length;
+    const at = this.sys.mmap(this.fd, offset - skip, size, writable, populate, address);
     if (at < 0n) throw new KernelError(this.subject, 'mmap', Number(-at));
     try {
-      return new Mapping(this.sys, at, length);
+      return new Mapping(this.sys, at, size, skip);
     } catch (error) {
-      this.sys.munmap(at, length);
+      this.sys.munmap(at, size);
       throw error;
     }
   }
@@ -846,7 +866,8 @@ class BatchWalk {
 
 /** Buffers and attributes for calls on one item. */
 class OneItem {
-  readonly value: Buffer;
+  /** Of one value. */
+  readonly room: Buffer;
   readonly next: Buffer;
   readonly #key: Buffer;
   readonly #elem: Attr<keyof (typeof ATTR.elem)['fields']>;
@@ -859,10 +880,11 @@ class OneItem {
     this.#key = pinned(map.keySize);
     this.next = pinned(map.keySize);
     // How long a value of a type newer than bpfimg is nobody knows: the kernel must not write past its end.
-    const room = MAP_RULES[map.type] === undefined ? roundUp8(map.valueSize) * sys.cpus : map.valueStride;
-    this.value = pinned(room);
+    const most = MAP_RULES[map.type] === undefined ? roundUp8(map.valueSize) * sys.cpus : map.valueStride;
+    const value = pinned(most);
+    this.room = value.subarray(0, map.valueStride);
     const key = map.keySize === 0 ? undefined : this.#key;
-    this.#elem = new Attr(ATTR.elem, sys).set('map_fd', map.fd).point('key', key).point('value', this.value);
+    this.#elem = new Attr(ATTR.elem, sys).set('map_fd', map.fd).point('key', key).point('value', value);
     this.#nextKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('key', key).point('next_key', this.next);
     this.#onlyKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('key', key);
     this.#noKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('next_key', this.next);

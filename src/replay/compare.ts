@@ -7,6 +7,12 @@ import { blank, type ItemSource, type MapType, type Span } from '../maptype.js';
 import { backwards, countItems, itemsInCall } from './fill.js';
 import { seenIndexes, seenKeys } from './seen.js';
 
+/** Bytes of a long value that are compared at a time. */
+const PIECE = 1024 * 1024;
+
+/** What is asked of the bytes of a value that stand at `at`. */
+type Test = (bytes: Buffer, at: number) => boolean;
+
 /**
  * Looks every item up again, the last one first: of several items with one key the last counts.
  * @param hidden bytes of a value that the kernel keeps for itself
@@ -21,29 +27,41 @@ export async function compareItems(
   const ignored = [...hidden, ...padding(map)];
   const seen = type.dense === true ? seenIndexes(map) : seenKeys(items, type);
   const last = backwards(items);
-  const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
-  const found = Buffer.alloc(map.valueStride);
+  const inPieces = map.long && last.readPart !== undefined;
+  const room = inPieces ? 1 : Math.min(itemsInCall(map), Math.max(1, items.count));
+  const keys = Buffer.alloc(room * map.keySize);
+  const values = Buffer.alloc(inPieces ? PIECE : room * map.valueStride);
+  const found = map.valueRoom;
+  const isFound: Test = (bytes, at) => {
+    blank(bytes, -at, ignored);
+    return found.compare(bytes, 0, bytes.length, at, at + bytes.length) === 0;
+  };
   const wrong = (key: Uint8Array, what: string) =>
     new BpfimgError('io', `${map.subject}, item ${hex(key)}: read back, it ${what}`);
   /** Items whose key came before, perhaps, and those of them with another value. */
   let again = 0;
   let differing = 0;
-  for (let done = 0; done < items.count; done += batch.room) {
-    const count = Math.min(batch.room, items.count - done);
-    await last.read(done, count, batch.keys, batch.values);
+  for (let done = 0; done < items.count; done += room) {
+    const count = Math.min(room, items.count - done);
+    if (inPieces) await last.readPart?.(done, keys, 0, values.subarray(0, 0));
+    else await last.read(done, count, keys, values);
     for (let i = 0; i < count; i++) {
-      const key = batch.keys.subarray(i * map.keySize, (i + 1) * map.keySize);
-      const value = batch.values.subarray(i * map.valueStride, (i + 1) * map.valueStride);
-      const repeated = seen(batch.keys, i);
+      const key = keys.subarray(i * map.keySize, (i + 1) * map.keySize);
+      const holds = (test: Test) =>
+        inPieces
+          ? everyPiece(last, done, values, test)
+          : test(values.subarray(i * map.valueStride, (i + 1) * map.valueStride), 0);
+      const repeated = seen(keys, i);
       if (repeated) again++;
       if (map.lookup(key, 0, found) === undefined) {
         // An array that was made smaller has no place for it, nor needs one for zero.
-        if (type.dense === true && isZero(value)) continue;
+        if (type.dense === true && (await holds((bytes) => isZero(bytes)))) continue;
         throw wrong(key, 'is not there');
       }
       blank(found, 0, ignored);
-      blank(value, 0, ignored);
-      if (found.equals(value)) continue;
+      const same = holds(isFound);
+      // No waiting where it is known.
+      if (same === true || (await same)) continue;
       if (!repeated) throw wrong(key, 'has another value than in the image');
       differing++;
     }
@@ -56,6 +74,17 @@ export async function compareItems(
     const most = items.count - again;
     throw new BpfimgError('io', `${map.subject}: read back, it has ${held} items, expected ${most} to ${items.count}`);
   }
+}
+
+/** Whether `test` is true of a value piece by piece. */
+async function everyPiece(items: ItemSource, item: number, piece: Buffer, test: Test): Promise<boolean> {
+  for (let at = 0; at < items.valueSize; at += PIECE) {
+    const bytes = piece.subarray(0, Math.min(PIECE, items.valueSize - at));
+    await items.readPart?.(item, Buffer.alloc(0), at, bytes);
+    if (!test(bytes, at)) return false;
+    await pause();
+  }
+  return true;
 }
 
 /** What fills each CPU's value up to a multiple of 8 bytes. Linux 7.2 and newer zero it, others keep it. */

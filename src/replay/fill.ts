@@ -185,20 +185,40 @@ function withoutZeros(map: BpfMap, batch: Batch, count: number): number {
 
 /** Fills a fresh array, with several writers. What is zero is left out: a fresh array is. */
 export function fillIndexes(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
+  if (map.long) return fillLong(map, items, work);
   return fill(map, items, work, { writers: WRITERS, seen: seenIndexes(map), dense: true });
 }
 
+/** Fills a fresh array whose values are long: there is one copy of one at a time. */
+async function fillLong(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
+  const seen = seenIndexes(map);
+  const key = Buffer.alloc(map.keySize);
+  for (let done = 0; done < items.count; done++) {
+    await items.read(done, 1, key, map.valueRoom);
+    if (seen(key, 0) || !isZero(map.valueRoom)) {
+      try {
+        map.update(key, map.valueRoom);
+      } catch (error) {
+        throw refused(error, key);
+      }
+    }
+    work.progress(done + 1);
+    await pause();
+  }
+  return FULL;
+}
+
 /** Bytes of a map's memory that are mapped at a time. */
-const WINDOW = 256 * 1024 * 1024;
-/** The largest page of a machine bpfimg knows (arm64, ppc64). */
-const PAGE = 65_536;
+const WINDOW = 64 * 1024 * 1024;
+/** Bytes of a long value that are read at a time. */
+const PIECE = 1024 * 1024;
 
 /** Fills an array with BPF_F_MMAPABLE by copying into its memory; others, and what cannot be mapped, by calls. */
 export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info().btfId !== 0) return fillIndexes(map, items, work);
   const window = new Window(map);
   try {
-    if (items.count > 0) window.at(0);
+    if (items.count > 0) window.open(0);
   } catch (error) {
     // BPF_F_RDONLY_PROG: user space may write it, but not through memory.
     if (error instanceof KernelError) return fillIndexes(map, items, work);
@@ -206,6 +226,10 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
   }
   const seen = seenIndexes(map);
   try {
+    if (map.long && items.readPart !== undefined) {
+      await copyPieces(map, items, window, work);
+      return FULL;
+    }
     const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
     for (let done = 0; done < items.count; done += batch.room) {
       const count = Math.min(batch.room, items.count - done);
@@ -213,7 +237,7 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
       for (let i = 0; i < count; i++) {
         // Zero is there already, unless an earlier item was not; and of a smaller array it may be beyond the end.
         if (!seen(batch.keys, i) && isZeroAt(map, batch, i)) continue;
-        window.put(batch.keys.readUInt32LE(4 * i), valueAt(map, batch, i));
+        window.put(batch.keys.readUInt32LE(4 * i), 0, valueAt(map, batch, i));
       }
       work.progress(done + count);
       await pause();
@@ -225,52 +249,71 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
   return FULL;
 }
 
+/** Copies long values piece by piece. */
+async function copyPieces(map: BpfMap, items: ItemSource, window: Window, work: Work): Promise<void> {
+  const seen = seenIndexes(map);
+  const [key, all] = [Buffer.alloc(4), Buffer.alloc(PIECE)];
+  for (let done = 0; done < items.count; done++) {
+    let repeated = false;
+    for (let at = 0; at < map.valueSize; at += PIECE) {
+      const piece = all.subarray(0, Math.min(PIECE, map.valueSize - at));
+      await items.readPart?.(done, key, at, piece);
+      if (at === 0) repeated = seen(key, 0);
+      if (repeated || !isZero(piece)) window.put(key.readUInt32LE(), at, piece);
+      await pause();
+    }
+    work.progress(done + 1);
+  }
+}
+
 /** The part of an array's memory that is mapped just now. */
 class Window {
   readonly #stride: number;
-  readonly #step: number;
   #memory: Mapping | undefined;
   #bytes: Buffer = Buffer.alloc(0);
   #from = 0;
-  #to = 0;
 
   constructor(readonly map: BpfMap) {
     this.#stride = roundUp8(map.valueSize);
-    let unit = 1;
-    while ((unit * this.#stride) % PAGE !== 0) unit *= 2;
-    this.#step = Math.max(1, Math.floor(WINDOW / (this.#stride * unit))) * unit;
   }
 
-  /** Maps the part where `index` is. */
-  at(index: number): void {
-    if (index >= this.#from && index < this.#to) return;
+  /** Maps the part that begins at byte `from`, of `least` bytes or more. */
+  open(from: number, least = 0): void {
     this.close();
-    const from = Math.floor(index / this.#step) * this.#step;
-    const to = Math.min(this.map.maxEntries, from + this.#step);
-    const length = (to - from) * this.#stride;
-    this.#memory = this.map.mmap({ writable: true, offset: from * this.#stride, length, populate: true });
+    const length = Math.min(Math.max(WINDOW, least), this.map.maxEntries * this.#stride - from);
+    this.#memory = this.map.mmap({ writable: true, offset: from, length, populate: true });
     this.#bytes = this.#memory.bytes;
     this.#from = from;
-    this.#to = to;
   }
 
-  put(index: number, value: Uint8Array): void {
+  /** Puts bytes at `offset` of the value of `index`. */
+  put(index: number, offset: number, bytes: Uint8Array): void {
     const { map } = this;
     if (index >= map.maxEntries) {
-      const key = Buffer.alloc(4);
-      key.writeUInt32LE(index);
-      throw refused(new KernelError(map.subject, 'BPF_MAP_UPDATE_ELEM', ERRNO.E2BIG), key);
+      throw refused(new KernelError(map.subject, 'BPF_MAP_UPDATE_ELEM', ERRNO.E2BIG), indexKey(index));
     }
-    this.at(index);
-    this.#bytes.set(value, (index - this.#from) * this.#stride);
+    const from = index * this.#stride + offset;
+    if (from < this.#from && !map.long) {
+      // Out of order: mapping a part anew for each would take long.
+      map.update(indexKey(index), bytes);
+      return;
+    }
+    if (from < this.#from || from + bytes.length > this.#from + this.#bytes.length) this.open(from, bytes.length);
+    this.#bytes.set(bytes, from - this.#from);
   }
 
   close(): void {
     this.#bytes = Buffer.alloc(0);
     this.#memory?.close();
     this.#memory = undefined;
-    this.#from = this.#to = 0;
+    this.#from = 0;
   }
+}
+
+function indexKey(index: number): Buffer {
+  const key = Buffer.alloc(4);
+  key.writeUInt32LE(index);
+  return key;
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -312,6 +355,7 @@ async function fillBackwards(map: BpfMap, items: ItemSource, work: Work): Promis
 /** The same items, last one first. */
 export function backwards(items: ItemSource): ItemSource {
   const { count, keySize, valueSize } = items;
+  const part = items.readPart?.bind(items);
   return {
     count,
     keySize,
@@ -326,6 +370,7 @@ export function backwards(items: ItemSource): ItemSource {
         }
       }
     },
+    ...(part && { readPart: (item, key, offset, value) => part(count - 1 - item, key, offset, value) }),
   };
 }
 

@@ -23,6 +23,10 @@ export function imageItems(input: Input, data: MapData, keySize: number, valueSi
       await readFully(input, keys.subarray(0, count * keySize), keysAt + from * keySize);
       await readFully(input, values.subarray(0, count * valueSize), valuesAt + from * valueSize);
     },
+    async readPart(item, key, offset, value) {
+      await readFully(input, key, keysAt + item * keySize);
+      await readFully(input, value, valuesAt + item * valueSize + offset);
+    },
   };
 }
 

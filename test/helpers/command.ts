@@ -39,9 +39,9 @@ export function denying(errno: number, ...calls: readonly (number | string)[]): 
 }
 
 /** Runs `bpfimg ARGS`; `peak` is the memory that it took, in MiB. */
-export function measured(args: readonly string[]): Ran & { readonly peak: number } {
-  const node = ['--import', new URL('./peak.js', import.meta.url).href];
-  const ran = bpfimg(args, { node });
+export function measured(args: readonly string[], options: RunOptions = {}): Ran & { readonly peak: number } {
+  const node = ['--import', new URL('./peak.js', import.meta.url).href, ...(options.node ?? [])];
+  const ran = bpfimg(args, { ...options, node });
   const [line = '', mib] = /^peak (\d+) MiB\n/m.exec(ran.stderr) ?? [];
   return { ...ran, stderr: ran.stderr.replace(line, ''), peak: Number(mib) };
 }
