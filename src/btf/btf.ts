@@ -264,6 +264,13 @@ export class Btf {
     return new Btf(bytes, options);
   }
 
+  /** @throws BpfimgError `unsupported` for types of the other byte order, which would misread the values in images */
+  checkByteOrder(): void {
+    if (this.littleEndian) return;
+    const why = 'its types are big-endian, the values in images are little-endian';
+    throw new BpfimgError('unsupported', `${this.name}: ${why}`);
+  }
+
   // -------------------------------------------------------------------------------------------------
   // The blob
 

@@ -14,23 +14,30 @@ export async function typeFinder(dump: Dump, args: TypeArguments): Promise<TypeF
   return new TypeFinder(dump, args);
 }
 
-/** How the items of `maps` look; on standard error what their types lack. */
+/**
+ * How the items of `maps` look; on standard error what their types lack.
+ * @param said lines that are not said again
+ */
 export async function itemForms(
   finder: TypeFinder | undefined,
   maps: readonly DumpMap[],
   io: Io,
+  said?: Set<string>,
 ): Promise<DocumentForms | undefined> {
   if (finder === undefined) return undefined;
   const forms = await finder.forms(maps);
-  sayProblems(finder, maps, io);
+  sayProblems(finder, maps, io, said);
   return forms;
 }
 
 /** Says on standard error what keeps maps from having types. */
-export function sayProblems(finder: TypeFinder, maps: readonly DumpMap[], io: Io): void {
-  for (const problem of finder.problems) io.say(`bpfimg: warning: ${problemText(problem)}: shown as bytes`);
-  const unused = finder.unused(maps);
-  if (unused !== undefined) io.say(`bpfimg: warning: ${unused}`);
+export function sayProblems(finder: TypeFinder, maps: readonly DumpMap[], io: Io, said = new Set<string>()): void {
+  const lines = finder.problems.map((problem) => `${problemText(problem)}: shown as bytes`);
+  for (const line of [...lines, finder.unused(maps)]) {
+    if (line === undefined || said.has(line)) continue;
+    said.add(line);
+    io.say(`bpfimg: warning: ${line}`);
+  }
 }
 
 function problemText({ map, message }: TypeProblem): string {

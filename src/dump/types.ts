@@ -83,9 +83,7 @@ export class TypeFinder {
     this.#path = btf;
     this.#fileName = btf?.replace(/^.*\/(?=.)/, '') ?? '';
     this.#file = btf === undefined ? undefined : readBtfFile(readFile(btf), { name: btf });
-    if (this.#file?.btf.littleEndian === false) {
-      throw new BpfimgError('unsupported', `${btf}: its types are big-endian, the values in images are little-endian`);
-    }
+    this.#file?.btf.checkByteOrder();
     this.#byHand = type.map(byHand).map((hand) => {
       const maps = mapsNamed(dump.maps, hand.map);
       if (maps.length > 0) return { ...hand, maps };
@@ -262,7 +260,11 @@ export class TypeFinder {
       let btf: Btf | undefined;
       try {
         const object = this.#dump.btf.get(id);
-        if (object !== undefined) btf = Btf.parse(await object.read(), { name: `BTF ${id}` });
+        if (object !== undefined) {
+          const parsed = Btf.parse(await object.read(), { name: `BTF ${id}` });
+          parsed.checkByteOrder();
+          btf = parsed;
+        }
       } catch (error) {
         if (!(error instanceof BpfimgError)) throw error;
         const code = error.kind === 'unsupported' ? 'unknown-btf' : 'bad-btf';
@@ -329,7 +331,7 @@ export class TypeFinder {
         return 0;
       }
       if (size > FORM_MOST) {
-        this.problems.push({ map, message: `${name} has ${size} bytes: more than ${FORM_MOST} are shown as bytes` });
+        this.problems.push({ map, message: `${name} has ${size} bytes, more than ${FORM_MOST}` });
         return 0;
       }
       // There is nothing to show.

@@ -189,6 +189,7 @@ export class DocumentTypes {
     const { name } = message;
     try {
       btf = Btf.parse(blob, { name: typeof name === 'string' && name !== '' ? `BTF ${id} (${name})` : `BTF ${id}` });
+      btf.checkByteOrder();
     } catch (error) {
       throw error instanceof BpfimgError ? new FormError('/btf_id', error.message) : error;
     }

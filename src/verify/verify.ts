@@ -63,7 +63,7 @@ export const FINDINGS = {
   'lost-btf': ['error', 'types that the plugin will not restore a map without, in a BTF object that is not there'],
   'btf-missing': ['warning', 'types of a map in a BTF object that the dump does not have'],
   'bad-btf': ['error', 'a BTF object that makes no sense'],
-  'unknown-btf': ['warning', 'a BTF object of a kind that this bpfimg does not know'],
+  'unknown-btf': ['warning', 'a BTF object of a kind that this bpfimg does not know, or of the other byte order'],
   'bad-type': ['error', 'the type of keys or values is none in its BTF object, or one without values'],
   'btf-key-size': ['error', 'the type of the keys has another size than key_size'],
   'btf-value-size': ['error', 'the type of the values has another size than value_size'],

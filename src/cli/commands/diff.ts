@@ -197,10 +197,12 @@ class Diff {
       throw new BpfimgError('notFound', `--type ${lost}: no such map in ${this.#labels.join(' or ')}`);
     }
     const forms = [];
+    // What both sides lack is said once.
+    const said = new Set<string>();
     for (const [side, dump] of [this.a, this.b].entries()) {
       const type = args.type.filter((text) => named(text) === '' || has(dump, text));
       const maps = pairs.flatMap(({ a, b }) => [side === 0 ? a : b].filter((map) => map !== undefined));
-      forms.push(await itemForms(await typeFinder(dump, { btf: args.btf, type }), maps, io));
+      forms.push(await itemForms(await typeFinder(dump, { btf: args.btf, type }), maps, io, said));
     }
     return forms;
   }
