@@ -101,5 +101,5 @@ t.test('one place knows each outside thing', async (t) => {
   only(/\\x1b\[/, ['src/render.ts'], 'colours');
   only(/['"]koffi['"]/, ['src/kernel/sys.ts'], 'koffi');
   only(/from 'get-east-asian-width'/, ['src/width.ts'], 'the width of characters');
-  only(/from 'yargs/, ['src/cli/commands.ts'], 'yargs');
+  only(/from 'yargs/, ['src/cli/command.ts', 'src/cli/parse.ts'], 'yargs');
 });

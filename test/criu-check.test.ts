@@ -143,7 +143,7 @@ interface Ran {
 async function check(pid: number, criu: string, env: Readonly<Record<string, string>> = {}): Promise<Ran> {
   const once = async (json: boolean) => {
     const out = new MemoryOutput();
-    const status = await run({ pid, criu, json }, ioTo(out, [], env), sys, path.join(folder, 'etc'));
+    const status = await run({ pid: String(pid), criu, json }, ioTo(out, [], env), sys, path.join(folder, 'etc'));
     return { status, out: out.take().toString() };
   };
   const [text, json] = [await once(false), await once(true)];

@@ -16,7 +16,17 @@ import { bpffs, bpftool, fdCount, HolderProcess, skipWithoutMaps, withoutCapabil
 
 const skip = await skipWithoutMaps();
 const sys = await openSys();
-const none: ListArguments = { id: [], name: [], pinned: [], pid: [], fd: [], tree: false, all: false, json: false };
+const none: ListArguments = {
+  id: [],
+  name: [],
+  pinned: [],
+  pid: [],
+  fd: [],
+  tree: false,
+  all: false,
+  json: false,
+  libdir: [],
+};
 
 /** What is said where something is not seen; a process that even root may not look at can be anywhere. */
 const ELSEWHERE = /CAP_SYS_ADMIN|only the id/;

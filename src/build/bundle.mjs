@@ -14,7 +14,7 @@ const dist = path.join(top, `.dist-${process.pid}`); // becomes dist/ when it is
 const { version } = JSON.parse(fs.readFileSync(path.join(top, 'package.json'), 'utf8'));
 
 /** Modules that stay outside of the bundle and are loaded by a plain `require`, cheaper than `import()`. */
-const APART = /^(node:.*|koffi|\.\/validators\.cjs|\.\/bpfimg\.cjs)$/;
+const APART = /^(node:.*|koffi|\.\/validators\.cjs)$/;
 
 const parts = {
   name: 'parts',
@@ -62,7 +62,7 @@ const options = {
 
 process.on('exit', () => fs.rmSync(dist, { recursive: true, force: true }));
 /** A bundle of `entry` in dist/. */
-const bundle = (entry, name, more = {}, plugins = []) =>
+const bundle = (entry, name, more = {}) =>
   build({
     ...options,
     entryPoints: [entry],
@@ -71,7 +71,7 @@ const bundle = (entry, name, more = {}, plugins = []) =>
     sourcesContent: false,
     define: { BPFIMG_VERSION: JSON.stringify(version), ...more.define },
     banner: more.banner,
-    plugins: [...plugins, parts],
+    plugins: [parts],
   });
 
 const { metafile } = await bundle('src/cli/bin.ts', 'bpfimg.cjs', {
@@ -80,20 +80,6 @@ const { metafile } = await bundle('src/cli/bin.ts', 'bpfimg.cjs', {
 });
 await bundle('src/cli/criu-bin.ts', 'criu.cjs');
 
-/** Commands with a bundle of their own, for the less there is to load the sooner it starts. */
-const OWN = ['decode', 'encode', 'info', 'list', 'show', 'verify'];
-/** In a bundle of one command: the others are left out, and so is what parses unusual command lines. */
-const alone = (command) => ({
-  name: 'alone',
-  setup({ onResolve, onLoad }) {
-    onResolve({ filter: /^\.\/commands\/[\w-]+\.js$/ }, ({ path: name, kind }) =>
-      kind === 'dynamic-import' && name !== `./commands/${command}.js` ? { path: name, namespace: 'other' } : undefined,
-    );
-    onLoad({ filter: /^/, namespace: 'other' }, () => ({ contents: 'module.exports = {};' }));
-    onResolve({ filter: /^\.\/bin\.js$/ }, () => ({ path: './bpfimg.cjs', namespace: 'apart' }));
-  },
-});
-for (const command of OWN) await bundle('src/cli/quick-bin.ts', `${command}.cjs`, {}, [alone(command)]);
 await build({ ...options, entryPoints: ['src/json/validators.gen.ts'], outfile: path.join(dist, 'validators.cjs') });
 
 // The bundle carries code of others: their licences go with it.
@@ -117,10 +103,7 @@ for (const name of fs
 }
 const id = hash.digest('hex').slice(0, 8);
 const launcher = path.join(dist, 'bpfimg');
-const text = fs
-  .readFileSync(path.join(here, 'launcher.cjs'), 'utf8')
-  .replace('@BUILD@', id)
-  .replaceAll('@OWN@', OWN.join('|'));
+const text = fs.readFileSync(path.join(here, 'launcher.cjs'), 'utf8').replace('@BUILD@', id);
 fs.writeFileSync(launcher, text, { mode: 0o755 });
 fs.writeFileSync(path.join(dist, 'package.json'), '{ "type": "commonjs" }\n');
 

@@ -14,11 +14,10 @@ const fs = require('node:fs');
 const vm = require('node:vm');
 
 const BUILD = '@BUILD@'; // V8 tells sources apart by length only
-const OWN = /^(@OWN@)$/; // commands with a bundle of their own
-const command = /^(@OWN@|diff|capture|replay|criu-dump|criu-restore)$/.test(process.argv[2])
-  ? process.argv[2]
-  : 'other';
-const bundle = command.startsWith('criu-') ? 'criu.cjs' : OWN.test(command) ? `${command}.cjs` : 'bpfimg.cjs';
+const COMMANDS = /^(decode|encode|info|show|verify|list|capture|replay|diff)$/;
+const helper = /^criu-(dump|restore)$/.test(process.argv[2]); // what the CRIU plugin runs
+const command = helper ? process.argv[2] : (process.argv.find((word) => COMMANDS.test(word)) ?? 'other');
+const bundle = helper ? 'criu.cjs' : 'bpfimg.cjs';
 
 /** Runs a file of this folder as `require` would. */
 function run(name) {

@@ -1,18 +1,19 @@
 /** The command line: parses, runs one command, turns the outcome into an exit code. */
+import { EXIT } from '../errors.js';
 import type { Io } from './io.js';
-import { type Command, quickly } from './quick.js';
-import { outcome, reported } from './start.js';
+import { parse } from './parse.js';
+import { reported } from './start.js';
 
 /**
  * Runs one command line (without node and script name).
  * @returns the exit code; errors have been reported through `io`
  */
 export async function main(argv: readonly string[], io: Io): Promise<number> {
-  let command: Command | number;
   try {
-    command = quickly(argv) ?? (await (await import('./commands.js')).parse(argv, io));
+    const run = await parse(argv, io);
+    const code = typeof run === 'number' ? run : await run(io);
+    return typeof code === 'number' ? code : EXIT.ok;
   } catch (error) {
     return reported(error, io, argv.includes('--debug'));
   }
-  return typeof command === 'number' ? command : outcome(command, argv, io);
 }

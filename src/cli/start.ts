@@ -3,28 +3,9 @@ import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../errors.js';
 import { removeUnfinished } from '../io/unfinished.js';
 import { isWaiting } from '../io/waiting.js';
 import { type Io, processIo } from './io.js';
-import type { Command } from './quick.js';
 
 /** Runs a command line (without node and script name), and says with which code the process ends. */
 export type Main = (argv: readonly string[], io: Io) => Promise<number>;
-
-/** The process's own command line. */
-export function ownArguments(): string[] {
-  return process.argv.slice(2);
-}
-
-/**
- * Runs a command.
- * @returns the exit code; errors have been reported through `io`
- */
-export async function outcome(command: Command, argv: readonly string[], io: Io): Promise<number> {
-  try {
-    const code = await command(io);
-    return typeof code === 'number' ? code : EXIT.ok;
-  } catch (error) {
-    return reported(error, io, argv.includes('--debug'));
-  }
-}
 
 /**
  * Tells of an error through `io`.
@@ -57,7 +38,7 @@ export async function start(main: Main): Promise<void> {
       process.kill(process.pid, signal);
     });
   }
-  process.exitCode = await main(ownArguments(), io);
+  process.exitCode = await main(process.argv.slice(2), io);
   // Commands clean up after themselves; this is for what failed before it could be handed to anyone.
   removeUnfinished();
 }

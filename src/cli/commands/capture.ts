@@ -5,22 +5,42 @@ import { commandOf, mapsOfProcess } from '../../kernel/proc.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { type Drain, type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
+import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
+import { boolean, json, libdir, selectors as selectorOptions, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { Progress } from '../progress.js';
-import { type SelectorArguments, selected, selectorsOf, unseenText } from '../selectors.js';
+import { selected, selectorsOf, unseenText } from '../selectors.js';
 import { printLines, written } from '../written.js';
 
-export interface CaptureArguments extends SelectorArguments {
-  readonly dir: string;
-  readonly force: boolean;
-  readonly skipUnsupported: boolean;
-  /** Of `--drain`: its value, or empty text for none. */
-  readonly drain?: string | undefined;
-  readonly libdir: readonly string[];
-  readonly json: boolean;
-  readonly color?: boolean | undefined;
-}
+const takes = {
+  options: {
+    ...selectorOptions,
+    dir: { ...string, alias: 'D', demandOption: true, describe: 'folder to write the images into' },
+    force: { ...boolean, describe: 'replace the dump of bpfimg that is in DIR' },
+    drain: {
+      type: 'string',
+      mayBeEmpty: true,
+      describe: 'empty queues and stacks to read them, and put everything back; =keep-empty does not put it back',
+    },
+    'skip-unsupported': { ...boolean, implies: 'all', describe: 'with --all: no error for such maps' },
+    ...libdir,
+    json,
+  },
+} as const;
+
+export type CaptureArguments = Given<typeof takes>;
+
+export const command: Command = {
+  name: 'capture',
+  summary: 'live maps into a new dump folder',
+  ...takes,
+  examples: [
+    ['capture --pid 4711 -D dump', 'every map that a process holds'],
+    ['capture --pinned /sys/fs/bpf/flows -D dump', 'one pinned map'],
+  ],
+  run,
+};
 
 /** @param sys the kernel; tests have their own */
 export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<number> {

@@ -1,16 +1,27 @@
 import * as path from 'node:path';
 import { buildPlugin } from '../../criu/build.js';
+import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
+import { string } from '../options.js';
 import { version } from '../version.js';
 import { written } from '../written.js';
 
-export interface BuildArguments {
-  readonly out: string;
-  readonly config?: string | undefined;
-}
+const takes = {
+  options: {
+    out: { ...string, default: '/usr/local/lib/bpfimg', describe: 'folder for bpfimg.so' },
+    config: { ...string, describe: 'file with settings instead of /etc/bpfimg/criu.conf' },
+  },
+} as const;
+
+export const command: Command = {
+  name: 'criu build',
+  summary: 'compile the plugin on this machine',
+  ...takes,
+  run,
+};
 
 /** Prints the line for CRIU's settings, and nothing else: it may be appended to the file. */
-export async function run(args: BuildArguments, io: Io): Promise<void> {
+async function run(args: Given<typeof takes>, io: Io): Promise<void> {
   const compiler = io.env.CC === '' ? undefined : io.env.CC;
   const file = buildPlugin(args.out, { version, config: args.config, compiler });
   await written(undefined, io, async (out) => {

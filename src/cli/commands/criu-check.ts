@@ -4,28 +4,36 @@ import { BpfimgError, EXIT, oneLine } from '../../errors.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { mapFlagNames } from '../../maptype.js';
 import { type Colours, colours, nameText, plural, sizeText, table } from '../../render.js';
+import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
+import { json as jsonOption, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { unseenText } from '../selectors.js';
 import { version } from '../version.js';
 import { printLines, written } from '../written.js';
 
-export interface CriuCheckArguments {
-  readonly pid: number;
-  readonly criu?: string | undefined;
-  readonly json: boolean;
-  readonly color?: boolean | undefined;
-}
+const takes = {
+  words: { pid: { type: 'string', demandOption: true, describe: 'process to be dumped' } },
+  options: { criu: { ...string, describe: "CRIU's program, where it is not in PATH" }, json: jsonOption },
+} as const;
+
+export type CriuCheckArguments = Given<typeof takes>;
+
+export const command: Command = {
+  name: 'criu check',
+  summary: 'will CRIU dump this process and its children?',
+  ...takes,
+  run,
+};
 
 /**
  * @param sys the kernel; tests have their own
  * @param etc folder of CRIU's configuration files; tests have their own
  */
 export async function run(args: CriuCheckArguments, io: Io, sys?: Sys, etc?: string): Promise<number> {
-  const { pid, criu: program } = args;
-  if (!Number.isInteger(pid) || pid < 1 || pid > 0x7fff_ffff) {
-    throw new BpfimgError('usage', `criu check ${pid}: expected a process id`);
-  }
+  const { criu: program } = args;
+  const pid = /^\d{1,10}$/.test(args.pid) ? Number(args.pid) : 0;
+  if (pid < 1 || pid > 0x7fff_ffff) throw new BpfimgError('usage', `criu check ${args.pid}: expected a process id`);
   const kernel = sys ?? (await openSys());
   const host = lookAtCriu({ env: io.env, program, version, ...(etc === undefined ? {} : { etc }) });
   const check = await checkTree(kernel, pid, await mapTypes(host.config.libdir, io), host);

@@ -1,19 +1,35 @@
-import { plugins } from '../../../plugins/index.js';
-import { type ConvertedMap, convert, type Form } from '../../criu/convert.js';
-import { MapTypes, reportText } from '../../maptype.js';
+import { type ConvertedMap, convert } from '../../criu/convert.js';
+import { type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, table } from '../../render.js';
+import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
+import { libdir as libdirOption } from '../options.js';
+import { mapTypes } from '../plugins.js';
 import { printLines, written } from '../written.js';
 
-export interface ConvertArguments {
-  readonly dir: string;
-  readonly to: Form;
-  readonly color?: boolean | undefined;
-}
+const takes = {
+  words: { dir: { type: 'string', demandOption: true, describe: 'dump folder' } },
+  options: {
+    to: {
+      choices: ['native', 'plugin'],
+      demandOption: true,
+      requiresArg: true,
+      describe: 'what shall restore it: CRIU built with libbpf, or the plugin',
+    },
+    ...libdirOption,
+  },
+} as const;
+
+export const command: Command = {
+  name: 'criu convert',
+  summary: "a CRIU dump of the plugin's into one for CRIU's own BPF support, or back",
+  ...takes,
+  run,
+};
 
 /** Says on standard error when there was nothing to do, which is no failure. */
-export async function run({ dir, to, color }: ConvertArguments, io: Io): Promise<void> {
-  const types = new MapTypes(plugins);
+async function run({ dir, to, color, libdir }: Given<typeof takes>, io: Io): Promise<void> {
+  const types = await mapTypes(libdir, io);
   const done = await convert(dir, to, types);
   if ('nothing' in done) {
     io.say(`bpfimg: ${dir}: nothing to convert, ${done.nothing}`);

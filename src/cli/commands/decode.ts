@@ -1,22 +1,61 @@
+import * as path from 'node:path';
+import type { Dump, DumpMap } from '../../dump/model.js';
 import { BpfimgError } from '../../errors.js';
 import { BPFMAP_DATA } from '../../image/kinds.js';
 import { ImageReader } from '../../image/reader.js';
 import { type Input, openInput } from '../../io/input.js';
-import { decodeImage } from '../../json/decode.js';
-import type { DecodeArguments } from '../decode-dump.js';
+import { decodeImage, type FormSource } from '../../json/decode.js';
+import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
-import { namesTypes } from '../options.js';
+import { boolean, image, libdir, map, namesTypes, source, string, types } from '../options.js';
 import { isFolder, sourceOf } from '../source.js';
 import { written } from '../written.js';
 
-export async function run(args: DecodeArguments, io: Io): Promise<void> {
+const takes = {
+  words: { source },
+  options: {
+    in: image,
+    out: { ...string, alias: 'o', describe: 'file to write instead of standard output' },
+    format: {
+      choices: ['items', 'crit', 'ndjson'],
+      requiresArg: true,
+      default: 'items',
+      describe: 'dialect of the JSON',
+    },
+    pretty: { ...boolean, describe: 'indent; name flags as crit does' },
+    nopl: { ...boolean, describe: 'leave out keys and values' },
+    map,
+    ...types,
+    typed: {
+      type: 'boolean',
+      defaultDescription: 'of a dump folder',
+      describe: 'keys and values as JSON of their types, where these are known; --no-typed as bytes',
+    },
+    ...libdir,
+  },
+} as const;
+
+type DecodeArguments = Given<typeof takes>;
+
+export const command: Command = {
+  name: 'decode',
+  summary: 'image or dump folder to JSON',
+  ...takes,
+  examples: [
+    ['decode bpfmap-data.img', 'the items of every map'],
+    ['decode dump --map flows', 'one map of a dump, with all that is known of it'],
+    ['decode files.img --format crit --pretty', 'as crit prints it'],
+  ],
+  run,
+};
+
+async function run(args: DecodeArguments, io: Io): Promise<void> {
   const source = sourceOf(args.source, args.in);
   if (args.typed === false && namesTypes(args)) throw new BpfimgError('usage', '--no-typed has no use for types');
   if (args.format === 'crit' && (args.typed || namesTypes(args))) {
     throw new BpfimgError('usage', '--format crit: crit has no form for types');
   }
-  if (source !== undefined && isFolder(source))
-    return (await import('../decode-dump.js')).decodeFolder(source, args, io);
+  if (source !== undefined && isFolder(source)) return decodeFolder(source, args, io);
   const input = source === undefined ? await io.stdin() : await openInput(source);
   try {
     await decodeOne(input, source, args, io);
@@ -32,7 +71,7 @@ async function decodeOne(input: Input, source: string | undefined, args: DecodeA
   if (typed && reader.kind !== BPFMAP_DATA) {
     throw new BpfimgError('usage', `${input.name}: types are of the items in a bpfmap-data image, or in a dump folder`);
   }
-  const forms = typed ? await (await import('../decode-dump.js')).imageForms(source, maps, args, io) : undefined;
+  const forms = typed ? await imageForms(source, maps, args, io) : undefined;
   await written(args.out, io, async (out) => {
     await decodeImage(reader, out, {
       dialect: args.format,
@@ -57,4 +96,76 @@ function mapIds(selectors: readonly string[], hasMaps: boolean): Set<number> {
       return Number(text);
     }),
   );
+}
+
+/** What only dumps need: a small image is decoded before it could be loaded. */
+async function ofDumps() {
+  return {
+    ...(await import('../../dump/document.js')),
+    ...(await import('../../dump/model.js')),
+    ...(await import('../../dump/select.js')),
+    ...(await import('../../dump/types.js')),
+    ...(await import('../plugins.js')),
+    ...(await import('../types.js')),
+  };
+}
+
+/** Decodes a whole dump. */
+async function decodeFolder(folder: string, args: DecodeArguments, io: Io): Promise<void> {
+  if (args.format === 'crit') {
+    throw new BpfimgError('usage', `--format crit: crit has no form for a whole dump, name one image of ${folder}`);
+  }
+  const { itemForms, mapTypes, openDump, selectMaps, typeFinder, writeDocument } = await ofDumps();
+  const dump = await openDump(folder);
+  try {
+    const maps = selectMaps(dump, args.map);
+    const finder = args.typed === false ? undefined : await typeFinder(dump, args);
+    const forms = await itemForms(finder, maps, io);
+    if (args.typed && !maps.some((map) => forms?.of(map))) io.say(NO_TYPES);
+    await written(args.out, io, async (out) => {
+      const bytes = args.typed === false;
+      const options = { lines: args.format === 'ndjson', pretty: args.pretty, noPayload: args.nopl, forms, bytes };
+      await writeDocument(dump, maps, await mapTypes(args.libdir, io), out, options);
+      if (!options.lines) out.text('\n');
+    });
+  } finally {
+    dump.close();
+  }
+}
+
+const NO_TYPES = 'bpfimg: warning: no types are known; --btf FILE or --type NAME=KEY:VALUE names them';
+
+/** How the items of an image look: what its maps are, the images beside it say. */
+async function imageForms(
+  source: string | undefined,
+  chosen: ReadonlySet<number> | undefined,
+  args: DecodeArguments,
+  io: Io,
+): Promise<FormSource> {
+  const { sayProblems, TypeFinder } = await ofDumps();
+  const dump = source === undefined ? undefined : await beside(source);
+  if (dump === undefined) {
+    throw new BpfimgError('usage', 'types need a dump: the image alone does not say what its maps are');
+  }
+  try {
+    const finder = new TypeFinder(dump, args);
+    const maps = dump.maps.filter((map: DumpMap) => chosen === undefined || chosen.has(map.mapId));
+    const forms = await finder.imageForms(maps);
+    sayProblems(finder, maps, io);
+    if (forms.objects.length === 0) io.say(NO_TYPES);
+    return forms;
+  } finally {
+    dump.close();
+  }
+}
+
+/** The dump in whose folder an image stands. */
+async function beside(image: string): Promise<Dump | undefined> {
+  const { IMAGE, openDump, PLUGIN_IMAGE } = await ofDumps();
+  const name = path.basename(image);
+  if (name !== IMAGE.data && name !== PLUGIN_IMAGE.data) return undefined;
+  const dump = await openDump(path.dirname(image));
+  if (dump.names.data === name) return dump;
+  dump.close();
+  return undefined;
 }

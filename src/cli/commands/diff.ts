@@ -9,27 +9,49 @@ import { mapIdForm } from '../../json/map-id.js';
 import type { Sys } from '../../kernel/sys.js';
 import type { MapTypes } from '../../maptype.js';
 import { colours, nameText } from '../../render.js';
+import type { Command, Given } from '../command.js';
 import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
 import { openSource, sourceName } from '../diff-sources.js';
 import { coloured, type Io } from '../io.js';
-import type { TypeArguments } from '../options.js';
+import { boolean, json, libdir, map as mapOption, number, types as typeOptions } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { DASH } from '../source.js';
 import { itemForms, typeFinder } from '../types.js';
 import { written } from '../written.js';
 
-export interface DiffArguments extends TypeArguments {
-  readonly a: string;
-  readonly b: string;
-  readonly map: readonly string[];
-  /** 10 in text and all in JSON when not said. */
-  readonly limit?: number | undefined;
-  readonly quiet: boolean;
-  readonly holders: boolean;
-  readonly libdir: readonly string[];
-  readonly json: boolean;
-  readonly color?: boolean | undefined;
-}
+const takes = {
+  words: {
+    a: { type: 'string', demandOption: true, describe: 'dump folder, image, JSON or live maps' },
+    b: { type: 'string', demandOption: true, describe: 'the same, compared with it' },
+  },
+  options: {
+    map: { ...mapOption, describe: 'only this map: its id or name in A or B' },
+    limit: {
+      ...number,
+      defaultDescription: '10, with --json 0',
+      describe: 'differing items of each kind of each map; 0 shows all',
+    },
+    quiet: { ...boolean, alias: 'q', describe: 'print nothing: the exit code tells' },
+    holders: { ...boolean, describe: 'compare who holds the maps as well' },
+    ...typeOptions,
+    ...libdir,
+    json,
+  },
+} as const;
+
+type DiffArguments = Given<typeof takes>;
+
+export const command: Command = {
+  name: 'diff',
+  summary: 'what differs between two dumps, images, documents or live maps',
+  ...takes,
+  examples: [
+    ['diff before after', 'two dumps'],
+    ['diff dump pinned:/sys/fs/bpf/flows --map flows', 'a map in a dump and the live one'],
+  ],
+  epilogue: 'Live maps are id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD and all:.',
+  run,
+};
 
 /** As with diff(1), 1 is an answer: whatever goes wrong is 2. */
 class Trouble extends BpfimgError {
@@ -42,7 +64,7 @@ class Trouble extends BpfimgError {
 const SHOWN = 10;
 
 /** @param sys the kernel; tests have their own */
-export async function run(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
+async function run(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
   try {
     return await diff(args, io, sys);
   } catch (error) {

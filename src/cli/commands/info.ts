@@ -2,21 +2,29 @@ import { BpfimgError, EXIT } from '../../errors.js';
 import { ImageReader } from '../../image/reader.js';
 import { type Input, openInput } from '../../io/input.js';
 import { PYTHON_PRETTY, print } from '../../json/print.js';
+import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
 import { DASH } from '../source.js';
 import { reported } from '../start.js';
 import { written } from '../written.js';
 
-export interface InfoArguments {
-  readonly images: readonly string[];
-  readonly debug: boolean;
-}
+const takes = {
+  words: { images: { type: 'string', array: true, demandOption: true, describe: 'images' } },
+} as const;
+
+export const command: Command = {
+  name: 'info',
+  summary: 'kind and number of entries of images, as crit prints them',
+  ...takes,
+  examples: [['info dump/*.img', 'one line an image']],
+  run,
+};
 
 /**
  * Kind and number of entries, as crit's info prints them; counted right where an entry has more than a message.
  * An image that cannot be read keeps no other from its line.
  */
-export async function run({ images, debug }: InfoArguments, io: Io): Promise<number> {
+async function run({ images, debug = false }: Given<typeof takes>, io: Io): Promise<number> {
   let code: number = EXIT.ok;
   await written(undefined, io, async (out) => {
     for (const name of images) {

@@ -1,16 +1,28 @@
-import { plugins } from '../../../plugins/index.js';
 import { type LiveMap, LiveMaps } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
-import { flagWords, MapTypes, mapFlagNames } from '../../maptype.js';
+import { flagWords, type MapTypes, mapFlagNames } from '../../maptype.js';
 import { colours, nameText, table } from '../../render.js';
+import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
-import { type SelectorArguments, selectorsOf, unseenText } from '../selectors.js';
+import { json, libdir, selectors as options } from '../options.js';
+import { mapTypes } from '../plugins.js';
+import { selectorsOf, unseenText } from '../selectors.js';
 import { printLines, written } from '../written.js';
 
-export interface ListArguments extends SelectorArguments {
-  readonly json: boolean;
-  readonly color?: boolean | undefined;
-}
+const takes = { options: { ...options, ...libdir, json } } as const;
+
+export type ListArguments = Given<typeof takes>;
+
+export const command: Command = {
+  name: 'list',
+  summary: 'live BPF maps of this machine',
+  ...takes,
+  examples: [
+    ['list', 'every map'],
+    ['list --pid 4711 --json', 'what one process holds, for jq'],
+  ],
+  run,
+};
 
 /** What stands in the table for what could not be seen. */
 const UNKNOWN = '?';
@@ -22,7 +34,7 @@ export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<void>
   const maps = live.select(selectors);
   const unseen = unseenText(live.unseen);
   if (unseen !== '') io.say(`bpfimg: ${unseen}`);
-  const types = new MapTypes(plugins);
+  const types = await mapTypes(args.libdir, io);
   await written(undefined, io, async (out) => {
     if (args.json) {
       const rows = maps.map((map) => `\n  ${JSON.stringify(members(map, types))}`);

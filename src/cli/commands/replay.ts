@@ -11,37 +11,64 @@ import { openSys, type Sys } from '../../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { Foresight, unsupported } from '../../replay/foresight.js';
-import type { CpuFold } from '../../replay/items.js';
 import { pinNames, planPins } from '../../replay/pins.js';
 import { type PlannedMap, planMaps } from '../../replay/plan.js';
 import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
+import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
+import { boolean, json, libdir, map, number, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { Progress } from '../progress.js';
 import { isFolder } from '../source.js';
 import { sayUnfinished } from '../unfinished.js';
 import { printLines, written } from '../written.js';
 
-export interface ReplayArguments {
-  readonly dir: string;
-  readonly map: readonly string[];
-  readonly pin?: string | undefined;
-  readonly renameTaken?: boolean | undefined;
-  readonly hold: boolean;
+const takes = {
+  words: { dir: { type: 'string', demandOption: true, describe: 'dump folder' } },
+  options: {
+    map,
+    pin: { ...string, describe: 'pin each map in this folder of a BPF file system' },
+    'rename-taken': { ...boolean, describe: 'a map whose name is taken in that folder gets another' },
+    hold: { ...boolean, describe: 'hold the maps until interrupted' },
+    'dry-run': { ...boolean, describe: 'say what would be created, create nothing' },
+    verify: { ...boolean, describe: 'read every item back and compare' },
+    'max-entries': { ...number, describe: 'max_entries instead of the recorded' },
+    percpu: {
+      choices: ['first', 'sum', 'spread'],
+      requiresArg: true,
+      describe: 'per-CPU values of a machine with other CPUs',
+    },
+    unresolved: {
+      choices: ['fail', 'skip'],
+      default: 'fail',
+      describe: 'items that refer to what this host does not have',
+    },
+    'require-btf': { ...boolean, describe: 'fail where the kernel does not take the types of a map' },
+    'skip-unsupported': { ...boolean, describe: 'leave out maps that are not supported here' },
+    force: { ...boolean, describe: 'create maps that seem not to fit into memory' },
+    ...libdir,
+    json,
+  },
+  tail: true,
+} as const;
+
+export type ReplayArguments = Given<typeof takes> & {
   /** What follows `--`. */
   readonly command: readonly string[];
-  readonly dryRun: boolean;
-  readonly verify: boolean;
-  readonly force: boolean;
-  readonly maxEntries?: number | undefined;
-  readonly unresolved?: 'fail' | 'skip' | undefined;
-  readonly requireBtf?: boolean | undefined;
-  readonly skipUnsupported?: boolean | undefined;
-  readonly percpu?: CpuFold | undefined;
-  readonly libdir: readonly string[];
-  readonly json: boolean;
-  readonly color?: boolean | undefined;
-}
+};
+
+export const command: Command = {
+  name: 'replay',
+  summary: 'fresh maps from a dump folder',
+  usage: 'replay DIR (--pin FOLDER | --hold | -- COMMAND…)',
+  ...takes,
+  examples: [
+    ['replay dump --pin /sys/fs/bpf/app', 'maps that stay after bpfimg has ended'],
+    ['replay dump -- ./server', 'a program that gets the maps as open files'],
+    ['replay dump --dry-run', 'what would be created'],
+  ],
+  run,
+};
 
 /** @param sys the kernel; tests have their own */
 export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<number> {
@@ -178,14 +205,14 @@ async function keep(
     }
     const numbers = handed.map((one, i) => ({ ...one, fd: LISTEN_FDS_START + i }));
     await tell(fresh, skipped, numbers, args, io);
-    return await command(fresh, handed, args.command);
+    return await runCommand(fresh, handed, args.command);
   } finally {
     for (const one of handed) one.close();
   }
 }
 
 /** Runs a command that inherits the maps, and ends as it does. */
-async function command(
+async function runCommand(
   fresh: readonly FreshMap[],
   handed: readonly Handed[],
   words: readonly string[],

@@ -1,4 +1,3 @@
-import { plugins } from '../../../plugins/index.js';
 import { roundUp8, viewOf } from '../../bytes.js';
 import { type DocumentForms, writeDocument } from '../../dump/document.js';
 import { type Dump, type DumpMap, dataShape, type FileMessage, type MapData, openDump } from '../../dump/model.js';
@@ -10,7 +9,7 @@ import { Cursor, type Input, openInput } from '../../io/input.js';
 import type { Output } from '../../io/output.js';
 import { decodeImage } from '../../json/decode.js';
 import { fitting, type ItemForms, type ItemShape } from '../../json/items.js';
-import { flagWords, MapTypes, mapFlagNames } from '../../maptype.js';
+import { flagWords, type MapTypes, mapFlagNames } from '../../maptype.js';
 import {
   asciiText,
   type Colours,
@@ -22,26 +21,43 @@ import {
   sizeText,
   table,
 } from '../../render.js';
+import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
-import { namesTypes, type TypeArguments } from '../options.js';
+import { boolean, image, json, libdir, map, namesTypes, number, source, types as typeOptions } from '../options.js';
+import { mapTypes } from '../plugins.js';
 import { isFolder, sourceOf } from '../source.js';
 import { fieldsOf, TypedTable } from '../typed-table.js';
 import { itemForms, sayProblems, typeFinder } from '../types.js';
 import { sayUnfinished } from '../unfinished.js';
 import { printLines, written } from '../written.js';
 
-export interface ShowArguments extends TypeArguments {
-  readonly source?: string | undefined;
-  readonly in?: string | undefined;
-  readonly map: readonly string[];
-  readonly limit: number;
-  readonly raw: boolean;
-  /** Prefixes as addresses. */
-  readonly text?: boolean | undefined;
-  readonly types: boolean;
-  readonly json: boolean;
-  readonly color?: boolean | undefined;
-}
+const takes = {
+  words: { source },
+  options: {
+    in: image,
+    map,
+    limit: { ...number, default: 10, describe: 'items of each map; 0 shows all' },
+    ...typeOptions,
+    raw: { ...boolean, describe: 'bytes, also where types are known' },
+    text: { ...boolean, describe: 'keys of tries as addresses, where they have the size of one' },
+    types: { ...boolean, describe: 'the types of keys and values as C instead of items' },
+    ...libdir,
+    json,
+  },
+} as const;
+
+type ShowArguments = Given<typeof takes>;
+
+export const command: Command = {
+  name: 'show',
+  summary: 'the maps of an image or dump, for eyes',
+  ...takes,
+  examples: [
+    ['show dump', 'every map and its first items'],
+    ['show dump --map flows --limit 0', 'all items of one map'],
+  ],
+  run,
+};
 
 /** Digits of the largest index. */
 const WIDEST_INDEX = String(0xffff_ffff).length;
@@ -50,7 +66,7 @@ const WIDEST_PREFIX = 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128'.length;
 /** Bytes of one key or value that are shown; `decode` has all. */
 const SHOWN_BYTES = 64;
 
-export async function run(args: ShowArguments, io: Io): Promise<void> {
+async function run(args: ShowArguments, io: Io): Promise<void> {
   if (!Number.isInteger(args.limit) || args.limit < 0) {
     throw new BpfimgError('usage', '--limit takes a whole number; 0 shows every item');
   }
@@ -81,7 +97,7 @@ export async function run(args: ShowArguments, io: Io): Promise<void> {
 }
 
 async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> {
-  const types = new MapTypes(plugins);
+  const types = await mapTypes(args.libdir, io);
   try {
     const maps = selectMaps(dump, args.map);
     if (args.types) return await showTypes(dump, maps, args, io);

@@ -1,29 +1,35 @@
-import { plugins } from '../../../plugins/index.js';
 import { openDump } from '../../dump/model.js';
 import { openImageSource } from '../../dump/source.js';
 import { EXIT } from '../../errors.js';
 import type { JsonObject } from '../../image/message.js';
 import { type Input, openInput } from '../../io/input.js';
 import { COMPACT, print } from '../../json/print.js';
-import { MapTypes } from '../../maptype.js';
+import type { MapTypes } from '../../maptype.js';
 import { colours, nameText, plural } from '../../render.js';
 import { Verifier } from '../../verify/verify.js';
+import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
-import type { TypeArguments } from '../options.js';
+import { image, json, libdir, source, type TypeArguments, types as typeOptions } from '../options.js';
+import { mapTypes } from '../plugins.js';
 import { isFolder, sourceOf } from '../source.js';
 import { printLines, written } from '../written.js';
 
-export interface VerifyArguments extends TypeArguments {
-  readonly source?: string | undefined;
-  readonly in?: string | undefined;
-  readonly json: boolean;
-  readonly color?: boolean | undefined;
-}
+const takes = { words: { source }, options: { in: image, ...typeOptions, ...libdir, json } } as const;
+
+type VerifyArguments = Given<typeof takes>;
+
+export const command: Command = {
+  name: 'verify',
+  summary: 'is this dump sound? exit code 1 when it is not',
+  ...takes,
+  examples: [['verify dump', 'what a restore would refuse or lose']],
+  run,
+};
 
 /** Exit code 1 when something is wrong; doubts alone are 0. */
-export async function run(args: VerifyArguments, io: Io): Promise<number> {
+async function run(args: VerifyArguments, io: Io): Promise<number> {
   const source = sourceOf(args.source, args.in);
-  const types = new MapTypes(plugins);
+  const types = await mapTypes(args.libdir, io);
   const verifier =
     source !== undefined && isFolder(source)
       ? await verifyFolder(source, new Verifier(types), args)
