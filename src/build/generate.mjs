@@ -1,5 +1,5 @@
-// Makes src/image/schema.gen.ts from images/*.proto: the messages as plain tables, so that neither
-// protobufjs nor the .proto text is needed (or paid for at start-up) when bpfimg runs.
+// Makes src/image/schema.gen.ts from images/: the messages as plain tables and as types, and the kinds of image, so
+// that neither protobufjs nor the .proto text is needed (or paid for at start-up) when bpfimg runs.
 import * as fs from 'node:fs';
 import { createRequire } from 'node:module';
 import * as path from 'node:path';
@@ -62,10 +62,46 @@ function write(file, text) {
   if (!fs.existsSync(target) || fs.readFileSync(target, 'utf8') !== text) fs.writeFileSync(target, text);
 }
 
+const kinds = JSON.parse(fs.readFileSync(path.join(images, 'kinds.json'), 'utf8'));
+
+/** `bpfmap_data_entry` as a type: `BpfmapDataEntry`. */
+const typeName = (message) => message.replaceAll(/(?:^|_)(.)/g, (_, letter) => letter.toUpperCase());
+
+/** How a decoded field looks in TypeScript. */
+function fieldType({ type, of }) {
+  if (type === 'message') return typeName(of);
+  // A value that has no name in the enum is a number.
+  if (type === 'enum') return 'string | number';
+  if (type === 'bool') return 'boolean';
+  if (type === 'string' || type === 'bytes') return 'string';
+  return type.endsWith('64') ? 'number | bigint' : 'number';
+}
+
+function messageType([name, fields]) {
+  const members = fields.map((field) => {
+    const type = fieldType(field);
+    const shown = field.label !== 'repeated' ? type : type.includes(' ') ? `(${type})[]` : `${type}[]`;
+    return `  ${field.name}${field.label === 'required' ? '' : '?'}: ${shown};\n`;
+  });
+  return `export type ${typeName(name)} = {\n${members.join('')}};\n`;
+}
+
 write(
   'src/image/schema.gen.ts',
-  `// Made from images/*.proto by src/build/generate.mjs. Do not edit.
+  `// Made from images/ by src/build/generate.mjs. Do not edit.
 import type { Field } from './message.js';
+import type { KindRow } from './kinds.js';
+
+${Object.entries(messages).map(messageType).join('\n')}
+/** The message of an entry of each kind of image. */
+export interface KindMessages {
+${kinds.decoded.map(({ name, message }) => `  ${name}: ${typeName(message)};\n`).join('')}}
+
+export const kinds: Readonly<Record<keyof KindMessages, KindRow>> = {
+${kinds.decoded.map(({ name, magic, ...row }) => `  ${name}: ${JSON.stringify({ magic: Number(magic), ...row })},\n`).join('')}};
+
+export const otherKinds: readonly { readonly name: string; readonly magic: number; readonly crit?: false }[] = [
+${kinds.others.map((row) => `  ${JSON.stringify({ ...row, magic: Number(row.magic) })},\n`).join('')}];
 
 export const messages: Readonly<Record<string, readonly Field[]>> = {
 ${Object.entries(messages)
@@ -121,13 +157,6 @@ function messageSchema(fields, more = {}) {
   return { type: 'object', properties, required, additionalProperties: false };
 }
 
-// Kinds and their messages stand in one place, which is TypeScript: read the table's rows from its text.
-const kinds = [
-  ...fs
-    .readFileSync(path.join(top, 'src/image/kinds.ts'), 'utf8')
-    .matchAll(/kind\(\s*'(\w+)',\s*0x[0-9a-f]+,\s*'(\w+)'(,)?/g),
-].map(([, name, message, extra]) => ({ name, message, extra: extra !== undefined }));
-
 const critDefs = {
   raw: {
     type: 'string',
@@ -136,7 +165,7 @@ const critDefs = {
   },
 };
 for (const [name, fields] of Object.entries(messages)) critDefs[name] = messageSchema(fields);
-for (const { message, extra } of kinds) {
+for (const { message, extra } of kinds.decoded) {
   if (extra) {
     critDefs[`${message}_with_extra`] = messageSchema(messages[message], {
       extra: { type: 'string', description: 'what follows the message, in base64; line ends are allowed' },
@@ -150,7 +179,7 @@ const crit = {
   $id: 'crit.schema.json',
   title: 'A CRIU image as crit prints it',
   description: 'Made from images/*.proto. Integers may also be text: decimal, 0x hex, or the names --pretty shows.',
-  oneOf: kinds.map(({ name, message, extra }) => ({
+  oneOf: kinds.decoded.map(({ name, message, extra }) => ({
     type: 'object',
     properties: {
       magic: { const: name },
@@ -176,7 +205,7 @@ const ajv = new Ajv({
 const read = (name) => JSON.parse(fs.readFileSync(path.join(top, 'docs/schema', name), 'utf8'));
 ajv.addSchema(crit);
 for (const name of ['items', 'ndjson', 'maps']) ajv.addSchema(read(`${name}.schema.json`));
-const entryMessages = [...new Set(kinds.map(({ message }) => message))];
+const entryMessages = [...new Set(kinds.decoded.map(({ message }) => message))];
 const validators = {
   ...Object.fromEntries(entryMessages.map((message) => [message, `crit.schema.json#/$defs/${message}`])),
   items_header: 'items.schema.json#/$defs/header',

@@ -22,12 +22,12 @@ import { decodeMessage, type Text, WireError } from './wire.js';
 export const MAX_MESSAGE = 4 * 1024 * 1024;
 
 /** One entry, its message decoded. */
-export interface Entry {
+export interface Entry<M extends JsonObject = JsonObject> {
   /** Number of the entry, from 0. */
   readonly index: number;
   /** Position of its size word in the image. */
   readonly offset: number;
-  readonly message: JsonObject;
+  readonly message: M;
   /** Position and size of what follows the message. */
   readonly extraAt: number;
   readonly extraSize: number;
@@ -140,6 +140,19 @@ export class ImageReader {
   /** All entries that follow, in order. */
   async *entries(): AsyncGenerator<Entry> {
     for (let entry = await this.next(); entry !== undefined; entry = await this.next()) yield entry;
+  }
+
+  /**
+   * All entries that follow of an image that is to be of `kind`.
+   * @throws BpfimgError `badImage` for another kind
+   */
+  entriesOf<M extends JsonObject>(kind: Kind<M>): AsyncGenerator<Entry<M>> {
+    if (this.kind.name !== kind.name) {
+      const what = `it is a ${this.kind.name} image, expected ${kind.name}`;
+      throw new BpfimgError('badImage', `${this.input.name}: ${what}`);
+    }
+    // Decoding has checked the message against its fields.
+    return this.entries() as AsyncGenerator<Entry<M>>;
   }
 }
 
