@@ -83,7 +83,8 @@ function messageType([name, fields]) {
     const shown = field.label !== 'repeated' ? type : type.includes(' ') ? `(${type})[]` : `${type}[]`;
     return `  ${field.name}${field.label === 'required' ? '' : '?'}: ${shown};\n`;
   });
-  return `export type ${typeName(name)} = {\n${members.join('')}};\n`;
+  // See src/image/wire.ts.
+  return `export type ${typeName(name)} = {\n${members.join('')}  $raw?: string;\n};\n`;
 }
 
 write(

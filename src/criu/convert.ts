@@ -2,13 +2,13 @@
  * CRIU dumps whose maps the plugin restores, made into such that CRIU's own BPF support (CRIU built with libbpf)
  * restores without any plugin, and back.
  */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { mapText } from '../dump/attributes.js';
 import {
   type Dump,
   type DumpMap,
-  type FileMessage,
   IMAGE,
   type ImageNames,
   openDump,
@@ -23,6 +23,7 @@ import { BpfimgError } from '../errors.js';
 import { BPFMAP_FILE } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
+import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
@@ -135,9 +136,9 @@ interface Change {
   /** What fdinfo images call these files. */
   readonly fdType: string;
   /** Maps that have an image of their own, with their open files or without. */
-  readonly maps: readonly FileMessage[];
+  readonly maps: readonly BpfmapFileEntry[];
   /** Open files that the plugin's table has; undefined for none. */
-  readonly table: readonly FileMessage[] | undefined;
+  readonly table: readonly BpfmapFileEntry[] | undefined;
   /** The names of plugins in inventory.img. */
   plugins(listed: readonly string[]): string[];
 }

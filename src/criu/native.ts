@@ -2,9 +2,11 @@
  * What CRIU's own BPF support (CRIU built with libbpf, up to 4.2) makes of a map when it restores: it creates the
  * map of whatever type, writes all items in one batch from one CPU, and freezes it.
  */
+
 import { roundUp8 } from '../bytes.js';
 import { factsOf } from '../dump/facts.js';
-import { type Dump, type DumpMap, dataShape, type FileMessage, type MapFile } from '../dump/model.js';
+import { type Dump, type DumpMap, dataShape, type MapFile } from '../dump/model.js';
+import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { MAP_FLAG } from '../kernel/abi.js';
 import type { MapType, MapTypes } from '../maptype.js';
 
@@ -66,7 +68,7 @@ function badType(map: DumpMap, type: MapType): string | undefined {
   return restores === 'empty' && count > 0 ? `it has ${count} items, CRIU can make it only empty` : undefined;
 }
 
-function badItems(map: DumpMap, file: FileMessage, types: MapTypes): string | undefined {
+function badItems(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): string | undefined {
   const data = map.data.at(-1);
   if (data === undefined || data.count === 0) return undefined;
   if (data.count > file.max_entries) return `it has ${data.count} items, max_entries is ${file.max_entries}`;
@@ -80,7 +82,7 @@ function badItems(map: DumpMap, file: FileMessage, types: MapTypes): string | un
 }
 
 /** CPUs that a per-CPU map has values of; undefined for others. */
-function cpusOf(map: DumpMap, file: FileMessage, types: MapTypes): number | undefined {
+function cpusOf(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): number | undefined {
   const data = map.data.at(-1);
   if (data === undefined || types.get(file.map_type).perCpu !== true) return undefined;
   const { shape } = dataShape(data, file, types);
@@ -88,7 +90,7 @@ function cpusOf(map: DumpMap, file: FileMessage, types: MapTypes): number | unde
 }
 
 /** With BPF_F_NO_COMMON_LRU each CPU has its own share of the elements, and CRIU writes from one. */
-function badShare(map: DumpMap, file: FileMessage, type: MapType): string | undefined {
+function badShare(map: DumpMap, file: BpfmapFileEntry, type: MapType): string | undefined {
   if (type.evicts !== true || (file.map_flags & MAP_FLAG.NO_COMMON_LRU) === 0) return undefined;
   const count = itemsOf(map);
   const share = Math.floor(file.max_entries / cpusRecorded(map));
@@ -96,10 +98,10 @@ function badShare(map: DumpMap, file: FileMessage, type: MapType): string | unde
 }
 
 function cpusRecorded(map: DumpMap): number {
-  return Math.max(1, (map.meta?.nr_cpus ?? 1) as number);
+  return Math.max(1, map.meta?.nr_cpus ?? 1);
 }
 
-function itemLacks(map: DumpMap, file: FileMessage, types: MapTypes): string[] {
+function itemLacks(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): string[] {
   const lacks: string[] = [];
   const told = map.meta?.report;
   if (typeof told === 'string') lacks.push(`captured ${told}`);
@@ -113,7 +115,7 @@ function itemLacks(map: DumpMap, file: FileMessage, types: MapTypes): string[] {
   return lacks;
 }
 
-function fileLacks(map: DumpMap, file: FileMessage, open: readonly MapFile[]): string[] {
+function fileLacks(map: DumpMap, file: BpfmapFileEntry, open: readonly MapFile[]): string[] {
   const lacks: string[] = [];
   if (open.length > 1) lacks.push(`${open.length} open files become as many maps`);
   for (const [mode, text] of MODES) {

@@ -2,6 +2,7 @@
 
 import type { Dump, DumpMap } from '../dump/model.js';
 import { mapName } from '../dump/select.js';
+import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { itemShape } from '../json/items.js';
 
 /** A map in two dumps, or in one of them. */
@@ -15,7 +16,7 @@ type Trait = (map: DumpMap) => string | undefined;
 
 /** A trait made of attributes, which only maps with an open file have. */
 const attributes =
-  (...names: readonly string[]): Trait =>
+  (...names: readonly (keyof BpfmapFileEntry)[]): Trait =>
   ({ files: [file] }) =>
     file && JSON.stringify(names.map((name) => String(file.message[name])));
 

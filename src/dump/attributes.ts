@@ -1,9 +1,11 @@
 /** The attributes of a map in a maps document, and in the image's message: two spellings of one thing. */
+
 import { flagText, parseFlags } from '../image/display.js';
 import type { Json, JsonObject } from '../image/message.js';
+import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { COMPACT, print } from '../json/print.js';
 import { type MapTypes, mapFlagNames, parseMapFlags } from '../maptype.js';
-import type { DumpMap, FileMessage, MapFile } from './model.js';
+import type { DumpMap, MapFile } from './model.js';
 
 /** A member of a maps document that does not fit; `member` is its pointer within the map or file. */
 export class AttributeError extends Error {
@@ -18,7 +20,7 @@ export class AttributeError extends Error {
 /** One attribute: where it stands in the message, and how a document spells it. */
 interface Attribute {
   readonly member: string;
-  readonly field: string;
+  readonly field: keyof BpfmapFileEntry;
   show(value: Json, types: MapTypes): Json;
   /** The message's value; undefined when the document's makes no sense. */
   parse(value: Json, types: MapTypes): Json | undefined;
@@ -35,7 +37,12 @@ const same = (value: Json) => value;
 /** Text of an integer as the integer, so that `0x10` and 16 compare equal. */
 const number = (value: Json) =>
   typeof value === 'string' && /^(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})$/.test(value) ? BigInt(value) : value;
-const plain = (member: string, field = member): Attribute => ({ member, field, show: wide, parse: number });
+const plain = (member: string, field = member as keyof BpfmapFileEntry): Attribute => ({
+  member,
+  field,
+  show: wide,
+  parse: number,
+});
 
 /** Attributes that belong to the map, in the order a document shows them. */
 const MAP_ATTRIBUTES: readonly Attribute[] = [
@@ -97,7 +104,7 @@ export function equal(a: Json | undefined, b: Json | undefined): boolean {
 }
 
 /** The map's members, from its first file. */
-function shown(message: FileMessage, types: MapTypes): JsonObject {
+function shown(message: BpfmapFileEntry, types: MapTypes): JsonObject {
   return Object.fromEntries(
     MAP_ATTRIBUTES.map(({ member, field, show, absent }) => [member, show(message[field] ?? absent ?? null, types)]),
   );

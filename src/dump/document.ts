@@ -118,7 +118,8 @@ class DocumentWriter {
     // What `types` says is not said twice.
     const facts = Object.entries(factMembers({ types: forms.facts }));
     const meta = Object.entries((members.meta ?? {}) as JsonObject);
-    if (facts.every(([name, value]) => map.meta?.[name] === value)) {
+    const kept: JsonObject = map.meta ?? {};
+    if (facts.every(([name, value]) => kept[name] === value)) {
       const rest = meta.filter(([name]) => !facts.some(([other]) => other === name));
       delete members.meta;
       if (rest.length > 0) members.meta = Object.fromEntries(rest);

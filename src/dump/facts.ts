@@ -1,5 +1,7 @@
 /** Facts about a map that only bpfmap-meta.img has room for: as members of its message, and back. */
+
 import type { Json, JsonObject } from '../image/message.js';
+import type { BpfmapMetaEntry, BpfmapProgram, BpfmapReference } from '../image/schema.gen.js';
 import type { MapFacts, ProgramFacts, Reference } from '../maptype.js';
 
 /** Members with a value. */
@@ -61,46 +63,41 @@ export function factMembers({ types, kernelType, template, references = [] }: Ma
 }
 
 /** The facts in a bpfmap_meta_entry, which was checked against its message's fields when it was read. */
-export function factsOf(meta: JsonObject | undefined): MapFacts {
-  const inner = meta?.inner as Record<string, number> | undefined;
-  const references = (meta?.references ?? []) as JsonObject[];
-  const btf = meta?.btf_id as number | undefined;
-  const id = (member: string) => (meta?.[member] ?? 0) as number;
-  const kernelType = id('btf_vmlinux_value_type_id');
-  const name = meta?.btf_vmlinux_value_type as string | undefined;
+export function factsOf(meta: BpfmapMetaEntry | undefined): MapFacts {
+  const { inner, references = [], btf_id: btf, btf_key_type_id: key = 0, btf_value_type_id: value = 0 } = meta ?? {};
+  const { btf_vmlinux_value_type_id: kernelType = 0, btf_vmlinux_value_type: name } = meta ?? {};
   return {
     kernelType: kernelType === 0 ? undefined : { id: kernelType, name },
-    types: btf === undefined ? undefined : { btf, key: id('btf_key_type_id'), value: id('btf_value_type_id') },
+    types: btf === undefined ? undefined : { btf, key, value },
     template: inner && {
-      type: inner.map_type as number,
-      keySize: inner.key_size as number,
-      valueSize: inner.value_size as number,
-      maxEntries: inner.max_entries as number,
-      flags: inner.map_flags as number,
+      type: inner.map_type,
+      keySize: inner.key_size,
+      valueSize: inner.value_size,
+      maxEntries: inner.max_entries,
+      flags: inner.map_flags,
     },
     references: references.map(referenceOf),
   };
 }
 
-function referenceOf(message: JsonObject): Reference {
-  const program = message.program as JsonObject | undefined;
-  const { cookie } = message;
+function referenceOf(message: BpfmapReference): Reference {
+  const { program, cookie } = message;
   return {
     key: bytesOf(message.key) ?? new Uint8Array(0),
     program: program && programOf(program),
-    ifindex: message.ifindex as number | undefined,
-    ifname: message.ifname as string | undefined,
-    cookie: cookie === undefined ? undefined : BigInt(cookie as number | bigint | string),
-    cgroup: message.cgroup as string | undefined,
+    ifindex: message.ifindex,
+    ifname: message.ifname,
+    cookie: cookie === undefined ? undefined : BigInt(cookie),
+    cgroup: message.cgroup,
   };
 }
 
-function programOf(message: JsonObject): ProgramFacts {
+function programOf(message: BpfmapProgram): ProgramFacts {
   return {
-    id: message.id as number | undefined,
-    type: message.type as number | undefined,
-    name: message.name as string | undefined,
+    id: message.id,
+    type: message.type,
+    name: message.name,
     tag: bytesOf(message.tag),
-    pins: message.pins as string[] | undefined,
+    pins: message.pins,
   };
 }

@@ -22,28 +22,20 @@ import {
 } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { type Entry, ImageReader } from '../image/reader.js';
+import type {
+  BpfmapBtfEntry,
+  BpfmapDataEntry,
+  BpfmapFileEntry,
+  BpfmapMetaEntry,
+  ExtFileEntry,
+  FileEntry,
+} from '../image/schema.gen.js';
 import { Cursor, type Input, openFile } from '../io/input.js';
 import { atOneTime } from '../io/journal.js';
 import { pause } from '../io/pause.js';
 import { type ItemShape, itemShape } from '../json/items.js';
 import type { MapType, MapTypes } from '../maptype.js';
 import { readTable, type TableLine } from './plugin-table.js';
-
-/** What bpfmap_file_entry says of a map; `map_name` is one character a byte. */
-export interface FileMessage extends JsonObject {
-  id: number;
-  flags: number;
-  map_type: number;
-  key_size: number;
-  value_size: number;
-  map_id: number;
-  max_entries: number;
-  map_flags: number;
-  memlock: number | bigint;
-  frozen: boolean;
-  map_name: string;
-  ifindex: number;
-}
 
 /** A descriptor that leads to an open file. */
 export interface Holder {
@@ -57,13 +49,14 @@ export interface MapFile {
   /** Image that names it, and the entry there. */
   readonly image: string;
   readonly entry: number;
-  readonly message: FileMessage;
+  /** `map_name` is one character a byte. */
+  readonly message: BpfmapFileEntry;
   readonly holders: Holder[];
 }
 
 /** One entry of bpfmap-data.img. */
 export interface MapData {
-  readonly entry: Entry;
+  readonly entry: Entry<BpfmapDataEntry>;
   readonly count: number;
   readonly keysBytes: number;
   readonly valuesBytes: number;
@@ -75,7 +68,7 @@ export interface DumpMap {
   readonly files: MapFile[];
   /** In image order. CRIU restores from the last. */
   readonly data: MapData[];
-  readonly meta: JsonObject | undefined;
+  readonly meta: BpfmapMetaEntry | undefined;
   /** Number of the entry that {@link meta} is. */
   readonly metaEntry: number | undefined;
 }
@@ -115,7 +108,7 @@ export interface PluginDump {
   /** The table's lines, by the id of the open file. */
   readonly files: ReadonlyMap<number, TableLine>;
   /** The entry of each map, by its id: what is said of the map once for all of its open files. */
-  readonly maps: ReadonlyMap<number, FileMessage>;
+  readonly maps: ReadonlyMap<number, BpfmapFileEntry>;
 }
 
 /** A dump that was read: everything but the items, which stay in {@link data}. */
@@ -149,7 +142,7 @@ export interface DumpBtf {
   /** Bytes. */
   readonly size: number;
   /** Its entry in the image, and the entry's number. */
-  readonly message: JsonObject;
+  readonly message: BpfmapBtfEntry;
   readonly entry: number;
   /** Reads the blob. */
   read(): Promise<Buffer>;
@@ -293,8 +286,7 @@ async function pluginPart(
   let listed: readonly string[] | undefined;
   // CRIU before 4.1 has no list of plugins, and a folder that is not CRIU's has no inventory.
   await each('inventory.img', INVENTORY, ({ message }) => {
-    const entry = message.plugins_entry as JsonObject | undefined;
-    if (entry !== undefined) listed = (entry.plugins ?? []) as string[];
+    if (message.plugins_entry !== undefined) listed = message.plugins_entry.plugins ?? [];
   });
   if (listed?.includes(PLUGIN)) return { named: true, others: listed.some((name) => name !== PLUGIN) };
   const needed = [PLUGIN_TABLE, PLUGIN_IMAGE.bpfmapFile, PLUGIN_IMAGE.data].some((name) => names.has(name));
@@ -322,9 +314,9 @@ export function ownImages({ bpfmapFile, data, meta, btf }: ImageNames): string[]
 export async function openDumpImage(input: Input, kind: Kind, onBroken: OnBroken = rethrow): Promise<Dump | undefined> {
   const builder = new DumpBuilder(input.name, onBroken);
   if (kind === BPFMAP_DATA) await builder.dataImage(input, IMAGE.data);
-  else if (kind === FILES) await builder.read(input, IMAGE.files, kind, (entry) => builder.filesEntry(entry));
+  else if (kind === FILES) await builder.read(input, IMAGE.files, FILES, (entry) => builder.filesEntry(entry));
   else if (kind === BPFMAP_FILE) {
-    await builder.read(input, IMAGE.bpfmapFile, kind, (entry) => builder.bpfmapFileEntry(entry));
+    await builder.read(input, IMAGE.bpfmapFile, BPFMAP_FILE, (entry) => builder.bpfmapFileEntry(entry));
   } else return undefined;
   return builder.dump();
 }
@@ -332,18 +324,18 @@ export async function openDumpImage(input: Input, kind: Kind, onBroken: OnBroken
 /** Open files and data entries a dump may have. No kernel holds so many maps; an image can claim them. */
 const MAX_ENTRIES = 1_000_000;
 
-type EachEntry = (name: string, kind: Kind, take: (entry: Entry) => void) => Promise<void>;
+type EachEntry = <M extends JsonObject>(name: string, kind: Kind<M>, take: (entry: Entry<M>) => void) => Promise<void>;
 
 class DumpBuilder {
   readonly #maps = new Map<
     number,
-    { files: MapFile[]; data: MapData[]; meta: JsonObject | undefined; metaEntry: number | undefined }
+    { files: MapFile[]; data: MapData[]; meta: BpfmapMetaEntry | undefined; metaEntry: number | undefined }
   >();
   readonly #images = new Set<string>();
   readonly #broken = new Set<string>();
   readonly files = new Map<number, MapFile>();
   /** Open files that CRIU left to plugins: what files.img says of their owners, by id. */
-  readonly external = new Map<number, JsonObject>();
+  readonly external = new Map<number, ExtFileEntry>();
   readonly lost: Lost = { fds: [], files: [], plugin: [] };
   readonly btf = new Map<number, DumpBtf>();
   readonly #inputs: Input[] = [];
@@ -351,7 +343,7 @@ class DumpBuilder {
   #entries = 0;
   /** Whether our CRIU plugin has made the dump, the entry it wrote for each map, and its table. */
   #plugin = false;
-  readonly #pluginMaps = new Map<number, { readonly entry: number; readonly message: FileMessage }>();
+  readonly #pluginMaps = new Map<number, { readonly entry: number; readonly message: BpfmapFileEntry }>();
   readonly #table = new Map<number, TableLine>();
   names: ImageNames = IMAGE;
 
@@ -378,14 +370,16 @@ class DumpBuilder {
   }
 
   /** Passes each entry of an image on; a broken image is the caller's to judge. */
-  async read(input: Input, name: string, kind: Kind, take: (entry: Entry) => void): Promise<void> {
+  async read<M extends JsonObject>(
+    input: Input,
+    name: string,
+    kind: Kind<M>,
+    take: (entry: Entry<M>) => void,
+  ): Promise<void> {
     this.#images.add(name);
     await this.#guarded(name, async () => {
       const reader = await ImageReader.open(input, 'latin1');
-      if (reader.kind !== kind) {
-        throw new BpfimgError('badImage', `${input.name}: it is a ${reader.kind.name} image, expected ${kind.name}`);
-      }
-      for await (const entry of reader.entries()) {
+      for await (const entry of reader.entriesOf(kind)) {
         take(entry);
         await pause();
       }
@@ -405,19 +399,19 @@ class DumpBuilder {
     }
   }
 
-  filesEntry({ index, message }: Entry): void {
-    if (message.bpf !== undefined) this.#file(IMAGE.files, index, message.bpf as FileMessage);
+  filesEntry({ index, message }: Entry<FileEntry>): void {
+    if (message.bpf !== undefined) this.#file(IMAGE.files, index, message.bpf);
     else if (message.ext !== undefined) {
       this.#count();
-      this.external.set(message.id as number, message.ext as JsonObject);
+      this.external.set(message.id, message.ext);
     }
   }
 
-  bpfmapFileEntry({ index, message }: Entry): void {
-    this.#file(IMAGE.bpfmapFile, index, message as FileMessage);
+  bpfmapFileEntry({ index, message }: Entry<BpfmapFileEntry>): void {
+    this.#file(IMAGE.bpfmapFile, index, message);
   }
 
-  #file(image: string, entry: number, message: FileMessage): void {
+  #file(image: string, entry: number, message: BpfmapFileEntry): void {
     const file: MapFile = { image, entry, message, holders: [] };
     const known = this.files.get(message.id);
     if (known !== undefined) {
@@ -432,10 +426,10 @@ class DumpBuilder {
   /** What the plugin's image says of a map. */
   pluginMap({ index, message }: Entry): void {
     this.#count();
-    const { map_id } = message as FileMessage;
+    const { map_id } = message as BpfmapFileEntry;
     if (this.#pluginMaps.has(map_id)) {
       this.#problem('plugin-map', PLUGIN_IMAGE.bpfmapFile, `entry ${index}: map ${map_id} stands twice`);
-    } else this.#pluginMaps.set(map_id, { entry: index, message: message as FileMessage });
+    } else this.#pluginMaps.set(map_id, { entry: index, message: message as BpfmapFileEntry });
   }
 
   #problem(code: PluginProblem['code'], image: string, message: string): void {
@@ -494,7 +488,7 @@ class DumpBuilder {
       bad('plugin-file', `open file ${id} is no plugin's in ${IMAGE.files}`);
     } else if (map === undefined) bad('plugin-map', `map ${mapId} does not stand in ${PLUGIN_IMAGE.bpfmapFile}`);
     else {
-      const message: FileMessage = { ...map.message, id, flags };
+      const message: BpfmapFileEntry = { ...map.message, id, flags };
       if (owner?.fown !== undefined) message.fown = owner.fown;
       const file: MapFile = { image: PLUGIN_IMAGE.bpfmapFile, entry: map.entry, message, holders: [] };
       this.files.set(id, file);
@@ -503,14 +497,13 @@ class DumpBuilder {
     this.#table.set(id, line);
   }
 
-  meta({ index, message }: Entry): void {
-    const map = this.#map(message.map_id as number);
+  meta({ index, message }: Entry<BpfmapMetaEntry>): void {
+    const map = this.#map(message.map_id);
     map.meta = message;
     map.metaEntry = index;
     if (this.#plugin) return;
     // A dump without processes (ours) keeps here who held the files.
-    for (const holder of (message.holders ?? []) as Record<string, number>[]) {
-      const { file_id = 0, pid = 0, fd = 0, fd_flags = 0 } = holder;
+    for (const { file_id, pid, fd, fd_flags = 0 } of message.holders ?? []) {
       const known = map.files.find((file) => file.message.id === file_id);
       if (known === undefined || known.holders.some((one) => one.pid === pid && one.fd === fd)) continue;
       known.holders.push({ pid, fd, cloexec: (fd_flags & 1) !== 0 });
@@ -521,26 +514,21 @@ class DumpBuilder {
   async btfImage(input: Input, name: string): Promise<void> {
     this.#inputs.push(input);
     await this.read(input, name, BPFMAP_BTF, ({ index, message, extraAt, extraSize }) => {
-      const id = message.btf_id as number;
+      const id = message.btf_id;
       if (extraSize > BTF_MAX) {
         const what = `BTF of ${extraSize} bytes, expected at most ${BTF_MAX}`;
         throw new BpfimgError('badImage', `${input.name}: entry ${index}: ${what}`);
       }
       const read = async () => Buffer.from(await new Cursor(input, extraAt, extraAt + extraSize).take(extraSize));
-      this.btf.set(id, { id, name: (message.name ?? '') as string, size: extraSize, message, entry: index, read });
+      this.btf.set(id, { id, name: message.name ?? '', size: extraSize, message, entry: index, read });
     });
   }
 
   async dataImage(input: Input, name: string): Promise<void> {
     this.#data = input;
     await this.read(input, name, BPFMAP_DATA, (entry) => {
-      const { map_id, count, keys_bytes, values_bytes } = entry.message as Record<string, number>;
-      this.#map(map_id as number).data.push({
-        entry,
-        count: count as number,
-        keysBytes: keys_bytes as number,
-        valuesBytes: values_bytes as number,
-      });
+      const { map_id, count, keys_bytes, values_bytes } = entry.message;
+      this.#map(map_id).data.push({ entry, count, keysBytes: keys_bytes, valuesBytes: values_bytes });
     });
   }
 
@@ -570,7 +558,7 @@ class DumpBuilder {
 async function readHolders(names: ReadonlySet<string>, builder: DumpBuilder, each: EachEntry): Promise<void> {
   const pids = new Set<number>();
   await each('pstree.img', PSTREE, ({ message }) => {
-    pids.add(message.pid as number);
+    pids.add(message.pid);
   });
   if (pids.size === 0) {
     for (const name of names) {
@@ -581,12 +569,12 @@ async function readHolders(names: ReadonlySet<string>, builder: DumpBuilder, eac
   for (const pid of pids) {
     let filesId: number | undefined;
     await each(`ids-${pid}.img`, IDS, ({ message }) => {
-      filesId ??= message.files_id as number;
+      filesId ??= message.files_id;
     });
     if (filesId === undefined) continue;
     await each(`fdinfo-${filesId}.img`, FDINFO, ({ message }) => {
-      const holder = { pid, fd: message.fd as number, cloexec: ((message.flags as number) & 1) !== 0 };
-      const id = message.id as number;
+      const { id, fd, flags } = message;
+      const holder = { pid, fd, cloexec: (flags & 1) !== 0 };
       if (message.type !== 'BPFMAP' && message.type !== 'EXT') return;
       const file = builder.files.get(id);
       if (file) file.holders.push(holder);
@@ -608,7 +596,7 @@ export interface DataShape {
 }
 
 /** Item sizes of `data`, and whether they are what `file` (absent for data without a file) promises. */
-export function dataShape(data: MapData, file: FileMessage | undefined, types: MapTypes): DataShape {
+export function dataShape(data: MapData, file: BpfmapFileEntry | undefined, types: MapTypes): DataShape {
   const shape = itemShape(data.count, data.keysBytes, data.valuesBytes);
   if (shape === undefined || file === undefined || data.count === 0) return { shape, oddKey: false, oddValue: false };
   const type: MapType = types.get(file.map_type);

@@ -1,9 +1,11 @@
 /** Where the maps of a document go: a fresh dump, or the BPF parts of a dump that stands there. */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, ioError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
+import type { BpfmapFileEntry, BpfmapMetaEntry } from '../image/schema.gen.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
 import { writeHead } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
@@ -17,7 +19,6 @@ import { factMembers } from './facts.js';
 import {
   type Dump,
   type DumpMap,
-  type FileMessage,
   type Holder,
   IMAGE,
   type ImageNames,
@@ -385,7 +386,7 @@ class ChangedDump implements Target {
   }
 
   protected async factsMessage(map: DocumentMap, here: DumpMap): Promise<JsonObject> {
-    const { holders, ...before } = here.meta ?? {};
+    const { holders, ...before }: Partial<BpfmapMetaEntry> = here.meta ?? {};
     const said = map.header.meta as JsonObject | undefined;
     const message: JsonObject = { ...(said ?? before), map_id: map.header.map_id as number };
     if (holders !== undefined) message.holders = holders;
@@ -580,7 +581,7 @@ class ChangedPluginDump extends ChangedDump {
 
   /** The entry that says of the map what `message` says of an open file. */
   #entry(mapId: number, message: JsonObject): JsonObject {
-    const { id, fown, flags } = this.plugin.maps.get(mapId) as FileMessage;
+    const { id, fown, flags } = this.plugin.maps.get(mapId) as BpfmapFileEntry;
     // How a map would be opened that nobody had open stands nowhere else.
     const own = this.plugin.files.has(message.id as number) ? { flags } : {};
     return { ...message, id, ...own, ...(fown === undefined ? {} : { fown }) };

@@ -1,14 +1,17 @@
 /** An image as JSON: the dialects `items`, `crit` and `ndjson`. */
+
 import { BASE64_LINE, BASE64_LINE_TEXT, base64Lines, putBase64Lines } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { prettyMessage } from '../image/display.js';
 import { BPFMAP_DATA, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
+import type { BpfmapDataEntry } from '../image/schema.gen.js';
 import type { Cursor, Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import {
+  type DataEntry,
   ITEM_COMPACT,
   ItemCursors,
   type ItemShape,
@@ -116,17 +119,24 @@ export async function decodeImage(reader: ImageReader, out: Output, options: Dec
   for await (const entry of chosen(reader, options)) {
     out.text(first ? inner : style.comma + inner);
     first = false;
-    if (asItems) await writeItemsEntry(reader, entry, out, options);
+    const data = asItems ? dataEntry(reader, entry) : undefined;
+    if (data !== undefined) await writeItemsEntry(reader, data, out, options);
     else await writeCritEntry(reader, entry, out, options, style, pretty ? 2 : 0);
   }
   if (!first && pretty) out.text(outer);
   out.text(`]${pretty ? '\n' : ''}}`);
 }
 
+/** `entry` for what it is in a bpfmap-data image; undefined in another one. */
+function dataEntry(reader: ImageReader, entry: Entry): DataEntry | undefined {
+  // Decoding has checked its message.
+  return reader.kind === BPFMAP_DATA ? (entry as DataEntry) : undefined;
+}
+
 async function* chosen(reader: ImageReader, options: DecodeOptions): AsyncGenerator<Entry> {
   const wanted = new Set(options.maps);
   for await (const entry of reader.entries()) {
-    const id = entry.message.map_id as number;
+    const id = Number(entry.message.map_id);
     wanted.delete(id);
     if (options.maps === undefined || options.maps.has(id)) yield entry;
     await pause();
@@ -190,10 +200,10 @@ export async function writeBase64(input: Input, cursor: Cursor, entry: Entry, ou
 }
 
 /** The members of a data entry in our own dialects, without its items. */
-export function itemsHeader(message: JsonObject, keySize: number, valueSize: number): JsonObject {
+function itemsHeader(message: BpfmapDataEntry, keySize: number, valueSize: number): JsonObject {
   const { map_id, count, $raw } = message;
   return {
-    map_id: map_id as number,
+    map_id,
     ...(count === 0 ? {} : { key_size: keySize, value_size: valueSize }),
     ...($raw === undefined ? {} : { $raw }),
   };
@@ -201,21 +211,26 @@ export function itemsHeader(message: JsonObject, keySize: number, valueSize: num
 
 /** The header of a data entry's items, and their forms. */
 function formed(
-  message: JsonObject,
+  message: BpfmapDataEntry,
   shape: ItemShape,
   options: DecodeOptions,
 ): { header: JsonObject; forms: MapForms | undefined } {
   const header = itemsHeader(message, shape.keySize, shape.valueSize);
   const empty = message.count === 0;
-  const forms = empty ? undefined : options.forms?.of(message.map_id as number, shape.keySize, shape.valueSize);
+  const forms = empty ? undefined : options.forms?.of(message.map_id, shape.keySize, shape.valueSize);
   return { header: forms === undefined ? header : { ...header, types: forms.types }, forms };
 }
 
 /** A data entry with its items, or with crit's `extra` when its totals are not equal parts. */
-async function writeItemsEntry(reader: ImageReader, entry: Entry, out: Output, options: DecodeOptions): Promise<void> {
+async function writeItemsEntry(
+  reader: ImageReader,
+  entry: DataEntry,
+  out: Output,
+  options: DecodeOptions,
+): Promise<void> {
   const { pretty } = options;
-  const { count, keys_bytes, values_bytes } = entry.message as Record<string, number>;
-  const shape = itemShape(count as number, keys_bytes as number, values_bytes as number);
+  const { count, keys_bytes, values_bytes } = entry.message;
+  const shape = itemShape(count, keys_bytes, values_bytes);
   const style: Style = pretty ? { ...PYTHON_PRETTY, wide: 'text' } : COMPACT;
   const level = pretty ? 2 : 0;
   if (shape === undefined) return writeCritEntry(reader, entry, out, { ...options, pretty: false }, style, level);
@@ -227,13 +242,13 @@ async function writeItemsEntry(reader: ImageReader, entry: Entry, out: Output, o
   const text = print({ ...header, items: [] }, style, level);
   const gap = text.lastIndexOf('[]') + 1;
   out.text(text.slice(0, gap));
-  if ((count as number) > 0) {
+  if (count > 0) {
     const lineStart = pretty ? '\n                ' : '\n    ';
     out.text(lineStart);
     const cursors = await ItemCursors.open(reader, entry);
     try {
       const items = pretty ? itemIndented(4) : ITEM_COMPACT;
-      await writeItems(cursors, count as number, shape, items, `,${lineStart}`, out, forms);
+      await writeItems(cursors, count, shape, items, `,${lineStart}`, out, forms);
     } finally {
       cursors.close();
     }
@@ -254,24 +269,22 @@ async function decodeLines(reader: ImageReader, out: Output, options: DecodeOpti
   }
   out.text('\n');
   for await (const entry of chosen(reader, options)) {
-    const { count, keys_bytes, values_bytes } = entry.message as Record<string, number>;
-    const shape =
-      reader.kind === BPFMAP_DATA
-        ? itemShape(count as number, keys_bytes as number, values_bytes as number)
-        : undefined;
-    if (shape === undefined) {
+    const data = dataEntry(reader, entry);
+    const { count = 0, keys_bytes = 0, values_bytes = 0 } = data?.message ?? {};
+    const shape = data && itemShape(count, keys_bytes, values_bytes);
+    if (data === undefined || shape === undefined) {
       await writeCritEntry(reader, entry, out, { ...options, pretty: false }, COMPACT, 0);
     } else if (options.noPayload) {
-      const { header } = formed(entry.message, shape, options);
+      const { header } = formed(data.message, shape, options);
       out.text(print({ ...header, items: leftOut(entry.extraSize) }, COMPACT));
     } else {
-      const { header, forms } = formed(entry.message, shape, options);
+      const { header, forms } = formed(data.message, shape, options);
       out.text(print(header, COMPACT));
-      if ((count as number) > 0) {
+      if (count > 0) {
         out.text('\n');
-        const cursors = await ItemCursors.open(reader, entry);
+        const cursors = await ItemCursors.open(reader, data);
         try {
-          await writeItems(cursors, count as number, shape, ITEM_COMPACT, '\n', out, forms);
+          await writeItems(cursors, count, shape, ITEM_COMPACT, '\n', out, forms);
         } finally {
           cursors.close();
         }

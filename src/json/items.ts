@@ -4,10 +4,12 @@
  * Keys and values of an entry stand in two regions of the image, one behind the other. Two cursors walk
  * them side by side; on a pipe the keys are put aside first.
  */
+
 import { hex, isZero, putHex, roundUp8, takeHex, unhex, viewOf } from '../bytes.js';
 import type { BpfimgError } from '../errors.js';
 import type { Json, JsonObject } from '../image/message.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
+import type { BpfmapDataEntry } from '../image/schema.gen.js';
 import { Cursor, type Input, WINDOW } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
@@ -216,28 +218,31 @@ export function rawBytes(value: Json, size: number): Uint8Array | undefined {
   return typeof text === 'string' && text.length === size * 2 ? unhex(text) : undefined;
 }
 
+/** One entry of bpfmap-data.img. */
+export type DataEntry = Entry<BpfmapDataEntry>;
+
 /** Two cursors over an entry's keys and values. */
 export class ItemCursors {
   private constructor(
     private readonly input: Input,
-    private readonly entry: Entry,
+    private readonly entry: DataEntry,
     readonly keys: Cursor,
     readonly values: Cursor,
     private readonly spool?: Spool,
   ) {}
 
   /** Items of an entry in a file or buffer, which can be read at two places in turn. */
-  static over(input: Input, entry: Entry): ItemCursors {
-    const valuesAt = entry.extraAt + (entry.message.keys_bytes as number);
+  static over(input: Input, entry: DataEntry): ItemCursors {
+    const valuesAt = entry.extraAt + entry.message.keys_bytes;
     const end = entry.extraAt + entry.extraSize;
     return new ItemCursors(input, entry, new Cursor(input, entry.extraAt, valuesAt), new Cursor(input, valuesAt, end));
   }
 
   /** Items of the entry that `reader` stands at; of a pipe the keys are put aside. Close it before the next entry. */
-  static async open(reader: ImageReader, entry: Entry): Promise<ItemCursors> {
+  static async open(reader: ImageReader, entry: DataEntry): Promise<ItemCursors> {
     const { input, cursor } = reader;
     if (input.size !== undefined) return ItemCursors.over(input, entry);
-    const keysBytes = entry.message.keys_bytes as number;
+    const keysBytes = entry.message.keys_bytes;
     const spool = new Spool();
     for (let left = keysBytes; left > 0; ) {
       const ready = Math.min(left, await cursor.fill());

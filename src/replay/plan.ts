@@ -1,9 +1,10 @@
 /** What a replay will create, worked out from a dump before anything is touched. */
 import { roundUp8 } from '../bytes.js';
 import { factsOf } from '../dump/facts.js';
-import { type Dump, type DumpBtf, type DumpMap, dataShape, type FileMessage } from '../dump/model.js';
+import { type Dump, type DumpBtf, type DumpMap, dataShape } from '../dump/model.js';
 import { wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
+import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import type { Input } from '../io/input.js';
 import { MAP_FLAG } from '../kernel/abi.js';
 import { type MapSpec, mapSubject } from '../kernel/map.js';
@@ -82,7 +83,7 @@ export function mapFacts({ meta }: DumpMap, types: MapTypes): MapFacts {
   return {
     ...facts,
     template: template && { ...template, flags: flags as number },
-    boot: meta?.boot_id as string | undefined,
+    boot: meta?.boot_id,
   };
 }
 
@@ -92,7 +93,7 @@ function templateMemory({ template }: MapFacts, types: MapTypes, cpus: number): 
 }
 
 /** What MAP_CREATE is asked for, to make the map that `file` describes. */
-export function mapSpec(file: FileMessage, types: MapTypes, maxEntries = file.max_entries): PlannedMap['spec'] {
+export function mapSpec(file: BpfmapFileEntry, types: MapTypes, maxEntries = file.max_entries): PlannedMap['spec'] {
   const type = types.get(file.map_type);
   const flags = takenFlags(file.map_flags, type);
   // The kernel would read it no further, and say nothing.
@@ -105,7 +106,7 @@ export function mapSpec(file: FileMessage, types: MapTypes, maxEntries = file.ma
     maxEntries,
     flags,
     name,
-    extra: BigInt((file.map_extra ?? 0) as number | bigint),
+    extra: BigInt(file.map_extra ?? 0),
     ifindex: file.ifindex,
     // The kernel tells the flag, never the node. It is kept, with a node that means any.
     ...((flags & MAP_FLAG.NUMA_NODE) === 0 ? {} : { numaNode: -1 }),
@@ -263,7 +264,7 @@ function accessOf(map: DumpMap): Access {
 function itemsOf(
   dump: Dump,
   map: DumpMap,
-  file: FileMessage,
+  file: BpfmapFileEntry,
   types: MapTypes,
   { perCpu, cpus }: PlanOptions,
   bad: (what: string) => BpfimgError,

@@ -1,11 +1,11 @@
 /** Says what is wrong or doubtful in a dump, each thing with a code that a script can match. */
+
 import { hex } from '../bytes.js';
 import { duplicateKeys } from '../dump/keys.js';
 import {
   type Dump,
   type DumpMap,
   dataShape,
-  type FileMessage,
   IMAGE,
   type ImageNames,
   isCriu,
@@ -17,6 +17,7 @@ import type { TypeOptions } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
+import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
@@ -104,7 +105,7 @@ interface Refusals {
   readonly left?: string | undefined;
 }
 
-async function refusals(dump: Dump, map: DumpMap, file: FileMessage, types: MapTypes): Promise<Refusals> {
+async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: MapTypes): Promise<Refusals> {
   const { mapFacts, mapSpec, needsOf, planMap, takesNoTypes } = await import('../replay/plan.js');
   const { createProblems, fillForeseen, lostInner } = await import('../replay/foresight.js');
   const problems = (plan: Parameters<typeof createProblems>[0]) => {
@@ -271,8 +272,8 @@ export class Verifier {
     } else if (!type.criu && native) {
       this.#add('criu-type', image, map, `type ${type.name}, CRIU dumps hash and array`);
     }
-    if (native && message.map_extra !== undefined && BigInt(message.map_extra as number | bigint) !== 0n) {
-      this.#add('map-extra', image, map, `map_extra 0x${(message.map_extra as number | bigint).toString(16)}`);
+    if (native && message.map_extra !== undefined && BigInt(message.map_extra) !== 0n) {
+      this.#add('map-extra', image, map, `map_extra 0x${(message.map_extra).toString(16)}`);
     }
     if (native && others.length > 0) {
       const ids = map.files.map((file) => file.message.id).join(', ');
@@ -293,8 +294,9 @@ export class Verifier {
   #sameAttributes(map: DumpMap, first: MapFile, other: MapFile): void {
     // What each open file has of its own, and what is measured anew each time.
     const own = new Set(['id', 'flags', 'pos', 'fown', 'mnt_id', 'memlock', '$raw']);
-    const differing = Object.keys({ ...first.message, ...other.message }).filter(
-      (name) => !own.has(name) && String(first.message[name] ?? 0) !== String(other.message[name] ?? 0),
+    const [one, another]: readonly [JsonObject, JsonObject] = [first.message, other.message];
+    const differing = Object.keys({ ...one, ...another }).filter(
+      (name) => !own.has(name) && String(one[name] ?? 0) !== String(another[name] ?? 0),
     );
     if (differing.length === 0) return;
     const { message } = other;
@@ -329,7 +331,7 @@ export class Verifier {
     }
   }
 
-  async #items(input: Input, map: DumpMap, data: MapData, file: FileMessage | undefined): Promise<void> {
+  async #items(input: Input, map: DumpMap, data: MapData, file: BpfmapFileEntry | undefined): Promise<void> {
     const add = (code: FindingCode, message: string) =>
       this.#add(code, this.#names.data, map, `entry ${data.entry.index}: ${message}`);
     const { count, keysBytes, valuesBytes } = data;
@@ -371,7 +373,7 @@ export class Verifier {
   async #indexes(
     input: Input,
     data: MapData,
-    file: FileMessage,
+    file: BpfmapFileEntry,
     add: (code: FindingCode, message: string) => void,
   ): Promise<boolean> {
     const { extraAt } = data.entry;

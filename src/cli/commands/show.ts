@@ -1,10 +1,11 @@
 import { roundUp8, viewOf } from '../../bytes.js';
 import { type DocumentForms, writeDocument } from '../../dump/document.js';
-import { type Dump, type DumpMap, dataShape, type FileMessage, type MapData, openDump } from '../../dump/model.js';
+import { type Dump, type DumpMap, dataShape, type MapData, openDump } from '../../dump/model.js';
 import { mapName, selectMaps } from '../../dump/select.js';
 import { openImageSource } from '../../dump/source.js';
 import { BpfimgError } from '../../errors.js';
 import { ImageReader } from '../../image/reader.js';
+import type { BpfmapFileEntry } from '../../image/schema.gen.js';
 import { Cursor, type Input, openInput } from '../../io/input.js';
 import type { Output } from '../../io/output.js';
 import { decodeImage } from '../../json/decode.js';
@@ -231,7 +232,7 @@ class Show {
   }
 
   /** Items as bytes. */
-  async #bytesOf(data: MapData, shape: ItemShape, shown: number, file: FileMessage | undefined): Promise<void> {
+  async #bytesOf(data: MapData, shape: ItemShape, shown: number, file: BpfmapFileEntry | undefined): Promise<void> {
     const { look } = this;
     const width = (size: number) => hexGroups(new Uint8Array(Math.min(size, DUMP_WIDTH))).length;
     const cpuSize = shape.perCpu === undefined ? shape.valueSize : roundUp8(shape.perCpu);
@@ -289,7 +290,7 @@ class Show {
   }
 
   /** How keys of a map look to people who know its type; undefined where hex and ASCII are the best there is. */
-  #keyText(file: FileMessage | undefined): ((key: Uint8Array) => string | undefined) | undefined {
+  #keyText(file: BpfmapFileEntry | undefined): ((key: Uint8Array) => string | undefined) | undefined {
     if (file === undefined) return undefined;
     const type = this.types.get(file.map_type);
     const plugin = this.types.plugin(file.map_type);
@@ -298,7 +299,7 @@ class Show {
   }
 
   /** How values are shown that are inner maps: by the id, and by the name where the dump has the map. */
-  #innerText(file: FileMessage | undefined): ((value: Uint8Array) => string) | undefined {
+  #innerText(file: BpfmapFileEntry | undefined): ((value: Uint8Array) => string) | undefined {
     if (file === undefined || this.args.raw || this.types.get(file.map_type).inner !== true) return undefined;
     return (value) => {
       if (value.length !== 4) return hexGroups(value);
