@@ -20,10 +20,10 @@ import {
 import { tableText } from '../dump/plugin-table.js';
 import { copyInput, rewriteImage } from '../dump/rewrite.js';
 import { BpfimgError } from '../errors.js';
-import { BPFMAP_FILE } from '../image/kinds.js';
+import { BPFMAP_FILE, FDINFO, FILES, INVENTORY, type Kind } from '../image/kinds.js';
 import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
-import type { BpfmapFileEntry } from '../image/schema.gen.js';
+import type { BpfmapFileEntry, FdinfoEntry, FileEntry, InventoryEntry } from '../image/schema.gen.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
@@ -180,11 +180,11 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
     written.add(name);
     return images.file(name);
   };
-  const rewrite = async (name: string, edit: (message: JsonObject) => JsonObject) => {
+  const rewrite = async <M extends JsonObject>(name: string, kind: Kind<M>, edit: (message: M) => JsonObject) => {
     const input = images.read(name);
     if (input === undefined) return;
     try {
-      await rewriteImage(input, file(name), (before) => {
+      await rewriteImage(input, kind, file(name), (before) => {
         const message = edit(before);
         return message === before ? undefined : { message };
       });
@@ -193,13 +193,13 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
     }
   };
   try {
-    await rewrite(IMAGE.files, (message) => changedFile(message, change));
+    await rewrite(IMAGE.files, FILES, (message) => changedFile(message, change));
     for (const name of fdinfoImages(folder)) {
       if (await leadsTo(path.join(folder, name), change)) {
-        await rewrite(name, (message) => changedFd(message, change));
+        await rewrite(name, FDINFO, (message) => changedFd(message, change));
       }
     }
-    await rewrite(INVENTORY_IMAGE, (message) => changedInventory(message, change));
+    await rewrite(INVENTORY_IMAGE, INVENTORY, (message) => changedInventory(message, change));
     for (const what of ['data', 'meta', 'btf'] as const) {
       const input = images.read(dump.names[what]);
       if (input === undefined) continue;
@@ -243,7 +243,7 @@ function fdinfoImages(folder: string): string[] {
 async function leadsTo(file: string, change: Change): Promise<boolean> {
   const input = openFile(file);
   try {
-    for await (const { message } of (await ImageReader.open(input, 'latin1')).entries()) {
+    for await (const { message } of (await ImageReader.open(input, 'latin1')).entriesOf(FDINFO)) {
       if (changedFd(message, change) !== message) return true;
     }
     return false;
@@ -252,22 +252,22 @@ async function leadsTo(file: string, change: Change): Promise<boolean> {
   }
 }
 
-function changedFile(message: JsonObject, { files }: Change): JsonObject {
+function changedFile(message: FileEntry, { files }: Change): JsonObject {
   const { bpf, ext, ...rest } = message;
-  const changed = bpf === undefined && ext === undefined ? undefined : files.get(message.id as number);
+  const changed = bpf === undefined && ext === undefined ? undefined : files.get(message.id);
   return changed === undefined ? message : { ...rest, ...changed };
 }
 
-function changedFd(message: JsonObject, { files, fdType }: Change): JsonObject {
+function changedFd(message: FdinfoEntry, { files, fdType }: Change): JsonObject {
   const { type } = message;
-  const ours = (type === 'BPFMAP' || type === 'EXT') && type !== fdType && files.has(message.id as number);
+  const ours = (type === 'BPFMAP' || type === 'EXT') && type !== fdType && files.has(message.id);
   return ours ? { ...message, type: fdType } : message;
 }
 
 /** CRIU before 4.1 keeps no list of plugins, and one that is there keeps plugins it does not name from their work. */
-function changedInventory(message: JsonObject, { plugins }: Change): JsonObject {
-  const entry = message.plugins_entry as JsonObject | undefined;
+function changedInventory(message: InventoryEntry, { plugins }: Change): JsonObject {
+  const entry = message.plugins_entry;
   if (entry === undefined) return message;
   // A list that becomes empty stays: where there is none, CRIU has every plugin believe that it is needed.
-  return { ...message, plugins_entry: { ...entry, plugins: plugins((entry.plugins ?? []) as string[]) } };
+  return { ...message, plugins_entry: { ...entry, plugins: plugins(entry.plugins ?? []) } };
 }

@@ -19,7 +19,8 @@ import { mapIdForm } from '../json/map-id.js';
 import { JsonReader, type Origin } from '../json/reader.js';
 import type { DocumentTypes } from '../json/types.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
-import { type Body, type DocumentMap, openTarget, type Target } from './target.js';
+import type { MapHeader } from './maps-document.js';
+import { type Body, type MapToWrite, openTarget, type Target } from './target.js';
 
 /**
  * Encodes a maps document into `folder`.
@@ -93,7 +94,7 @@ class DocumentReader {
   async #lines(): Promise<void> {
     const reader = this.#reader;
     // A map's data is complete only when no further line of it follows.
-    let waiting: { map: DocumentMap; last: Body | undefined } | undefined;
+    let waiting: { map: MapToWrite; last: Body | undefined } | undefined;
     const flush = async () => {
       if (waiting === undefined) return;
       const { map, last } = waiting;
@@ -123,9 +124,9 @@ class DocumentReader {
     await this.#pass(map);
   }
 
-  async #pass(map: DocumentMap): Promise<void> {
+  async #pass(map: MapToWrite): Promise<void> {
     try {
-      const id = map.header.map_id as number;
+      const id = map.header.map_id;
       if (this.#seen.has(id)) throw await map.bad('/map_id', `map ${id} stands twice`);
       this.#seen.add(id);
       await this.target.map(map);
@@ -144,7 +145,7 @@ class DocumentReader {
     reader: JsonReader,
     lines?: (items: ItemReader) => Promise<void>,
     before?: JsonObject,
-  ): Promise<{ map: DocumentMap; last: Body | undefined }> {
+  ): Promise<{ map: MapToWrite; last: Body | undefined }> {
     await reader.peek();
     const start = reader.offset;
     const path = [...reader.path];
@@ -158,7 +159,8 @@ class DocumentReader {
       reader.path.splice(0, reader.path.length, ...path);
       return reader.badAt(message, start, pointer);
     };
-    const map: DocumentMap = { header, bodies, bad };
+    // Nobody looks at it before the check below.
+    const map: MapToWrite = { header: header as MapHeader, bodies, bad };
     try {
       for await (const name of reader.members()) {
         await reader.peek();

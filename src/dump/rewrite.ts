@@ -33,17 +33,19 @@ export async function writeEntry({ message, extra }: NewEntry, kind: Kind, out: 
 /**
  * Copies an image. Only entries that `change` gives something for are written anew, all else is copied as it stands.
  * @param input has a size
+ * @param kind what it is an image of
  * @param change what becomes of the entry of that message and number; undefined to leave it
  */
-export async function rewriteImage(
+export async function rewriteImage<M extends JsonObject>(
   input: Input,
+  kind: Kind<M>,
   out: Output,
-  change: (message: JsonObject, index: number) => NewEntry | undefined,
+  change: (message: M, index: number) => NewEntry | undefined,
 ): Promise<void> {
   const reader = await ImageReader.open(input, 'latin1');
   /** Where the bytes begin that are not yet copied. */
   let from = 0;
-  for await (const { message, index, offset, extraAt, extraSize } of reader.entries()) {
+  for await (const { message, index, offset, extraAt, extraSize } of reader.entriesOf(kind)) {
     const changed = change(message, index);
     await out.turn();
     if (changed === undefined) continue;

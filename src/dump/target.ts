@@ -16,6 +16,7 @@ import { Spool } from '../io/spool.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import { AttributeError, equal, fileMessage, mapText } from './attributes.js';
 import { factMembers } from './facts.js';
+import type { DocumentFile, MapHeader } from './maps-document.js';
 import {
   type Dump,
   type DumpMap,
@@ -38,8 +39,8 @@ export interface Body {
 }
 
 /** One map of the document, its data still open. */
-export interface DocumentMap {
-  readonly header: JsonObject;
+export interface MapToWrite {
+  readonly header: MapHeader;
   /** In image order: copies first, then what CRIU restores. */
   readonly bodies: Body[];
   /** The types that its header names. */
@@ -52,7 +53,7 @@ export interface DocumentMap {
 export interface Target {
   /** Takes a BTF object, whose blob is `size` bytes of `input` from `at` on. */
   btf(message: JsonObject, input: Input, at: number, size: number): Promise<void>;
-  map(map: DocumentMap): Promise<void>;
+  map(map: MapToWrite): Promise<void>;
   commit(): Promise<void>;
   abort(): Promise<void>;
 }
@@ -97,7 +98,7 @@ function namesIn(folder: string): string[] {
 }
 
 /** Passes a message on that can be encoded; what does not fit is news about `pointer` within the map. */
-async function fitting(kind: Kind, message: JsonObject, map: DocumentMap, pointer: string): Promise<JsonObject> {
+async function fitting(kind: Kind, message: JsonObject, map: MapToWrite, pointer: string): Promise<JsonObject> {
   try {
     encodeMessage(kind.message, message, 'latin1');
     return message;
@@ -111,7 +112,7 @@ async function fitting(kind: Kind, message: JsonObject, map: DocumentMap, pointe
 async function messageOf(
   before: JsonObject | undefined,
   id: number,
-  map: DocumentMap,
+  map: MapToWrite,
   index: number,
   types: MapTypes,
 ): Promise<JsonObject> {
@@ -120,17 +121,13 @@ async function messageOf(
     return await fitting(BPFMAP_FILE, fileMessage(before, id, map.header, file, types), map, '');
   } catch (error) {
     if (!(error instanceof AttributeError)) throw error;
-    const own = error.member !== '' && file[error.member.slice(1)] !== undefined;
+    const own = error.member !== '' && Object.hasOwn(file, error.member.slice(1));
     throw await map.bad(`${own ? `/files/${index}` : ''}${error.member}`, error.message);
   }
 }
 
-function filesOf(map: DocumentMap): JsonObject[] {
-  return (map.header.files ?? []) as JsonObject[];
-}
-
-function fdsOf(file: JsonObject): JsonObject[] {
-  return (file.fds ?? []) as JsonObject[];
+function filesOf(map: MapToWrite): readonly DocumentFile[] {
+  return map.header.files ?? [];
 }
 
 /** What a document may say only once. */
@@ -142,16 +139,16 @@ interface Taken {
 }
 
 /** The descriptors of an open file as bpfmap-meta.img has them; they are taken then. */
-async function holdersOf(map: DocumentMap, index: number, id: number, { fds }: Taken): Promise<JsonObject[]> {
+async function holdersOf(map: MapToWrite, index: number, id: number, { fds }: Taken): Promise<JsonObject[]> {
   const holders: JsonObject[] = [];
-  for (const [place, { pid, fd, cloexec }] of fdsOf(filesOf(map)[index] ?? {}).entries()) {
-    const held = `${String(pid)}:${String(fd)}`;
+  for (const [place, { pid, fd, cloexec }] of (filesOf(map)[index]?.fds ?? []).entries()) {
+    const held = `${pid}:${fd}`;
     if (fds.has(held)) {
-      const message = `fd ${String(fd)} of process ${String(pid)} stands twice`;
+      const message = `fd ${fd} of process ${pid} stands twice`;
       throw await map.bad(`/files/${index}/fds/${place}`, message);
     }
     fds.add(held);
-    holders.push({ file_id: id, pid: pid as number, fd: fd as number, ...(cloexec ? { fd_flags: 1 } : {}) });
+    holders.push({ file_id: id, pid, fd, ...(cloexec ? { fd_flags: 1 } : {}) });
   }
   return holders;
 }
@@ -163,7 +160,7 @@ interface FreshMap {
 }
 
 /** @param taken what the dump has; what the map has is added */
-async function freshMap(map: DocumentMap, taken: Taken, types: MapTypes): Promise<FreshMap> {
+async function freshMap(map: MapToWrite, taken: Taken, types: MapTypes): Promise<FreshMap> {
   const { header } = map;
   const { ids } = taken;
   const files: JsonObject[] = [];
@@ -171,13 +168,13 @@ async function freshMap(map: DocumentMap, taken: Taken, types: MapTypes): Promis
   // Data without a file is kept as that; a map that says what it is gets a file to be restored from.
   const said = header.files === undefined && header.type !== undefined ? [{}] : filesOf(map);
   for (const [index, file] of said.entries()) {
-    const id = (file.id as number | undefined) ?? freeId(ids);
+    const id = file.id ?? freeId(ids);
     if (ids.has(id)) throw await map.bad(`/files/${index}/id`, `file ${id} stands twice in the document`);
     ids.add(id);
     files.push(await messageOf(undefined, id, map, index, types));
     holders.push(...(await holdersOf(map, index, id, taken)));
   }
-  const meta: JsonObject = { ...(header.meta as JsonObject | undefined), map_id: header.map_id as number };
+  const meta: JsonObject = { ...header.meta, map_id: header.map_id };
   if (holders.length > 0) meta.holders = holders;
   // Where the map had types of its own, those it is shown by are but a way to look at it.
   if (meta.btf_id === undefined && map.types !== undefined) Object.assign(meta, factMembers({ types: map.types }));
@@ -220,7 +217,7 @@ class FreshDump implements Target {
     await writeEntry({ message, extra: (out) => copyInput(input, at, size, out) }, BPFMAP_BTF, this.#btf);
   }
 
-  async map(map: DocumentMap): Promise<void> {
+  async map(map: MapToWrite): Promise<void> {
     const { files, meta } = await freshMap(map, this.#taken, this.types);
     for (const message of files) await writeEntry({ message }, BPFMAP_FILE, this.#files);
     await writeEntry({ message: meta }, BPFMAP_META, this.#meta);
@@ -317,7 +314,7 @@ class ChangedDump implements Target {
     else this.replace('btf', here.entry, (before) => ({ message: { ...before, ...message }, extra }));
   }
 
-  async map(map: DocumentMap): Promise<void> {
+  async map(map: MapToWrite): Promise<void> {
     const here = this.#here(map);
     if (here === undefined) return this.fresh(map);
     if (this.#taken.has(here)) {
@@ -328,7 +325,7 @@ class ChangedDump implements Target {
       const before = here.files.find(({ message }) => message.id === file.id);
       if (before === undefined) await this.freshFile(map, index);
       else {
-        if (file.fds !== undefined && fdsText(fdsOf(file)) !== fdsText(before.holders)) {
+        if (file.fds !== undefined && fdsText(file.fds) !== fdsText(before.holders)) {
           await this.holders(map, index, before);
         }
         await this.file(before, await messageOf(before.message, before.message.id, map, index, this.types), map, index);
@@ -339,28 +336,28 @@ class ChangedDump implements Target {
   }
 
   /** The dump's map that the document's is: by its first open file that the dump has, else by id. */
-  #here(map: DocumentMap): DumpMap | undefined {
+  #here(map: MapToWrite): DumpMap | undefined {
     for (const { id } of filesOf(map)) {
       const here = this.#byFile.get(id as number);
       if (here !== undefined) return here;
     }
-    return this.#byId.get(map.header.map_id as number);
+    return this.#byId.get(map.header.map_id);
   }
 
   /** Takes a map that the dump does not have. */
-  protected async fresh(map: DocumentMap): Promise<void> {
+  protected async fresh(map: MapToWrite): Promise<void> {
     const id = String(map.header.map_id);
     throw await map.bad('/map_id', `no map ${id} in ${this.folder}, and nothing there would hold it`);
   }
 
   /** Takes an open file that the dump's map does not have. */
-  protected async freshFile(map: DocumentMap, index: number): Promise<void> {
+  protected async freshFile(map: MapToWrite, index: number): Promise<void> {
     const id = String(filesOf(map)[index]?.id);
     throw await map.bad(`/files/${index}/id`, `no open file ${id} of this map in ${this.folder}`);
   }
 
   /** Takes other holders of an open file. */
-  protected async holders(map: DocumentMap, index: number, _before: MapFile): Promise<void> {
+  protected async holders(map: MapToWrite, index: number, _before: MapFile): Promise<void> {
     throw await map.bad(`/files/${index}/fds`, 'who holds a map stands in fdinfo-*.img, which is left alone');
   }
 
@@ -368,7 +365,7 @@ class ChangedDump implements Target {
   protected async file(
     { image, entry }: MapFile,
     message: JsonObject,
-    _map: DocumentMap,
+    _map: MapToWrite,
     _index: number,
   ): Promise<void> {
     if (image === IMAGE.files) this.replace('files', entry, (before) => ({ message: { ...before, bpf: message } }));
@@ -376,7 +373,7 @@ class ChangedDump implements Target {
   }
 
   /** Takes what only our own images say of a map. */
-  protected async facts(map: DocumentMap, here: DumpMap): Promise<void> {
+  protected async facts(map: MapToWrite, here: DumpMap): Promise<void> {
     // CRIU's images have no room for it.
     if (here.metaEntry === undefined && this.dump.plugin === undefined && this.dump.images.has(IMAGE.files)) return;
     const message = await this.factsMessage(map, here);
@@ -385,10 +382,10 @@ class ChangedDump implements Target {
     this.refer(message);
   }
 
-  protected async factsMessage(map: DocumentMap, here: DumpMap): Promise<JsonObject> {
+  protected async factsMessage(map: MapToWrite, here: DumpMap): Promise<JsonObject> {
     const { holders, ...before }: Partial<BpfmapMetaEntry> = here.meta ?? {};
-    const said = map.header.meta as JsonObject | undefined;
-    const message: JsonObject = { ...(said ?? before), map_id: map.header.map_id as number };
+    const said = map.header.meta;
+    const message: JsonObject = { ...(said ?? before), map_id: map.header.map_id };
     if (holders !== undefined) message.holders = holders;
     if (said !== undefined && before.$raw !== undefined) message.$raw ??= before.$raw;
     // What `types` says does not stand in `meta` once more; of a map without types of its own it is but a way to look.
@@ -404,7 +401,7 @@ class ChangedDump implements Target {
   }
 
   /** Takes the map's data, of which the dump may have several entries: a document has one when all are the same. */
-  async #data(map: DocumentMap, here: DumpMap): Promise<void> {
+  async #data(map: MapToWrite, here: DumpMap): Promise<void> {
     const { bodies, header } = map;
     const { data } = here;
     if (bodies.length > 1 && bodies.length !== Math.max(1, data.length)) {
@@ -415,7 +412,7 @@ class ChangedDump implements Target {
     const extras = await this.#keep(bodies);
     for (const [i, { entry }] of data.entries()) {
       const body = bodies.length > 1 ? i : 0;
-      const message: JsonObject = { ...entry.message, map_id: header.map_id as number, ...bodies[body]?.message };
+      const message: JsonObject = { ...entry.message, map_id: header.map_id, ...bodies[body]?.message };
       // Of entries that a document has as one it has the last one's `$raw`.
       if (bodies.length === 1 && i < data.length - 1) {
         delete message.$raw;
@@ -428,7 +425,7 @@ class ChangedDump implements Target {
   }
 
   /** Adds the data of a map that has none. */
-  protected async freshData(map: DocumentMap, extras?: readonly Extra[]): Promise<void> {
+  protected async freshData(map: MapToWrite, extras?: readonly Extra[]): Promise<void> {
     const kept = extras ?? (await this.#keep(map.bodies));
     for (const [i, { message }] of map.bodies.entries()) {
       this.add('data', { message: await fitting(BPFMAP_DATA, message, map, ''), extra: kept[i] });
@@ -472,7 +469,7 @@ class ChangedDump implements Target {
     try {
       const out = output.file(name);
       if (there === undefined) writeHead(out, KIND[image]);
-      else await rewriteImage(there, out, (before, number) => entries.get(number)?.(before));
+      else await rewriteImage(there, KIND[image], out, (before, number) => entries.get(number)?.(before));
       for (const entry of added) await writeEntry(entry, KIND[image], out);
     } finally {
       there?.close();
@@ -506,7 +503,7 @@ class ChangedOwnDump extends ChangedDump {
     for (const { message } of dump.maps.flatMap(({ files }) => files)) this.#has.ids.add(message.id);
   }
 
-  protected override async fresh(map: DocumentMap): Promise<void> {
+  protected override async fresh(map: MapToWrite): Promise<void> {
     const { files, meta } = await freshMap(map, this.#has, this.types);
     for (const message of files) this.add('bpfmapFile', { message });
     this.add('meta', { message: meta });
@@ -514,7 +511,7 @@ class ChangedOwnDump extends ChangedDump {
     await this.freshData(map);
   }
 
-  protected override async freshFile(map: DocumentMap, index: number): Promise<void> {
+  protected override async freshFile(map: MapToWrite, index: number): Promise<void> {
     const id = filesOf(map)[index]?.id as number;
     if (this.#has.ids.has(id)) throw await map.bad(`/files/${index}/id`, `file ${id} is one of another map`);
     this.#has.ids.add(id);
@@ -522,12 +519,12 @@ class ChangedOwnDump extends ChangedDump {
     this.#holders.set(id, await holdersOf(map, index, id, this.#has));
   }
 
-  protected override async holders(map: DocumentMap, index: number, before: MapFile): Promise<void> {
+  protected override async holders(map: MapToWrite, index: number, before: MapFile): Promise<void> {
     const { id } = before.message;
     this.#holders.set(id, await holdersOf(map, index, id, this.#has));
   }
 
-  protected override async factsMessage(map: DocumentMap, here: DumpMap): Promise<JsonObject> {
+  protected override async factsMessage(map: MapToWrite, here: DumpMap): Promise<JsonObject> {
     const message = await super.factsMessage(map, here);
     const ids = filesOf(map).map(({ id }) => id as number);
     const changed = ids.filter((id) => this.#holders.has(id));
@@ -560,7 +557,7 @@ class ChangedPluginDump extends ChangedDump {
     super(folder, dump, types);
   }
 
-  protected override async file(before: MapFile, message: JsonObject, map: DocumentMap, index: number): Promise<void> {
+  protected override async file(before: MapFile, message: JsonObject, map: MapToWrite, index: number): Promise<void> {
     const mapId = before.message.map_id;
     if (map.header.map_id === mapId && message.map_id !== mapId) {
       throw await map.bad(`/files/${index}/map_id`, `must be ${mapId}, as ${PLUGIN_TABLE} has it`);
@@ -587,12 +584,12 @@ class ChangedPluginDump extends ChangedDump {
     return { ...message, id, ...own, ...(fown === undefined ? {} : { fown }) };
   }
 
-  protected override async facts(map: DocumentMap, here: DumpMap): Promise<void> {
+  protected override async facts(map: MapToWrite, here: DumpMap): Promise<void> {
     await this.#sameId(map, here.mapId);
     await super.facts(map, here);
   }
 
-  async #sameId(map: DocumentMap, mapId: number): Promise<void> {
+  async #sameId(map: MapToWrite, mapId: number): Promise<void> {
     if (map.header.map_id === mapId) return;
     throw await map.bad('/map_id', `it is map ${mapId} in ${PLUGIN_TABLE}, which names the maps that were open`);
   }

@@ -1,0 +1,97 @@
+/** What `decode` prints of a dump, as types; docs/schema/maps.schema.json checks it where it enters. */
+import type { Json, JsonObject } from '../image/message.js';
+import type { FownEntry } from '../image/schema.gen.js';
+
+/** A whole document. */
+export type MapsDocument = {
+  format: 'bpfimg-maps/1';
+  /** BTF objects that the types of maps refer to. */
+  btf?: DocumentBtf[];
+  maps: DocumentMap[];
+};
+
+/** A BTF object. */
+export type DocumentBtf = {
+  btf_id: number;
+  /** One character a byte, as all names here. */
+  name?: string;
+  kernel_btf?: boolean;
+  /** Base64. */
+  blob: string;
+  $raw?: string;
+};
+
+/** What a map is, and what each of its open files may say otherwise. */
+export type MapAttributes = {
+  name?: string;
+  /** `hash`, `type_N` or the number. */
+  type?: string | number;
+  key_size?: number;
+  value_size?: number;
+  max_entries?: number;
+  /** `BPF_F_…`; unknown bits as one `0x…`. */
+  map_flags?: (string | number)[];
+  /** `0x…` text, or a number. */
+  map_extra?: string | number | bigint;
+  frozen?: boolean;
+  ifindex?: number;
+  /** Bytes; decimal text beyond 2^53-1. */
+  memlock?: string | number | bigint;
+};
+
+/** One open file of a map. */
+export type DocumentFile = MapAttributes & {
+  id?: number;
+  /** As open(2) takes them: `O_RDWR`. */
+  flags?: string | number;
+  pos?: string | number | bigint;
+  fown?: FownEntry;
+  mnt_id?: number;
+  map_id?: number;
+  fds?: { pid: number; fd: number; cloexec?: boolean }[];
+  $raw?: string;
+};
+
+/** A map without its items. */
+export type MapHeader = MapAttributes & {
+  map_id: number;
+  /** ndjson: which further data entry of the same map it is, from 1. */
+  copy?: number;
+  files?: DocumentFile[];
+  /** ndjson: the dump has no data entry for this map. */
+  data?: false;
+  /** Bytes of a key and of a value, where the attributes say otherwise. */
+  data_key_size?: number;
+  data_value_size?: number;
+  /** Of data that is not equal items. */
+  count?: number;
+  keys_bytes?: number;
+  values_bytes?: number;
+  /** What bpfmap-meta.img says of the map, as crit prints it. */
+  meta?: JsonObject;
+  types?: {
+    btf_id: number;
+    key?: string;
+    value?: string;
+    btf_key_type_id?: number;
+    btf_value_type_id?: number;
+  };
+  $raw?: string;
+};
+
+/** An item: bytes in hex, or JSON of their types. */
+export type DocumentItem = {
+  key?: Json;
+  value?: Json;
+  /** Of a per-CPU map, one a possible CPU. */
+  values?: Json[];
+};
+
+/** A map. */
+export type DocumentMap = MapHeader & {
+  items?: DocumentItem[];
+  /** Base64, instead of items. */
+  extra?: string;
+  /** Further data entries of the same map, where they differ. */
+  copies?: JsonObject[];
+};
