@@ -58,7 +58,17 @@ t.test('flags that the kernel sets by itself are not asked for', async (t) => {
   );
   for (const { number, name } of own) {
     const fown = { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
-    const message = { id: 1, map_id: 7, flags: 2, pos: 0, fown, map_type: number, key_size: 4, value_size: 16, max_entries: 1 };
+    const message = {
+      id: 1,
+      map_id: 7,
+      flags: 2,
+      pos: 0,
+      fown,
+      map_type: number,
+      key_size: 4,
+      value_size: 16,
+      max_entries: 1,
+    };
     const file = { ...message, map_flags: MAP_FLAG.RDONLY_PROG, memlock: 0, frozen: false, map_name: name, ifindex: 0 };
     t.equal(mapSpec(file, types).flags, 0, name);
   }
