@@ -15,6 +15,7 @@ export { type Sink, TypedValueError, type ValueCodec, valueCodec } from './btf/v
 export { type CapturedMap, type CaptureOptions, capture } from './capture/capture.js';
 export { type DocumentForms, writeDocument } from './dump/document.js';
 export { encodeDocument } from './dump/encode.js';
+export { type Item, items, type RawItem, rawItems } from './dump/items.js';
 export { type Dump, type DumpMap, openDump, openDumpImage } from './dump/model.js';
 export { TypeFinder, type TypeOptions } from './dump/types.js';
 export { BpfimgError, type ErrorKind, EXIT } from './errors.js';

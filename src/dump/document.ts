@@ -13,11 +13,11 @@ import {
   type MapForms,
   writeItems,
 } from '../json/items.js';
-import { mapIdForm } from '../json/map-id.js';
 import { COMPACT, PRETTY, print, type Style } from '../json/print.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import { mapMembers } from './attributes.js';
 import { factMembers } from './facts.js';
+import { itemForms } from './items.js';
 import { type Dump, type DumpMap, dataShape, type MapData, sameData } from './model.js';
 
 export interface DocumentOptions {
@@ -212,12 +212,9 @@ class DocumentWriter {
     }
   }
 
-  /** How the map's items look: by their types, or as inner maps. */
   #forms(map: DumpMap): ItemForms | undefined {
     const typed = this.options.forms?.of(map);
-    const type = map.files[0]?.message.map_type;
-    if (typed !== undefined || this.options.bytes === true || type === undefined) return typed;
-    return this.types.get(type).inner === true ? { value: mapIdForm } : undefined;
+    return this.options.bytes === true ? typed : itemForms(map, this.types, typed);
   }
 
   /** `{members,"name":` and the beginning of its value. */

@@ -53,7 +53,8 @@ export interface Form {
   parse(value: Json, view: DataView, at: number): void;
 }
 
-type Shown = Pick<Form, 'show' | 'print'>;
+/** The half of a form that shows. */
+export type Shown = Pick<Form, 'show' | 'print'>;
 
 /** JSON that a form refuses; `pointer` leads there from the key or value. */
 export class FormError extends Error {
@@ -202,7 +203,7 @@ function formedItems(shape: ItemShape, style: ItemStyle, forms: ItemForms): Item
 const QUOTE = 0x22;
 
 /** Bytes that a form would lose, the padding of a CPU's value: `{"$raw": "hex"}`. */
-function rawForm(size: number): Shown {
+export function rawForm(size: number): Shown {
   const show = (view: DataView, at: number) => ({
     $raw: hex(new Uint8Array(view.buffer, view.byteOffset + at, size)),
   });

@@ -1,0 +1,126 @@
+/** The items of a dump's map one by one, for programs: bytes, or the JSON that documents have. */
+import { hex, isZero, roundUp8, viewOf } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
+import type { Json } from '../image/message.js';
+import type { Cursor } from '../io/input.js';
+import { pause } from '../io/pause.js';
+import { fitting, ItemCursors, type ItemForms, type ItemShape, rawForm, type Shown } from '../json/items.js';
+import { mapIdForm } from '../json/map-id.js';
+import type { MapTypes } from '../maptype.js';
+import { type Dump, type DumpMap, dataShape } from './model.js';
+import type { TypeFinder } from './types.js';
+
+/** An item as bytes. They are the caller's, and stay what they are. */
+export interface RawItem {
+  readonly key: Uint8Array;
+  /** All of the value: of a per-CPU map one a possible CPU, each filled up to a multiple of 8 bytes. */
+  readonly value: Uint8Array;
+  /** Of a per-CPU map: the value of each possible CPU, without what fills it up. They are parts of {@link value}. */
+  readonly values?: readonly Uint8Array[] | undefined;
+}
+
+/** An item as a maps document has it: bytes in hex, or JSON of their types. */
+export type Item =
+  | { readonly key: Json; readonly value: Json; readonly values?: undefined }
+  /** Of a per-CPU map, one a possible CPU. */
+  | { readonly key: Json; readonly value?: undefined; readonly values: readonly Json[] };
+
+/**
+ * The items of `map`, a map of `dump`, as bytes and in the order of the image; none when the dump has no data of it.
+ * One item at a time is in memory. The dump must stay open meanwhile.
+ * @throws BpfimgError `badImage` for data that is not equal items, or that ends early
+ */
+export async function* rawItems(dump: Dump, map: DumpMap, types: MapTypes): AsyncGenerator<RawItem, void, undefined> {
+  const found = itemsOf(dump, map, types);
+  if (found !== undefined) yield* read(found);
+}
+
+/**
+ * The items of `map`, a map of `dump`, as `decode` shows them. Otherwise as {@link rawItems}.
+ * @param finder knows types of keys and values; what it finds no types of is hex
+ */
+export async function* items(
+  dump: Dump,
+  map: DumpMap,
+  types: MapTypes,
+  finder?: TypeFinder,
+): AsyncGenerator<Item, void, undefined> {
+  const found = itemsOf(dump, map, types);
+  if (found === undefined) return;
+  const { keySize, valueSize, perCpu } = found.shape;
+  const typed = await finder?.forms([map]);
+  const forms = fitting(itemForms(map, types, typed?.of(map)), keySize, perCpu ?? valueSize);
+  for await (const { key, value, values } of read(found)) {
+    if (values === undefined) yield { key: json(forms?.key, key), value: json(forms?.value, value) };
+    else yield { key: json(forms?.key, key), values: values.map((one) => cpuJson(forms?.value, one)) };
+  }
+}
+
+/** How the items of a map look in a document: by their types, where there are any, or as inner maps. */
+export function itemForms(map: DumpMap, types: MapTypes, typed: ItemForms | undefined): ItemForms | undefined {
+  const type = map.files[0]?.message.map_type;
+  if (typed !== undefined || type === undefined) return typed;
+  return types.get(type).inner === true ? { value: mapIdForm } : undefined;
+}
+
+/** The items of one data entry, and where they are read. */
+interface FoundItems {
+  readonly cursors: ItemCursors;
+  readonly count: number;
+  readonly shape: ItemShape;
+}
+
+function itemsOf(dump: Dump, map: DumpMap, types: MapTypes): FoundItems | undefined {
+  // CRIU restores from the last.
+  const data = map.data.at(-1);
+  if (dump.data === undefined || data === undefined || data.count === 0) return undefined;
+  const { shape } = dataShape(data, map.files[0]?.message, types);
+  if (shape === undefined) {
+    const what = `${data.keysBytes} bytes of keys and ${data.valuesBytes} of values are not ${data.count} equal items`;
+    const code = 'not-divisible';
+    throw new BpfimgError('badImage', `${dump.name}: map ${map.mapId}: ${what}`, { code });
+  }
+  return { cursors: ItemCursors.over(dump.data, data.entry), count: data.count, shape };
+}
+
+async function* read({ cursors, count, shape }: FoundItems): AsyncGenerator<RawItem, void, undefined> {
+  const { keySize, valueSize, perCpu } = shape;
+  for (let i = 0; i < count; i++) {
+    const key = taken(cursors.keys, keySize) ?? (await take(cursors, cursors.keys, keySize));
+    const value = taken(cursors.values, valueSize) ?? (await take(cursors, cursors.values, valueSize));
+    yield perCpu === undefined ? { key, value } : { key, value, values: [...cpuValues(value, perCpu)] };
+  }
+}
+
+/** The next bytes of a cursor where its window has them. */
+function taken(from: Cursor, size: number): Uint8Array | undefined {
+  if (from.ready < size) return undefined;
+  const bytes = from.bytes.slice(from.at, from.at + size);
+  from.at += size;
+  return bytes;
+}
+
+/** The next bytes of a cursor, which are read first. */
+async function take(cursors: ItemCursors, from: Cursor, size: number): Promise<Uint8Array> {
+  await pause();
+  if (size <= from.bytes.length) await from.fill(size);
+  const bytes = taken(from, size) ?? (await from.take(size));
+  if (bytes.length < size) throw cursors.truncated();
+  return new Uint8Array(bytes.buffer, bytes.byteOffset, size);
+}
+
+function* cpuValues(value: Uint8Array, size: number): Generator<Uint8Array> {
+  for (let at = 0; at < value.length; at += roundUp8(size)) yield value.subarray(at, at + size);
+}
+
+function json(form: Shown | undefined, bytes: Uint8Array): Json {
+  return form === undefined ? hex(bytes) : form.show(viewOf(bytes), 0);
+}
+
+/** One CPU's value; with what fills it up where that is not zero, as the kernel keeps what was written. */
+function cpuJson(form: Shown | undefined, value: Uint8Array): Json {
+  const stride = roundUp8(value.length);
+  const padded = new Uint8Array(value.buffer, value.byteOffset, stride);
+  if (isZero(padded, value.length)) return json(form, value);
+  return json(form && rawForm(stride), padded);
+}
