@@ -373,7 +373,7 @@ e.register(3)
 os.dup2(3, 9)
 attr = ctypes.create_string_buffer(struct.pack('IIQ', 1, 112, 0), 112)
 perf = ctypes.CDLL(None).syscall(298, attr, -1, 0, -1, 0)
-print('{"more": [%d, %d]}' % (e.fileno(), perf), flush=True)
+print('{"more": [%d]}' % perf, flush=True)
 sys.stdin.read()
 `;
 
@@ -381,13 +381,12 @@ t.test('epoll sets, duplicates, and files that are not ours', { skip }, async (t
   using map = BpfMap.create(sys, { ...ring, name: 'ck_ring' });
   const held = await started('python3', ['-c', WATCHER], map.fd);
   try {
-    const [epoll, perf = -1] = held.more;
+    const [perf = -1] = held.more;
     const { status, out, json } = await check(held.pid, soundCriu());
     const held2 = json.processes[0]?.objects;
     t.match(held2?.[0], { name: 'ck_ring', fds: [3, 9] }, 'two fds, one row');
-    t.match(held2?.[1], { object: 'epoll', fds: [epoll], watches: [3], report: 'full' });
+    t.equal(held2?.length, 1, 'CRIU dumps epoll sets itself');
     t.match(out, /^3,9 +map \d+ +ck_ring/m);
-    t.match(out, new RegExp(`^${epoll} +epoll +waits for 3 `, 'm'));
     t.equal(status, 0);
     if (perf < 0) return t.comment('no perf events here');
     t.match(json.warnings.join('\n'), `, fd ${perf}: anon_inode:[perf_event] is no BPF object`);

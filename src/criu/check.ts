@@ -42,7 +42,7 @@ export type Outcome =
 
 /** A BPF object that a process holds. */
 export interface HeldObject {
-  readonly kind: 'map' | 'mapping' | 'program' | 'link' | 'btf' | 'iterator' | 'token' | 'epoll' | 'other';
+  readonly kind: 'map' | 'mapping' | 'program' | 'link' | 'btf' | 'iterator' | 'token' | 'other';
   /** Its file descriptors; none of a mapping, and of a map that is held by another map alone. */
   readonly fds: readonly number[];
   readonly access?: Access | undefined;
@@ -57,8 +57,6 @@ export interface HeldObject {
   readonly mapping?: AnonymousMapping | undefined;
   /** Maps that the mapping may be of: the kernel does not tell. */
   readonly candidates?: readonly number[] | undefined;
-  /** File descriptors of maps that an epoll set waits for. */
-  readonly watches?: readonly number[] | undefined;
   readonly outcome: Outcome;
 }
 
@@ -174,7 +172,6 @@ const CRIUS_OWN: ReadonlySet<string> = new Set([
 ]);
 
 const MAP = 'bpf-map';
-const EPOLL = '[eventpoll]';
 
 function isBpf(kind: string): boolean {
   return kind.startsWith('bpf') || kind === 'btf';
@@ -187,11 +184,6 @@ interface Found {
   readonly command: string;
   readonly files: readonly AnonymousFile[];
   readonly mappings: readonly AnonymousMapping[];
-}
-
-/** Numbers behind `tfd:` in the fdinfo of an epoll set: the file descriptors it waits for. */
-function watchedFds(fdinfo: string): number[] {
-  return [...fdinfo.matchAll(/^tfd:\s*(\d+)/gm)].map(([, fd]) => Number(fd));
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -349,7 +341,7 @@ class Check {
       if (map === undefined || maps.some((one) => one.map.id === id)) continue;
       objects.push({ ...this.#mapRow(map, [], await this.#outcome(map)), innerOf });
     }
-    objects.push(...mapped, ...this.#epolls(files), ...this.#otherObjects(files));
+    objects.push(...mapped, ...this.#otherObjects(files));
     const place = ({ fds }: HeldObject) => fds[0] ?? Number.POSITIVE_INFINITY;
     objects.sort((a, b) => (place(a) === place(b) ? 0 : place(a) - place(b)));
     const here = `process ${pid} (${command})`;
@@ -500,14 +492,6 @@ class Check {
 
   // -------------------------------------------------------------------------------------------------
   // Other objects
-
-  #epolls(files: readonly AnonymousFile[]): HeldObject[] {
-    const maps = new Set(files.filter(({ kind }) => kind === MAP).map(({ fd }) => fd));
-    return files.flatMap(({ fd, kind, fdinfo }): HeldObject[] => {
-      const watches = kind === EPOLL ? watchedFds(fdinfo).filter((one) => maps.has(one)) : [];
-      return watches.length === 0 ? [] : [{ kind: 'epoll', fds: [fd], watches, outcome: { kind: 'full' } }];
-    });
-  }
 
   #otherObjects(files: readonly AnonymousFile[]): HeldObject[] {
     const held = new Map<string, HeldObject & { fds: number[] }>();

@@ -78,7 +78,7 @@ function json({ pid, dumps, processes, blocked, blocks, warnings }: TreeCheck, h
 }
 
 function members(object: HeldObject): Record<string, unknown> {
-  const { kind, fds, access, id, name, type, map, innerOf, mapping, candidates, watches, outcome } = object;
+  const { kind, fds, access, id, name, type, map, innerOf, mapping, candidates, outcome } = object;
   return {
     object: kind,
     fds,
@@ -106,7 +106,6 @@ function members(object: HeldObject): Record<string, unknown> {
           offset: Number(mapping.offset),
           maps: candidates,
         }),
-    ...(watches === undefined ? {} : { watches }),
     report: outcomeText(outcome),
   };
 }
@@ -159,7 +158,7 @@ function verdict(blocks: number, warnings: number, strangers: number, look: Colo
 }
 
 function cells(object: HeldObject): string[] {
-  const { kind, fds, access, id, name = '', type = '', map, innerOf = [], mapping, candidates = [], watches } = object;
+  const { kind, fds, access, id, name = '', type = '', map, innerOf = [], mapping, candidates = [] } = object;
   const size = (value: number | undefined) => (value === undefined ? '' : String(value));
   const report = oneLine(outcomeText(object.outcome));
   if (mapping !== undefined) {
@@ -170,7 +169,7 @@ function cells(object: HeldObject): string[] {
   return [
     fds.length > 0 ? fds.join(',') : `in ${innerOf.join(',')}`,
     id === undefined ? kind : `${kind} ${id}`,
-    watches === undefined ? nameText(name) : `waits for ${watches.join(',')}`,
+    nameText(name),
     type,
     size(map?.keySize),
     size(map?.valueSize),
