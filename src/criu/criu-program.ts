@@ -97,10 +97,10 @@ class Look {
   host(): CriuHost {
     const program = this.#find();
     const said = program === undefined ? undefined : this.#ask(program);
-    const binary = program === undefined ? undefined : this.#binary(program, said?.programs ?? []);
+    const binary = program === undefined ? undefined : this.#binary(program);
     const libbpf = binary && builtWithLibbpf(binary);
     if (program !== undefined && libbpf === undefined) {
-      this.#note('nothing', `${program}: one cannot tell whether it is built with libbpf; taken as if it is not`);
+      this.#note('nothing', `${program}: one cannot tell whether it is built with libbpf; taken as if it is not (--criu names another program)`);
     }
     const folder = said?.folder === undefined ? undefined : this.#folder(said.folder);
     const names = folder === undefined ? [] : this.#names(folder);
@@ -153,26 +153,22 @@ class Look {
   }
 
   /** What CRIU says of itself. */
-  #ask(program: string): { version: string | undefined; folder: string | undefined; programs: string[] } {
-    const run = (...args: string[]) => {
-      // The loader's own words: which program a script ends in.
-      const env = { ...this.options.env, LD_DEBUG: 'libs', LC_ALL: 'C' };
-      return spawnSync(program, args, {
-        env,
+  #ask(program: string): { version: string | undefined; folder: string | undefined } {
+    const run = (...args: string[]) =>
+      spawnSync(program, args, {
+        env: { ...this.options.env, LC_ALL: 'C' },
         encoding: 'latin1',
         timeout: PATIENCE,
         stdio: ['ignore', 'pipe', 'pipe'],
       });
-    };
     const { error, stdout = '', stderr = '' } = run('--version');
     const version = /^Version:\s*(\S+)/m.exec(stdout ?? '')?.[1];
     if (version === undefined) {
-      const why = error?.message ?? (stderr ?? '').split('\n').find((line) => !/^\s*\d+:\s/.test(line) && line !== '');
+      const why = error?.message ?? (stderr ?? '').split('\n').find((line) => line !== '');
       this.#note('every dump', `${program}: it does not say its version: ${why ?? 'it says nothing'}`);
     } else this.#checkRelease(program, version);
     const folder = /plugin directory \(by default ([^)\n]+)\)/.exec(run('--help').stdout ?? '')?.[1];
-    const programs = [...(stderr ?? '').matchAll(/initialize program: (.+)$/gm)].map(([, name = '']) => name);
-    return { version, folder, programs };
+    return { version, folder };
   }
 
   #checkRelease(program: string, version: string): void {
@@ -180,17 +176,15 @@ class Look {
     if (found !== undefined) this.#note(found[1], `${program}: CRIU ${version}: ${found[2]}`);
   }
 
-  /** CRIU's own file: `program`, or the last one that it started. */
-  #binary(program: string, started: readonly string[]): DynamicObject | undefined {
-    for (const file of [program, ...started.map((name) => path.resolve(name)).reverse()]) {
-      try {
-        const object = readDynamicObject(file);
-        if (object.symbols.get('criu_get_image_dir')?.defined === true) return object;
-      } catch (error) {
-        if (!(error instanceof BpfimgError)) throw error;
-      }
+  /** The program's file; undefined where it is none of CRIU's, such as a script that starts it. */
+  #binary(program: string): DynamicObject | undefined {
+    try {
+      const object = readDynamicObject(program);
+      return object.symbols.get('criu_get_image_dir')?.defined === true ? object : undefined;
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      return undefined;
     }
-    return undefined;
   }
 
   // -------------------------------------------------------------------------------------------------
