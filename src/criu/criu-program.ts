@@ -5,11 +5,10 @@
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { BpfimgError, errnoOf } from '../errors.js';
+import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { readTrusted, UNTRUSTED } from '../io/trusted.js';
 import { MARKER } from './build.js';
 import { CONFIG_FILE, type CriuConfig, readConfig, USUAL } from './config.js';
-import { type DynamicObject, readDynamicObject } from './elf.js';
 
 /** What keeps a dump from succeeding: of any process, only of one that holds BPF maps, or nothing. */
 export type Stops = 'every dump' | 'maps' | 'nothing';
@@ -70,8 +69,10 @@ export interface HostOptions {
 const SYSTEM_FOLDERS = ['/usr/local/sbin', '/usr/sbin', '/sbin'];
 /** Milliseconds that CRIU may take to say its version. */
 const PATIENCE = 10_000;
-/** CRIU's record of how it dumps files of BPF maps, exported where it can. */
-const OWN_SUPPORT = 'bpfmap_dump_ops';
+/** Exported by every CRIU, for its plugins. */
+const EXPORTED = 'criu_get_image_dir';
+/** CRIU's record of how it dumps files of BPF maps, exported where it can; and the library that it needs for it. */
+const OWN_SUPPORT = ['bpfmap_dump_ops', 'libbpf.so'];
 const DESCRIPTOR = 'CR_PLUGIN_DESC';
 
 /** What CRIU releases before these lack, newest last. */
@@ -98,9 +99,12 @@ class Look {
     const program = this.#find();
     const said = program === undefined ? undefined : this.#ask(program);
     const binary = program === undefined ? undefined : this.#binary(program);
-    const libbpf = binary && builtWithLibbpf(binary);
+    const libbpf = binary && OWN_SUPPORT.some((name) => binary.includes(name));
     if (program !== undefined && libbpf === undefined) {
-      this.#note('nothing', `${program}: one cannot tell whether it is built with libbpf; taken as if it is not (--criu names another program)`);
+      this.#note(
+        'nothing',
+        `${program}: one cannot tell whether it is built with libbpf; taken as if it is not (--criu names another program)`,
+      );
     }
     const folder = said?.folder === undefined ? undefined : this.#folder(said.folder);
     const names = folder === undefined ? [] : this.#names(folder);
@@ -176,11 +180,11 @@ class Look {
     if (found !== undefined) this.#note(found[1], `${program}: CRIU ${version}: ${found[2]}`);
   }
 
-  /** The program's file; undefined where it is none of CRIU's, such as a script that starts it. */
-  #binary(program: string): DynamicObject | undefined {
+  /** The program's bytes; undefined where it is none of CRIU's, such as a script that starts it. */
+  #binary(program: string): Buffer | undefined {
     try {
-      const object = readDynamicObject(program);
-      return object.symbols.get('criu_get_image_dir')?.defined === true ? object : undefined;
+      const bytes = readLoadable(program);
+      return bytes.includes(EXPORTED) ? bytes : undefined;
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
       return undefined;
@@ -226,28 +230,24 @@ class Look {
   }
 
   /** The plugin in `file` when it is bpfimg's. A file that CRIU cannot load is a finding: it stops at that. */
-  #plugin(file: string, criu: DynamicObject | undefined): OurPlugin | undefined {
+  #plugin(file: string, criu: Buffer | undefined): OurPlugin | undefined {
     const stop = (why: string) => {
       this.#note('every dump', `${file}: CRIU cannot load it, and stops: ${why}`);
       return undefined;
     };
-    let object: DynamicObject;
+    let bytes: Buffer;
     try {
-      object = readDynamicObject(file);
+      bytes = readLoadable(file);
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
       if (error.kind === 'notFound') return stop('it is a link to what is not there');
       return stop(error.message.replace(`${file}: `, ''));
     }
-    if (criu !== undefined && (object.machine !== criu.machine || object.littleEndian !== criu.littleEndian)) {
-      return stop('it is for another machine');
-    }
-    const missing = criu && unresolved(object, criu);
-    if (missing !== undefined) return stop(`it needs ${missing}, which this CRIU does not have`);
-    if (object.symbols.get(DESCRIPTOR)?.defined !== true) {
+    if (criu !== undefined && machineOf(bytes) !== machineOf(criu)) return stop('it is for another machine');
+    if (!bytes.includes(DESCRIPTOR)) {
       this.#note('nothing', `${file}: no plugin (it has no ${DESCRIPTOR}); CRIU only warns of it`);
     }
-    const marker = markerIn(object.bytes);
+    const marker = markerIn(bytes);
     return marker && { path: file, ...marker };
   }
 
@@ -326,21 +326,41 @@ function isBefore(version: string, other: string): boolean {
   return false;
 }
 
-/** Whether this CRIU has BPF support of its own. */
-function builtWithLibbpf({ symbols, needed }: DynamicObject): boolean {
-  return symbols.get(OWN_SUPPORT)?.defined === true || needed.some((name) => name.startsWith('libbpf.so'));
+/** Larger files are no program that anybody means. */
+const MOST_BYTES = 256 * 1024 * 1024;
+const ELF64 = '7f454c4602';
+const ELF_HEADER = 64;
+const SECTION_HEADER = 64;
+
+/**
+ * A program or shared library of 64 bits. The symbols it needs are not looked up.
+ * @throws BpfimgError `badImage` for what is no such file, `unsupported` for one that is too large, `notFound`, `io`
+ */
+function readLoadable(file: string): Buffer {
+  const bad = (what: string) => new BpfimgError('badImage', `${file}: ${what}`);
+  let bytes: Buffer;
+  try {
+    const { size } = fs.statSync(file);
+    if (size > MOST_BYTES) throw new BpfimgError('unsupported', `${file}: ${size} bytes are too many for a program`);
+    bytes = fs.readFileSync(file);
+  } catch (error) {
+    throw ioError(file, 'read it', error);
+  }
+  const start = bytes.toString('hex', 0, 5);
+  if (!start.startsWith(ELF64.slice(0, 8))) throw bad('it is no ELF file');
+  if (start !== ELF64) throw bad('it is not for 64 bits');
+  if (bytes.length < ELF_HEADER) throw bad('it is cut off');
+  // Linkers write the section headers last: e_shnum of them at e_shoff.
+  const little = bytes[5] === 1;
+  const table = Number(little ? bytes.readBigUInt64LE(0x28) : bytes.readBigUInt64BE(0x28));
+  const count = little ? bytes.readUInt16LE(0x3c) : bytes.readUInt16BE(0x3c);
+  if (table + count * SECTION_HEADER > bytes.length) throw bad('it is cut off');
+  return bytes;
 }
 
-/** Libraries whose symbols all have versions: what has none comes from elsewhere. */
-const VERSIONED_LIBRARIES = /^(libc\.so|ld-linux|ld64\.so|libgcc_s\.so)/;
-
-/** The first symbol that `plugin` cannot do without and nobody has; undefined where one cannot tell. */
-function unresolved(plugin: DynamicObject, criu: DynamicObject): string | undefined {
-  if (!plugin.needed.every((name) => VERSIONED_LIBRARIES.test(name))) return undefined;
-  for (const [name, { defined, weak, versioned }] of plugin.symbols) {
-    if (!defined && !weak && !versioned && name !== '' && criu.symbols.get(name)?.defined !== true) return name;
-  }
-  return undefined;
+/** Byte order and machine, as in the file. */
+function machineOf(elf: Buffer): string {
+  return `${elf[5]} ${elf.readUInt16LE(18)}`;
 }
 
 const MARKER_BYTES = Buffer.from(MARKER);
