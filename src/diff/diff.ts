@@ -164,7 +164,7 @@ export class MapComparison {
     const file = a.files[0]?.message ?? b.files[0]?.message;
     const type = file && this.types.get(file.map_type);
     // Not what the kernel calls keys counts here: pages of an arena have none, their items have their numbers.
-    if (aItems.keySize === 0 && bItems.keySize === 0) return { ordered: type?.name === 'stack' ? 'stack' : 'queue' };
+    if (aItems.keySize === 0 && bItems.keySize === 0) return { ordered: true };
     if (type === undefined) return {};
     return {
       perCpu: padded(aItems, bItems),

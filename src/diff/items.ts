@@ -27,8 +27,8 @@ export interface Items {
 
 /** What is special about the items of a map type. */
 export interface ItemRules {
-  /** Items have no keys: their order is what they are. `queue`: those before are taken out at the front. */
-  readonly ordered?: 'queue' | 'stack' | undefined;
+  /** Items have no keys: their order is what they are. */
+  readonly ordered?: boolean | undefined;
   /** Blanks what makes no difference in the key at `at`. */
   readonly blankKey?: ((view: DataView, at: number, size: number) => void) | undefined;
   /** Bytes of one CPU's value, where each is filled up to a multiple of 8: Linux 7.2 and newer zero what fills it up. */
@@ -53,8 +53,6 @@ export interface Limits {
   readonly items: number;
   /** Parts at most that items are put aside in at once. */
   readonly parts: number;
-  /** Items of a queue that are held at once. */
-  readonly queue: number;
 }
 
 const LIMITS: Limits = {
@@ -62,7 +60,6 @@ const LIMITS: Limits = {
   bytes: 12 * 1024 * 1024,
   items: 512 * 1024,
   parts: 128,
-  queue: 4 * 1024 * 1024,
 };
 
 /**
@@ -76,7 +73,7 @@ export async function diffItems(
   found: ItemDifferences,
   limits: Limits = LIMITS,
 ): Promise<void> {
-  if (rules.ordered !== undefined) return new Sequences(a, b, rules.ordered, found, limits).compare();
+  if (rules.ordered === true) return new Sequences(a, b, found).compare();
   if (a.keySize !== b.keySize && a.count > 0 && b.count > 0) {
     // No key of one side can be on the other.
     await diffItems(a, { ...a, count: 0 }, rules, found, limits);
@@ -122,7 +119,7 @@ function copy(from: DataView, at: number, to: DataView, toAt: number, size: numb
   for (; i < size; i++) to.setUint8(toAt + i, from.getUint8(at + i));
 }
 
-/** Keys and values of an entry from a position on. */
+/** Keys and values of an entry. */
 class Stream {
   readonly keys: Cursor;
   readonly values: Cursor;
@@ -130,11 +127,10 @@ class Stream {
   constructor(
     readonly items: Items,
     readonly blankKey: ItemRules['blankKey'],
-    from = 0,
   ) {
     const { input, keysAt, valuesAt, count, keySize, valueSize } = items;
-    this.keys = new Cursor(input, keysAt + from * keySize, keysAt + count * keySize);
-    this.values = new Cursor(input, valuesAt + from * valueSize, valuesAt + count * valueSize);
+    this.keys = new Cursor(input, keysAt, keysAt + count * keySize);
+    this.values = new Cursor(input, valuesAt, valuesAt + count * valueSize);
   }
 
   /** Makes items ready, `most` at most; returns how many. */
@@ -636,38 +632,40 @@ async function piece(items: Items, input: Input, at: number, size: number): Prom
 // ---------------------------------------------------------------------------------------------------
 // Sequences
 
-/** Values without keys, whose order is what they are. */
+/**
+ * Values without keys, whose order is what they are. As many on both sides: each and the one at its place. Else what
+ * both begin with and what both end with is the same, and what stands between has been taken out or put in.
+ */
 class Sequences {
-  readonly #hashes = [new KeyHash(), new KeyHash()] as const;
-
   constructor(
     readonly a: Items,
     readonly b: Items,
-    readonly kind: 'queue' | 'stack',
     readonly found: ItemDifferences,
-    readonly limits: Limits,
   ) {}
 
   async compare(): Promise<void> {
-    const { a, b } = this;
-    const size = a.valueSize;
-    if (a.count === 0 || b.count === 0 || size !== b.valueSize) return this.#between(0, a.count, b.count);
-    if (a.count === b.count && (await equalBytes(a.input, a.valuesAt, b.input, b.valuesAt, a.count * size))) return;
-    if (Math.max(a.count, b.count) > this.limits.queue) return this.#places();
-    const [left, right] = [await this.#digests(a), await this.#digests(b)];
+    const { a, b, found } = this;
     const most = Math.min(a.count, b.count);
-    // What both begin with, and what both end with.
-    let front = 0;
-    while (front < most && left[front] === right[front]) front++;
-    let back = 0;
-    while (back < most - front && left[a.count - 1 - back] === right[b.count - 1 - back]) back++;
-    const shared = this.kind === 'queue' ? overlap(left, right) : 0;
-    if (shared > front + back) {
-      this.#between(0, a.count - shared, 0);
-      this.#between(shared, 0, b.count);
-    } else if (a.count === b.count) {
-      for (let i = front; i < a.count - back; i++) if (left[i] !== right[i]) this.found.changed.add(i, i);
-    } else this.#between(front, a.count - back, b.count - back);
+    if (most === 0 || a.valueSize !== b.valueSize) return this.#between(0, a.count, b.count);
+    if (a.count === b.count) {
+      return this.#differing(0, 0, most, (position) => {
+        found.changed.add(position, position);
+        return true;
+      });
+    }
+    let front = most;
+    await this.#differing(0, 0, most, (position) => {
+      front = position;
+      return false;
+    });
+    // Side by side with the ends together, from where neither has anything of the front.
+    const aligned = most - front;
+    let back = aligned;
+    await this.#differing(a.count - aligned, b.count - aligned, aligned, (position) => {
+      back = aligned - 1 - position;
+      return true;
+    });
+    this.#between(front, a.count - back, b.count - back);
   }
 
   /** What stands from `from` to the ends has been taken out, or put in. */
@@ -676,63 +674,32 @@ class Sequences {
     for (let i = from; i < bEnd; i++) this.found.added.add(i, 0);
   }
 
-  /** Each value and the one at its place. */
-  async #places(): Promise<void> {
-    const [a, b] = [new Stream(this.a, undefined), new Stream(this.b, undefined)];
-    const shared = Math.min(this.a.count, this.b.count);
-    for (let done = 0; done < shared; ) {
-      const ready = Math.min(await a.ready(shared - done), await b.ready(shared - done));
-      for (let i = 0; i < ready; i++, done++) {
-        const same = equal(a.values.view, a.values.at, b.values.view, b.values.at, this.a.valueSize);
-        if (!same) this.found.changed.add(done, done);
-        a.skip(1);
-        b.skip(1);
+  /**
+   * Calls `visit` with each of `count` places whose values differ, until it returns false. Of either side the first
+   * place is its `from`; values may be larger than a window.
+   */
+  async #differing(aFrom: number, bFrom: number, count: number, visit: (place: number) => boolean): Promise<void> {
+    const size = this.a.valueSize;
+    const bytes = count * size;
+    const cursor = ({ input, valuesAt }: Items, from: number) =>
+      new Cursor(input, valuesAt + from * size, valuesAt + (from + count) * size);
+    const [a, b] = [cursor(this.a, aFrom), cursor(this.b, bFrom)];
+    let told = -1;
+    for (let at = 0; at < bytes; ) {
+      const ready = Math.min(await a.fill(), await b.fill());
+      if (ready === 0) throw shorter(a.ready === 0 ? this.a : this.b);
+      for (const end = at + ready; at < end; ) {
+        const place = Math.floor(at / size);
+        const part = Math.min(end, (place + 1) * size) - at;
+        if (place !== told && !equal(a.view, a.at, b.view, b.at, part)) {
+          told = place;
+          if (!visit(place)) return;
+        }
+        at += part;
+        a.at += part;
+        b.at += part;
       }
       await pause();
     }
-    this.#between(shared, this.a.count, this.b.count);
   }
-
-  /** 53 bits of two hashes of each value. */
-  async #digests(items: Items): Promise<Float64Array> {
-    const { input, valuesAt, count, valueSize } = items;
-    const [one, two] = this.#hashes;
-    const digests = new Float64Array(count);
-    const cursor = new Cursor(input, valuesAt, valuesAt + count * valueSize);
-    const sums = viewOf(new Uint8Array(12));
-    for (let i = 0; i < count; i++) {
-      sums.setFloat64(0, 0);
-      for (let left = valueSize; left > 0; ) {
-        const size = Math.min(left, PIECE);
-        if (cursor.ready < size && (await cursor.fill(size)) < size) throw shorter(items);
-        sums.setUint32(8, one.of(cursor.view, cursor.at, size));
-        sums.setUint32(0, one.of(sums, 0, 12));
-        sums.setUint32(8, two.of(cursor.view, cursor.at, size));
-        sums.setUint32(4, two.of(sums, 0, 12));
-        cursor.at += size;
-        left -= size;
-      }
-      digests[i] = sums.getUint32(0) * 0x20_0000 + (sums.getUint32(4) >>> 11);
-      if ((i & 1023) === 0) await pause();
-    }
-    return digests;
-  }
-}
-
-/** How many of the last of `a` are the first of `b`: a queue that went on (Knuth, Morris and Pratt). */
-function overlap(a: Float64Array, b: Float64Array): number {
-  /** For each beginning of `b`: how much of its end is a beginning again. */
-  const again = new Int32Array(b.length);
-  const next = (held: number, value: number | undefined) => {
-    let length = held;
-    while (length > 0 && b[length] !== value) length = again[length - 1] as number;
-    return b[length] === value ? length + 1 : 0;
-  };
-  for (let i = 1, length = 0; i < b.length; i++) {
-    length = next(length, b[i]);
-    again[i] = length;
-  }
-  let held = 0;
-  for (let i = 0; i < a.length; i++) held = next(held, a[i]);
-  return held;
 }
