@@ -442,6 +442,26 @@ t.test('what is wrong with JSON, and where', async (t) => {
       '/entries/0/reg: member "id" stands twice',
     ],
     [
+      'half a surrogate pair, further in',
+      files('{"type":1,"id":1,"reg":{"name":"\\udfff"}}'),
+      '/entries/0/reg/name: half of a surrogate pair within a string',
+    ],
+    [
+      'a long name, further in',
+      files(`{"type":1,"id":1,"reg":{"${'x'.repeat(1025)}":1}}`),
+      '/entries/0/reg: text of more than 1024 bytes',
+    ],
+    [
+      'deep nesting that ends',
+      files(`{"type":1,"id":1,"reg":${'['.repeat(65)}1${']'.repeat(65)}}`),
+      /nested deeper than 64 levels/,
+    ],
+    [
+      'a number beyond 64 bits, further in',
+      files(`{"type":"REG","id":1,"reg":${regular.replace('"pos":0', '"pos":18446744073709551616')}}`),
+      /^\/entries\/0\/reg\/pos: .*18446744073709551616/,
+    ],
+    [
       'a comma too many in an object',
       files('{"type":1,"id":1,"reg":{"id":1,}}'),
       '/entries/0/reg: expected a member name, found "}"',

@@ -27,7 +27,7 @@ const MAX_MEMBERS = 70_000;
 /** Text read ahead at most for one item before it is taken apart the slow way. */
 export const JSON_WINDOW = 256 * 1024;
 
-/** Bytes to have at hand before a value is tried the quick way. */
+/** Bytes to have at hand before a value is taken as a whole. */
 const QUICK = 4096;
 
 const QUOTE = 0x22;
@@ -41,24 +41,12 @@ const CLOSE_OBJECT = 0x7d;
 
 /** White space, as JSON has it. */
 export const isBlank = (byte: number) => byte === 0x20 || byte === 0x0a || byte === 0x0d || byte === 0x09;
-/** What a value that starts with `byte` counts towards {@link MAX_VALUES}. */
-const valuesOf = (byte: number) => (byte === OPEN_OBJECT || byte === OPEN_LIST ? 8 : 1);
+/** What an object or list counts towards {@link MAX_VALUES}. */
+const VALUES_OF_WHOLE = 8;
 const isStructure = (byte: number) =>
   byte === COMMA || byte === CLOSE_LIST || byte === CLOSE_OBJECT || byte === COLON || isBlank(byte);
 
 const isDigit = (byte: number) => byte >= 0x30 && byte <= 0x39;
-/** Members of all objects within a value. */
-function membersOf(value: Json): number {
-  if (typeof value !== 'object' || value === null) return 0;
-  let count = 0;
-  if (Array.isArray(value)) {
-    for (let i = 0; i < value.length; i++) count += membersOf(value[i] as Json);
-    return count;
-  }
-  for (const name in value) count += 1 + membersOf(value[name] as Json);
-  return count;
-}
-
 const isHexDigit = (byte: number) => /[0-9a-fA-F]/.test(String.fromCharCode(byte));
 
 const escapes: Readonly<Record<number, number>> = {
@@ -91,8 +79,9 @@ export class JsonReader {
 
   /** The cursor's window, for short texts. */
   #text: Buffer | undefined;
-  /** Characters of all strings in the value that is being built. */
+  /** Characters of all strings in the value that is being built, and its values as {@link MAX_VALUES} counts them. */
   #strings = 0;
+  #values = 0;
 
   constructor(input: Input, origin?: Origin) {
     this.cursor = new Cursor(input, 0, Number.POSITIVE_INFINITY, JSON_WINDOW);
@@ -250,7 +239,6 @@ export class JsonReader {
       if (byte === CLOSE_LIST) break;
       if (byte !== COMMA) throw await this.#unexpected('"," or "]"');
       this.cursor.at++;
-      // A caller that took several elements at once has moved the index on itself.
       (this.path[depth] as number)++;
     }
     this.path.length = depth;
@@ -381,92 +369,11 @@ export class JsonReader {
   }
 
   /**
-   * Takes a value that is whole in the window, as nearly all are, without a wait in between; behind a list's
-   * element also the elements that follow.
-   * @returns the number of values taken; 0 when the first is cut off or broken: the slow way explains it
+   * Takes the object or list that stands next, when all of it is at hand: like {@link value}, without a wait and
+   * several times as fast. Undefined, and nothing is taken, when it is cut off or has anything odd in it.
+   * @param level how deep it stands in the value that is being built
    */
-  #quick(depth: number, into: Json[], isElement: boolean): number {
-    const { bytes, end } = this.cursor;
-    let at = this.cursor.at;
-    let values = 0;
-    const latin1 = (from: number, to: number) =>
-      Buffer.from(bytes.buffer, bytes.byteOffset + from, to - from).toString('latin1');
-    const next = (): number => {
-      while (at < end && isBlank(bytes[at] as number)) at++;
-      return at < end ? (bytes[at] as number) : -1;
-    };
-    const string = (): string | undefined => {
-      const from = at++;
-      let plain = true;
-      for (let byte = bytes[at]; at < end && byte !== QUOTE; byte = bytes[++at]) {
-        if (byte === BACKSLASH) at++;
-        if (byte === BACKSLASH || (byte as number) < 0x20 || (byte as number) > 0x7e) plain = false;
-      }
-      if (at >= end) return undefined;
-      at++;
-      if (plain) return latin1(from + 1, at - 1);
-      try {
-        const text = JSON.parse(utf8.decode(bytes.subarray(from, at))) as string;
-        return /\p{Surrogate}/u.test(text) ? undefined : text;
-      } catch {
-        return undefined;
-      }
-    };
-    const build = (level: number): Json | undefined => {
-      const first = next();
-      values += valuesOf(first);
-      if (first === QUOTE) {
-        const text = string();
-        this.#strings += text?.length ?? 0;
-        return text;
-      }
-      if (first === OPEN_LIST || first === OPEN_OBJECT) {
-        if (level > MAX_DEPTH) return undefined;
-        const close = first === OPEN_LIST ? CLOSE_LIST : CLOSE_OBJECT;
-        const whole: Json[] | JsonObject = first === OPEN_LIST ? [] : (Object.create(null) as JsonObject);
-        at++;
-        while (next() !== close) {
-          let name = '';
-          if (!Array.isArray(whole)) {
-            const text = next() === QUOTE ? string() : undefined;
-            if (text === undefined || text.length > MAX_NAME || text in whole || next() !== COLON) return undefined;
-            name = text;
-            at++;
-          }
-          const value = build(level + 1);
-          if (value === undefined) return undefined;
-          if (Array.isArray(whole)) whole.push(value);
-          else whole[name] = value;
-          if (next() === close) break;
-          if (next() !== COMMA) return undefined;
-          at++;
-          // A comma before the closing bracket is one too many.
-          if (next() === close) return undefined;
-        }
-        at++;
-        return whole;
-      }
-      const from = at;
-      while (at < end && !isStructure(bytes[at] as number)) at++;
-      // At the end of the window the word may go on.
-      if (at >= end || at - from > 400) return undefined;
-      return this.#word(latin1(from, at));
-    };
-    for (let taken = 0; ; taken = values) {
-      const value = build(depth);
-      if (value === undefined) return taken;
-      into.push(value);
-      this.cursor.at = at;
-      if (!isElement || next() !== COMMA) return values;
-      at++;
-    }
-  }
-
-  /**
-   * Takes the object that stands next, when all of it is at hand: like {@link value}, without a wait and several
-   * times as fast. Undefined, and nothing is taken, when it is cut off or has anything odd in it.
-   */
-  ready(): Json | undefined {
+  ready(level = 0): Json | undefined {
     const { cursor } = this;
     const { bytes, end } = cursor;
     let at = cursor.at;
@@ -474,11 +381,15 @@ export class JsonReader {
     let members = 0;
     let ascii = true;
     do {
+      if (at >= end) return undefined;
       const byte = bytes[at++] as number;
       if (byte === QUOTE) {
         for (let inner = bytes[at++]; inner !== QUOTE; inner = bytes[at++]) {
-          if (inner === BACKSLASH) at++;
-          else if ((inner as number) >= 0x80) ascii = false;
+          if (inner === BACKSLASH) {
+            // Perhaps half of a surrogate pair: `\uD8…`.
+            if (bytes[at] === 0x75 && ((bytes[at + 1] as number) | 0x20) === 0x64) return undefined;
+            at++;
+          } else if ((inner as number) >= 0x80) ascii = false;
           if (at >= end) return undefined;
         }
       } else if (byte === COLON) members++;
@@ -487,76 +398,91 @@ export class JsonReader {
       else if (byte >= 0x30 && byte <= 0x39) {
         const from = at;
         while (isDigit(bytes[at] as number)) at++;
-        // It may be beyond 2^53.
+        // With 16 digits it may be beyond 2^53.
         if (at - from >= 15) return undefined;
       }
-      if (at >= end || depth > MAX_DEPTH)
-        return at === end && depth === 0 ? this.#parsed(at, members, ascii) : undefined;
+      if (level + depth > MAX_DEPTH) return undefined;
     } while (depth > 0);
-    return this.#parsed(at, members, ascii);
+    return at > end ? undefined : this.#parsed(at, members, ascii);
   }
 
   /** The text up to `end` as JSON; undefined when it is none, or has another number of members than the text. */
   #parsed(end: number, members: number, ascii: boolean): Json | undefined {
     const { cursor } = this;
     this.#text ??= Buffer.from(cursor.bytes.buffer, cursor.bytes.byteOffset, cursor.bytes.length);
+    const [strings, values] = [this.#strings, this.#values];
     try {
       const text = ascii
         ? this.#text.toString('latin1', cursor.at, end)
         : utf8.decode(cursor.bytes.subarray(cursor.at, end));
       const value = JSON.parse(text) as Json;
       // A member that stands twice is an error, which the slow way explains.
-      if (membersOf(value) !== members) return undefined;
-      cursor.at = end;
-      return value;
+      if (this.#count(value) === members) {
+        cursor.at = end;
+        return value;
+      }
     } catch {
-      return undefined;
+      // Explained likewise.
     }
+    this.#strings = strings;
+    this.#values = values;
+    return undefined;
+  }
+
+  /** Counts what is in a value; returns the members of all objects, NaN when the name of one is too long. */
+  #count(value: Json): number {
+    if (typeof value !== 'object' || value === null) {
+      this.#values++;
+      if (typeof value === 'string') this.#strings += value.length;
+      return 0;
+    }
+    this.#values += VALUES_OF_WHOLE;
+    let members = 0;
+    if (Array.isArray(value)) {
+      for (let i = 0; i < value.length; i++) members += this.#count(value[i] as Json);
+      return members;
+    }
+    for (const name in value) members += name.length > MAX_NAME ? Number.NaN : 1 + this.#count(value[name] as Json);
+    return members;
   }
 
   /** Any value, built in memory: for what is small by nature. */
   async value(): Promise<Json> {
-    const { cursor, path } = this;
+    const { cursor } = this;
     const start = cursor.position;
-    let values = 0;
     this.#strings = 0;
-    /** Adds the next value to `into`; within a list perhaps several. */
-    const build = async (depth: number, into: Json[], isElement: boolean): Promise<void> => {
+    this.#values = 0;
+    const build = async (depth: number): Promise<Json> => {
       if (cursor.position - start > MAX_VALUE) throw this.bad(`a value of more than ${MAX_VALUE} bytes`);
       if (depth > MAX_DEPTH) throw this.bad(`nested deeper than ${MAX_DEPTH} levels`);
       const first = await this.peek();
+      const isWhole = first === OPEN_OBJECT || first === OPEN_LIST;
       await cursor.fill(Math.min(QUICK, cursor.bytes.length));
-      const taken = this.#quick(depth, into, isElement);
-      values += taken > 0 ? taken : valuesOf(first);
-      if (values > MAX_VALUES) throw this.bad('more values than any entry has');
+      const ready = isWhole ? this.ready(depth) : undefined;
+      if (ready === undefined) this.#values += isWhole ? VALUES_OF_WHOLE : 1;
+      if (this.#values > MAX_VALUES) throw this.bad('more values than any entry has');
       if (this.#strings > MAX_STRINGS) throw this.bad(`text of more than ${MAX_STRINGS} bytes in one value`);
       await pause();
-      if (taken > 0) return;
+      if (ready !== undefined) return ready;
       if (first === OPEN_OBJECT) {
         const object: JsonObject = Object.create(null) as JsonObject;
-        for await (const name of this.members()) {
-          const member: Json[] = [];
-          await build(depth + 1, member, false);
-          object[name] = member[0] as Json;
-        }
-        into.push(object);
-      } else if (first === OPEN_LIST) {
+        for await (const name of this.members()) object[name] = await build(depth + 1);
+        return object;
+      }
+      if (first === OPEN_LIST) {
         const list: Json[] = [];
-        for await (const _ of this.elements()) {
-          await build(depth + 1, list, true);
-          path[path.length - 1] = list.length - 1;
-        }
-        into.push(list);
-      } else if (first === QUOTE) {
+        for await (const _ of this.elements()) list.push(await build(depth + 1));
+        return list;
+      }
+      if (first === QUOTE) {
         const text = await this.string(MAX_STRINGS, this.#strings);
         this.#strings += text.length;
-        into.push(text);
-      } else if (first === -1) throw await this.#unexpected('a value');
-      else into.push(await this.#scalar());
+        return text;
+      }
+      if (first === -1) throw await this.#unexpected('a value');
+      return this.#scalar();
     };
-    const built: Json[] = [];
-    await build(0, built, false);
-    return built[0] as Json;
+    return build(0);
   }
 
   /**
