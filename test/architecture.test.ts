@@ -1,4 +1,7 @@
-/** Arrows point down: what a module imports is checked against the layers in docs/design.md. */
+/**
+ * Arrows point down: what a module imports is checked against the table of layers here, and so is the picture in
+ * docs/design.md. `node build/test/architecture.test.js --update` writes that picture anew.
+ */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
@@ -18,7 +21,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   dump: ['json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
   diff: ['dump', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
   capture: ['btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
-  replay: ['btf', 'dump', 'maptype', 'kernel', 'io', 'bytes', 'errors'],
+  replay: ['btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   verify: ['replay', 'dump', 'maptype', 'image', 'io', 'bytes', 'errors'],
   criu: ['capture', 'replay', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   toolkit: ['capture', 'replay', 'maptype'],
@@ -61,6 +64,30 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   ],
 };
 
+/** What the picture says of a layer. */
+const NOTES: Readonly<Record<string, string>> = {
+  errors: 'the one class of errors, its kinds, exit codes',
+  bytes: 'hex, base64, numbers in buffers',
+  io: 'inputs, outputs, spools',
+  image: 'framing, messages, kinds of image',
+  btf: 'types: blobs, objects, C, values as JSON both ways',
+  kernel: 'bpf(2) and procfs; one file (sys.ts) makes system calls',
+  maptype: "the contract of plugins; the kernel's names of flags",
+  plugins: 'what each map type is, as data; how its items are read and filled in',
+  json: 'JSON as a stream: one reader, one printer, the dialects',
+  dump: 'a folder of images as maps; maps back into a folder',
+  diff: 'which map is which, and in what their items differ',
+  capture: 'live maps into images: ways to read, the entry that is written meanwhile',
+  replay: 'images into fresh maps: the plan, ways to fill, pins',
+  verify: 'what a restore would refuse or lose',
+  criu: "what CRIU's plugin has done for it; dumps from one form into another",
+  toolkit: 'what plugins of users are given',
+  width: 'cells of a terminal',
+  render: 'tables, colours, escapes',
+  cli: 'the commands',
+  index: 'the library',
+};
+
 const sources = ['src', 'plugins'].flatMap((folder) =>
   fs
     .readdirSync(path.join(TOP, folder), { recursive: true, encoding: 'utf8' })
@@ -83,6 +110,40 @@ t.test('no import points up', async (t) => {
       const from = layerOf(file);
       const to = layerOf(path.join(path.dirname(file), target));
       t.ok(from === to || LAYERS[from]?.includes(to), `${file} imports ${target}`);
+    }
+  }
+});
+
+/** A line a layer, from the top down. What an arrow leads to by way of another one is left out. */
+function picture(): string {
+  const lines = Object.entries(LAYERS).map(([layer, below]) => {
+    const direct = below.filter((one) => !below.some((other) => LAYERS[other]?.includes(one)));
+    const arrows = direct.length === 0 ? layer : `${layer} ─→ ${direct.join(', ')}`;
+    return [arrows, NOTES[layer] ?? ''] as const;
+  });
+  const width = Math.max(...lines.map(([arrows]) => arrows.length));
+  return lines
+    .toReversed()
+    .map(([arrows, note]) => `${arrows.padEnd(width)}  ${note}\n`)
+    .join('');
+}
+
+t.test('the picture in docs/design.md is of these layers', async (t) => {
+  const file = path.join(TOP, 'docs/design.md');
+  const text = fs.readFileSync(file, 'utf8');
+  const wanted = text.replace(/^```\n[^]*?^```\n/m, () => `\`\`\`\n${picture()}\`\`\`\n`);
+  if (process.argv.includes('--update')) fs.writeFileSync(file, wanted);
+  else t.equal(text, wanted, 'node build/test/architecture.test.js --update writes it');
+  t.same(Object.keys(NOTES).sort(), Object.keys(LAYERS).sort(), 'each layer has a note');
+});
+
+t.test('what a module exports says what it is', async (t) => {
+  const exported = /^export (?:default )?(?:async |abstract )*(?:function\*?|class|interface) \w+/;
+  for (const file of sources.filter((name) => !name.endsWith('.gen.ts'))) {
+    const lines = fs.readFileSync(path.join(TOP, file), 'utf8').split('\n');
+    for (const [i, line] of lines.entries()) {
+      const [found] = exported.exec(line) ?? [];
+      if (found !== undefined && !lines[i - 1]?.endsWith('*/')) t.fail(`${file}:${i + 1}: "${found}" without TSDoc`);
     }
   }
 });

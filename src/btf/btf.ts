@@ -42,6 +42,7 @@ interface Common {
   readonly name: string;
 }
 
+/** An integer, `bool` or `char`. */
 export interface IntType extends Common {
   readonly kind: 'INT';
   /** Bytes it is stored in, 1 to 16. */
@@ -67,6 +68,7 @@ export interface RefType extends Common {
   readonly attribute: boolean;
 }
 
+/** An array: `count` elements of `type`. `index` is the type of its indexes, which says nothing. */
 export interface ArrayType extends Common {
   readonly kind: 'ARRAY';
   readonly type: number;
@@ -85,6 +87,7 @@ export interface Member {
   readonly bits: number;
 }
 
+/** A structure or union. */
 export interface StructType extends Common {
   readonly kind: 'STRUCT' | 'UNION';
   /** Bytes. */
@@ -92,6 +95,7 @@ export interface StructType extends Common {
   readonly members: readonly Member[];
 }
 
+/** An enum. */
 export interface EnumType extends Common {
   readonly kind: 'ENUM' | 'ENUM64';
   /** Bytes: 1, 2, 4 or 8. */
@@ -101,11 +105,13 @@ export interface EnumType extends Common {
   readonly values: readonly { readonly name: string; readonly value: bigint }[];
 }
 
+/** A structure or union that is declared and not defined. */
 export interface FwdType extends Common {
   readonly kind: 'FWD';
   readonly union: boolean;
 }
 
+/** A function's type. */
 export interface FuncProtoType extends Common {
   readonly kind: 'FUNC_PROTO';
   /** What it returns. */
@@ -114,6 +120,7 @@ export interface FuncProtoType extends Common {
   readonly params: readonly { readonly name: string; readonly type: number }[];
 }
 
+/** A section of an object file, with the variables in it. */
 export interface DatasecType extends Common {
   readonly kind: 'DATASEC';
   /** Bytes; 0 in object files that no linker or loader has been at. */
@@ -122,12 +129,14 @@ export interface DatasecType extends Common {
   readonly vars: readonly { readonly type: number; readonly offset: number; readonly size: number }[];
 }
 
+/** A floating-point number. */
 export interface FloatType extends Common {
   readonly kind: 'FLOAT';
   /** Bytes: 2, 4, 8, 12 or 16. */
   readonly size: number;
 }
 
+/** `void`, which has the id 0 and no entry in the blob. */
 export interface VoidType extends Common {
   readonly kind: 'VOID';
 }
@@ -202,6 +211,7 @@ const INT_BOOL = 4;
 
 const HOST_LITTLE = new Uint8Array(Uint32Array.of(1).buffer)[0] === 1;
 
+/** What a blob does not say of itself. */
 export interface BtfOptions {
   /** What messages call it: a file's name, `BTF 57`. */
   readonly name: string;

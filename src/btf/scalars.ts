@@ -14,6 +14,7 @@ import { phrase, putInteger, putPhrase, putQuoted64, type Sink } from './sink.js
  * are decimal text. Encoding takes bigints as well.
  */
 export type Json = null | boolean | number | bigint | string | Json[] | JsonObject;
+/** A JSON object. */
 export interface JsonObject {
   [name: string]: Json;
 }
@@ -64,6 +65,7 @@ export function found(value: Json | undefined): string {
   return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
 }
 
+/** Whether a value is an object, and no list. */
 export function isObject(value: Json): value is JsonObject {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

@@ -13,6 +13,7 @@ export interface Sink {
   text(text: string): void;
 }
 
+/** Writes one byte. */
 export function putByte(out: Sink, byte: number): void {
   out.room(1);
   out.bytes[out.at++] = byte;
@@ -24,6 +25,7 @@ export interface Phrase {
   readonly length: number;
 }
 
+/** Prepares a text, as UTF-8, to be written many times. */
 export function phrase(text: string): Phrase {
   const bytes = Buffer.from(text);
   const view = new DataView(new ArrayBuffer(Math.ceil(bytes.length / 4) * 4));
@@ -32,6 +34,7 @@ export function phrase(text: string): Phrase {
   return { words, length: bytes.length };
 }
 
+/** Writes a prepared text. Up to three bytes behind it, which count as free, are overwritten. */
 export function putPhrase(out: Sink, { words, length }: Phrase): void {
   out.room(length + 4);
   const { view, at } = out;

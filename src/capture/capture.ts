@@ -41,6 +41,7 @@ import { EntryLimit, EntryWriter } from './entry.js';
 import { MaskedSink } from './mask.js';
 import { isVanished, type Turn, Wanted } from './wanted.js';
 
+/** How to capture. */
 export interface CaptureOptions {
   /** Replace a dump of bpfimg's that stands in the folder. */
   readonly force?: boolean;

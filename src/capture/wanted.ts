@@ -21,6 +21,7 @@ export interface Turn {
   readonly held: BpfMap | undefined;
 }
 
+/** The maps of one capture. Those that it holds open are its own until a turn hands them over. */
 export class Wanted {
   readonly #live: Map<number, LiveMap>;
   /** Grows while it is gone over. */

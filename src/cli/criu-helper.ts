@@ -21,6 +21,10 @@ const answer = (line: string): void => {
   fs.writeSync(1, `${line}\n`);
 };
 
+/**
+ * Runs one of these commands.
+ * @returns the exit code; what went wrong has been said
+ */
 export async function helper(argv: readonly string[], io: Io): Promise<number> {
   const [command, file = '', ...rest] = argv;
   const numbers = rest.map(Number);

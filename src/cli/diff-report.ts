@@ -146,6 +146,7 @@ const MOST_BYTES = 64;
 const MOST_PARTS = 16;
 const MOST_TEXT = 200;
 
+/** Differences as text for people. */
 export class TextReport implements DiffReport {
   /** Whether bytes that differ are marked below, because there are no colours. */
   readonly #marked: boolean;
@@ -373,6 +374,7 @@ function typesText(value: Json): string {
 /** `format` of the document. */
 const DIFF_FORMAT = 'bpfimg-diff/1';
 
+/** Differences as one JSON object. */
 export class JsonReport implements DiffReport {
   #maps = 0;
 

@@ -5,6 +5,7 @@ import { type Input, standardInput } from '../io/input.js';
 import { type Output, standardOutput } from '../io/output.js';
 import { onSameLine } from '../render.js';
 
+/** Streams, terminal and environment of one command. */
 export interface Io {
   stdin(): Promise<Input>;
   /** The data stream. Commands write results here and nothing else. */

@@ -3,6 +3,7 @@ import { BpfimgError } from '../errors.js';
 import type { Selectors, Unseen } from '../kernel/live.js';
 import { plural } from '../render.js';
 
+/** What a command line says of the maps it means, as text. */
 export interface SelectorArguments {
   readonly id: readonly string[];
   readonly name: readonly string[];

@@ -22,6 +22,7 @@ const top = path.resolve(path.dirname(here), bundled ? '..' : '../../..');
 const PROGRAM = path.join(top, bundled ? 'dist/bpfimg' : 'build/src/cli/criu-bin.js');
 const SOURCE = path.join(top, 'plugins/criu/bpfimg.c');
 
+/** What the plugin is built with. */
 export interface BuildOptions {
   readonly version: string;
   /** File with settings; {@link CONFIG_FILE} when not said. */

@@ -6,6 +6,7 @@ import type { CpuFold } from '../replay/items.js';
 /** Where the settings are, unless `criu build` was told otherwise. */
 export const CONFIG_FILE = '/etc/bpfimg/criu.conf';
 
+/** Settings of the plugin. */
 export interface CriuConfig {
   /** On restore, take a live map of the same boot, id and attributes in place of a fresh one. */
   readonly reuse: boolean;

@@ -38,6 +38,7 @@ export interface MapDifference {
   readonly unknown: string | undefined;
 }
 
+/** What is compared, and how much of it will be asked for. */
 export interface DiffOptions {
   /** Whether who holds a map, and how, is compared too. */
   readonly holders: boolean;
@@ -47,6 +48,7 @@ export interface DiffOptions {
   readonly once: boolean;
 }
 
+/** Whether a map has any difference. */
 export function isDifferent({ attributes, items }: MapDifference): boolean {
   return attributes.length > 0 || (items !== undefined && items.found.count > 0);
 }

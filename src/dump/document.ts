@@ -20,6 +20,7 @@ import { factMembers } from './facts.js';
 import { itemForms } from './items.js';
 import { type Dump, type DumpMap, dataShape, type MapData, sameData } from './model.js';
 
+/** How a maps document is printed. */
 export interface DocumentOptions {
   readonly lines: boolean;
   readonly pretty: boolean;

@@ -79,10 +79,12 @@ export const KINDS: readonly Kind[] = (Object.keys(kinds) as (keyof KindMessages
 const byMagic = new Map(KINDS.map((one) => [one.magic, one]));
 const byName = new Map(KINDS.map((one) => [one.name, one]));
 
+/** The kind whose images have this magic number; undefined when bpfimg does not decode it. */
 export function kindOfMagic(magic: number): Kind | undefined {
   return byMagic.get(magic);
 }
 
+/** The kind of this name (`magic` in JSON); undefined when bpfimg does not decode it. */
 export function kindOfName(name: string): Kind | undefined {
   return byName.get(name);
 }

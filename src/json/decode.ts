@@ -24,6 +24,7 @@ import { COMPACT, PYTHON, PYTHON_PRETTY, print, type Style } from './print.js';
 
 export type Dialect = 'items' | 'crit' | 'ndjson';
 
+/** How an image is printed as JSON. */
 export interface DecodeOptions {
   readonly dialect: Dialect;
   /** Indent; show flags, addresses and hex fields as crit's `--pretty` does. */

@@ -69,6 +69,7 @@ export interface Origin {
   readonly path: readonly (string | number)[];
 }
 
+/** Reads one text from where it stands. Methods throw BpfimgError `badJson` for what is not as expected. */
 export class JsonReader {
   readonly cursor: Cursor;
   readonly #origin: Origin | undefined;

@@ -56,6 +56,7 @@ export interface PlannedMap {
   readonly notes: readonly string[];
 }
 
+/** What is asked of the maps, and what this machine is like. */
 export interface PlanOptions {
   /** Instead of each map's own max_entries; {@link planMaps} leaves some maps their own. */
   readonly maxEntries?: number | undefined;

@@ -15,6 +15,7 @@ import { PinFolder } from './pins.js';
 import type { PlannedMap } from './plan.js';
 import { kernelFields, Types } from './types.js';
 
+/** How to create and fill the maps. */
 export interface ReplayOptions {
   /** Create maps though they need more memory than there seems to be. */
   readonly force?: boolean;
