@@ -2,6 +2,7 @@ import { readArena } from '../src/capture/arena.js';
 import type { Plugin } from '../src/maptype.js';
 import { arenaForeseen, fillArena } from '../src/replay/regions.js';
 import { indexText } from './array.js';
+import { exactly, FLAG, TYPES } from './rules.js';
 
 /** Memory that programs and processes share at one address. */
 export const arena: Plugin = {
@@ -17,6 +18,15 @@ export const arena: Plugin = {
         captured: 'some items',
         replayed: 'some items',
         lost: 'pages that only programs have touched; all pages of one without map_extra, or (replayed) with BPF_F_SEGV_ON_FAULT',
+      },
+      create: {
+        ...TYPES,
+        key: exactly(0),
+        value: exactly(0),
+        entries: { min: 1, max: 2 ** 20 },
+        flags: FLAG.MMAPABLE | FLAG.SEGV_ON_FAULT | FLAG.NO_USER_CONV,
+        needs: FLAG.MMAPABLE,
+        extra: { max: 2n ** 64n - 1n, step: 4096n },
       },
     },
   ],

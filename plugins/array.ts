@@ -1,11 +1,29 @@
 import { readMemory } from '../src/capture/read.js';
 import type { Plugin } from '../src/maptype.js';
 import { fillMemory } from '../src/replay/fill.js';
+import { FLAG, indexed, NUMA_RW, PROG, TYPES } from './rules.js';
 
 /** Values at indexes that are always there. */
 export const array: Plugin = {
   name: 'array',
-  types: [{ number: 2, name: 'array', since: '3.19', key: 'index', dense: true, criu: true }],
+  types: [
+    {
+      number: 2,
+      name: 'array',
+      since: '3.19',
+      key: 'index',
+      dense: true,
+      criu: true,
+      create: {
+        ...indexed({ min: 1, max: 0x7fff_ffff }),
+        ...TYPES,
+        flags: NUMA_RW | PROG | FLAG.MMAPABLE | FLAG.INNER_MAP,
+        within: 'same entries unless flagged',
+        sections: true,
+        keyType: 'INT',
+      },
+    },
+  ],
   capture: readMemory,
   replay: fillMemory,
   keyText: indexText,

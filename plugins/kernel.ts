@@ -2,6 +2,7 @@ import { metadataOnly, readKeys } from '../src/capture/read.js';
 import { MAP_FLAG } from '../src/kernel/abi.js';
 import type { Carries, Plugin } from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
+import { ANY, exactly, FLAG, indexed, NO_TYPES, NUMA_RW, PROG, PUSHED, TYPES, U32 } from './rules.js';
 
 const only = (lost: string): Carries => ({ captured: 'metadata only', replayed: 'empty', lost });
 
@@ -19,6 +20,13 @@ export const kernel: Plugin = {
         replayed: 'empty',
         lost: 'stacks: only the kernel writes them, and their addresses mean nothing after a reboot',
       },
+      create: {
+        // The longest is 8 * kernel.perf_event_max_stack, which can be set.
+        ...indexed({ min: 8, max: U32, step: 8 }),
+        ...NO_TYPES,
+        flags: NUMA_RW | FLAG.STACK_BUILD_ID,
+        flagged: { flag: FLAG.STACK_BUILD_ID, value: { min: 32, max: U32, step: 32 } },
+      },
     },
     {
       number: 26,
@@ -27,6 +35,14 @@ export const kernel: Plugin = {
       key: 'index',
       refers: true,
       carries: only('the operations: they are programs, which whoever loads them registers'),
+      create: {
+        ...indexed(ANY),
+        ...TYPES,
+        entries: exactly(1),
+        flags: FLAG.LINK | FLAG.VTYPE_BTF_OBJ_FD,
+        btf: 'required',
+        within: 'never',
+      },
     },
     {
       number: 30,
@@ -34,6 +50,13 @@ export const kernel: Plugin = {
       since: '5.16',
       key: 'none',
       carries: only('what was put in: it can be tested for, not read'),
+      create: {
+        ...PUSHED,
+        ...TYPES,
+        flags: NUMA_RW | FLAG.ZERO_SEED | PROG,
+        extra: { max: 15n, step: 1n },
+        keyType: 'VOID',
+      },
     },
     {
       number: 34,
@@ -42,6 +65,7 @@ export const kernel: Plugin = {
       key: 'index',
       ownFlags: MAP_FLAG.RDONLY_PROG,
       carries: only('offsets of instructions: they belong to one loaded program'),
+      create: { ...indexed(exactly(16)), ...NO_TYPES, flags: 0 },
     },
   ],
   capture: (map, sink, work) =>

@@ -2,7 +2,7 @@ import { viewOf } from '../src/bytes.js';
 import { readBuckets, readSlots } from '../src/capture/read.js';
 import { BpfimgError } from '../src/errors.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
-import { breaches, MAP_RULES, misfits } from '../src/kernel/rules.js';
+import { breaches, misfits } from '../src/kernel/rules.js';
 import type { Sys } from '../src/kernel/sys.js';
 import {
   type CaptureWork,
@@ -17,6 +17,7 @@ import {
 import { fillInOrder } from '../src/replay/fill.js';
 import { indexText } from './array.js';
 import { Lacking } from './resolve.js';
+import { exactly, FLAG, HASH, NO_TYPES, NUMA_RW, PROG, WORD } from './rules.js';
 
 /** Inner map's id, or file descriptor: u32. */
 const VALUE = 4;
@@ -31,8 +32,32 @@ const CARRIES: Carries = {
 export const mapInMap: Plugin = {
   name: 'map-in-map',
   types: [
-    { number: 12, name: 'array_of_maps', since: '4.12', key: 'index', inner: true, refers: true, carries: CARRIES },
-    { number: 13, name: 'hash_of_maps', since: '4.12', key: 'bytes', inner: true, refers: true, carries: CARRIES },
+    {
+      number: 12,
+      name: 'array_of_maps',
+      since: '4.12',
+      key: 'index',
+      inner: true,
+      refers: true,
+      carries: CARRIES,
+      create: { ...WORD, ...NO_TYPES, flags: NUMA_RW, within: 'never' },
+    },
+    {
+      number: 13,
+      name: 'hash_of_maps',
+      since: '4.12',
+      key: 'bytes',
+      inner: true,
+      refers: true,
+      carries: CARRIES,
+      create: {
+        ...HASH,
+        ...NO_TYPES,
+        value: exactly(4),
+        flags: FLAG.NO_PREALLOC | NUMA_RW | FLAG.ZERO_SEED | PROG,
+        within: 'never',
+      },
+    },
   ],
 
   async capture(map, sink, work) {
@@ -56,24 +81,24 @@ export const mapInMap: Plugin = {
     return [...inner];
   },
 
-  async foresee({ facts, inner }) {
+  async foresee({ facts, inner, types }) {
     const maps = [...inner];
     const [first] = maps;
     const wanted = wantedOf(facts.template, [...inner.values()]);
     const template = wanted ?? first?.[1];
     if (template === undefined) return undefined;
-    const kind = MAP_RULES[template.type];
-    if (kind?.within === 'never') return { problems: [neverInner(kind.name)], report: FULL };
+    const kind = types.row(template.type);
+    if (kind?.create?.within === 'never') return { problems: [neverInner(kind.name)], report: FULL };
     const problems: string[] = [];
-    if (first === undefined || misfits(first[1], template).length > 0) {
+    if (first === undefined || misfits(first[1], template, types).length > 0) {
       // Made for a moment, without a name and types.
       const asked = { ...template, extra: 0n, ifindex: 0, name: Buffer.alloc(0), btf: false, inner: false };
       problems.push(
-        ...(kind === undefined ? [] : breaches(asked)).map((what) => `what its inner maps must be: ${what}`),
+        ...(kind === undefined ? [] : breaches(asked, kind)).map((what) => `what its inner maps must be: ${what}`),
       );
     }
     for (const [id, map] of problems.length > 0 ? [] : maps) {
-      const odd = misfits(map, template);
+      const odd = misfits(map, template, types);
       if (odd.length > 0) problems.push(`inner map ${id} does not fit: ${odd.join(', ')}`);
     }
     return { problems, report: FULL };
@@ -90,8 +115,9 @@ export const mapInMap: Plugin = {
       throw new BpfimgError('unsupported', `${work.subject}: ${why}`);
     }
     const wanted = wantedOf(template, inner);
-    const kind = MAP_RULES[(wanted ?? given)?.type ?? 0];
-    if (kind?.within === 'never') throw new BpfimgError('unsupported', `${work.subject}: ${neverInner(kind.name)}`);
+    const kind = sys.types.row((wanted ?? given)?.type ?? 0);
+    if (kind?.create?.within === 'never')
+      throw new BpfimgError('unsupported', `${work.subject}: ${neverInner(kind.name)}`);
     // An inner map of this very map will do where the image does not say.
     if (wanted === undefined || (given !== undefined && fits(given, wanted))) {
       return BpfMap.create(sys, { ...spec, inner: given as BpfMap });

@@ -2,14 +2,38 @@ import { readBuckets, readIndexes } from '../src/capture/read.js';
 import type { Plugin } from '../src/maptype.js';
 import { fillHash, fillIndexes } from '../src/replay/fill.js';
 import { indexText } from './array.js';
+import { FLAG, HASH, indexed, PERCPU_VALUE, PROG, RW, TYPES } from './rules.js';
 
 /** Maps with a value for each possible CPU. */
 export const percpu: Plugin = {
   name: 'percpu',
   types: [
-    { number: 5, name: 'percpu_hash', since: '4.6', key: 'bytes', perCpu: true },
-    { number: 6, name: 'percpu_array', since: '4.6', key: 'index', perCpu: true, dense: true },
-    { number: 10, name: 'lru_percpu_hash', since: '4.10', key: 'bytes', perCpu: true, evicts: true },
+    {
+      number: 5,
+      name: 'percpu_hash',
+      since: '4.6',
+      key: 'bytes',
+      perCpu: true,
+      create: { ...HASH, ...TYPES, value: PERCPU_VALUE, flags: FLAG.NO_PREALLOC | RW | FLAG.ZERO_SEED | PROG },
+    },
+    {
+      number: 6,
+      name: 'percpu_array',
+      since: '4.6',
+      key: 'index',
+      perCpu: true,
+      dense: true,
+      create: { ...indexed(PERCPU_VALUE), ...TYPES, flags: RW | PROG, keyType: 'INT' },
+    },
+    {
+      number: 10,
+      name: 'lru_percpu_hash',
+      since: '4.10',
+      key: 'bytes',
+      perCpu: true,
+      evicts: true,
+      create: { ...HASH, ...TYPES, value: PERCPU_VALUE, flags: FLAG.NO_COMMON_LRU | RW | FLAG.ZERO_SEED | PROG },
+    },
   ],
   capture: (map, sink, work) => (work.type.dense ? readIndexes : readBuckets)(map, sink, work),
   replay: (map, items, work) => (work.type.dense ? fillIndexes : fillHash)(map, items, work),

@@ -1,6 +1,7 @@
 import { drain } from '../src/capture/drain.js';
 import type { Plugin } from '../src/maptype.js';
 import { backwards, fillInOrder } from '../src/replay/fill.js';
+import { NO_TYPES, NUMA_RW, PROG, PUSHED } from './rules.js';
 
 const STACK = 23;
 
@@ -8,8 +9,22 @@ const STACK = 23;
 export const queue: Plugin = {
   name: 'queue',
   types: [
-    { number: 22, name: 'queue', since: '4.20', key: 'none', drains: true },
-    { number: 23, name: 'stack', since: '4.20', key: 'none', drains: true },
+    {
+      number: 22,
+      name: 'queue',
+      since: '4.20',
+      key: 'none',
+      drains: true,
+      create: { ...PUSHED, ...NO_TYPES, flags: NUMA_RW | PROG },
+    },
+    {
+      number: 23,
+      name: 'stack',
+      since: '4.20',
+      key: 'none',
+      drains: true,
+      create: { ...PUSHED, ...NO_TYPES, flags: NUMA_RW | PROG },
+    },
   ],
   capture: (map, sink, work) => drain(map, sink, work, work.type.number === STACK),
   replay: (map, items, work) => fillInOrder(map, work.type.number === STACK ? backwards(items) : items, work),

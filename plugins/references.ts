@@ -21,6 +21,7 @@ import type {
 import { leaveEmpty, leftEmpty } from '../src/replay/fill.js';
 import { indexText } from './array.js';
 import { Doubts, fitting, putEach, socketOf, Unresolved } from './resolve.js';
+import { FLAG, NO_TYPES, NUMA_RW, PAIR, PROG, TYPES, WORD } from './rules.js';
 
 /** What the numbers in a type's values refer to: bytes from the value's start. Values of 4 bytes end before the second. */
 interface Layout {
@@ -85,7 +86,15 @@ const UNREADABLE: ReadonlySet<string> = new Set(['EOPNOTSUPP', 'ENOTSUPP']);
 export const references: Plugin = {
   name: 'references',
   types: [
-    { number: 3, name: 'prog_array', since: '4.2', key: 'index', refers: true, carries: found(PROGRAMS) },
+    {
+      number: 3,
+      name: 'prog_array',
+      since: '4.2',
+      key: 'index',
+      refers: true,
+      carries: found(PROGRAMS),
+      create: { ...WORD, ...TYPES, flags: NUMA_RW, cleared: true, within: 'never' },
+    },
     {
       number: 4,
       name: 'perf_event_array',
@@ -93,8 +102,17 @@ export const references: Plugin = {
       key: 'index',
       refers: true,
       carries: unreadable('perf events'),
+      create: { ...WORD, ...NO_TYPES, flags: NUMA_RW | FLAG.PRESERVE_ELEMS },
     },
-    { number: 8, name: 'cgroup_array', since: '4.8', key: 'index', refers: true, carries: unreadable('cgroups') },
+    {
+      number: 8,
+      name: 'cgroup_array',
+      since: '4.8',
+      key: 'index',
+      refers: true,
+      carries: unreadable('cgroups'),
+      create: { ...WORD, ...NO_TYPES, flags: NUMA_RW },
+    },
     {
       number: 14,
       name: 'devmap',
@@ -103,11 +121,53 @@ export const references: Plugin = {
       refers: true,
       ownFlags: MAP_FLAG.RDONLY_PROG,
       carries: DEVICES,
+      create: { ...PAIR, ...NO_TYPES, flags: NUMA_RW, network: true },
     },
-    { number: 15, name: 'sockmap', since: '4.14', key: 'index', refers: true, files: true, carries: SOCKETS },
-    { number: 16, name: 'cpumap', since: '4.15', key: 'index', refers: true, carries: found(`CPU or ${PROGRAMS}`) },
-    { number: 17, name: 'xskmap', since: '4.18', key: 'index', refers: true, carries: unreadable('AF_XDP sockets') },
-    { number: 18, name: 'sockhash', since: '4.18', key: 'bytes', refers: true, files: true, carries: SOCKETS },
+    {
+      number: 15,
+      name: 'sockmap',
+      since: '4.14',
+      key: 'index',
+      refers: true,
+      files: true,
+      carries: SOCKETS,
+      create: { ...PAIR, ...NO_TYPES, flags: NUMA_RW, network: true },
+    },
+    {
+      number: 16,
+      name: 'cpumap',
+      since: '4.15',
+      key: 'index',
+      refers: true,
+      carries: found(`CPU or ${PROGRAMS}`),
+      create: { ...PAIR, ...NO_TYPES, flags: FLAG.NUMA_NODE },
+    },
+    {
+      number: 17,
+      name: 'xskmap',
+      since: '4.18',
+      key: 'index',
+      refers: true,
+      carries: unreadable('AF_XDP sockets'),
+      create: { ...WORD, ...NO_TYPES, flags: NUMA_RW, network: true, within: 'same entries' },
+    },
+    {
+      number: 18,
+      name: 'sockhash',
+      since: '4.18',
+      key: 'bytes',
+      refers: true,
+      files: true,
+      carries: SOCKETS,
+      create: {
+        ...PAIR,
+        ...NO_TYPES,
+        key: { min: 1, max: 512 },
+        entries: { min: 1, max: 2 ** 28 - 1 },
+        flags: NUMA_RW,
+        network: true,
+      },
+    },
     {
       number: 20,
       name: 'reuseport_sockarray',
@@ -116,6 +176,7 @@ export const references: Plugin = {
       refers: true,
       files: true,
       carries: SOCKETS,
+      create: { ...PAIR, ...TYPES, flags: NUMA_RW | PROG },
     },
     {
       number: 25,
@@ -125,6 +186,7 @@ export const references: Plugin = {
       refers: true,
       ownFlags: MAP_FLAG.RDONLY_PROG,
       carries: DEVICES,
+      create: { ...PAIR, ...NO_TYPES, entries: { min: 1, max: 2 ** 31 }, flags: NUMA_RW, network: true },
     },
   ],
 

@@ -3,6 +3,7 @@ import { RING_WORD } from '../src/kernel/ring.js';
 import type { Plugin } from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
 import { fillRing, ringForeseen } from '../src/replay/regions.js';
+import { FLAG, RING, TYPES } from './rules.js';
 
 /** Words of the records that nobody has read yet, headers and all, in the order of the memory. */
 const kept = { key: 0, value: RING_WORD };
@@ -18,8 +19,16 @@ export const ring: Plugin = {
       key: 'none',
       kept,
       carries: { captured: 'items', replayed: 'empty', lost: 'unread records: only programs can write them' },
+      create: { ...RING, ...TYPES, flags: FLAG.NUMA_NODE },
     },
-    { number: 31, name: 'user_ringbuf', since: '6.1', key: 'none', kept },
+    {
+      number: 31,
+      name: 'user_ringbuf',
+      since: '6.1',
+      key: 'none',
+      kept,
+      create: { ...RING, ...TYPES, flags: FLAG.NUMA_NODE },
+    },
   ],
   capture: readRing,
   foresee: async (plan) => (plan.type.carries === undefined ? ringForeseen(plan) : undefined),

@@ -17,6 +17,7 @@ import {
 } from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
 import { Doubts, fitting, putEach, socketOf, Unresolved } from './resolve.js';
+import { cgroupKeyed, LOCAL, NUMA_RW, PERCPU_VALUE, PROG, TYPES } from './rules.js';
 
 const CGROUP: Carries = {
   captured: 'items',
@@ -109,15 +110,30 @@ const local = (captured: Carries['captured'], replayed: Carries['replayed'], los
   return { captured, replayed, lost };
 };
 const row = (number: number, name: string, since: string, carries: Carries, key?: number): MapType => {
-  return { number, name, since, key: 'fd', carries, ...(key === undefined ? {} : { kept: { key } }) };
+  return { number, name, since, key: 'fd', create: LOCAL, carries, ...(key === undefined ? {} : { kept: { key } }) };
 };
 
 /** Storage that hangs on another kernel object: cgroup, socket, inode, task. */
 export const storage: Plugin = {
   name: 'storage',
   types: [
-    { number: 19, name: 'cgroup_storage', since: '4.19', key: 'bytes', carries: CGROUP },
-    { number: 21, name: 'percpu_cgroup_storage', since: '4.20', key: 'bytes', perCpu: true, carries: CGROUP },
+    {
+      number: 19,
+      name: 'cgroup_storage',
+      since: '4.19',
+      key: 'bytes',
+      carries: CGROUP,
+      create: { ...cgroupKeyed({ min: 1, max: 65_407 }), ...TYPES, flags: NUMA_RW | PROG, within: 'never' },
+    },
+    {
+      number: 21,
+      name: 'percpu_cgroup_storage',
+      since: '4.20',
+      key: 'bytes',
+      perCpu: true,
+      carries: CGROUP,
+      create: { ...cgroupKeyed(PERCPU_VALUE), ...TYPES, flags: NUMA_RW | PROG, within: 'never' },
+    },
     {
       ...row(
         24,

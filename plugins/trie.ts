@@ -3,11 +3,28 @@ import { readPrefixes } from '../src/capture/read.js';
 import { FULL, type Plugin } from '../src/maptype.js';
 import { fillInOrder } from '../src/replay/fill.js';
 import { findKey } from '../src/replay/items.js';
+import { ANY, FLAG, NUMA_RW, PROG, TYPES } from './rules.js';
 
 /** Longest-prefix match. */
 export const trie: Plugin = {
   name: 'trie',
-  types: [{ number: 11, name: 'lpm_trie', since: '4.11', key: 'prefix' }],
+  types: [
+    {
+      number: 11,
+      name: 'lpm_trie',
+      since: '4.11',
+      key: 'prefix',
+      create: {
+        ...TYPES,
+        key: { min: 5, max: 260 },
+        value: { min: 1, max: 4_194_024 },
+        entries: ANY,
+        flags: FLAG.NO_PREALLOC | NUMA_RW | PROG,
+        needs: FLAG.NO_PREALLOC,
+        keyType: 'STRUCT',
+      },
+    },
+  ],
   capture: readPrefixes,
 
   /** The kernel takes no prefix that is longer than the address behind it. */

@@ -6,9 +6,10 @@
  */
 import { MAP_FLAG } from './kernel/abi.js';
 import type { BpfMap, MapSpec } from './kernel/map.js';
+import type { CreateRule, KnownTypes } from './kernel/rules.js';
 import type { Sys } from './kernel/sys.js';
 
-export { typesRefused } from './kernel/rules.js';
+export { type KnownTypes, typesRefused } from './kernel/rules.js';
 
 /** What a key of a map type is. */
 export type KeyForm =
@@ -50,6 +51,8 @@ export interface MapType {
   readonly files?: true;
   /** Flags (of MAP_CREATE) that the kernel sets by itself on every map of the type, and does not take. */
   readonly ownFlags?: number;
+  /** What MAP_CREATE demands; undefined where nobody has measured it. */
+  readonly create?: CreateRule;
   /** CRIU 4.2 built with libbpf dumps it. */
   readonly criu?: true;
   /** What bpfimg carries of it; everything when not said. */
@@ -286,6 +289,8 @@ export interface Planned {
   readonly facts: MapFacts;
   /** Those of {@link Plugin.needs} that the dump has, by their ids there and in that order. */
   readonly inner: ReadonlyMap<number, MapSpec & { readonly flags: number }>;
+  /** The whole table of map types. */
+  readonly types: KnownTypes;
 }
 
 /** What a replay will do, as far as the dump alone tells. */
@@ -320,7 +325,7 @@ export interface Plugin {
 }
 
 /** The map types of all plugins, by number and name. */
-export class MapTypes {
+export class MapTypes implements KnownTypes {
   readonly #byNumber = new Map<number, MapType>();
   readonly #byName = new Map<string, MapType>();
   readonly #plugins = new Map<number, Plugin>();
@@ -335,8 +340,11 @@ export class MapTypes {
   ) {
     for (const plugin of plugins) {
       for (const type of plugin.types) {
-        this.#byNumber.set(type.number, type);
-        this.#byName.set(type.name, type);
+        // What the kernel demands does not change with who serves the type.
+        const { create, ownFlags } = this.#byNumber.get(type.number) ?? {};
+        const row = { ...(create && { create }), ...(ownFlags && { ownFlags }), ...type };
+        this.#byNumber.set(type.number, row);
+        this.#byName.set(type.name, row);
         this.#plugins.set(type.number, plugin);
       }
     }
@@ -360,8 +368,9 @@ export class MapTypes {
     return number !== undefined && number <= 0xffffffff ? number : undefined;
   }
 
-  has(number: number): boolean {
-    return this.#byNumber.has(number);
+  /** The row of type `number` as a plugin has it; undefined where none names it. */
+  row(number: number): MapType | undefined {
+    return this.#byNumber.get(number);
   }
 
   all(): MapType[] {

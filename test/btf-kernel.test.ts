@@ -1,4 +1,5 @@
 /** Typed values of real maps, as bpftool reads them; and what the kernel makes of special fields. */
+
 import { spawnSync } from 'node:child_process';
 import t, { type Test } from 'tap';
 import { Btf, type StructType } from '../src/btf/btf.js';
@@ -13,6 +14,7 @@ import { type BtfMember, BtfWriter } from './helpers/btf-writer.js';
 import { fixture } from './helpers/fixtures.js';
 import { fdCount, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
 
@@ -171,7 +173,7 @@ function compare(t: Test, file: BtfFile, map: BpfMap, definition: MapDefinition,
 }
 
 t.test('maps of every kind of value read as bpftool reads them', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   const before = fdCount();
   const random = new Random(11);
   const seen: string[] = [];
@@ -195,7 +197,7 @@ t.test('maps of every kind of value read as bpftool reads them', { skip }, async
 });
 
 t.test('where bpftool and we differ, the bytes show who is right', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   const file = readBtfFile(fixture('btf/values.o'), { name: 'values.o' });
   const fd = load(sys, file.btf);
   /** One value of a map: what we make of these bytes, and what bpftool does. */
@@ -267,7 +269,7 @@ function withField(kind: SpecialKind): { btf: Btf; value: number; key: number } 
 }
 
 t.test('special fields read as the table says', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   for (const kind of Object.keys(SPECIAL) as SpecialKind[]) {
     const { size, reads, since } = SPECIAL[kind];
     const { btf, value, key } = withField(kind);

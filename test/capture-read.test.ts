@@ -1,4 +1,5 @@
 /** Ways to read a live map: every key that stays put comes exactly once, whatever the map looks like or does. */
+
 import t, { type Test } from 'tap';
 import {
   comparePrefixes,
@@ -18,9 +19,10 @@ import { FakeSys, fakeMap } from './helpers/kernel-fake.js';
 import { fillNumbers, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
 import { type Element, FakeHash } from './helpers/kernel-tables.js';
 import { Random } from './helpers/random.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 const [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, TRIE] = [1, 2, 5, 6, 9, 11] as const;
 
 t.setTimeout(120_000);

@@ -1,4 +1,5 @@
 /** Captures while others write at full speed, with few file descriptors, without capabilities, and again and again. */
+
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import realFs, * as fs from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
@@ -18,10 +19,10 @@ import { itemsOf } from './helpers/capture.js';
 import { BPFIMG } from './helpers/command.js';
 import { fdCount, fillNumbers, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { keyOf, type Task, valueIn, written } from './helpers/kernel-writing.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
-const types = new MapTypes(plugins);
+const sys = await openSys(types);
 const [HASH, LRU_HASH, TRIE] = [1, 9, 11] as const;
 
 t.setTimeout(180_000);

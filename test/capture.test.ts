@@ -1,4 +1,5 @@
 /** `bpfimg capture`: live maps into images, with bpftool, crit and CRIU's own dump as witnesses. */
+
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
@@ -31,10 +32,10 @@ import {
   witness,
 } from './helpers/kernel-live.js';
 import { MeddledSys } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
-const types = new MapTypes(plugins);
+const sys = await openSys(types);
 const [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH, TRIE] = [1, 2, 5, 6, 9, 10, 11] as const;
 
 t.setTimeout(180_000);

@@ -1,19 +1,18 @@
 /** `criu convert`: dumps from the form that the plugin restores into the one that CRIU itself does, and back. */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { plugins } from '../plugins/index.js';
 import { type Conversion, convert, type Form } from '../src/criu/convert.js';
 import { BpfimgError } from '../src/errors.js';
-import { MapTypes } from '../src/maptype.js';
 import { bpfimg, contents, copyDump } from './helpers/command.js';
 import { crit, critKnows, skipWithout } from './helpers/crit.js';
 import { filesImage, folderOf, mapFile, pluginDump, processOf } from './helpers/dumps.js';
 import { blob, entry, type Item, image, item, mapData, scalar } from './helpers/images.js';
+import { types } from './helpers/types.js';
 
 type Images = Record<string, Uint8Array>;
 
-const types = new MapTypes(plugins);
 const data = (...maps: Buffer[]) => image('BPFMAP_DATA', ...maps);
 const hexOf = (images: Images) =>
   Object.fromEntries(Object.entries(images).map(([name, bytes]) => [name, Buffer.from(bytes).toString('hex')]));

@@ -1,4 +1,5 @@
 /** `bpfimg criu check`: real processes, and CRIU programs of many makes. */
+
 import { spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
@@ -21,8 +22,9 @@ import type { Told, Wanted } from './helpers/criu-holder.js';
 import { bpffs, fdCount, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { required } from './helpers/needs.js';
 import { loadProgram } from './helpers/objects.js';
+import { types } from './helpers/types.js';
 
-const sys = await openSys();
+const sys = await openSys(types);
 const cc = spawnSync('cc', ['--version']).error === undefined || required('cc');
 const skip = (await skipWithoutMaps()) || (cc ? false : 'needs a C compiler');
 

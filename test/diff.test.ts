@@ -1,9 +1,9 @@
 /** `bpfimg diff`: what differs is told, whatever order it stands in and wherever it comes from. */
+
 import { type ChildProcess, spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
-import { plugins } from '../plugins/index.js';
 import { capture } from '../src/capture/capture.js';
 import { ItemDifferences } from '../src/diff/differences.js';
 import { diffItems, type ItemRules, type Items, type Limits } from '../src/diff/items.js';
@@ -14,17 +14,16 @@ import { bufferInput, type Input } from '../src/io/input.js';
 import { LiveMaps } from '../src/kernel/live.js';
 import { BpfMap } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
-import { MapTypes } from '../src/maptype.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, copyDump, shell, TOP } from './helpers/command.js';
 import { blob, entry, type Item, image, item, mapData, scalar } from './helpers/images.js';
 import { bpffs, fillNumbers, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
 import { cli, dumpOf, hexOf, someItems } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 t.setTimeout(300_000);
 const skip = await skipWithoutMaps();
-const types = new MapTypes(plugins);
 const FLOWD = path.join(TOP, 'fixtures/flowd');
 const FLOWD_OBJECT = path.join(TOP, 'fixtures/btf/flowd.o');
 const [HASH, ARRAY, PROG_ARRAY, PERCPU_HASH, TRIE, HASH_OF_MAPS] = [1, 2, 3, 5, 11, 13] as const;
@@ -883,7 +882,7 @@ function temporaryFolder(t: Test): string {
 
 t.test('live maps before and after', { skip }, async (t) => {
   const temporary = temporaryFolder(t);
-  const sys = await openSys();
+  const sys = await openSys(types);
   using map = BpfMap.create(sys, { type: HASH, keySize: 4, valueSize: 8, maxEntries: 1000, name: 'diff_flows' });
   fillNumbers(map, 500);
   const id = `id:${map.id}`;
@@ -908,7 +907,7 @@ t.test('live maps before and after', { skip }, async (t) => {
 });
 
 t.test('capture, replay, capture again: nothing differs', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   const { folder, remove } = bpffs();
   t.teardown(remove);
   const parent = t.testdir();
@@ -936,7 +935,7 @@ t.test('capture, replay, capture again: nothing differs', { skip }, async (t) =>
 });
 
 t.test('queues and stacks stay as they are', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   for (const type of [QUEUE, STACK]) {
     using map = BpfMap.create(sys, { type, keySize: 0, valueSize: 4, maxEntries: 4, name: 'diff_queue' });
     map.update(undefined, u32(1));

@@ -1,4 +1,5 @@
 /** Queues and stacks are read by taking their items out: whatever fails meanwhile, none is lost. */
+
 import { spawn, spawnSync } from 'node:child_process';
 import realFs, * as fs from 'node:fs';
 import { syncBuiltinESMExports } from 'node:module';
@@ -18,10 +19,10 @@ import { dataOf } from './helpers/capture.js';
 import { BPFIMG, bpfimg, denying, measured } from './helpers/command.js';
 import { fdCount, skipWithoutMaps } from './helpers/kernel-live.js';
 import { type Meddle, MeddledSys } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
-const types = new MapTypes(plugins);
+const sys = await openSys(types);
 const [QUEUE, STACK] = [22, 23] as const;
 const KINDS = [
   { type: QUEUE, name: 'queue' },
@@ -319,9 +320,10 @@ t.test('signals at any moment: everything is back, in its order', { skip }, asyn
 /** Pushes numbers from `from` on as fast as it can, until nobody listens; prints how many went in. */
 const PUSHER = `
 const kernel = process.argv[1];
+const { types } = await import(process.argv[4]);
 const { openSys } = await import(kernel + 'sys.js');
 const { BpfMap } = await import(kernel + 'map.js');
-const map = BpfMap.openById(await openSys(), Number(process.argv[2]));
+const map = BpfMap.openById(await openSys(types), Number(process.argv[2]));
 let [next, running] = [Number(process.argv[3]), true];
 process.stdin.resume();
 process.stdin.on('end', () => { running = false; });
@@ -343,7 +345,8 @@ t.test('others push at full speed meanwhile: it ends, and what did not go back i
   for (const { type, name } of KINDS) {
     const map = here.map(type, 5000, 16, 20_000);
     const modules = new URL('../src/kernel/', import.meta.url).href;
-    const child = spawn(process.execPath, ['--input-type=module', '-e', PUSHER, modules, `${map.id}`, '5000'], {
+    const table = new URL('helpers/types.js', import.meta.url).href;
+    const child = spawn(process.execPath, ['--input-type=module', '-e', PUSHER, modules, `${map.id}`, '5000', table], {
       stdio: ['pipe', 'pipe', 'inherit'],
     });
     let said = '';

@@ -1,4 +1,5 @@
 /** Maps of maps, queues and stacks, and what can only be described: captured and made again, bpftool watching. */
+
 import { spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -15,9 +16,10 @@ import { MapTypes } from '../src/maptype.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, bpfimg, workFolder } from './helpers/command.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 
 /** A folder for images, one for pins, and maps that are closed in the end. */
 function place(t: Test) {
@@ -362,6 +364,39 @@ t.test('maps whose items cannot be carried keep their attributes, and say what i
     };
     t.same(shape(fresh.info()), shape(map.info()));
   }
+});
+
+t.test("every command knows the types of a user's plugin", async (t) => {
+  const folder = workFolder();
+  t.teardown(() => fs.rmSync(folder, { recursive: true }));
+  fs.chmodSync(folder, 0o700);
+  const [lib, dump, document] = ['lib', 'dump', 'maps.json'].map((name) => path.join(folder, name)) as [
+    string,
+    string,
+    string,
+  ];
+  fs.mkdirSync(lib, { mode: 0o700 });
+  const row = { number: 60, name: 'made_up', since: '9.9', key: 'bytes', perCpu: true };
+  fs.writeFileSync(
+    path.join(lib, 'made-up.mjs'),
+    `export default { name: 'made-up', types: [${JSON.stringify(row)}] };`,
+  );
+  const map = { map_id: 7, name: 'mine', type: 'made_up', key_size: 4, value_size: 4, max_entries: 8 };
+  const rest = { map_flags: [], map_extra: '0x0', frozen: false, ifindex: 0, memlock: 0 };
+  const items = [{ key: '01000000', values: ['02000000', '03000000'] }];
+  fs.writeFileSync(document, JSON.stringify({ format: 'bpfimg-maps/1', maps: [{ ...map, ...rest, items }] }));
+
+  t.match(bpfimg(['encode', document, '-D', dump]), { status: 1, stderr: /maps\/0/ }, 'without it the type has no name');
+  const ran = (args: readonly string[]) => bpfimg([...args, '-L', lib]);
+  t.match(ran(['encode', document, '-D', dump]), { status: 0, stderr: '' });
+  const decoded = JSON.parse(ran(['decode', dump]).stdout) as { maps: unknown[] };
+  t.match(decoded.maps, [{ type: 'made_up', items }]);
+  t.match(ran(['show', dump]), { status: 0, stdout: /made_up/ });
+  t.match(ran(['verify', dump, '--json']), { status: 1, stdout: /made_up/ });
+  t.notMatch(ran(['verify', dump, '--json']).stdout, /unknown-type/);
+  t.match(bpfimg(['verify', dump, '--json']), { stdout: /unknown-type/ });
+  t.match(ran(['diff', dump, dump]), { status: 0, stdout: '' });
+  t.match(ran(['replay', dump, '--dry-run', '--percpu', 'first']), { status: 1, stdout: /made_up/ });
 });
 
 t.test('a type newer than bpfimg is captured and replayed as plain bytes', { skip }, async (t) => {

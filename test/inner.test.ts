@@ -1,4 +1,5 @@
 /** Inner maps that are replaced while they are captured, as load balancers do it. */
+
 import { spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -13,10 +14,10 @@ import { MapTypes } from '../src/maptype.js';
 import { dataOf } from './helpers/capture.js';
 import { BPFIMG, bpfimg, workFolder } from './helpers/command.js';
 import { bpffs, fdCount, fillNumbers, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
-const types = new MapTypes(plugins);
+const sys = await openSys(types);
 
 t.setTimeout(300_000);
 const cwd = workFolder();

@@ -1,4 +1,5 @@
 /** Maps of the running kernel, with bpftool as the witness. */
+
 import { execFileSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -12,7 +13,7 @@ import { KernelError } from '../src/kernel/error.js';
 import { isLive, walkIds } from '../src/kernel/live.js';
 import { BpfMap, InfoReader, type MapSpec } from '../src/kernel/map.js';
 import { mapFdinfo } from '../src/kernel/proc.js';
-import { MAP_RULES, type MapRule } from '../src/kernel/rules.js';
+import type { CreateRule } from '../src/kernel/rules.js';
 import { Attr, ERRNO, openSys } from '../src/kernel/sys.js';
 import {
   bpffs,
@@ -25,9 +26,10 @@ import {
   witness,
 } from './helpers/kernel-live.js';
 import { MeddledSys } from './helpers/replay.js';
+import { RULES, types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 const [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, TRIE, QUEUE, STACK] = [1, 2, 5, 6, 9, 11, 22, 23] as const;
 
 const create = (spec: Partial<MapSpec>) =>
@@ -526,37 +528,36 @@ t.test('the rules of MAP_CREATE are the running kernel’s', { skip }, async (t)
     }
   };
   try {
-    for (const [number, rule] of Object.entries(MAP_RULES)) {
-      const type = Number(number);
+    for (const [{ number: type, name: typeName, inner: takesInner }, rule] of RULES) {
       // Needs a type of the kernel's own; the kernel may be without networks.
-      if (rule.name === 'struct_ops' || (rule.network && !accepts(smallest(type)))) continue;
-      const plain = smallest(type, rule.btf === 'required' ? fd : undefined, rule.inner ? inner : undefined);
+      if (typeName === 'struct_ops' || (rule.network && !accepts(smallest(type)))) continue;
+      const plain = smallest(type, rule.btf === 'required' ? fd : undefined, takesInner ? inner : undefined);
       if (isNewer(plain)) {
-        t.comment(`${rule.name}: this kernel does not have it`);
+        t.comment(`${typeName}: this kernel does not have it`);
         continue;
       }
-      t.ok(accepts(plain), `${rule.name}: the smallest`);
+      t.ok(accepts(plain), `${typeName}: the smallest`);
       const wrong = { ...plain, flags: rule.needs };
-      if (rule.key.min > 0) t.notOk(accepts({ ...wrong, keySize: rule.key.min - 1 }), `${rule.name}: a shorter key`);
+      if (rule.key.min > 0) t.notOk(accepts({ ...wrong, keySize: rule.key.min - 1 }), `${typeName}: a shorter key`);
       if (rule.value.min > 0)
-        t.notOk(accepts({ ...wrong, valueSize: rule.value.min - 1 }), `${rule.name}: a shorter value`);
+        t.notOk(accepts({ ...wrong, valueSize: rule.value.min - 1 }), `${typeName}: a shorter value`);
       if (rule.entries.min > 0)
-        t.notOk(accepts({ ...wrong, maxEntries: rule.entries.min - 1 }), `${rule.name}: fewer entries`);
+        t.notOk(accepts({ ...wrong, maxEntries: rule.entries.min - 1 }), `${typeName}: fewer entries`);
       for (const [name, bit] of Object.entries(MAP_FLAG)) {
         const flags = rule.needs | bit;
         const { flag = 0, value } = rule.flagged ?? {};
         const valueSize = flag === bit && value ? value.min : plain.valueSize;
-        if (flag === bit) t.notOk(accepts({ ...plain, flags }), `${rule.name}: ${name}, but its size of values`);
-        t.equal(accepts({ ...plain, valueSize, flags }), (rule.flags & bit) !== 0, `${rule.name}: ${name}`);
+        if (flag === bit) t.notOk(accepts({ ...plain, flags }), `${typeName}: ${name}, but its size of values`);
+        t.equal(accepts({ ...plain, valueSize, flags }), (rule.flags & bit) !== 0, `${typeName}: ${name}`);
       }
-      if (rule.needs !== 0) t.notOk(accepts({ ...plain, flags: 0 }), `${rule.name}: without its flag`);
+      if (rule.needs !== 0) t.notOk(accepts({ ...plain, flags: 0 }), `${typeName}: without its flag`);
       if (rule.btf === 'no') {
         const btf = { fd, keyType: 1, valueType: plain.valueSize === 8 ? 2 : 1 };
-        t.notOk(accepts({ ...plain, btf }), `${rule.name}: BTF`);
+        t.notOk(accepts({ ...plain, btf }), `${typeName}: BTF`);
       }
       const { max, step } = rule.extra ?? { max: 0n, step: 1n };
-      t.notOk(accepts({ ...plain, extra: step === 1n ? max + 1n : step + 1n }), `${rule.name}: map_extra`);
-      if (max > 0n) t.ok(accepts({ ...plain, extra: step }), `${rule.name}: map_extra`);
+      t.notOk(accepts({ ...plain, extra: step === 1n ? max + 1n : step + 1n }), `${typeName}: map_extra`);
+      if (max > 0n) t.ok(accepts({ ...plain, extra: step }), `${typeName}: map_extra`);
     }
   } finally {
     sys.close(fd);
@@ -565,7 +566,7 @@ t.test('the rules of MAP_CREATE are the running kernel’s', { skip }, async (t)
 
 /** The smallest map that the rules of `type` allow. */
 function smallest(type: number, btf?: number, inner?: BpfMap): MapSpec {
-  const rule = MAP_RULES[type] as MapRule;
+  const rule = types.row(type)?.create as CreateRule;
   return {
     type,
     keySize: rule.key.min,

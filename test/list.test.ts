@@ -1,4 +1,5 @@
 /** `bpfimg list`, against real maps and a scripted kernel. */
+
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
@@ -13,9 +14,10 @@ import { BpfMap } from '../src/kernel/map.js';
 import { Attr, ERRNO, openSys, type Sys } from '../src/kernel/sys.js';
 import { FakeSys } from './helpers/kernel-fake.js';
 import { bpffs, bpftool, fdCount, HolderProcess, skipWithoutMaps, withoutCapabilities } from './helpers/kernel-live.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 const none: ListArguments = {
   id: [],
   name: [],

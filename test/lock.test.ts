@@ -1,11 +1,11 @@
 /** Values with a bpf_spin_lock: what is read of one is never half of it and half of the next. */
+
 import { spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
-import { plugins } from '../plugins/index.js';
 import { capture } from '../src/capture/capture.js';
 import { openDump } from '../src/dump/model.js';
 import { ELEM_FLAG } from '../src/kernel/abi.js';
@@ -13,17 +13,16 @@ import { loadBtf } from '../src/kernel/btf.js';
 import { LiveMaps } from '../src/kernel/live.js';
 import { BpfMap } from '../src/kernel/map.js';
 import { type Attr, openSys } from '../src/kernel/sys.js';
-import { MapTypes } from '../src/maptype.js';
 import { planMaps } from '../src/replay/plan.js';
 import { replay } from '../src/replay/replay.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { dataOf } from './helpers/capture.js';
 import { skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { MeddledSys } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
-const types = new MapTypes(plugins);
+const sys = await openSys(types);
 
 t.setTimeout(120_000);
 /** In memory where that is: images are brought to disk each time. */

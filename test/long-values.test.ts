@@ -1,9 +1,9 @@
 /** Values of many MiB: a command holds one copy of one at most, and what else it needs is as small as ever. */
+
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
-import { plugins } from '../plugins/index.js';
 import { openDump } from '../src/dump/model.js';
 import { COMMAND, MAP_FLAG } from '../src/kernel/abi.js';
 import { BpfMap } from '../src/kernel/map.js';
@@ -15,11 +15,11 @@ import { bpfimg, denying, measured, type RunOptions } from './helpers/command.js
 import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
 import { dumpOf } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 t.setTimeout(300_000);
 const skip = await skipWithoutMaps();
-const sys = await openSys();
-const types = new MapTypes(plugins);
+const sys = await openSys(types);
 const [HASH, ARRAY] = [1, 2];
 const MIB = 2 ** 20;
 /** MiB beside one value: of Node, of windows, of what waits to be written. */

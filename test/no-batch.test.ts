@@ -1,4 +1,5 @@
 /** Kernels without batch commands, for some types or for all: the same maps come out, one item at a time. */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
@@ -7,9 +8,10 @@ import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { ERRNO, openSys } from '../src/kernel/sys.js';
 import { bpfimg, denying, workFolder } from './helpers/command.js';
 import { bpffs, fillNumbers, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 
 t.setTimeout(120_000);
 

@@ -1,4 +1,5 @@
 /** One map in the hands of several processes: one capture of all of them takes it once, and replay makes it once. */
+
 import { spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -10,6 +11,7 @@ import { dataOf } from './helpers/capture.js';
 import { skipWithout } from './helpers/crit.js';
 import { bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
 import { cli } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 const skip = (await skipWithoutMaps()) || skipWithout('python3');
 
@@ -86,7 +88,7 @@ interface Document {
 }
 
 t.test('several owners of one map: captured once, replayed once', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   const folder = t.testdir();
   const [shared, other] = ['shared', 'other'].map((name) =>
     BpfMap.create(sys, { type: 1, keySize: 4, valueSize: 8, maxEntries: 16, name }),
@@ -152,7 +154,7 @@ t.test('several owners of one map: captured once, replayed once', { skip }, asyn
 });
 
 t.test('processes that are captured one by one have the same map by its id', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   const folder = t.testdir();
   const shared = BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 4, maxEntries: 2, name: 'one' });
   const pids = await owners(t, shared.fd, shared.fd);

@@ -1,4 +1,5 @@
 /** Paths are bytes: pins whose names are no text, from the kernel into images, to what people read, and back. */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
@@ -9,6 +10,7 @@ import { bpfimg, shell } from './helpers/command.js';
 import { folderOf, mapFile, mapsImage } from './helpers/dumps.js';
 import { blob, entry, image, scalar } from './helpers/images.js';
 import { bpffs, skipWithoutMaps } from './helpers/kernel-live.js';
+import { types } from './helpers/types.js';
 
 t.setTimeout(120_000);
 const skip = await skipWithoutMaps();
@@ -41,7 +43,7 @@ const NAMES = ['a pin', 'flüsse', '\u{1f41d}', 'back\\slash', '\\x41', 'line\ne
 NAMES.push(Buffer.from('Stra\xdfe', 'latin1'), Buffer.from('half\xe2\x82', 'latin1'), Buffer.of(0xff));
 
 t.test('a pin is the same one in list, capture, decode, replay and on the command line', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   const { folder, remove } = bpffs();
   t.teardown(remove);
   const dir = t.testdir();
@@ -104,7 +106,7 @@ t.test('a pin is the same one in list, capture, decode, replay and on the comman
 });
 
 t.test('what a failed replay has made in a folder that is no text goes away', { skip }, async (t) => {
-  const sys = await openSys();
+  const sys = await openSys(types);
   const { folder, remove } = bpffs();
   t.teardown(remove);
   using map = BpfMap.create(sys, { type: 1, keySize: 4, valueSize: 4, maxEntries: 3, name: 'one' });

@@ -1,4 +1,5 @@
 /** Maps that are memory: ring buffers and arenas. Programs in the kernel are the witnesses: they read what was put in. */
+
 import { spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -14,9 +15,10 @@ import { skipWithout } from './helpers/crit.js';
 import { bpffs, bpftool, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { must } from './helpers/objects.js';
 import { cli } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 const [RINGBUF, USER_RINGBUF, ARENA] = [27, 31, 33] as const;
 
 interface Row {

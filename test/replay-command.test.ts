@@ -1,4 +1,5 @@
 /** `bpfimg replay` as its user meets it: what keeps the maps, what is said, how it ends. */
+
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -14,10 +15,11 @@ import { BPFIMG, bpfimg, type Ran, TOP } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
 import { cli, dumpOf, itemsObject, type MapImage, MeddledSys, readBack, someItems } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 t.setTimeout(120_000);
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 const [HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, TRIE] = [1, 2, 6, 9, 11] as const;
 const FLOWD = path.join(TOP, 'fixtures/flowd');
 const env = { ...process.env, NO_COLOR: '1', LC_ALL: 'C.UTF-8' };

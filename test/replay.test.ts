@@ -1,4 +1,5 @@
 /** Capture and replay of real maps, with bpftool as the witness: what comes back, and what is left when it fails. */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
@@ -8,17 +9,17 @@ import { MemoryOutput } from '../src/io/output.js';
 import { MAP_FLAG } from '../src/kernel/abi.js';
 import { isLive, walkIds } from '../src/kernel/live.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
-import { MAP_RULES } from '../src/kernel/rules.js';
 import { ERRNO, openSys } from '../src/kernel/sys.js';
 import { PinFolder, pinName, pinNames, planPins } from '../src/replay/pins.js';
 import { TOP } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
 import { cli, dumpOf, type MapImage, MeddledSys, readBack, someItems } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 t.setTimeout(120_000);
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 const [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LRU_PERCPU_HASH, TRIE] = [1, 2, 5, 6, 9, 10, 11] as const;
 const F = MAP_FLAG;
 const FLOWD = path.join(TOP, 'fixtures/flowd');
@@ -185,7 +186,7 @@ function itemsFor(map: BpfMap, count: number): Item[] {
 }
 
 for (const [type, corners] of CORNERS) {
-  const typeName = MAP_RULES[type]?.name ?? '';
+  const typeName = types.get(type).name;
   t.test(`every corner of ${typeName} comes back`, { skip }, async (t) => {
     const folder = t.testdir();
     const place = pinPlace(t);

@@ -1,4 +1,5 @@
 /** Local storage: values that hang on tasks, cgroups and sockets, found by asking for each of these. */
+
 import { spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -16,9 +17,10 @@ import { skipWithout } from './helpers/crit.js';
 import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { SocketHolder } from './helpers/objects.js';
 import { cli, MeddledSys } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
-const sys = await openSys();
+const sys = await openSys(types);
 const [SK, INODE, TASK, CGROUP] = [24, 28, 29, 32] as const;
 
 /** A storage with values of 8 bytes. */

@@ -1,9 +1,9 @@
 /** Items as JSON of their types: what is decoded encodes again, byte for byte, and an edit changes what it says. */
+
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
-import { plugins } from '../plugins/index.js';
 import { Btf } from '../src/btf/btf.js';
 import { type BtfFile, type MapDefinition, readBtfFile } from '../src/btf/elf.js';
 import { extractTypes } from '../src/btf/extract.js';
@@ -16,7 +16,6 @@ import { TypeFinder, type TypeOptions } from '../src/dump/types.js';
 import { BpfimgError } from '../src/errors.js';
 import { bufferInput } from '../src/io/input.js';
 import { MemoryOutput } from '../src/io/output.js';
-import { MapTypes } from '../src/maptype.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { bpfimg, contents, copyDump, TOP } from './helpers/command.js';
 import { filesImage, folderOf, mapFile } from './helpers/dumps.js';
@@ -25,8 +24,8 @@ import { blob, entry, type Item, image, mapData, scalar } from './helpers/images
 import { bpffs, bpftool, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
 import { dumpOf } from './helpers/replay.js';
+import { types } from './helpers/types.js';
 
-const types = new MapTypes(plugins);
 const VALUES = path.join(TOP, 'fixtures/btf/values.o');
 const FLOWD = path.join(TOP, 'fixtures/btf/flowd.o');
 const HASH = 1;
@@ -54,7 +53,7 @@ interface Document {
 async function decoded(folder: string, form: Form = {}, options: TypeOptions = {}): Promise<string> {
   const dump = await openDump(folder);
   try {
-    const forms = await new TypeFinder(dump, options).forms(dump.maps);
+    const forms = await new TypeFinder(dump, types, options).forms(dump.maps);
     const out = new MemoryOutput();
     const { lines = false, pretty = false } = form;
     await writeDocument(dump, dump.maps, types, out, { lines, pretty, noPayload: false, forms });
@@ -774,7 +773,7 @@ t.test('200,000 typed items stream', async (t) => {
     const { openInput } = await import('../src/io/input.js');
     let from = process.hrtime.bigint();
     const opened = await openDump(dump);
-    const forms = await new TypeFinder(opened, { btf: VALUES }).forms(opened.maps);
+    const forms = await new TypeFinder(opened, types, { btf: VALUES }).forms(opened.maps);
     const out = await openOutput(text);
     await writeDocument(opened, opened.maps, types, out, { lines, pretty: false, noPayload: false, forms });
     await out.commit();

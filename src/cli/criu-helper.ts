@@ -37,7 +37,7 @@ export async function helper(argv: readonly string[], io: Io): Promise<number> {
   try {
     const config = readConfig(file);
     const types = await mapTypes(config.libdir, io);
-    const sys = await openSys();
+    const sys = await openSys(types);
     if (criu !== undefined) {
       await dumpMaps(sys, NEW, criu, wanted, types, config, answer);
       answer('end');

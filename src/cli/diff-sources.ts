@@ -92,7 +92,7 @@ async function inPrivateFolder<T>(use: (folder: string) => Promise<T>): Promise<
 }
 
 async function openLiveMaps(selectors: Selectors, types: MapTypes, io: Io, sys?: Sys): Promise<Dump> {
-  const kernel = sys ?? (await openSys());
+  const kernel = sys ?? (await openSys(types));
   const live = LiveMaps.look(kernel);
   const find = (id: number) => live.maps.find((map) => map.id === id);
   const progress = new Progress(io);

@@ -3,15 +3,16 @@ import type { DocumentForms } from '../dump/document.js';
 import type { Dump, DumpMap } from '../dump/model.js';
 import { mapName } from '../dump/select.js';
 import type { TypeFinder, TypeProblem } from '../dump/types.js';
+import type { KnownTypes } from '../maptype.js';
 import { nameText } from '../render.js';
 import type { Io } from './io.js';
 import { namesTypes, type TypeArguments } from './options.js';
 
 /** What finds the types of a dump's maps; undefined where nothing knows any. */
-export async function typeFinder(dump: Dump, args: TypeArguments): Promise<TypeFinder | undefined> {
+export async function typeFinder(dump: Dump, table: KnownTypes, args: TypeArguments): Promise<TypeFinder | undefined> {
   if (dump.btf.size === 0 && !namesTypes(args)) return undefined;
   const { TypeFinder } = await import('../dump/types.js');
-  return new TypeFinder(dump, args);
+  return new TypeFinder(dump, table, args);
 }
 
 /**

@@ -420,7 +420,7 @@ class Check {
       const why = `reading it takes its items out, and ${this.criu.configFile} says "drain no"`;
       return { kind: 'not supported', why };
     }
-    if (!this.types.has(type.number)) {
+    if (this.types.row(type.number) === undefined) {
       return { kind: 'partial', why: 'bpfimg does not know this type: its items are carried as they are, if at all' };
     }
     // Of all others every item is carried.

@@ -13,7 +13,7 @@ import { openFile } from '../io/input.js';
 import type { BtfObject, FormSource } from '../json/decode.js';
 import { FORM_MOST, itemShape, type MapForms } from '../json/items.js';
 import { formsOf, type NamedTypes } from '../json/types.js';
-import { type TypeFacts, typesRefused } from '../maptype.js';
+import { type KnownTypes, type TypeFacts, typesRefused } from '../maptype.js';
 import type { DocumentForms } from './document.js';
 import { factsOf } from './facts.js';
 import type { Dump, DumpMap } from './model.js';
@@ -78,7 +78,11 @@ export class TypeFinder {
   #kernel: Btf | undefined;
 
   /** @throws BpfimgError for a file that cannot be read, and for maps named by hand that are not there */
-  constructor(dump: Dump, { btf, type = [] }: TypeOptions = {}) {
+  constructor(
+    dump: Dump,
+    readonly table: KnownTypes,
+    { btf, type = [] }: TypeOptions = {},
+  ) {
     this.#dump = dump;
     this.#path = btf;
     this.#fileName = btf?.replace(/^.*\/(?=.)/, '') ?? '';
@@ -235,13 +239,8 @@ export class TypeFinder {
   #kernelTakes(map: DumpMap, btf: Btf, types: TypeFacts): void {
     const file = map.files[0]?.message;
     if (file === undefined) return;
-    const {
-      map_type: type,
-      key_size: keySize,
-      value_size: valueSize,
-      max_entries: maxEntries,
-      map_flags: flags,
-    } = file;
+    const row = this.table.row(file.map_type);
+    if (row === undefined) return;
     let kinds: [key: string, value: string];
     try {
       kinds = [btf.kind(btf.resolve(types.key)), btf.kind(btf.resolve(types.value))];
@@ -250,7 +249,7 @@ export class TypeFinder {
       // Types that make no sense are noted where their sizes are looked at.
       return;
     }
-    const message = typesRefused({ type, keySize, valueSize, maxEntries, flags }, ...kinds);
+    const message = typesRefused(row, file.max_entries, ...kinds);
     if (message !== undefined) this.problems.push({ code: 'bad-type', map, message });
   }
 

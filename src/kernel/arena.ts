@@ -12,8 +12,6 @@ import type { BpfMap, Mapping } from './map.js';
 import { type OpenMap, openMaps } from './proc.js';
 import { ERRNO } from './sys.js';
 
-const ARENA = 33;
-
 /** Entries of pagemap that are read in one go. */
 const ENTRIES = 65_536;
 /** Bytes of an entry; the highest bit of its last says that the page is there (admin-guide/mm/pagemap.rst). */
@@ -55,7 +53,7 @@ export class Arena implements Disposable {
   touched(): Uint8Array | undefined {
     const pages = new Uint8Array(this.map.maxEntries);
     const { proc } = this.map.sys;
-    const open = openMaps(proc).open.filter(({ map }) => map.type === ARENA && map.extra === this.address);
+    const open = openMaps(proc).open.filter(({ map }) => map.type === this.map.type && map.extra === this.address);
     let seen = false;
     for (const pid of new Set(open.filter((one) => this.#isOf(one)).map(({ holder }) => holder.pid))) {
       // Of two arenas with one address a process can have mapped the other.

@@ -115,7 +115,8 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
   ];
   // Held by someone, as far as we saw: then its kind does not matter.
   const held = map.holders.length > 0 || map.pins.length > 0;
-  if (map.type !== undefined && (held || opensSafely(map.type))) ways.push(() => BpfMap.openById(sys, map.id, access));
+  if (map.type !== undefined && (held || opensSafely(sys.types.row(map.type))))
+    ways.push(() => BpfMap.openById(sys, map.id, access));
   let failure: unknown;
   for (const way of ways) {
     try {
@@ -299,7 +300,7 @@ class Found {
           pidfds.set(pid, pidfd);
           return pidfd >= 0 && this.#askAndClose(map, enough(this.sys.pidfdGetfd(pidfd, fd), 'pidfd_getfd'));
         });
-        if (!learnt && byId && map.type !== undefined && opensSafely(map.type))
+        if (!learnt && byId && map.type !== undefined && opensSafely(this.sys.types.row(map.type)))
           this.#askAndClose(map, this.#open(map.id));
       }
     } finally {
@@ -329,7 +330,7 @@ class Found {
       if (kernel !== undefined ? seen === undefined : !isLive(this.sys, id)) continue;
       const map = Object.assign(nothing(id), seen && described(seen));
       this.maps.set(id, map);
-      if (seen === undefined || !opensSafely(seen.type)) continue;
+      if (seen === undefined || !opensSafely(this.sys.types.row(seen.type))) continue;
       const fd = this.#open(id);
       if (fd < 0) continue;
       map.memlock = mapFdinfo('self', fd, this.sys.proc)?.memlock;

@@ -10,7 +10,7 @@ import { BpfimgError } from '../errors.js';
 import { ATTR, type Command, ELEM_FLAG, type Field, MAP_FLAG, MAP_INFO, MAP_LINK } from './abi.js';
 import { causeOf, KernelError } from './error.js';
 import { type Access, bpffsHint, fdLink, isBpffs, type MapFdinfo, mapFdinfo } from './proc.js';
-import { breaches, MAP_RULES } from './rules.js';
+import { breaches } from './rules.js';
 import { Attr, ERRNO, pinned, type Sys } from './sys.js';
 
 const ACCESS_FLAGS: Readonly<Record<Access, number>> = { rw: 0, ro: MAP_FLAG.RDONLY, wo: MAP_FLAG.WRONLY };
@@ -321,7 +321,7 @@ export class BpfMap implements Disposable {
     this.maxEntries = info.maxEntries;
     this.keySize = info.keySize;
     this.valueSize = info.valueSize;
-    const perCpu = MAP_RULES[info.type]?.perCpu === true;
+    const perCpu = sys.types.row(info.type)?.perCpu === true;
     this.valueStride = perCpu ? roundUp8(info.valueSize) * sys.cpus : info.valueSize;
   }
 
@@ -371,9 +371,9 @@ export class BpfMap implements Disposable {
         .set('btf_vmlinux_value_type_id', spec.btf.vmlinuxType ?? 0);
     }
     const fd = sys.bpf('MAP_CREATE', attr);
-    const type = MAP_RULES[spec.type]?.name ?? `type_${spec.type}`;
+    const type = sys.types.row(spec.type)?.name ?? `type_${spec.type}`;
     const subject = spec.name ? `new ${type} map (${spec.name})` : `new ${type} map`;
-    if (fd < 0) throw new KernelError(subject, 'BPF_MAP_CREATE', -fd, createCause(spec, name, attr, -fd));
+    if (fd < 0) throw new KernelError(subject, 'BPF_MAP_CREATE', -fd, createCause(sys, spec, name, attr, -fd));
     return BpfMap.adopt(sys, fd, subject);
   }
 
@@ -631,7 +631,7 @@ export class BpfMap implements Disposable {
    * the kernel write past a buffer's end.
    */
   get #strange(): boolean {
-    return MAP_RULES[this.type] === undefined;
+    return this.sys.types.row(this.type) === undefined;
   }
 
   #noBatches(command: Command): BatchResult {
@@ -747,10 +747,10 @@ export function stateOf(fdinfo: MapFdinfo | undefined): MapState {
 }
 
 /** The attributes that MAP_CREATE did not like, or what else its errno says. */
-function createCause(spec: MapSpec, name: Buffer, attr: Attr, errno: number): string | undefined {
-  const rule = MAP_RULES[spec.type];
+function createCause(sys: Sys, spec: MapSpec, name: Buffer, attr: Attr, errno: number): string | undefined {
+  const type = sys.types.row(spec.type);
   if (errno === ERRNO.EPERM) {
-    const needed = rule?.network === true ? 'capabilities CAP_BPF and CAP_NET_ADMIN' : 'capability CAP_BPF';
+    const needed = type?.create?.network === true ? 'capabilities CAP_BPF and CAP_NET_ADMIN' : 'capability CAP_BPF';
     return `needs the ${needed}, before Linux 5.11 also room under RLIMIT_MEMLOCK (ulimit -l)`;
   }
   if (errno !== ERRNO.EINVAL && errno !== ERRNO.E2BIG && errno !== ERRNO.ENOTSUPP) return undefined;
@@ -763,7 +763,7 @@ function createCause(spec: MapSpec, name: Buffer, attr: Attr, errno: number): st
     btf: spec.btf !== undefined,
     inner: spec.inner !== undefined,
   };
-  const found = breaches(asked);
+  const found = breaches(asked, type);
   if (found.length > 0) return found.join('; ');
   if (errno === ERRNO.E2BIG && spec.keySize > 0) return 'key_size, value_size or max_entries is too large';
   if (spec.btf !== undefined) return 'its BTF is no BTF object, or does not fit its sizes';
@@ -772,7 +772,7 @@ function createCause(spec: MapSpec, name: Buffer, attr: Attr, errno: number): st
     .filter(([, { offset, size, since }]) => since !== undefined && !isZero(attr.bytes, offset, offset + size))
     .at(-1);
   const parts = newest === undefined ? '' : `, or ${newest[0]}, which came with Linux ${newest[1].since}`;
-  const kind = rule?.name ?? `map type ${spec.type}`;
+  const kind = type?.name ?? `map type ${spec.type}`;
   const since = spec.since === undefined ? '' : `, which came with Linux ${spec.since}`;
   return `perhaps this kernel lacks ${kind}${since}${parts}`;
 }
@@ -880,7 +880,7 @@ class OneItem {
     this.#key = pinned(map.keySize);
     this.next = pinned(map.keySize);
     // How long a value of a type newer than bpfimg is nobody knows: the kernel must not write past its end.
-    const most = MAP_RULES[map.type] === undefined ? roundUp8(map.valueSize) * sys.cpus : map.valueStride;
+    const most = sys.types.row(map.type) === undefined ? roundUp8(map.valueSize) * sys.cpus : map.valueStride;
     const value = pinned(most);
     this.room = value.subarray(0, map.valueStride);
     const key = map.keySize === 0 ? undefined : this.#key;

@@ -12,6 +12,7 @@ import { endianness, constants as os } from 'node:os';
 import { BpfimgError } from '../errors.js';
 import { COMMAND, type Command, type Layout, SYSCALL } from './abi.js';
 import { possibleCpus } from './proc.js';
+import type { KnownTypes } from './rules.js';
 
 /**
  * errno numbers that code branches on. ENOTSUPP is the kernel's own 524, which leaks out of bpf(2) and has
@@ -49,6 +50,8 @@ export type MapResult = bigint;
 export interface Sys {
   /** Where procfs is; tests have their own. */
   readonly proc: string;
+  /** What is known of map types. */
+  readonly types: KnownTypes;
   /** Possible CPUs of this machine. */
   readonly cpus: number;
   /** Bytes of a page of memory. */
@@ -243,6 +246,7 @@ function threads(): number[] {
 
 class KernelSys implements Sys {
   readonly proc = '/proc';
+  readonly types: KnownTypes;
   #cpus: number | undefined;
   #pageSize: number | undefined;
   readonly #koffi: Koffi;
@@ -266,7 +270,8 @@ class KernelSys implements Sys {
   /** What runs on the pool, kept for as long as it does. */
   readonly #running = new Set<Attr>();
 
-  constructor(koffi: Koffi, numbers: { bpf: number; pidfd_open: number; pidfd_getfd: number }) {
+  constructor(koffi: Koffi, numbers: { bpf: number; pidfd_open: number; pidfd_getfd: number }, types: KnownTypes) {
+    this.types = types;
     this.#koffi = koffi;
     this.#numbers = numbers;
     // Node's own symbols: whichever libc it runs on. A fixed signature, because variadic ones cannot be async.
@@ -444,10 +449,12 @@ class KernelSys implements Sys {
 /**
  * Opens the door to this machine's kernel.
  * @param machine what it is; tests say otherwise
+ * @param types the table of map types
  * @param load where koffi comes from
  * @throws BpfimgError `unsupported` where the machine is not one whose layouts we know
  */
 export async function openSys(
+  types: KnownTypes,
   machine: { readonly platform: string; readonly arch: string } = process,
   load: () => Promise<{ default: unknown }> = () => import('koffi'),
 ): Promise<Sys> {
@@ -470,5 +477,5 @@ export async function openSys(
       cause: error,
     });
   }
-  return new KernelSys(koffi, numbers);
+  return new KernelSys(koffi, numbers, types);
 }

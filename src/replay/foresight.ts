@@ -2,26 +2,27 @@
 import { isZero } from '../bytes.js';
 import type { Dump } from '../dump/model.js';
 import type { TypeFinder } from '../dump/types.js';
-import { breaches, MAP_RULES } from '../kernel/rules.js';
+import { breaches } from '../kernel/rules.js';
 import { type Foreseen, FULL, type MapType, type Report } from '../maptype.js';
 import { leftEmpty } from './fill.js';
 import { findKey } from './items.js';
 import type { PlannedMap } from './plan.js';
 
 /** Why MAP_CREATE would refuse what a replay asks it for. Each is a clause. */
-export function createProblems(plan: Pick<PlannedMap, 'spec' | 'btf' | 'facts' | 'inner'>): string[] {
-  const { spec, btf, facts, inner } = plan;
+export function createProblems(plan: Pick<PlannedMap, 'spec' | 'type' | 'btf' | 'facts' | 'inner'>): string[] {
+  const { spec, type, btf, facts, inner } = plan;
   // The kernel may know a type that is newer than bpfimg.
-  if (MAP_RULES[spec.type] === undefined && spec.type !== 0) return [];
-  return breaches({
+  if (type.create === undefined && spec.type !== 0) return [];
+  const asked = {
     ...spec,
     extra: spec.extra ?? 0n,
     ifindex: spec.ifindex ?? 0,
     name: Buffer.from(spec.name, 'latin1'),
     // What a replay gives it when it is created.
-    btf: btf !== undefined && MAP_RULES[spec.type]?.btf !== 'no',
+    btf: btf !== undefined && type.create?.btf !== 'no',
     inner: facts.template !== undefined || inner.size > 0,
-  });
+  };
+  return breaches(asked, spec.type === 0 ? undefined : type);
 }
 
 /** Why no such map can be created here. Each is a clause. */
@@ -33,7 +34,7 @@ export function unsupported(plan: PlannedMap): string[] {
 
 /** What comes of filling the map when it was created. */
 export async function fillForeseen(
-  plan: Pick<PlannedMap, 'spec' | 'type' | 'plugin' | 'items' | 'facts' | 'inner'>,
+  plan: Pick<PlannedMap, 'spec' | 'type' | 'types' | 'plugin' | 'items' | 'facts' | 'inner'>,
 ): Promise<Foreseen> {
   const { spec, type, items, plugin } = plan;
   const { maxEntries } = spec;
@@ -72,7 +73,7 @@ export class Foresight {
     const faults = await this.#typeFaults(plan);
     const problems = unsupported(plan);
     if (missing.length > 0 && this.unresolved === 'fail') problems.push(lostInner(missing));
-    if (MAP_RULES[plan.spec.type]?.btf === 'required') problems.push(...faults);
+    if (plan.type.create?.btf === 'required') problems.push(...faults);
     if (problems.length > 0) return { problems, report: FULL };
     const filled = await fillForeseen(plan);
     if (filled.problems.length > 0 || filled.report.kind === 'metadata only') return filled;
@@ -87,13 +88,13 @@ export class Foresight {
   }
 
   /** What is wrong with a map's types, so that the kernel will not take them. */
-  async #typeFaults({ mapId, btf, spec }: PlannedMap): Promise<string[]> {
-    const given = btf !== undefined && MAP_RULES[spec.type]?.btf !== 'no';
+  async #typeFaults({ mapId, btf, type, types }: PlannedMap): Promise<string[]> {
+    const given = btf !== undefined && type.create?.btf !== 'no';
     const map = given && this.dump.maps.find((one) => one.mapId === mapId);
     if (map === false || map === undefined) return [];
     if (this.#finder === undefined) {
       const { TypeFinder } = await import('../dump/types.js');
-      this.#finder = new TypeFinder(this.dump);
+      this.#finder = new TypeFinder(this.dump, types);
     }
     return this.#finder.faults(map);
   }

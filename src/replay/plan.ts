@@ -9,7 +9,7 @@ import type { Input } from '../io/input.js';
 import { MAP_FLAG } from '../kernel/abi.js';
 import { type MapSpec, mapSubject } from '../kernel/map.js';
 import type { Access } from '../kernel/proc.js';
-import { MAP_RULES, takenEntries } from '../kernel/rules.js';
+import { takenEntries } from '../kernel/rules.js';
 import {
   type ItemSource,
   isBare,
@@ -32,6 +32,8 @@ export interface PlannedMap {
   /** How messages name it. */
   readonly subject: string;
   readonly type: MapType;
+  /** The whole table of map types. */
+  readonly types: MapTypes;
   readonly plugin: Plugin;
   readonly spec: MapSpec & { readonly name: string; readonly flags: number };
   readonly items: ItemSource;
@@ -101,7 +103,7 @@ export function mapSpec(file: BpfmapFileEntry, types: MapTypes, maxEntries = fil
   const [name = ''] = file.map_name.split('\0', 1);
   const plain: PlannedMap['spec'] = {
     type: file.map_type,
-    ...(types.has(file.map_type) ? { since: type.since } : {}),
+    ...(types.row(file.map_type) ? { since: type.since } : {}),
     keySize: file.key_size,
     valueSize: file.value_size,
     maxEntries,
@@ -138,7 +140,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const notes: string[] = [];
   let maxEntries = options.maxEntries ?? file.max_entries;
   if (options.maxEntries !== undefined) {
-    maxEntries = takenEntries(file.map_type, options.maxEntries, options.pageSize ?? PAGE);
+    maxEntries = takenEntries(type, options.maxEntries, options.pageSize ?? PAGE);
     if (maxEntries !== options.maxEntries) {
       const why = `a ${type.name} takes a power of two in whole pages`;
       notes.push(`max_entries is rounded up from ${options.maxEntries} to ${maxEntries}: ${why}`);
@@ -147,7 +149,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const spec = mapSpec(file, types, maxEntries);
   if (spec.name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
   const items = itemsOf(dump, map, file, types, options, bad);
-  if (!types.has(file.map_type))
+  if (types.row(file.map_type) === undefined)
     lacks.push('bpfimg does not know its type, nor perhaps this kernel: its keys and values are plain bytes');
   const told = map.meta?.report;
   if (typeof told === 'string' && told !== 'full') lacks.push(`captured ${told}`);
@@ -156,11 +158,12 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   }
   const facts = mapFacts(map, types);
   if (facts.types !== undefined && (facts.types.key !== 0 || facts.types.value !== 0)) {
-    if (MAP_RULES[file.map_type]?.btf === 'no') lacks.push(takesNoTypes(type));
+    if (type.create?.btf === 'no') lacks.push(takesNoTypes(type));
     else if (!dump.btf.has(facts.types.btf)) lacks.push('its types, which no image has');
   }
   return {
     mapId: map.mapId,
+    types,
     name: whole.split('\0', 1)[0] as string,
     subject,
     type,
@@ -248,8 +251,8 @@ export async function needsOf(
 }
 
 /** Whether maps of this type may have one max_entries or another. */
-function isSizable({ spec }: PlannedMap): boolean {
-  const entries = MAP_RULES[spec.type]?.entries;
+function isSizable({ type }: PlannedMap): boolean {
+  const entries = type.create?.entries;
   return entries === undefined || entries.min < entries.max;
 }
 

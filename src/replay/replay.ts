@@ -5,7 +5,6 @@
 import { BpfimgError } from '../errors.js';
 import { KernelError } from '../kernel/error.js';
 import { BpfMap, type MapSpec } from '../kernel/map.js';
-import { MAP_RULES } from '../kernel/rules.js';
 import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
 import { compareItems } from './compare.js';
@@ -153,7 +152,7 @@ async function createMap(
 ): Promise<Created> {
   const make = (spec: MapSpec) => named(plan, undefined, () => (plan.plugin.create ?? BpfMap.create)(sys, spec, work));
   const { btf, facts } = plan;
-  const rule = MAP_RULES[plan.spec.type]?.btf;
+  const rule = plan.type.create?.btf;
   if (btf === undefined || facts.types === undefined || rule === 'no') {
     return { map: make(plan.spec), untyped: undefined, hidden: [] };
   }

@@ -107,7 +107,7 @@ interface Refusals {
 
 async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: MapTypes): Promise<Refusals> {
   const { mapFacts, mapSpec, needsOf, planMap, takesNoTypes } = await import('../replay/plan.js');
-  const { createProblems, fillForeseen, lostInner } = await import('../replay/foresight.js');
+  const { createProblems, fillForeseen, lostInner, noReplay } = await import('../replay/foresight.js');
   const problems = (plan: Parameters<typeof createProblems>[0]) => {
     const nul = plan.spec.name === file.map_name ? [] : ['a NUL byte in the name, which ends there'];
     return [...createProblems(plan), ...nul];
@@ -119,6 +119,7 @@ async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: 
     const asked = problems(plan);
     if (plan.missing.length > 0) return { asked, lost: lostInner(plan.missing) };
     if (asked.length > 0) return { asked };
+    if (plan.plugin.replay === undefined) return { asked, refused: noReplay(plan.type) };
     const { problems: refused, report } = await fillForeseen(plan);
     const untyped = plan.lacks.filter((what) => what === takesNoTypes(plan.type));
     const left = [...untyped, ...(report.kind === 'full' ? [] : [report.why])].join('; ');
@@ -127,7 +128,13 @@ async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: 
     if (!(error instanceof BpfimgError)) throw error;
     const facts = mapFacts(map, types);
     const btf = facts.types && dump.btf.get(facts.types.btf);
-    const asked = problems({ spec: mapSpec(file, types), facts, btf, inner: new Map() });
+    const asked = problems({
+      spec: mapSpec(file, types),
+      type: types.get(file.map_type),
+      facts,
+      btf,
+      inner: new Map(),
+    });
     return { asked, refused: error.message.replace(`${dump.name}: `, '') };
   }
 }
@@ -221,7 +228,7 @@ export class Verifier {
   /** Compares types with the sizes of their maps. */
   async #types(dump: Dump, options: TypeOptions): Promise<void> {
     const { TypeFinder } = await import('../dump/types.js');
-    const finder = new TypeFinder(dump, options);
+    const finder = new TypeFinder(dump, this.types, options);
     await finder.checkObjects();
     for (const map of dump.maps) await finder.types(map);
     for (const { code, map, message } of finder.problems) {
@@ -267,7 +274,7 @@ export class Verifier {
     const type = this.types.get(message.map_type);
     // Only CRIU restores as CRIU does.
     const native = isCriu(dump.present) && dump.plugin === undefined;
-    if (!this.types.has(message.map_type)) {
+    if (this.types.row(message.map_type) === undefined) {
       this.#add('unknown-type', image, map, `map type ${message.map_type}`);
     } else if (!type.criu && native) {
       this.#add('criu-type', image, map, `type ${type.name}, CRIU dumps hash and array`);

@@ -1,4 +1,5 @@
 /** Capture and replay of live maps, against one thread of C that makes the same system calls. */
+
 import { spawnSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
 import * as fs from 'node:fs';
@@ -9,6 +10,7 @@ import { openSys, type Sys } from '../../src/kernel/sys.js';
 import { BtfWriter } from '../helpers/btf-writer.js';
 import { BPFIMG, TOP } from '../helpers/command.js';
 import { bpffs } from '../helpers/kernel-live.js';
+import { types } from '../helpers/types.js';
 import { type Measured, median, run } from './measure.js';
 
 /** One row of the table. */
@@ -63,7 +65,7 @@ export async function measureLive(folder: string, count: number, runs: number): 
   const reference = path.join(folder, 'reference');
   const compiled = spawnSync('cc', ['-O2', '-o', reference, path.join(TOP, 'test/bench/reference.c')]);
   if (compiled.status !== 0) throw new Error(`reference.c: ${compiled.stderr}`);
-  const sys = await openSys();
+  const sys = await openSys(types);
   const pins = bpffs();
   try {
     const rows: LiveRow[] = [];
@@ -142,7 +144,7 @@ export async function measureTyped(folder: string, count: number, runs: number):
       Array.from({ length: members }, (_, i) => ({ name: `${name}_${i}`, type, at: 8 * size * i })),
     );
   const [keyType, valueType] = [struct('key', u32, 4, 4), struct('value', u64, 8, 8)];
-  const sys = await openSys();
+  const sys = await openSys(types);
   const fd = loadBtf(sys, writer.bytes());
   const size: Size = { name: '', type: 'hash', keySize: 16, valueSize: 64, count };
   const map = makeMap(sys, size, { fd, keyType, valueType });

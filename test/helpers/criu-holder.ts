@@ -1,9 +1,11 @@
 /** A process that holds the BPF objects it is told of, says which, and waits until nobody listens any more. */
+
 import { spawn } from 'node:child_process';
 import { ATTR } from '../../src/kernel/abi.js';
 import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
 import { Attr, openSys } from '../../src/kernel/sys.js';
 import { loadProgram, PROG_TYPE } from './objects.js';
+import { types } from './types.js';
 
 /** A map, and what is done with it. */
 export interface HeldMap extends MapSpec {
@@ -35,7 +37,7 @@ export interface Told {
   readonly child: number;
 }
 
-const sys = await openSys();
+const sys = await openSys(types);
 const { maps = [], objects = false, child = false } = JSON.parse(process.argv[2] ?? '{}') as Wanted;
 const more: number[] = [];
 const made: BpfMap[] = [];

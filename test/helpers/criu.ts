@@ -1,4 +1,5 @@
 /** Real CRIU with the plugin, and the process that is dumped: what it holds, and what it sees of it from inside. */
+
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -9,6 +10,7 @@ import { BtfWriter } from './btf-writer.js';
 import { bpfimg, type Ran, TOP } from './command.js';
 import { bpftool, skipWithoutMaps } from './kernel-live.js';
 import { required } from './needs.js';
+import { types } from './types.js';
 
 /** Milliseconds after which something that should have happened has not. */
 const PATIENCE = 60_000;
@@ -382,7 +384,7 @@ export class Bench {
   /** Builds them; not where CRIU cannot run. */
   static async set(folder: string, skip: string | false): Promise<Bench> {
     const [program, plugin] = skip === false ? [buildWitness(folder), buildPlugin(folder)] : ['', ''];
-    return new Bench(folder, program, plugin, await openSys());
+    return new Bench(folder, program, plugin, await openSys(types));
   }
 
   /** A process that has done these commands, and a folder for its dump. */

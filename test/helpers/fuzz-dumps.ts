@@ -2,16 +2,15 @@
  * Dump folders with something wrong in them: fields of messages, entries, whole images, the CRIU plugin's table. The
  * mutations know how an image is built, so most of them reach what joins the images and not only the framing.
  */
+
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
-import { plugins } from '../../plugins/index.js';
 import { writeDocument } from '../../src/dump/document.js';
 import { encodeDocument } from '../../src/dump/encode.js';
 import { type Dump, openDump } from '../../src/dump/model.js';
 import { bufferInput } from '../../src/io/input.js';
 import { MemoryOutput } from '../../src/io/output.js';
-import { MapTypes } from '../../src/maptype.js';
 import { Foresight } from '../../src/replay/foresight.js';
 import { planMaps } from '../../src/replay/plan.js';
 import { Verifier } from '../../src/verify/verify.js';
@@ -22,10 +21,11 @@ import { EXTREMES, type FuzzCase, type Fuzzer, judge } from './fuzz-case.js';
 import { entry, image, item, mapData, varint } from './images.js';
 import { mutateBytes } from './mutate.js';
 import type { Random } from './random.js';
+import { types } from './types.js';
 
 export type Files = Readonly<Record<string, Uint8Array>>;
 
-export const types = new MapTypes(plugins);
+export { types } from './types.js';
 
 /** A folder of ours in memory where the machine has one: what is tried here need not outlive a crash. */
 export function scratchFolder(): string {

@@ -10,7 +10,6 @@ import { EXIT } from '../../src/errors.js';
 import { MemoryOutput } from '../../src/io/output.js';
 import { MAP_FLAG } from '../../src/kernel/abi.js';
 import { BpfMap } from '../../src/kernel/map.js';
-import { MAP_RULES } from '../../src/kernel/rules.js';
 import { openSys, type Sys } from '../../src/kernel/sys.js';
 import { reportText } from '../../src/maptype.js';
 import { type PlannedMap, planMaps } from '../../src/replay/plan.js';
@@ -149,7 +148,7 @@ function goodMap(id: number, type: number, inner: readonly Model[], random: Rand
   const leads = row.inner ? inner : [];
   const [first] = leads;
   const like = leads.filter((one) => first !== undefined && one.type === first.type && one.flags === first.flags);
-  const needsTypes = MAP_RULES[type]?.btf === 'required';
+  const needsTypes = types.row(type)?.create?.btf === 'required';
   return {
     ...shape,
     id,
@@ -448,7 +447,7 @@ const EACH = 3;
  */
 export async function fuzzReplays(): Promise<Fuzzer> {
   const folder = path.join(scratchFolder(), 'dump');
-  const sys = await openSys();
+  const sys = await openSys(types);
   const able = mayCreate(sys);
   return (random, seed): FuzzCase => {
     const files = makeDump(random);

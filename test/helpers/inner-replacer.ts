@@ -2,10 +2,12 @@
  * A process that replaces inner maps of a map of maps, one every so many milliseconds (0: as fast as it can), until
  * nobody listens any more. It holds none of them; each has one item, the number of its slot.
  */
+
 import { BpfMap } from '../../src/kernel/map.js';
 import { openSys } from '../../src/kernel/sys.js';
+import { types } from './types.js';
 
-const sys = await openSys();
+const sys = await openSys(types);
 const { outer, slots, pause } = JSON.parse(process.argv[2] ?? '{}') as { outer: number; slots: number; pause: number };
 const map = BpfMap.openById(sys, outer);
 const u32 = (value: number) => {

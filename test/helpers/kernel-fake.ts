@@ -1,7 +1,9 @@
 /** A kernel that does what a test says: for errors that a real one shows rarely, and without privilege. */
+
 import { type Command, MAP_INFO } from '../../src/kernel/abi.js';
 import { BpfMap } from '../../src/kernel/map.js';
 import { type Attr, ERRNO, type MapResult, type Result, type Sys } from '../../src/kernel/sys.js';
+import { types } from './types.js';
 
 /** What a scripted call does: a result (zero or more, or a negated errno), or code that makes one. */
 export type Reply = number | ((attr: Attr) => number);
@@ -14,6 +16,7 @@ export interface Call {
 }
 
 export class FakeSys implements Sys {
+  readonly types = types;
   readonly proc: string = '/nowhere';
   readonly cpus: number = 4;
   readonly pageSize = 4096;

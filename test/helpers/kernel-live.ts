@@ -1,4 +1,5 @@
 /** Real maps for tests, the processes that hold them, and bpftool as the witness. */
+
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
@@ -8,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { BpfMap } from '../../src/kernel/map.js';
 import { openSys } from '../../src/kernel/sys.js';
 import { required, skipWithoutRoot } from './needs.js';
+import { types } from './types.js';
 
 /** Why a test that needs bpftool should be skipped, or false when it should run. */
 export function skipWithoutBpftool(): string | false {
@@ -22,7 +24,7 @@ export async function skipWithoutMaps(): Promise<string | false> {
   able = skipWithoutRoot() || skipWithoutBpftool();
   if (able !== false || required('root')) return able;
   try {
-    const sys = await openSys();
+    const sys = await openSys(types);
     BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 4, maxEntries: 1 }).close();
     if (fs.statfsSync('/proc').type !== 0x9fa0) able = 'needs procfs at /proc';
   } catch (error) {
@@ -121,10 +123,11 @@ export function withoutCapabilities(
   const set = ['-all', ...caps.map((cap) => `+${cap}`)].join(',');
   const kernel = new URL('../../src/kernel/', import.meta.url);
   const text = `
+    const { types } = await import('${new URL('types.js', import.meta.url)}');
     const { openSys } = await import('${kernel}sys.js');
     const { BpfMap } = await import('${kernel}map.js');
     const { LiveMaps } = await import('${kernel}live.js');
-    const sys = await openSys();
+    const sys = await openSys(types);
     ${code}`;
   const args = ['--bounding-set', set, ...by, process.execPath, '--input-type=module', '-e', text];
   const { stdout, stderr, error } = spawnSync('setpriv', args, { encoding: 'utf8' });

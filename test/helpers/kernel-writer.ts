@@ -5,11 +5,13 @@
  * Keys end with a number. Those below `stable` stay; every third of them is updated all the time. A value is
  * the number, a version, and the exclusive or of both: one that was mixed up shows.
  */
+
 import { BpfMap } from '../../src/kernel/map.js';
 import { ERRNO, openSys } from '../../src/kernel/sys.js';
 import { keyOf, type Task, written } from './kernel-writing.js';
+import { types } from './types.js';
 
-const sys = await openSys();
+const sys = await openSys(types);
 const { id, stable, fleeting } = JSON.parse(process.argv[2] ?? '{}') as Task;
 const map = BpfMap.openById(sys, id);
 let running = true;

@@ -1,9 +1,11 @@
 /** A process that writes values under their lock as fast as it can, each all of one number, until nobody listens. */
+
 import { ELEM_FLAG } from '../../src/kernel/abi.js';
 import { BpfMap } from '../../src/kernel/map.js';
 import { openSys } from '../../src/kernel/sys.js';
+import { types } from './types.js';
 
-const map = BpfMap.openById(await openSys(), Number(process.argv[2]));
+const map = BpfMap.openById(await openSys(types), Number(process.argv[2]));
 let running = true;
 process.stdin.resume();
 process.stdin.on('end', () => {

@@ -1,4 +1,5 @@
 /** Replays for tests: dumps built from values, the command in this process, and a kernel that can be meddled with. */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import type { Io } from '../../src/cli/io.js';
@@ -8,7 +9,7 @@ import { MemoryOutput, type Output } from '../../src/io/output.js';
 import type { Command } from '../../src/kernel/abi.js';
 import type { BpfMap } from '../../src/kernel/map.js';
 import type { Attr, MapResult, Result, Sys } from '../../src/kernel/sys.js';
-import type { ItemSource } from '../../src/maptype.js';
+import type { ItemSource, KnownTypes } from '../../src/maptype.js';
 import type { Ran } from './command.js';
 import { blob, entry, type Item, image, mapData, scalar } from './images.js';
 
@@ -143,6 +144,10 @@ export class MeddledSys implements Sys {
 
   get proc(): string {
     return this.real.proc;
+  }
+
+  get types(): KnownTypes {
+    return this.real.types;
   }
 
   get pageSize(): number {

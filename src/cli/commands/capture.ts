@@ -52,7 +52,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   // yargs' `implies` takes an option's default for the option.
   if (args.skipUnsupported && !args.all) throw new BpfimgError('usage', '--skip-unsupported goes with --all');
   const types = await mapTypes(args.libdir, io);
-  const kernel = sys ?? (await openSys());
+  const kernel = sys ?? (await openSys(types));
   const live = LiveMaps.look(kernel);
   const maps = live.select(selectors);
   const unseen = unseenText(live.unseen);

@@ -34,9 +34,9 @@ export async function run(args: CriuCheckArguments, io: Io, sys?: Sys, etc?: str
   const { criu: program } = args;
   const pid = /^\d{1,10}$/.test(args.pid) ? Number(args.pid) : 0;
   if (pid < 1 || pid > 0x7fff_ffff) throw new BpfimgError('usage', `criu check ${args.pid}: expected a process id`);
-  const kernel = sys ?? (await openSys());
   const host = lookAtCriu({ env: io.env, program, version, ...(etc === undefined ? {} : { etc }) });
-  const check = await checkTree(kernel, pid, await mapTypes(host.config.libdir, io), host);
+  const types = await mapTypes(host.config.libdir, io);
+  const check = await checkTree(sys ?? (await openSys(types)), pid, types, host);
   const unseen = unseenText({ ...check.unseen, types: 0 });
   if (unseen !== '') io.say(`bpfimg: ${unseen}`);
   await written(undefined, io, async (out) => {

@@ -116,16 +116,17 @@ async function decodeFolder(folder: string, args: DecodeArguments, io: Io): Prom
     throw new BpfimgError('usage', `--format crit: crit has no form for a whole dump, name one image of ${folder}`);
   }
   const { itemForms, mapTypes, openDump, selectMaps, typeFinder, writeDocument } = await ofDumps();
+  const types = await mapTypes(args.libdir, io);
   const dump = await openDump(folder);
   try {
     const maps = selectMaps(dump, args.map);
-    const finder = args.typed === false ? undefined : await typeFinder(dump, args);
+    const finder = args.typed === false ? undefined : await typeFinder(dump, types, args);
     const forms = await itemForms(finder, maps, io);
     if (args.typed && !maps.some((map) => forms?.of(map))) io.say(NO_TYPES);
     await written(args.out, io, async (out) => {
       const bytes = args.typed === false;
       const options = { lines: args.format === 'ndjson', pretty: args.pretty, noPayload: args.nopl, forms, bytes };
-      await writeDocument(dump, maps, await mapTypes(args.libdir, io), out, options);
+      await writeDocument(dump, maps, types, out, options);
       if (!options.lines) out.text('\n');
     });
   } finally {
@@ -142,13 +143,13 @@ async function imageForms(
   args: DecodeArguments,
   io: Io,
 ): Promise<FormSource> {
-  const { sayProblems, TypeFinder } = await ofDumps();
+  const { mapTypes, sayProblems, TypeFinder } = await ofDumps();
   const dump = source === undefined ? undefined : await beside(source);
   if (dump === undefined) {
     throw new BpfimgError('usage', 'types need a dump: the image alone does not say what its maps are');
   }
   try {
-    const finder = new TypeFinder(dump, args);
+    const finder = new TypeFinder(dump, await mapTypes(args.libdir, io), args);
     const maps = dump.maps.filter((map: DumpMap) => chosen === undefined || chosen.has(map.mapId));
     const forms = await finder.imageForms(maps);
     sayProblems(finder, maps, io);

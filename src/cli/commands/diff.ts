@@ -126,8 +126,8 @@ class Diff {
     const [aForms, bForms] = args.quiet ? [] : await this.#forms(pairs);
     const own = { type: [] };
     const comparison = new MapComparison(
-      { dump: a, types: await typeFinder(a, own) },
-      { dump: b, types: await typeFinder(b, own) },
+      { dump: a, types: await typeFinder(a, this.types, own) },
+      { dump: b, types: await typeFinder(b, this.types, own) },
       this.types,
       this.#options,
       all,
@@ -224,7 +224,7 @@ class Diff {
     for (const [side, dump] of [this.a, this.b].entries()) {
       const type = args.type.filter((text) => named(text) === '' || has(dump, text));
       const maps = pairs.flatMap(({ a, b }) => [side === 0 ? a : b].filter((map) => map !== undefined));
-      forms.push(await itemForms(await typeFinder(dump, { btf: args.btf, type }), maps, io, said));
+      forms.push(await itemForms(await typeFinder(dump, this.types, { btf: args.btf, type }), maps, io, said));
     }
     return forms;
   }

@@ -30,11 +30,11 @@ const UNKNOWN = '?';
 /** @param sys the kernel; tests have their own */
 export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<void> {
   const selectors = selectorsOf(args);
-  const live = LiveMaps.look(sys ?? (await openSys()));
+  const types = await mapTypes(args.libdir, io);
+  const live = LiveMaps.look(sys ?? (await openSys(types)));
   const maps = live.select(selectors);
   const unseen = unseenText(live.unseen);
   if (unseen !== '') io.say(`bpfimg: ${unseen}`);
-  const types = await mapTypes(args.libdir, io);
   await written(undefined, io, async (out) => {
     if (args.json) {
       const rows = maps.map((map) => `\n  ${JSON.stringify(members(map, types))}`);

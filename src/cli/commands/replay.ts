@@ -6,7 +6,6 @@ import { selectMaps } from '../../dump/select.js';
 import { BpfimgError, ClosedPipe, EXIT, ioError } from '../../errors.js';
 import { inAscii } from '../../json/print.js';
 import { BpfMap } from '../../kernel/map.js';
-import { MAP_RULES } from '../../kernel/rules.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
@@ -89,7 +88,7 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
     throw new BpfimgError('notFound', `${args.dir}: ${what}, expected a dump`);
   }
   const types = await mapTypes(args.libdir, io);
-  const kernel = sys ?? (await openSys());
+  const kernel = sys ?? (await openSys(types));
   sayUnfinished(args.dir, io);
   const dump = await openDump(args.dir);
   try {
@@ -401,7 +400,7 @@ function missingCapabilities(plans: readonly PlannedMap[]): string | undefined {
   if (has('CAP_SYS_ADMIN')) return undefined;
   const lacking: string[] = [];
   if (plans.length > 0 && !has('CAP_BPF')) lacking.push('CAP_BPF');
-  if (plans.some(({ spec }) => MAP_RULES[spec.type]?.network === true) && !has('CAP_NET_ADMIN')) {
+  if (plans.some(({ type }) => type.create?.network === true) && !has('CAP_NET_ADMIN')) {
     lacking.push('CAP_NET_ADMIN');
   }
   return lacking.length === 0 ? undefined : `creating these maps needs ${lacking.join(' and ')}`;

@@ -101,8 +101,8 @@ async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> 
   const types = await mapTypes(args.libdir, io);
   try {
     const maps = selectMaps(dump, args.map);
-    if (args.types) return await showTypes(dump, maps, args, io);
-    const forms = args.raw ? undefined : await itemForms(await typeFinder(dump, args), maps, io);
+    if (args.types) return await showTypes(dump, maps, types, args, io);
+    const forms = args.raw ? undefined : await itemForms(await typeFinder(dump, types, args), maps, io);
     await written(undefined, io, async (out) => {
       if (args.json) {
         await writeDocument(dump, maps, types, out, {
@@ -123,8 +123,14 @@ async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> 
 }
 
 /** The types of keys and values as C. */
-async function showTypes(dump: Dump, maps: readonly DumpMap[], args: ShowArguments, io: Io): Promise<void> {
-  const finder = await typeFinder(dump, args);
+async function showTypes(
+  dump: Dump,
+  maps: readonly DumpMap[],
+  types: MapTypes,
+  args: ShowArguments,
+  io: Io,
+): Promise<void> {
+  const finder = await typeFinder(dump, types, args);
   const all = (await finder?.definitions(maps)) ?? [];
   if (finder !== undefined) sayProblems(finder, maps, io);
   if (all.length === 0) throw new BpfimgError('notFound', `${dump.name}: no types are known of ${NO_TYPES}`);
