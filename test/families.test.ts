@@ -386,7 +386,11 @@ t.test("every command knows the types of a user's plugin", async (t) => {
   const items = [{ key: '01000000', values: ['02000000', '03000000'] }];
   fs.writeFileSync(document, JSON.stringify({ format: 'bpfimg-maps/1', maps: [{ ...map, ...rest, items }] }));
 
-  t.match(bpfimg(['encode', document, '-D', dump]), { status: 1, stderr: /maps\/0/ }, 'without it the type has no name');
+  t.match(
+    bpfimg(['encode', document, '-D', dump]),
+    { status: 1, stderr: /maps\/0/ },
+    'without it the type has no name',
+  );
   const ran = (args: readonly string[]) => bpfimg([...args, '-L', lib]);
   t.match(ran(['encode', document, '-D', dump]), { status: 0, stderr: '' });
   const decoded = JSON.parse(ran(['decode', dump]).stdout) as { maps: unknown[] };

@@ -3,20 +3,18 @@ import { execFileSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
-import { plugins, strangers } from '../plugins/index.js';
 import { writeDocument } from '../src/dump/document.js';
 import { items, type RawItem, rawItems } from '../src/dump/items.js';
 import { openDump } from '../src/dump/model.js';
 import { TypeFinder, type TypeOptions } from '../src/dump/types.js';
 import type { Json } from '../src/image/message.js';
 import { MemoryOutput } from '../src/io/output.js';
-import { MapTypes } from '../src/maptype.js';
 import { TOP } from './helpers/command.js';
 import { filesImage, folderOf, mapFile } from './helpers/dumps.js';
 import { dataMessage, entry, type Item, image, item, mapData } from './helpers/images.js';
 import { Random } from './helpers/random.js';
+import { types } from './helpers/types.js';
 
-const types = new MapTypes(plugins, strangers);
 const FLOWD = path.join(TOP, 'fixtures/flowd');
 const HASH = 1;
 const PERCPU_HASH = 5;
@@ -28,11 +26,11 @@ async function both(folder: string, options?: TypeOptions): Promise<{ document: 
   const dump = await openDump(folder);
   try {
     const out = new MemoryOutput();
-    const forms = options && (await new TypeFinder(dump, options).forms(dump.maps));
+    const forms = options && (await new TypeFinder(dump, types, options).forms(dump.maps));
     await writeDocument(dump, dump.maps, types, out, { lines: false, pretty: false, noPayload: false, forms });
     const { maps } = JSON.parse(out.take().toString()) as { maps: { items?: Json }[] };
     const iterated: Json[] = [];
-    const finder = options && new TypeFinder(dump, options);
+    const finder = options && new TypeFinder(dump, types, options);
     for (const map of dump.maps) {
       const all: Json[] = [];
       for await (const one of items(dump, map, types, finder)) all.push(one as unknown as Json);

@@ -83,25 +83,33 @@ async function plansOf(t: Test, maps: readonly MapImage[], options: Partial<Para
 // ---------------------------------------------------------------------------------------------------
 // The rules
 
-t.test('rule 5: the flag that the kernel adds to a DEVMAP can be masked by a plugin', { skip }, async (t) => {
-  const dump = await openDump(dumpOf(t.testdir(), { id: 3, type: DEVMAP, value: 4, max: 4, flags: 0x80, items: [] }));
-  t.teardown(() => dump.close());
-  const devices: Plugin = {
-    name: 'devices',
-    types: [{ number: DEVMAP, name: 'devmap', since: '4.14', key: 'index' }],
-    attributes: (spec) => ({ ...spec, flags: (spec.flags ?? 0) & ~MAP_FLAG.RDONLY_PROG }),
-    replay: async () => FULL,
-  };
-  const options = { cpus: sys.cpus };
-  const masked = dump.maps.map((map) => planMap(dump, map, new MapTypes([...plugins, devices]), options));
-  const [fresh] = await replay(sys, masked);
-  t.equal(fresh?.map.flags, 0x80, 'the kernel reports it again');
-  fresh?.map.close();
+t.test(
+  'rule 5: the flag that the kernel adds to a DEVMAP is not asked for, and a plugin masks others',
+  { skip },
+  async (t) => {
+    const dump = await openDump(
+      dumpOf(t.testdir(), { id: 3, type: DEVMAP, value: 4, max: 4, flags: 0x480, items: [] }),
+    );
+    t.teardown(() => dump.close());
+    const devices: Plugin = {
+      name: 'devices',
+      types: [{ number: DEVMAP, name: 'devmap', since: '4.14', key: 'index' }],
+      attributes: (spec) => ({ ...spec, flags: (spec.flags ?? 0) & ~MAP_FLAG.MMAPABLE }),
+      replay: async () => FULL,
+    };
+    const options = { cpus: sys.cpus };
+    const masked = dump.maps.map((map) => planMap(dump, map, new MapTypes([...plugins, devices]), options));
+    const [fresh] = await replay(sys, masked);
+    t.equal(fresh?.map.flags, 0x80, 'the kernel reports it again');
+    fresh?.map.close();
 
-  const unmasked = { ...devices, attributes: (spec: MapSpec) => spec };
-  const plans = dump.maps.map((map) => planMap(dump, map, new MapTypes([...plugins, unmasked]), options));
-  await t.rejects(replay(sys, plans), { message: /^map 3 \(m\): BPF_MAP_CREATE: EINVAL .*BPF_F_RDONLY_PROG/ });
-});
+    const unmasked = { ...devices, attributes: (spec: MapSpec) => spec };
+    const plans = dump.maps.map((map) => planMap(dump, map, new MapTypes([...plugins, unmasked]), options));
+    await t.rejects(replay(sys, plans), {
+      message: /^map 3 \(m\): BPF_MAP_CREATE: EINVAL .*map_flags BPF_F_MMAPABLE not taken/,
+    });
+  },
+);
 
 for (const type of [LRU_HASH, LRU_PERCPU_HASH]) {
   const { name } = types.get(type);
