@@ -14,6 +14,10 @@ export const array: Plugin = {
       key: 'index',
       dense: true,
       criu: true,
+      mapped: ({ flags, valueSize, maxEntries }, page) =>
+        (flags & FLAG.MMAPABLE) === 0
+          ? undefined
+          : { size: Math.ceil((maxEntries * Math.ceil(valueSize / 8) * 8) / page) * page },
       create: {
         ...indexed({ min: 1, max: 0x7fff_ffff }),
         ...TYPES,

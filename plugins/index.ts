@@ -1,14 +1,14 @@
 /** The map-type plugins that come with bpfimg. */
 import type { Plugin } from '../src/maptype.js';
-import { arena } from './arena.js';
+import { arena } from './arena/index.js';
 import { array } from './array.js';
 import { hash } from './hash.js';
 import { kernel } from './kernel.js';
 import { mapInMap } from './map-in-map.js';
 import { percpu } from './percpu.js';
-import { queue } from './queue.js';
+import { queue } from './queue/index.js';
 import { references } from './references.js';
-import { ring } from './ring.js';
+import { ring } from './ring/index.js';
 import { storage } from './storage.js';
 import { trie } from './trie.js';
 

@@ -4,7 +4,7 @@
  *
  * Numbers, names and flags are the kernel's (include/uapi/linux/bpf.h), names spelled as bpftool does.
  */
-import { MAP_FLAG } from './kernel/abi.js';
+import { MAP_FLAG, type MapShape } from './kernel/abi.js';
 import type { BpfMap, MapSpec } from './kernel/map.js';
 import type { CreateRule, KnownTypes } from './kernel/rules.js';
 import type { Sys } from './kernel/sys.js';
@@ -51,12 +51,22 @@ export interface MapType {
   readonly files?: true;
   /** Flags (of MAP_CREATE) that the kernel sets by itself on every map of the type, and does not take. */
   readonly ownFlags?: number;
+  /** What processes can map of a map of this type; undefined where they cannot. */
+  readonly mapped?: (map: MapShape, pageSize: number) => MappedMemory | undefined;
   /** What MAP_CREATE demands; undefined where nobody has measured it. */
   readonly create?: CreateRule;
   /** CRIU 4.2 built with libbpf dumps it. */
   readonly criu?: true;
   /** What bpfimg carries of it; everything when not said. */
   readonly carries?: Carries;
+}
+
+/** The memory of a map that processes map. */
+export interface MappedMemory {
+  /** Bytes of all of it. */
+  readonly size: number;
+  /** Bytes at its beginning that are mapped on their own. */
+  readonly first?: number;
 }
 
 /** Bytes of an item's key and value, where they are not key_size and value_size. */

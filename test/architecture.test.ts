@@ -2,10 +2,14 @@
  * Arrows point down: what a module imports is checked against the table of layers here, and so is the picture in
  * docs/design.md. With UPDATE_DOCS=1 in the environment that picture is written.
  */
+import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
 import { TOP } from './helpers/command.js';
+import { types } from './helpers/types.js';
+
+const TSC = path.join(TOP, 'node_modules/typescript/bin/tsc');
 
 /** Layers from the bottom up: a module imports from its own layer and from those it names. */
 const LAYERS: Readonly<Record<string, readonly string[]>> = {
@@ -16,7 +20,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   btf: ['bytes', 'errors'],
   kernel: ['bytes', 'errors'],
   maptype: ['kernel', 'errors', 'bytes'],
-  plugins: ['maptype', 'capture', 'replay', 'kernel', 'bytes', 'errors'],
+  plugins: ['io', 'maptype', 'capture', 'replay', 'kernel', 'bytes', 'errors'],
   json: ['btf', 'image', 'io', 'bytes', 'errors'],
   dump: ['json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
   diff: ['dump', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
@@ -101,16 +105,47 @@ function layerOf(file: string): string {
   return first === 'plugins' ? 'plugins' : second.replace(/\.[jt]s$/, '');
 }
 
+/** What each module imports, types as well: the compiler says it. */
+function imports(): (readonly [file: string, from: string])[] {
+  const { stdout } = spawnSync(process.execPath, [TSC, '-p', '.', '--noEmit', '--explainFiles'], {
+    cwd: TOP,
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+  });
+  const found: (readonly [string, string])[] = [];
+  let file = '';
+  for (const line of stdout.split('\n')) {
+    if (/^\S+\.ts$/.test(line)) file = line;
+    const [, from] = /^\s+Imported via .* from file '([^']+)'/.exec(line) ?? [];
+    if (from !== undefined) found.push([from, file]);
+  }
+  return found.filter((pair) => pair.every((name) => /^(src|plugins)\//.test(name)));
+}
+
 t.test('no import points up', async (t) => {
   t.ok(sources.length > 20, 'the sources were found');
-  for (const file of sources) {
-    const text = fs.readFileSync(path.join(TOP, file), 'utf8');
-    for (const [, target = ''] of text.matchAll(/from '(\.[^']+)'|import\('(\.[^']+)'\)/g)) {
-      if (target === '') continue;
-      const from = layerOf(file);
-      const to = layerOf(path.join(path.dirname(file), target));
-      t.ok(from === to || LAYERS[from]?.includes(to), `${file} imports ${target}`);
-    }
+  const all = imports();
+  t.ok(all.length > 500, `${all.length} imports were found`);
+  for (const [file, target] of all) {
+    const [from, to] = [layerOf(file), layerOf(target)];
+    t.ok(from === to || LAYERS[from]?.includes(to), `${file} imports ${target}`);
+  }
+});
+
+t.test('only plugins know map types', async (t) => {
+  // Names that are words of other things as well are left out.
+  const names = types
+    .all()
+    .map(({ name }) => name)
+    .filter((name) => !['hash', 'array', 'queue', 'stack', 'struct_ops'].includes(name));
+  const named = new RegExp(`'(${names.join('|')})'|\\b(map_)?type\\s*[!=]==\\s*[1-9]`);
+  for (const file of sources.filter((name) => name.startsWith('src/') && !name.endsWith('.gen.ts'))) {
+    const lines = fs.readFileSync(path.join(TOP, file), 'utf8').split('\n');
+    t.same(
+      lines.filter((line) => named.test(line)),
+      [],
+      file,
+    );
   }
 });
 

@@ -3,7 +3,6 @@
  * become of it. Looks only; what is said of a map is what its plugin says where that takes nothing out of it.
  */
 import { BpfimgError } from '../errors.js';
-import { MAP_FLAG } from '../kernel/abi.js';
 import { type LiveMap, LiveMaps, openLive, type Program, programsByMap, type Unseen } from '../kernel/live.js';
 import { mapSubject } from '../kernel/map.js';
 import { Programs } from '../kernel/objects.js';
@@ -196,35 +195,36 @@ const MAPPED =
 const refusal = (number: number) =>
   `this CRIU is built with libbpf, and fails: "CRIU does not currently support dumping BPF map type ${number}!"`;
 
-/** What a map has to be for a mapping to be of it: a type that can be mapped, and its size in memory. */
-function mappedSize({ type, flags = 0, valueSize = 0, maxEntries = 0 }: LiveMap, page: number): number | undefined {
-  const pages = (bytes: number) => Math.ceil(bytes / page) * page;
-  if (type === 2 && (flags & MAP_FLAG.MMAPABLE) !== 0) return pages(maxEntries * Math.ceil(valueSize / 8) * 8);
-  // The consumer's page, the producer's, and the records twice.
-  if (type === 27 || type === 31) return 2 * page + 2 * maxEntries;
-  return type === 33 ? maxEntries * page : undefined;
+/** What processes can map of a map; undefined for a type that cannot be mapped. */
+function mappedOf(
+  { type, flags = 0, keySize = 0, valueSize = 0, maxEntries = 0 }: LiveMap,
+  types: MapTypes,
+  page: number,
+) {
+  return type === undefined
+    ? undefined
+    : types.row(type)?.mapped?.({ type, flags, keySize, valueSize, maxEntries }, page);
 }
 
 /** Bytes of a map that are read to see whether there is anything that would not come back. */
 const MOST_READ = 64 * 1024 * 1024;
 
 /** Bytes that a map's items may have. */
-function memoryOf(map: LiveMap, page: number): number {
+function memoryOf(map: LiveMap, types: MapTypes, page: number): number {
   const { keySize = 0, valueSize = 0, maxEntries = 0 } = map;
-  return mappedSize(map, page) ?? maxEntries * (keySize + valueSize);
+  return mappedOf(map, types, page)?.size ?? maxEntries * (keySize + valueSize);
 }
 
 /** The maps that `mapping` may be of: those whose end (or, of a ring buffer, first page) it is, else all it fits into. */
-function candidatesOf(mapping: AnonymousMapping, maps: readonly LiveMap[], page: number): LiveMap[] {
+function candidatesOf(mapping: AnonymousMapping, maps: readonly LiveMap[], types: MapTypes, page: number): LiveMap[] {
   const [offset, length] = [Number(mapping.offset), Number(mapping.end - mapping.start)];
   const fits: LiveMap[] = [];
   const exact: LiveMap[] = [];
   for (const map of maps) {
-    const size = mappedSize(map, page);
+    const { size, first } = mappedOf(map, types, page) ?? {};
     if (size === undefined || offset + length > size) continue;
     fits.push(map);
-    const consumer = map.type !== 2 && map.type !== 33 && offset === 0 && length === page;
-    if (offset + length === size || consumer) exact.push(map);
+    if (offset + length === size || (offset === 0 && length === first)) exact.push(map);
   }
   return exact.length > 0 ? exact : fits;
 }
@@ -425,7 +425,7 @@ class Check {
     }
     // Of all others every item is carried.
     if (type.carries === undefined && type.inner !== true) return FULL;
-    if (type.inner !== true && memoryOf(map, this.sys.pageSize) > MOST_READ) {
+    if (type.inner !== true && memoryOf(map, this.types, this.sys.pageSize) > MOST_READ) {
       const { captured, lost } = type.carries as Carries;
       return captured === 'items'
         ? FULL
@@ -486,7 +486,7 @@ class Check {
 
   #mapping(mapping: AnonymousMapping, held: readonly { map: LiveMap }[]): HeldObject {
     const maps = new Map(held.map(({ map }) => [map.id, map]));
-    const candidates = candidatesOf(mapping, [...maps.values()], this.sys.pageSize).map(({ id }) => id);
+    const candidates = candidatesOf(mapping, [...maps.values()], this.types, this.sys.pageSize).map(({ id }) => id);
     return { kind: 'mapping', fds: [], mapping, candidates, outcome: { kind: 'blocked', why: MAPPED } };
   }
 

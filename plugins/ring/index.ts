@@ -1,12 +1,18 @@
-import { readRing } from '../src/capture/ring.js';
-import { RING_WORD } from '../src/kernel/ring.js';
-import type { Plugin } from '../src/maptype.js';
-import { leaveEmpty } from '../src/replay/fill.js';
-import { fillRing, ringForeseen } from '../src/replay/regions.js';
-import { FLAG, RING, TYPES } from './rules.js';
+import type { MapType, Plugin } from '../../src/maptype.js';
+import { leaveEmpty } from '../../src/replay/fill.js';
+import { FLAG, RING, TYPES } from '../rules.js';
+import { readRing } from './capture.js';
+import { RING_WORD } from './memory.js';
+import { fillRing, ringForeseen } from './replay.js';
 
 /** Words of the records that nobody has read yet, headers and all, in the order of the memory. */
 const kept = { key: 0, value: RING_WORD };
+
+/** The consumer's page, which is mapped alone; the producer's, and the records twice. */
+const mapped: NonNullable<MapType['mapped']> = ({ maxEntries }, page) => ({
+  size: 2 * page + 2 * maxEntries,
+  first: page,
+});
 
 /** Ring buffers between programs and processes. What is unread is read without taking it out. */
 export const ring: Plugin = {
@@ -18,6 +24,7 @@ export const ring: Plugin = {
       since: '5.8',
       key: 'none',
       kept,
+      mapped,
       carries: { captured: 'items', replayed: 'empty', lost: 'unread records: only programs can write them' },
       create: { ...RING, ...TYPES, flags: FLAG.NUMA_NODE },
     },
@@ -27,6 +34,7 @@ export const ring: Plugin = {
       since: '6.1',
       key: 'none',
       kept,
+      mapped,
       create: { ...RING, ...TYPES, flags: FLAG.NUMA_NODE },
     },
   ],

@@ -1,9 +1,9 @@
 /** Reads the pages of arenas that are known to be there: an item is the number of a page, and the page. */
-import { pause } from '../io/pause.js';
-import { Arena } from '../kernel/arena.js';
-import { KernelError } from '../kernel/error.js';
-import type { BpfMap } from '../kernel/map.js';
-import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
+import { pause } from '../../src/io/pause.js';
+import { KernelError } from '../../src/kernel/error.js';
+import type { BpfMap } from '../../src/kernel/map.js';
+import { FULL, type ItemSink, type Report, type Work } from '../../src/maptype.js';
+import { Arena } from './memory.js';
 
 /** Bytes that are read in one go. */
 const STEP = 1024 * 1024;

@@ -1,7 +1,7 @@
-import { drain } from '../src/capture/drain.js';
-import type { Plugin } from '../src/maptype.js';
-import { backwards, fillInOrder } from '../src/replay/fill.js';
-import { NO_TYPES, NUMA_RW, PROG, PUSHED } from './rules.js';
+import type { Plugin } from '../../src/maptype.js';
+import { backwards, fillInOrder } from '../../src/replay/fill.js';
+import { NO_TYPES, NUMA_RW, PROG, PUSHED } from '../rules.js';
+import { drain } from './drain.js';
 
 const STACK = 23;
 

@@ -1,10 +1,10 @@
 /** Reads what nobody has read of ring buffers yet, through their memory: nothing is taken out. */
-import { pause } from '../io/pause.js';
-import { Spool } from '../io/spool.js';
-import { KernelError } from '../kernel/error.js';
-import type { BpfMap } from '../kernel/map.js';
-import { RING_WORD, Ring, recordsEnd } from '../kernel/ring.js';
-import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
+import { pause } from '../../src/io/pause.js';
+import { Spool } from '../../src/io/spool.js';
+import { KernelError } from '../../src/kernel/error.js';
+import type { BpfMap } from '../../src/kernel/map.js';
+import { FULL, type ItemSink, type Report, type Work } from '../../src/maptype.js';
+import { RING_WORD, Ring, recordsEnd } from './memory.js';
 
 /** Bytes that are copied, and handed on, in one go. */
 const STEP = 1024 * 1024;

@@ -2,9 +2,9 @@
  * The memory of ring buffers: a page with the position up to which records were read, a page with that up to
  * which they were written, and the records (struct bpf_ringbuf). Positions only grow.
  */
-import { roundUp8 } from '../bytes.js';
-import { KernelError } from './error.js';
-import { BpfMap, type Mapping } from './map.js';
+import { roundUp8 } from '../../src/bytes.js';
+import { KernelError } from '../../src/kernel/error.js';
+import { BpfMap, type Mapping } from '../../src/kernel/map.js';
 
 /** Records begin and end at multiples of this. */
 export const RING_WORD = 8;

@@ -1,8 +1,8 @@
-import { readArena } from '../src/capture/arena.js';
-import type { Plugin } from '../src/maptype.js';
-import { arenaForeseen, fillArena } from '../src/replay/regions.js';
-import { indexText } from './array.js';
-import { exactly, FLAG, TYPES } from './rules.js';
+import type { Plugin } from '../../src/maptype.js';
+import { indexText } from '../array.js';
+import { exactly, FLAG, TYPES } from '../rules.js';
+import { readArena } from './capture.js';
+import { arenaForeseen, fillArena } from './replay.js';
 
 /** Memory that programs and processes share at one address. */
 export const arena: Plugin = {
@@ -14,6 +14,7 @@ export const arena: Plugin = {
       since: '6.9',
       key: 'none',
       kept: { key: 4, value: 'page' },
+      mapped: ({ maxEntries }, page) => ({ size: maxEntries * page }),
       carries: {
         captured: 'some items',
         replayed: 'some items',

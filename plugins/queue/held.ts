@@ -4,9 +4,9 @@
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { BpfimgError, ioError } from '../errors.js';
-import { errnoName } from '../kernel/error.js';
-import { ERRNO, type Sys } from '../kernel/sys.js';
+import { BpfimgError, ioError } from '../../src/errors.js';
+import { errnoName } from '../../src/kernel/error.js';
+import { ERRNO, type Sys } from '../../src/kernel/sys.js';
 
 /** Bytes that are held in memory, without a file. */
 const IN_MEMORY = 4 * 1024 * 1024;

@@ -6,14 +6,14 @@
  * for every item before the first one comes out, and nothing comes out that could not go back.
  */
 
-import { BpfimgError } from '../errors.js';
-import { pause } from '../io/pause.js';
-import { whenInterrupted } from '../io/unfinished.js';
-import { ELEM_FLAG } from '../kernel/abi.js';
-import { KernelError } from '../kernel/error.js';
-import type { BpfMap } from '../kernel/map.js';
-import { ERRNO } from '../kernel/sys.js';
-import { type CaptureWork, FULL, type ItemSink, type Report } from '../maptype.js';
+import { BpfimgError } from '../../src/errors.js';
+import { pause } from '../../src/io/pause.js';
+import { whenInterrupted } from '../../src/io/unfinished.js';
+import { ELEM_FLAG } from '../../src/kernel/abi.js';
+import { KernelError } from '../../src/kernel/error.js';
+import type { BpfMap } from '../../src/kernel/map.js';
+import { ERRNO } from '../../src/kernel/sys.js';
+import { type CaptureWork, FULL, type ItemSink, type Report } from '../../src/maptype.js';
 import { Held } from './held.js';
 
 /**

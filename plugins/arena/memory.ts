@@ -6,11 +6,11 @@
  * those are there.
  */
 import * as fs from 'node:fs';
-import { MAP_FLAG, MAP_LINK } from './abi.js';
-import { KernelError } from './error.js';
-import type { BpfMap, Mapping } from './map.js';
-import { type OpenMap, openMaps } from './proc.js';
-import { ERRNO } from './sys.js';
+import { MAP_FLAG, MAP_LINK } from '../../src/kernel/abi.js';
+import { KernelError } from '../../src/kernel/error.js';
+import type { BpfMap, Mapping } from '../../src/kernel/map.js';
+import { type OpenMap, openMaps } from '../../src/kernel/proc.js';
+import { ERRNO } from '../../src/kernel/sys.js';
 
 /** Entries of pagemap that are read in one go. */
 const ENTRIES = 65_536;
