@@ -177,14 +177,21 @@ export function makeChange(folder: Folder, temporary: string, where: string): vo
 /** Times that a folder is read. */
 const TIMES = 5;
 
-/** Names of the files of a folder, and what tells that another one has got the name. */
+/**
+ * Names of the files of a folder, and what tells that another one has got the name.
+ * @throws BpfimgError for a folder that cannot be read
+ */
 export function state(folder: string): string {
-  const lines = fs.readdirSync(folder).map((name) => {
-    if (!NAME.test(name)) return '';
-    const stat = fs.lstatSync(`${folder}/${name}`, { bigint: true, throwIfNoEntry: false });
-    return `${name} ${stat?.ino} ${stat?.ctimeNs}\n`;
-  });
-  return lines.sort().join('');
+  try {
+    const lines = fs.readdirSync(folder).map((name) => {
+      if (!NAME.test(name)) return '';
+      const stat = fs.lstatSync(`${folder}/${name}`, { bigint: true, throwIfNoEntry: false });
+      return `${name} ${stat?.ino} ${stat?.ctimeNs}\n`;
+    });
+    return lines.sort().join('');
+  } catch (error) {
+    throw ioError(folder, 'read it', error);
+  }
 }
 
 /**
