@@ -1,5 +1,6 @@
 /** The map-type plugins that come with bpfimg. */
-import type { Plugin } from '../src/maptype.js';
+
+import { MapTypes, type Plugin } from '../src/maptype.js';
 import { arena } from './arena/index.js';
 import { array } from './array.js';
 import { hash } from './hash.js';
@@ -10,6 +11,7 @@ import { queue } from './queue/index.js';
 import { references } from './references.js';
 import { ring } from './ring/index.js';
 import { storage } from './storage.js';
+import { strangers } from './strangers.js';
 import { trie } from './trie.js';
 
 export const plugins: readonly Plugin[] = [
@@ -26,4 +28,9 @@ export const plugins: readonly Plugin[] = [
   kernel,
 ];
 
-export { strangers } from './strangers.js';
+/** The table of the map types that bpfimg knows, and of those that `more` serve instead or besides. */
+export function typeTable(more: readonly Plugin[] = []): MapTypes {
+  return new MapTypes([...plugins, ...more], strangers);
+}
+
+export { strangers };

@@ -1,49 +1,171 @@
 /**
- * bpfimg as a library: images, their JSON, dumps as maps, and live maps.
+ * bpfimg as a library: images, their JSON, dumps as maps, and live maps. docs/library.md has programs.
  *
  * @example
- * const reader = await ImageReader.open(await openInput('bpfmap-data.img'));
- * for await (const entry of reader.entries()) console.log(entry.message.map_id);
+ * const types = typeTable();
+ * const dump = await openDump('dump');
+ * for (const map of dump.maps) for await (const item of items(dump, map, types)) console.log(map.mapId, item);
+ * dump.close();
  */
-export { plugins } from '../plugins/index.js';
-export { Btf, type BtfOptions, type BtfType, type Kind as BtfKind } from './btf/btf.js';
+
+// Map types
+export { plugins, typeTable } from '../plugins/index.js';
+// Types of keys and values
+export {
+  type ArrayType,
+  Btf,
+  type BtfOptions,
+  type BtfType,
+  type Common as BtfTypeCommon,
+  type DatasecType,
+  type EnumType,
+  type FloatType,
+  type FuncProtoType,
+  type FwdType,
+  type IntType,
+  type Kind as BtfKind,
+  type Member,
+  type RefType,
+  type StructType,
+  type VoidType,
+} from './btf/btf.js';
 export { typeDefinition, typeDefinitions, typeName, typeNamed } from './btf/c.js';
 export { type BtfFile, type MapDefinition, readBtfFile } from './btf/elf.js';
-export { extractTypes } from './btf/extract.js';
+export { extractTypes, type Wanted as WantedTypes } from './btf/extract.js';
 export { SPECIAL, type SpecialField, type SpecialKind, specialFields } from './btf/special.js';
-export { type Sink, TypedValueError, type ValueCodec, valueCodec } from './btf/values.js';
+export {
+  type Json as TypedJson,
+  type JsonObject as TypedJsonObject,
+  type Sink,
+  TypedValueError,
+  type ValueCodec,
+  valueCodec,
+} from './btf/values.js';
+// Live maps
 export { type CapturedMap, type CaptureOptions, capture } from './capture/capture.js';
-export { type DocumentForms, writeDocument } from './dump/document.js';
+export type { Limits as ReadLimits } from './capture/read.js';
+// CRIU
+export {
+  type CheckedProcess,
+  checkTree as checkCriu,
+  type HeldObject,
+  type Outcome as DumpOutcome,
+  type TreeCheck,
+} from './criu/check.js';
+export type { CriuConfig } from './criu/config.js';
+export { type Conversion, type ConvertedMap, convert as convertDump, type Form as DumpForm } from './criu/convert.js';
+export {
+  type CriuHost,
+  type HostFinding,
+  type HostOptions,
+  lookAtCriu,
+  type OurPlugin,
+  type PluginFolder,
+  type Stops,
+} from './criu/criu-program.js';
+
+// What differs, what is wrong
+export type { AttributeChange } from './diff/diff.js';
+export { type DiffedMap, type DumpDiffOptions, diff, type ItemChange } from './diff/dumps.js';
+// Dumps
+export { type DocumentForms, type DocumentOptions, writeDocument } from './dump/document.js';
 export { encodeDocument } from './dump/encode.js';
 export { type Item, items, type RawItem, rawItems } from './dump/items.js';
-export { type Dump, type DumpMap, openDump, openDumpImage } from './dump/model.js';
-export { TypeFinder, type TypeOptions } from './dump/types.js';
+export type {
+  DocumentBtf,
+  DocumentFile,
+  DocumentItem,
+  DocumentMap,
+  MapAttributes,
+  MapHeader,
+  MapsDocument,
+} from './dump/maps-document.js';
+export {
+  type Dump,
+  type DumpBtf,
+  type DumpMap,
+  type Holder,
+  IMAGE,
+  type ImageNames,
+  type Lost,
+  type MapData,
+  type MapFile,
+  type OnBroken,
+  openDump,
+  openDumpImage,
+  PLUGIN_IMAGE,
+  type PluginDump,
+  type PluginProblem,
+} from './dump/model.js';
+export type { TableLine } from './dump/plugin-table.js';
+export { mapName, mapsNamed, selectMaps, wholeName } from './dump/select.js';
+export { type Opened, openImageSource } from './dump/source.js';
+export { type Definitions, TypeFinder, type TypeOptions, type TypeProblem } from './dump/types.js';
+// Errors
 export { BpfimgError, type ErrorKind, EXIT } from './errors.js';
-export { KINDS, type Kind, kindOfMagic, kindOfName } from './image/kinds.js';
-export type { Json, JsonObject } from './image/message.js';
+// Images, and their JSON
+export { type Head, KINDS, type Kind, type KindRow, kindOfMagic, kindOfName } from './image/kinds.js';
+export type { Field as MessageField, Json, JsonObject, Shown as MessageFieldShown } from './image/message.js';
 export { type Entry, ImageReader } from './image/reader.js';
-export { decodeMessage, encodeMessage } from './image/wire.js';
+/** The messages of images, by their names in images/*.proto: `messages.BpfmapFileEntry`. */
+export type * as messages from './image/schema.gen.js';
+export { decodeMessage, encodeMessage, type Text } from './image/wire.js';
 export { bufferInput, Cursor, type Input, openInput, streamInput } from './io/input.js';
 export { MemoryOutput, type Output, openOutput } from './io/output.js';
-export { type DecodeOptions, type Dialect, decodeImage } from './json/decode.js';
+export { type BtfObject, type DecodeOptions, type Dialect, decodeImage, type FormSource } from './json/decode.js';
 export { encodeImage } from './json/encode.js';
-export { JsonReader } from './json/reader.js';
+export type { Form as ItemForm, ItemForms, MapForms } from './json/items.js';
+export { JsonReader, type Origin } from './json/reader.js';
+export type { NamedTypes } from './json/types.js';
+export type { Command, Field as AttrField, Layout, MapShape } from './kernel/abi.js';
 export { KernelError } from './kernel/error.js';
-export { LiveMaps, openLive } from './kernel/live.js';
-export { BpfMap } from './kernel/map.js';
-export { openSys, type Sys } from './kernel/sys.js';
+export { type LiveMap, LiveMaps, openLive, type Program, type Selectors, type Unseen } from './kernel/live.js';
 export {
+  type Batch,
+  type BatchCursor,
+  type BatchResult,
+  BpfMap,
+  type MapInfo,
+  type Mapping,
+  type MapSpec,
+  type MapState,
+} from './kernel/map.js';
+export type { Access, AnonymousMapping, Holder as LiveHolder } from './kernel/proc.js';
+export type { CreateRule, KnownType, Range as SizeRange } from './kernel/rules.js';
+export { type Attr, type MapResult, openSys, type Result, type Sys } from './kernel/sys.js';
+export {
+  type CaptureWork,
+  type Carries,
+  type Doing,
+  type Drain,
+  type Foreseen,
   FULL,
   type ItemSink,
   type ItemSource,
+  type Kept,
+  type KernelTypeFacts,
+  type KeyForm,
+  type KnownTypes,
+  type MapFacts,
+  type MappedMemory,
   type MapType,
   MapTypes,
+  type Planned,
   type Plugin,
+  type ProgramFacts,
+  type Reference,
+  type ReplayWork,
   type Report,
   reportText,
+  type Span,
+  type Template,
+  type TypeFacts,
   type Work,
 } from './maptype.js';
-export { type PlannedMap, type PlanOptions, planMap } from './replay/plan.js';
+export type { CpuFold } from './replay/items.js';
+export type { Available } from './replay/memory.js';
+export { type PlannedMap, type PlanOptions, planMap, planMaps } from './replay/plan.js';
 export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
 export { type Toolkit, toolkit } from './toolkit.js';
-export { FINDINGS, type Finding, Verifier } from './verify/verify.js';
+export { FINDINGS, type Finding, type FindingCode, Verifier } from './verify/verify.js';
+export { version } from './version.js';

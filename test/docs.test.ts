@@ -6,6 +6,7 @@ import { KINDS } from '../src/image/kinds.js';
 import { FINDINGS } from '../src/verify/verify.js';
 import { shell, TOP, workFolder } from './helpers/command.js';
 import { skipWithoutMaps } from './helpers/kernel-live.js';
+import { programs } from './helpers/programs.js';
 
 interface Example {
   readonly line: number;
@@ -25,10 +26,16 @@ function examples(page: string, kind: string): Example[] {
   return found.map(({ output, ...rest }) => ({ ...rest, output: output.map((text) => `${text}\n`).join('') }));
 }
 
-/** A folder with what the examples use. */
-function exampleFolder(): string {
+/** A folder with what the examples of a page use: a dump, an object file, and the programs that the page shows. */
+function exampleFolder(page: string): string {
   const folder = workFolder();
   fs.copyFileSync(path.join(TOP, 'fixtures/btf/flowd.o'), path.join(folder, 'flowd.bpf.o'));
+  const shown = Object.entries(programs(page));
+  for (const [name, text] of shown) fs.writeFileSync(path.join(folder, name), text);
+  if (shown.length > 0) {
+    fs.mkdirSync(path.join(folder, 'node_modules'));
+    fs.symlinkSync(TOP, path.join(folder, 'node_modules/bpfimg'));
+  }
   return folder;
 }
 
@@ -52,7 +59,7 @@ for (const name of pages) {
   const shown = examples(page, 'console');
   if (shown.length > 0) {
     t.test(`${name}: ${shown.length} examples print what the page shows`, async (t) => {
-      const cwd = exampleFolder();
+      const cwd = exampleFolder(page);
       t.teardown(() => fs.rmSync(cwd, { recursive: true }));
       for (const { line, command, output } of shown) {
         const { stdout, stderr } = shell(`exec 2>&1; ${command}`, { cwd, env: { BPFIMG_TOP: TOP } });
@@ -65,7 +72,7 @@ for (const name of pages) {
   if (live.length > 0) {
     const skip = await skipWithoutMaps();
     t.test(`${name}: ${live.length} examples with live maps print what the page shows`, { skip }, async (t) => {
-      const cwd = exampleFolder();
+      const cwd = exampleFolder(page);
       t.teardown(() => fs.rmSync(cwd, { recursive: true }));
       // The same test may be running elsewhere on this machine.
       const pins = `/sys/fs/bpf/bpfimg-docs-${process.pid}`;

@@ -173,11 +173,11 @@ t.test('memory does not grow with the map', async (t) => {
   fs.truncateSync(data, fs.statSync(data).size + count * (4 + size));
   const index = new URL('../src/index.js', import.meta.url).href;
   const script = `
-    import { items, openDump, rawItems, MapTypes, plugins } from ${JSON.stringify(index)};
+    import { items, openDump, rawItems, typeTable } from ${JSON.stringify(index)};
     const dump = await openDump(${JSON.stringify(folder)});
     let bytes = 0;
-    for await (const { value } of rawItems(dump, dump.maps[0], new MapTypes(plugins))) bytes += value.length;
-    for await (const { value } of items(dump, dump.maps[0], new MapTypes(plugins))) bytes += value.length;
+    for await (const { value } of rawItems(dump, dump.maps[0], typeTable())) bytes += value.length;
+    for await (const { value } of items(dump, dump.maps[0], typeTable())) bytes += value.length;
     console.log(bytes, process.resourceUsage().maxRSS / 1024);
   `;
   const [bytes, peak = 0] = String(execFileSync(process.execPath, ['--input-type=module', '-e', script]))

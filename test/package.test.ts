@@ -7,6 +7,7 @@ import { pathToFileURL } from 'node:url';
 import t from 'tap';
 import { TOP } from './helpers/command.js';
 import { fixture } from './helpers/fixtures.js';
+import { programs } from './helpers/programs.js';
 
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-package-'));
 t.teardown(() => fs.rmSync(folder, { recursive: true }));
@@ -83,6 +84,100 @@ t.test('the library', async (t) => {
   const library = await import(pathToFileURL(path.join(home, 'build/src/index.js')).href);
   const reader = await library.ImageReader.open(library.bufferInput(fixture('flowd/pstree.img')));
   t.equal(reader.kind.name, 'PSTREE');
+});
+
+/** A strict program of somebody's, of the types that the library's functions take and give. */
+const MAIN = `
+import assert from 'node:assert/strict';
+import * as fs from 'node:fs';
+import {
+  type Dump, type DumpMap, type Item, type MapsDocument, type messages, type RawItem,
+  BpfimgError, bufferInput, diff, encodeDocument, items, MemoryOutput, openDump, rawItems, TypeFinder,
+  typeTable, Verifier, writeDocument,
+} from 'bpfimg';
+import schema from 'bpfimg/schema/maps.schema.json' with { type: 'json' };
+
+const types = typeTable();
+const [folder = ''] = process.argv.slice(2);
+
+async function all<T>(source: AsyncIterable<T>): Promise<T[]> {
+  const list: T[] = [];
+  for await (const one of source) list.push(one);
+  return list;
+}
+
+const dump: Dump = await openDump(folder);
+const [map] = dump.maps as [DumpMap];
+const file: messages.BpfmapFileEntry | undefined = map.files[0]?.message;
+const raw: RawItem[] = await all(rawItems(dump, map, types));
+const shown: Item[] = await all(items(dump, map, types, new TypeFinder(dump, types)));
+assert.equal(file?.map_name, 'flows');
+assert.equal(Buffer.from(raw[0]?.key ?? []).toString('hex'), shown[0]?.key);
+const out = new MemoryOutput();
+await writeDocument(dump, dump.maps, types, out, { lines: false, pretty: false, noPayload: false });
+const document = JSON.parse(out.take().toString()) as MapsDocument;
+document.maps[0]?.items?.pop();
+await encodeDocument(bufferInput(Buffer.from(JSON.stringify(document))), 'edited', false, types);
+assert.equal(fs.statSync('edited/bpfmap-data.img').mode & 0o777, 0o600);
+const verifier = new Verifier(types);
+const edited = await openDump('edited', verifier.onBroken);
+await verifier.check(edited);
+assert.deepEqual(verifier.findings.filter(({ severity }) => severity === 'error'), []);
+const [changed, ...others] = await all(diff(dump, edited, types));
+assert.deepEqual([changed?.counts.removed, others], [1, []]);
+edited.close();
+dump.close();
+await assert.rejects(openDump('nowhere'), (error) => error instanceof BpfimgError && error.kind === 'notFound');
+assert.equal(schema.properties.format.const, 'bpfimg-maps/1');
+console.log('done', process.getuid?.());
+`;
+
+t.test('a project in strict TypeScript that has only the package', async (t) => {
+  const project = path.join(folder, 'project');
+  const own = (name: string) => path.join(project, name);
+  fs.mkdirSync(own('node_modules/@types'), { recursive: true });
+  fs.renameSync(install('package'), own('node_modules/bpfimg'));
+  for (const name of ['koffi', '@types/node']) {
+    fs.symlinkSync(path.join(TOP, 'node_modules', name), own(`node_modules/${name}`));
+  }
+  fs.writeFileSync(own('package.json'), '{"type":"module"}');
+  fs.writeFileSync(own('main.ts'), MAIN);
+  // What the page shows, checked as an editor does.
+  const shown = programs(fs.readFileSync(path.join(TOP, 'docs/library.md'), 'utf8'));
+  for (const [name, text] of Object.entries(shown)) fs.writeFileSync(own(name), text);
+  const options = {
+    module: 'nodenext',
+    target: 'es2022',
+    lib: ['es2022'],
+    types: ['node'],
+    strict: true,
+    exactOptionalPropertyTypes: true,
+    noUncheckedIndexedAccess: true,
+    verbatimModuleSyntax: true,
+    skipLibCheck: false,
+    resolveJsonModule: true,
+    allowJs: true,
+    checkJs: true,
+    outDir: 'out',
+    rootDir: '.',
+  };
+  const files = ['main.ts', ...Object.keys(shown)];
+  fs.writeFileSync(own('tsconfig.json'), JSON.stringify({ compilerOptions: options, files }));
+  for (const typescript of ['typescript-5.4', 'typescript']) {
+    const compiler = path.join(TOP, 'node_modules', typescript, 'bin/tsc');
+    const { status, stdout } = spawnSync(process.execPath, [compiler, '-p', project], { encoding: 'utf8' });
+    t.same({ status, stdout }, { status: 0, stdout: '' }, typescript);
+  }
+  // Images need no rights.
+  const dump = path.join(folder, 'flowd');
+  fs.cpSync(path.join(TOP, 'fixtures/flowd'), dump, { recursive: true });
+  const cwd = path.join(folder, 'user');
+  fs.mkdirSync(cwd);
+  const nobody = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {};
+  if (nobody.uid !== undefined) fs.chownSync(cwd, nobody.uid, nobody.gid);
+  const main = [own('out/main.js'), dump];
+  const ran = spawnSync(process.execPath, main, { cwd, encoding: 'utf8', ...nobody });
+  t.equal(ran.stdout, `done ${nobody.uid ?? process.getuid?.()}\n`, ran.stderr);
 });
 
 t.test('compiled code is kept in a folder that is ours alone', async (t) => {

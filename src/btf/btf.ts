@@ -36,7 +36,8 @@ export const KINDS = [
 
 export type Kind = (typeof KINDS)[number];
 
-interface Common {
+/** What every type has. */
+export interface Common {
   readonly id: number;
   /** Empty for what has none. */
   readonly name: string;

@@ -1,12 +1,12 @@
 /** Command lines: yargs gets the command that is named, or all of them where none is, as for help. */
 import yargs, { type Argv } from 'yargs';
 import { BpfimgError } from '../errors.js';
+import { version } from '../version.js';
 import type { Command, Run } from './command.js';
 import { COMMANDS, GROUPS } from './commands.js';
 import type { Io } from './io.js';
 import { COMMON } from './options.js';
 import { DASH } from './source.js';
-import { version } from './version.js';
 
 /**
  * Parses a command line.

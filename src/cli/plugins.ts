@@ -2,10 +2,10 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { plugins, strangers } from '../../plugins/index.js';
+import { typeTable } from '../../plugins/index.js';
 import { BpfimgError, ioError } from '../errors.js';
 import { checkTrusted } from '../io/trusted.js';
-import { MapTypes, type Plugin } from '../maptype.js';
+import type { MapTypes, Plugin } from '../maptype.js';
 import { toolkit } from '../toolkit.js';
 import { importModule } from './import.js';
 import type { Io } from './io.js';
@@ -19,11 +19,11 @@ import type { Io } from './io.js';
  */
 export async function mapTypes(folders: readonly string[], io: Pick<Io, 'env'>): Promise<MapTypes> {
   const more = (io.env.BPFIMG_LIBS_DIR ?? '').split(':').filter((folder) => folder !== '');
-  const found: Plugin[] = [...plugins];
+  const found: Plugin[] = [];
   for (const folder of [...more, ...folders]) {
     for (const name of modules(folder)) found.push(await load(path.resolve(folder, name)));
   }
-  return new MapTypes(found, strangers);
+  return typeTable(found);
 }
 
 /** Names of the modules in a folder. */

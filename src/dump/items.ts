@@ -50,10 +50,18 @@ export async function* items(
   const { keySize, valueSize, perCpu } = found.shape;
   const typed = await finder?.forms([map]);
   const forms = fitting(itemForms(map, types, typed?.of(map)), keySize, perCpu ?? valueSize);
-  for await (const { key, value, values } of read(found)) {
-    if (values === undefined) yield { key: json(forms?.key, key), value: json(forms?.value, value) };
-    else yield { key: json(forms?.key, key), values: values.map((one) => cpuJson(forms?.value, one)) };
-  }
+  for await (const item of read(found)) yield shownItem(item, forms);
+}
+
+/** An item as a document has it; its bytes are those of its forms. */
+export function shownItem({ key, value, values }: RawItem, forms: ItemForms | undefined): Item {
+  if (values === undefined) return { key: json(forms?.key, key), value: json(forms?.value, value) };
+  return { key: json(forms?.key, key), values: values.map((one) => cpuJson(forms?.value, one)) };
+}
+
+/** An item of these bytes. */
+export function rawItem(key: Uint8Array, value: Uint8Array, perCpu: number | undefined): RawItem {
+  return perCpu === undefined ? { key, value } : { key, value, values: [...cpuValues(value, perCpu)] };
 }
 
 /** How the items of a map look in a document: by their types, where there are any, or as inner maps. */
@@ -88,7 +96,7 @@ async function* read({ cursors, count, shape }: FoundItems): AsyncGenerator<RawI
   for (let i = 0; i < count; i++) {
     const key = taken(cursors.keys, keySize) ?? (await take(cursors, cursors.keys, keySize));
     const value = taken(cursors.values, valueSize) ?? (await take(cursors, cursors.values, valueSize));
-    yield perCpu === undefined ? { key, value } : { key, value, values: [...cpuValues(value, perCpu)] };
+    yield rawItem(key, value, perCpu);
   }
 }
 

@@ -1,9 +1,9 @@
 import * as path from 'node:path';
 import { buildPlugin } from '../../criu/build.js';
+import { version } from '../../version.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
 import { string } from '../options.js';
-import { version } from '../version.js';
 import { written } from '../written.js';
 
 const takes = {

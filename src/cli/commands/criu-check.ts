@@ -4,12 +4,12 @@ import { BpfimgError, EXIT, oneLine } from '../../errors.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { mapFlagNames } from '../../maptype.js';
 import { type Colours, colours, nameText, plural, sizeText, table } from '../../render.js';
+import { version } from '../../version.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { json as jsonOption, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { unseenText } from '../selectors.js';
-import { version } from '../version.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
