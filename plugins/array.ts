@@ -1,3 +1,4 @@
+import { roundUp8 } from '../src/bytes.js';
 import { readMemory } from '../src/capture/read.js';
 import type { Plugin } from '../src/maptype.js';
 import { fillMemory } from '../src/replay/fill.js';
@@ -17,7 +18,7 @@ export const array: Plugin = {
       mapped: ({ flags, valueSize, maxEntries }, page) =>
         (flags & FLAG.MMAPABLE) === 0
           ? undefined
-          : { size: Math.ceil((maxEntries * Math.ceil(valueSize / 8) * 8) / page) * page },
+          : { size: Math.ceil((maxEntries * roundUp8(valueSize)) / page) * page },
       create: {
         ...indexed({ min: 1, max: 0x7fff_ffff }),
         ...TYPES,

@@ -1,4 +1,4 @@
-import { hex } from '../src/bytes.js';
+import { hex, ipv6Text } from '../src/bytes.js';
 import { readPrefixes } from '../src/capture/read.js';
 import { FULL, type Plugin } from '../src/maptype.js';
 import { fillInOrder } from '../src/replay/fill.js';
@@ -45,15 +45,5 @@ function prefixText(key: Uint8Array): string | undefined {
   const length = key.length < 4 ? 0 : new DataView(key.buffer, key.byteOffset).getUint32(0, true);
   const address = key.subarray(4);
   if (address.length === 4) return `${address.join('.')}/${length}`;
-  if (address.length !== 16) return undefined;
-  const words = Array.from({ length: 8 }, (_, i) => ((address[2 * i] as number) << 8) | (address[2 * i + 1] as number));
-  const text = words.map((word) => word.toString(16)).join(':');
-  // The first longest run of zeros is left out (RFC 5952), if it is longer than one.
-  const [run] = [...text.matchAll(/\b0(:0)+\b/g)].sort((a, b) => b[0].length - a[0].length || a.index - b.index);
-  if (run === undefined) return `${text}/${length}`;
-  const [before, after] = [
-    text.slice(0, run.index).replace(/:$/, ''),
-    text.slice(run.index + run[0].length).replace(/^:/, ''),
-  ];
-  return `${before}::${after}/${length}`;
+  return address.length === 16 ? `${ipv6Text(address)}/${length}` : undefined;
 }

@@ -350,3 +350,17 @@ export function pathBytes(text: string): Buffer {
   const parts = text.split(/\\x([0-9a-fA-F]{2})/);
   return Buffer.concat(parts.map((part, i) => Buffer.from(part, i % 2 === 0 ? 'utf8' : 'hex')));
 }
+
+/** 16 bytes as IPv6 text (RFC 5952): the longest run of zero groups shortened, the first of equal runs. */
+export function ipv6Text(bytes: Uint8Array): string {
+  const groups = Array.from({ length: 8 }, (_, i) => viewOf(bytes).getUint16(i * 2));
+  let best = { start: 0, length: 1 };
+  for (let start = 0; start < 8; start++) {
+    let length = 0;
+    while (groups[start + length] === 0) length++;
+    if (length > best.length) best = { start, length };
+  }
+  const text = (part: number[]) => part.map((group) => group.toString(16)).join(':');
+  if (best.length < 2) return text(groups);
+  return `${text(groups.slice(0, best.start))}::${text(groups.slice(best.start + best.length))}`;
+}

@@ -34,8 +34,6 @@ export { type BtfFile, type MapDefinition, readBtfFile } from './btf/elf.js';
 export { extractTypes, type Wanted as WantedTypes } from './btf/extract.js';
 export { SPECIAL, type SpecialField, type SpecialKind, specialFields } from './btf/special.js';
 export {
-  type Json as TypedJson,
-  type JsonObject as TypedJsonObject,
   type Sink,
   TypedValueError,
   type ValueCodec,
@@ -105,7 +103,7 @@ export { type Definitions, TypeFinder, type TypeOptions, type TypeProblem } from
 export { BpfimgError, type ErrorKind, EXIT } from './errors.js';
 // Images, and their JSON
 export { type Head, KINDS, type Kind, type KindRow, kindOfMagic, kindOfName } from './image/kinds.js';
-export type { Field as MessageField, Json, JsonObject, Shown as MessageFieldShown } from './image/message.js';
+export type { Field as MessageField, Shown as MessageFieldShown } from './image/message.js';
 export { type Entry, ImageReader } from './image/reader.js';
 /** The messages of images, by their names in images/*.proto: `messages.BpfmapFileEntry`. */
 export type * as messages from './image/schema.gen.js';
@@ -167,5 +165,6 @@ export type { Available } from './replay/memory.js';
 export { type PlannedMap, type PlanOptions, planMap, planMaps } from './replay/plan.js';
 export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
 export { type Toolkit, toolkit } from './toolkit.js';
+export type { Json, JsonObject } from './value.js';
 export { FINDINGS, type Finding, type FindingCode, Verifier } from './verify/verify.js';
 export { version } from './version.js';

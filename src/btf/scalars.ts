@@ -4,20 +4,17 @@
  * Each codec here is made once for a type and used for millions of values, so what it does is settled when it
  * is made: closures over plain numbers, bigints only where 53 bits do not do.
  */
+
 import { hex, unhex } from '../bytes.js';
 import { BpfimgError, pointerPart } from '../errors.js';
+import type { Json, JsonObject } from '../value.js';
 import type { EnumType } from './btf.js';
 import { phrase, putInteger, putPhrase, putQuoted64, type Sink } from './sink.js';
 
-/**
- * JSON as JavaScript values. Decoding gives none that `JSON.stringify` cannot print: integers beyond 2^53 - 1
- * are decimal text. Encoding takes bigints as well.
+/*
+ * Decoding gives no JSON that `JSON.stringify` cannot print: integers beyond 2^53 - 1 are decimal text. Encoding takes
+ * bigints as well.
  */
-export type Json = null | boolean | number | bigint | string | Json[] | JsonObject;
-/** A JSON object. */
-export interface JsonObject {
-  [name: string]: Json;
-}
 
 /** How the values of one type are read and written. */
 export interface Codec {

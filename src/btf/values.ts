@@ -25,6 +25,7 @@
  */
 import { hex } from '../bytes.js';
 import { pointerPart } from '../errors.js';
+import type { Json, JsonObject } from '../value.js';
 import {
   type ArrayType,
   type Btf,
@@ -47,8 +48,6 @@ import {
   found,
   intCodec,
   isObject,
-  type Json,
-  type JsonObject,
   looseCodec,
   oneOf,
   opaqueCodec,
@@ -62,7 +61,7 @@ import {
 import { type Phrase, phrase, putByte, putPhrase, type Sink } from './sink.js';
 import { SPECIAL, specialKind } from './special.js';
 
-export { type Json, type JsonObject, TypedValueError } from './scalars.js';
+export { TypedValueError } from './scalars.js';
 export type { Sink } from './sink.js';
 
 /** Reads and writes values of one type. */

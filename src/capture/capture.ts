@@ -13,7 +13,6 @@ import { factMembers } from '../dump/facts.js';
 import { IMAGE, type ImageNames, ownImages } from '../dump/model.js';
 import { BpfimgError, ioError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '../image/kinds.js';
-import type { JsonObject } from '../image/message.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
@@ -37,6 +36,7 @@ import {
   reportText,
   type TypeFacts,
 } from '../maptype.js';
+import type { JsonObject } from '../value.js';
 import { EntryLimit, EntryWriter } from './entry.js';
 import { MaskedSink } from './mask.js';
 import { isVanished, type Turn, Wanted } from './wanted.js';

@@ -5,13 +5,13 @@ import type { MapPair } from '../diff/pairs.js';
 import type { DumpMap } from '../dump/model.js';
 import { mapName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
-import type { Json } from '../image/message.js';
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { FORM_MOST, type Form, fitting, type ItemForms } from '../json/items.js';
 import { COMPACT, print } from '../json/print.js';
 import { flagWords, type MapTypes } from '../maptype.js';
 import { type Colours, DUMP_WIDTH, hexGroups, nameText, plural } from '../render.js';
+import type { Json } from '../value.js';
 import { printLines } from './written.js';
 
 /** A map on one side, as it is to be printed. */

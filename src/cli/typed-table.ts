@@ -1,9 +1,9 @@
 /** Items of known types for people: a column a member, what is nested folded. */
 import { hex } from '../bytes.js';
-import type { Json } from '../image/message.js';
 import type { Form } from '../json/items.js';
 import { COMPACT, print } from '../json/print.js';
 import { type Colours, hexGroups } from '../render.js';
+import type { Json } from '../value.js';
 import { cut, padEnd, padStart, width } from '../width.js';
 
 /** Rows that are looked at before the first is printed, for the widths of columns. */

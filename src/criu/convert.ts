@@ -18,17 +18,18 @@ import {
   PLUGIN_TABLE,
 } from '../dump/model.js';
 import { tableText } from '../dump/plugin-table.js';
-import { copyInput, rewriteImage } from '../dump/rewrite.js';
+import { rewriteImage } from '../dump/rewrite.js';
 import { BpfimgError } from '../errors.js';
 import { BPFMAP_FILE, FDINFO, FILES, INVENTORY, type Kind } from '../image/kinds.js';
-import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import type { BpfmapFileEntry, FdinfoEntry, FileEntry, InventoryEntry } from '../image/schema.gen.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
 import { openFile } from '../io/input.js';
+import { copyInput } from '../io/stream.js';
 import { FULL, type MapTypes, type Report } from '../maptype.js';
+import type { JsonObject } from '../value.js';
 import { nativeFate } from './native.js';
 
 /** Who restores the maps of a dump: CRIU itself, or the plugin. */

@@ -1,15 +1,17 @@
 /** What differs between the maps of two dumps: which there are, their attributes, their items. */
+
 import { hex } from '../bytes.js';
 import { mapMembers } from '../dump/attributes.js';
 import { factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, dataShape, type MapData } from '../dump/model.js';
 import type { TypeFinder } from '../dump/types.js';
-import type { Json, JsonObject } from '../image/message.js';
 import type { Input } from '../io/input.js';
+import { equalBytes } from '../io/stream.js';
 import type { ItemShape } from '../json/items.js';
 import type { MapTypes } from '../maptype.js';
+import type { Json, JsonObject } from '../value.js';
 import { ItemDifferences } from './differences.js';
-import { diffItems, equalBytes, type ItemRules, type Items, type Place } from './items.js';
+import { diffItems, type ItemRules, type Items, type Place } from './items.js';
 import type { MapPair } from './pairs.js';
 
 /** One of the two dumps. */

@@ -5,10 +5,12 @@
  * aside in parts by a hash of its key, and each part is compared in memory. Of several items with one key in one
  * entry the last counts, as it does for CRIU's restore and for a replay.
  */
+
 import { roundUp8, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
+import { equalBytes } from '../io/stream.js';
 import type { ItemDifferences } from './differences.js';
 import { KeyHash } from './key-hash.js';
 import { Parts } from './parts.js';
@@ -505,23 +507,6 @@ class ManyItems {
 
 /** Bytes that are looked at in one piece. */
 const PIECE = 64 * 1024;
-
-/** Whether `size` bytes of two inputs are equal. */
-export async function equalBytes(a: Input, aAt: number, b: Input, bAt: number, size: number): Promise<boolean> {
-  const left = new Cursor(a, aAt, aAt + size);
-  const right = new Cursor(b, bAt, bAt + size);
-  for (let done = 0; done < size; ) {
-    const ready = Math.min(await left.fill(), await right.fill());
-    if (ready === 0) return false;
-    const part = ({ bytes, at }: Cursor) => bytes.subarray(at, at + ready);
-    if (Buffer.compare(part(left), part(right)) !== 0) return false;
-    left.at += ready;
-    right.at += ready;
-    done += ready;
-    await pause();
-  }
-  return true;
-}
 
 /** Items so large that there cannot be many: they are found by hashes of their keys and compared where they stand. */
 class WideItems {

@@ -1,10 +1,10 @@
 /** The attributes of a map in a maps document, and in the image's message: two spellings of one thing. */
 
 import { flagText, parseFlags } from '../image/display.js';
-import type { Json, JsonObject } from '../image/message.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { COMPACT, print } from '../json/print.js';
 import { type MapTypes, mapFlagNames, parseMapFlags } from '../maptype.js';
+import type { Json, JsonObject } from '../value.js';
 import type { DumpMap, MapFile } from './model.js';
 
 /** A member of a maps document that does not fit; `member` is its pointer within the map or file. */

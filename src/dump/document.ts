@@ -1,5 +1,5 @@
 /** A dump as one maps document: JSON, or ndjson for many items. */
-import type { JsonObject } from '../image/message.js';
+
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { type BtfObject, leftOut, writeBase64, writeBtf } from '../json/decode.js';
@@ -15,6 +15,7 @@ import {
 } from '../json/items.js';
 import { COMPACT, PRETTY, print, type Style } from '../json/print.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
+import type { JsonObject } from '../value.js';
 import { mapMembers } from './attributes.js';
 import { factMembers } from './facts.js';
 import { itemForms } from './items.js';

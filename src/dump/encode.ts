@@ -1,6 +1,5 @@
 /** A maps document back into a dump: read map by map, each passed on to the dump that takes it. */
 import { BpfimgError } from '../errors.js';
-import type { Json, JsonObject } from '../image/message.js';
 import type { Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
@@ -19,6 +18,7 @@ import { mapIdForm } from '../json/map-id.js';
 import { JsonReader, type Origin } from '../json/reader.js';
 import type { DocumentTypes } from '../json/types.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
+import type { Json, JsonObject } from '../value.js';
 import type { MapHeader } from './maps-document.js';
 import { type Body, type MapToWrite, openTarget, type Target } from './target.js';
 

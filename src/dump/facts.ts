@@ -1,8 +1,8 @@
 /** Facts about a map that only bpfmap-meta.img has room for: as members of its message, and back. */
 
-import type { Json, JsonObject } from '../image/message.js';
 import type { BpfmapMetaEntry, BpfmapProgram, BpfmapReference } from '../image/schema.gen.js';
 import type { MapFacts, ProgramFacts, Reference } from '../maptype.js';
+import type { Json, JsonObject } from '../value.js';
 
 /** Members with a value. */
 function present(members: Readonly<Record<string, Json | undefined>>): JsonObject {

@@ -1,12 +1,12 @@
 /** The items of a dump's map one by one, for programs: bytes, or the JSON that documents have. */
 import { hex, isZero, roundUp8, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import type { Json } from '../image/message.js';
 import type { Cursor } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { fitting, ItemCursors, type ItemForms, type ItemShape, rawForm, type Shown } from '../json/items.js';
 import { mapIdForm } from '../json/map-id.js';
 import type { MapTypes } from '../maptype.js';
+import type { Json } from '../value.js';
 import { type Dump, type DumpMap, dataShape } from './model.js';
 import type { TypeFinder } from './types.js';
 

@@ -1,6 +1,7 @@
 /** What `decode` prints of a dump, as types; docs/schema/maps.schema.json checks it where it enters. */
-import type { Json, JsonObject } from '../image/message.js';
+
 import type { FownEntry } from '../image/schema.gen.js';
+import type { Json, JsonObject } from '../value.js';
 
 /** A whole document. */
 export type MapsDocument = {

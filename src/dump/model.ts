@@ -5,8 +5,10 @@
  * A process holds fds; an fd leads to an open file; an open file is of a map; a map has data. Two open
  * files of one map are one map here, although CRIU writes its data once for each of them.
  */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import { roundUp8 } from '../bytes.js';
 import { BpfimgError, ioError } from '../errors.js';
 import {
   BPFMAP_BTF,
@@ -20,7 +22,6 @@ import {
   type Kind,
   PSTREE,
 } from '../image/kinds.js';
-import type { JsonObject } from '../image/message.js';
 import { type Entry, ImageReader } from '../image/reader.js';
 import type {
   BpfmapBtfEntry,
@@ -33,8 +34,10 @@ import type {
 import { Cursor, type Input, openFile } from '../io/input.js';
 import { atOneTime } from '../io/journal.js';
 import { pause } from '../io/pause.js';
+import { equalBytes } from '../io/stream.js';
 import { type ItemShape, itemShape } from '../json/items.js';
 import type { MapType, MapTypes } from '../maptype.js';
+import type { JsonObject } from '../value.js';
 import { readTable, type TableLine } from './plugin-table.js';
 
 /** A descriptor that leads to an open file. */
@@ -602,7 +605,7 @@ export function dataShape(data: MapData, file: BpfmapFileEntry | undefined, type
   const type: MapType = types.get(file.map_type);
   const oddKey = shape.keySize !== file.key_size;
   if (!type.perCpu) return { shape, oddKey, oddValue: shape.valueSize !== file.value_size };
-  const stride = Math.ceil(file.value_size / 8) * 8;
+  const stride = roundUp8(file.value_size);
   if (stride === 0 || shape.valueSize === 0 || shape.valueSize % stride !== 0) return { shape, oddKey, oddValue: true };
   return { shape: { ...shape, perCpu: file.value_size }, oddKey, oddValue: false };
 }
@@ -610,23 +613,5 @@ export function dataShape(data: MapData, file: BpfmapFileEntry | undefined, type
 /** Whether two data entries hold the same bytes. */
 export async function sameData(input: Input, a: MapData, b: MapData): Promise<boolean> {
   if (a.count !== b.count || a.keysBytes !== b.keysBytes || a.valuesBytes !== b.valuesBytes) return false;
-  const size = a.entry.extraSize;
-  const [left, right] = [a, b].map(({ entry }) => new Cursor(input, entry.extraAt, entry.extraAt + size)) as [
-    Cursor,
-    Cursor,
-  ];
-  for (let done = 0; done < size; ) {
-    const ready = Math.min(await left.fill(), await right.fill());
-    if (ready === 0) return false;
-    const differs = Buffer.compare(
-      left.bytes.subarray(left.at, left.at + ready),
-      right.bytes.subarray(right.at, right.at + ready),
-    );
-    if (differs !== 0) return false;
-    left.at += ready;
-    right.at += ready;
-    done += ready;
-    await pause();
-  }
-  return true;
+  return equalBytes(input, a.entry.extraAt, input, b.entry.extraAt, a.entry.extraSize);
 }

@@ -1,27 +1,18 @@
 /** Copies images with some of their entries changed; what does not change keeps its bytes. */
 import type { Kind } from '../image/kinds.js';
-import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeMessage } from '../image/writer.js';
-import { Cursor, type Input } from '../io/input.js';
+import type { Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
+import { copyInput } from '../io/stream.js';
+import type { JsonObject } from '../value.js';
 
 /** An entry as it will be. */
 export interface NewEntry {
   readonly message: JsonObject;
   /** Writes what follows the message; what follows it now stays when absent. */
   readonly extra?: ((out: Output) => Promise<void>) | undefined;
-}
-
-/** Copies `size` bytes of `input`, from `from` on. */
-export async function copyInput(input: Input, from: number, size: number, out: Output): Promise<void> {
-  const cursor = new Cursor(input, from, from + size);
-  while ((await cursor.fill()) > 0) {
-    out.write(cursor.bytes.subarray(cursor.at, cursor.end));
-    cursor.at = cursor.end;
-    await out.turn();
-  }
 }
 
 /** Writes an entry of an image of `kind`, its text one character a byte. */

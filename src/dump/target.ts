@@ -4,7 +4,6 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, ioError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
-import type { JsonObject } from '../image/message.js';
 import type { BpfmapFileEntry, BpfmapMetaEntry } from '../image/schema.gen.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
 import { writeHead } from '../image/writer.js';
@@ -13,7 +12,9 @@ import type { Input } from '../io/input.js';
 import { finishChange } from '../io/journal.js';
 import type { Output } from '../io/output.js';
 import { Spool } from '../io/spool.js';
+import { copyInput } from '../io/stream.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
+import type { JsonObject } from '../value.js';
 import { AttributeError, equal, fileMessage, mapText } from './attributes.js';
 import { factMembers } from './facts.js';
 import type { DocumentFile, MapHeader } from './maps-document.js';
@@ -30,7 +31,7 @@ import {
   type PluginDump,
 } from './model.js';
 import { type TableLine, tableText } from './plugin-table.js';
-import { copyInput, type NewEntry, rewriteImage, writeEntry } from './rewrite.js';
+import { type NewEntry, rewriteImage, writeEntry } from './rewrite.js';
 
 /** One data entry of the document: its message, and where its keys and values wait. */
 export interface Body {

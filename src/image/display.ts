@@ -4,7 +4,9 @@
  *
  * Tables and rules follow what Python crit prints; names and values are the kernel's.
  */
-import { type Field, fieldsOf, type Json, type JsonObject } from './message.js';
+import { ipv6Text } from '../bytes.js';
+import type { Json, JsonObject } from '../value.js';
+import { type Field, fieldsOf } from './message.js';
 
 type Names = readonly (readonly [name: string, bits: number])[];
 
@@ -163,20 +165,6 @@ function addressText(words: Json[]): string | undefined {
   if (words.length !== 1 && words.length !== 4) return undefined;
   for (const [i, word] of words.entries()) bytes.writeUInt32LE(Number(word), i * 4);
   return words.length === 1 ? bytes.join('.') : ipv6Text(bytes);
-}
-
-/** IPv6 text with the longest run of zero groups shortened, the first of equal runs. */
-function ipv6Text(bytes: Buffer): string {
-  const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(i * 2));
-  let best = { start: 0, length: 1 };
-  for (let start = 0; start < 8; start++) {
-    let length = 0;
-    while (groups[start + length] === 0) length++;
-    if (length > best.length) best = { start, length };
-  }
-  const text = (part: number[]) => part.map((group) => group.toString(16)).join(':');
-  if (best.length < 2) return text(groups);
-  return `${text(groups.slice(0, best.start))}::${text(groups.slice(best.start + best.length))}`;
 }
 
 function addressWords(text: string): number[] | undefined {

@@ -4,7 +4,7 @@
  * Numbers and names are CRIU's (its magic.h); BPFMAP_META and BPFMAP_BTF are ours, which CRIU does not know: on disk
  * their magics read `bpfm` and `bpfb`. The last ones are file lists of CRIU before 3.0 had files.img.
  */
-import type { JsonObject } from './message.js';
+import type { JsonObject } from '../value.js';
 import { type KindMessages, kinds, otherKinds } from './schema.gen.js';
 
 /** First word of most images since format v1.1; inventory.img and v1.0 images start with the kind's own. */

@@ -1,13 +1,6 @@
 /** What a message is made of: the tables made from images/*.proto, and the JSON values they describe. */
 import { enums, messages } from './schema.gen.js';
 
-/** Anything JSON can say; integers beyond 2^53-1 are bigint here. */
-export type Json = null | boolean | number | bigint | string | Json[] | JsonObject;
-/** A JSON object. */
-export interface JsonObject {
-  [name: string]: Json;
-}
-
 /** How crit displays a field, from the `(criu)` options of the .proto files. */
 export interface Shown {
   readonly hex?: boolean;

@@ -5,6 +5,7 @@
  */
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
+import type { JsonObject } from '../value.js';
 import {
   critDecodes,
   foreignKind,
@@ -15,7 +16,6 @@ import {
   kindNames,
   kindOfMagic,
 } from './kinds.js';
-import type { JsonObject } from './message.js';
 import { decodeMessage, type Text, WireError } from './wire.js';
 
 /** Largest message accepted. CRIU's are some hundred bytes; the limit keeps a lying size from filling memory. */

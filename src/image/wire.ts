@@ -8,8 +8,9 @@
  */
 import { base64Lines, hex, pathBytes, pathText, unbase64, unhex } from '../bytes.js';
 import { pointerPart } from '../errors.js';
+import type { Json, JsonObject } from '../value.js';
 import { parseShown, quotedPrintable, unquotePrintable } from './display.js';
-import { enumOf, type Field, fieldsOf, type Json, type JsonObject } from './message.js';
+import { enumOf, type Field, fieldsOf } from './message.js';
 
 /** Broken protobuf: what is wrong, at which byte of the message, in which field. */
 export class WireError extends Error {

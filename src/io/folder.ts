@@ -1,12 +1,13 @@
 /** Folders whose files belong together, such as the images of a dump: they change together, or not at all. */
+
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, ioError } from '../errors.js';
 import { type Input, openFile } from './input.js';
 import { finishChangeIn, makeChange, PLAN, planText, state } from './journal.js';
 import { FileOutput } from './output.js';
-import { pause } from './pause.js';
 import { type Folder, folderAt, type Place, placeOf } from './place.js';
+import { equalBytes } from './stream.js';
 import { removeLeft, temporaryName } from './temporary.js';
 import { finished, unfinished } from './unfinished.js';
 
@@ -149,9 +150,6 @@ export class FolderOutput {
   }
 }
 
-/** Bytes of either file that are compared at once. */
-const STEP = 1024 * 1024;
-
 function checkFile(stat: fs.Stats | undefined, name: string): void {
   if (stat?.isDirectory()) throw new BpfimgError('io', `${name}: it is a folder, expected a file to replace`);
 }
@@ -165,14 +163,8 @@ async function isSame(file: string, place: string, name: string): Promise<boolea
   const open: Input[] = [];
   try {
     for (const one of [file, place]) open.push(openFile(one));
-    const [a, b] = [Buffer.alloc(STEP), Buffer.alloc(STEP)];
-    for (let at = 0; at < stat.size; ) {
-      const [got, other] = open.map((input, i) => input.read([a, b][i] as Buffer, at) as number) as [number, number];
-      if (got === 0 || got !== other || a.compare(b, 0, got, 0, got) !== 0) return false;
-      at += got;
-      await pause();
-    }
-    return true;
+    const [a, b] = open as [Input, Input];
+    return await equalBytes(a, 0, b, 0, stat.size);
   } finally {
     for (const input of open) input.close();
   }

@@ -3,7 +3,7 @@
  *
  * They are a large module that only `encode` needs, so it is loaded with the first check.
  */
-import type { Json, JsonObject } from '../image/message.js';
+import type { Json, JsonObject } from '../value.js';
 
 interface SchemaError {
   readonly instancePath: string;

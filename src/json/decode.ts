@@ -4,12 +4,12 @@ import { BASE64_LINE, BASE64_LINE_TEXT, base64Lines, putBase64Lines } from '../b
 import { BpfimgError } from '../errors.js';
 import { prettyMessage } from '../image/display.js';
 import { BPFMAP_DATA, type Kind } from '../image/kinds.js';
-import type { JsonObject } from '../image/message.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
 import type { BpfmapDataEntry } from '../image/schema.gen.js';
 import type { Cursor, Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
+import type { JsonObject } from '../value.js';
 import {
   type DataEntry,
   ITEM_COMPACT,

@@ -5,15 +5,18 @@
  * Items and blobs stream. Where the text has things in another order than the image needs (after
  * `jq -S`, say), they are put aside in a temporary file.
  */
+
 import { BpfimgError } from '../errors.js';
 import { BPFMAP_DATA, HEAD_COMMON, HEAD_SERVICE, type Head, type Kind, kindNames, kindOfName } from '../image/kinds.js';
-import { fieldsOf, type Json, type JsonObject } from '../image/message.js';
+import { fieldsOf } from '../image/message.js';
 import { encodeMessage, ValueError } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
-import { Cursor, type Input } from '../io/input.js';
+import { type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
+import { copyInput } from '../io/stream.js';
+import type { Json, JsonObject } from '../value.js';
 import { check } from './check.js';
 import { type ExpectedItems, FormError, type ItemForms, ItemReader, type ReadItems } from './items.js';
 import { JsonReader, type Origin } from './reader.js';
@@ -248,7 +251,7 @@ async function encodeEntry(
     const message = await encodeHeader(reader, kind, header, start);
     if (kind.extra) expectExtra(reader, kind, header, blob?.length ?? 0, start);
     writeMessage(out, message);
-    if (blob) await copySpool(blob, out);
+    if (blob) await copyInput(blob.input(), 0, blob.length, out);
   } finally {
     items?.close();
     aside?.spool.close();
@@ -412,15 +415,5 @@ export function itemTotals(items: ReadItems, bad: (message: string) => Error): J
 /** Writes a data entry: message, keys, values. */
 export async function writeItemsEntry(message: Uint8Array, items: ReadItems, out: Output): Promise<void> {
   writeMessage(out, message);
-  await copySpool(items.keys, out);
-  await copySpool(items.values, out);
-}
-
-async function copySpool(spool: Spool, out: Output): Promise<void> {
-  const cursor = new Cursor(spool.input());
-  while ((await cursor.fill()) > 0) {
-    out.write(cursor.bytes.subarray(cursor.at, cursor.end));
-    cursor.at = cursor.end;
-    await out.turn();
-  }
+  for (const part of [items.keys, items.values]) await copyInput(part.input(), 0, part.length, out);
 }

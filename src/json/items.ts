@@ -7,13 +7,13 @@
 
 import { hex, isZero, putHex, roundUp8, takeHex, unhex, viewOf } from '../bytes.js';
 import type { BpfimgError } from '../errors.js';
-import type { Json, JsonObject } from '../image/message.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
 import type { BpfmapDataEntry } from '../image/schema.gen.js';
 import { Cursor, type Input, WINDOW } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
+import type { Json, JsonObject } from '../value.js';
 import { PRETTY, print } from './print.js';
 import { isBlank, type JsonReader } from './reader.js';
 

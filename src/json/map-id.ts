@@ -1,5 +1,5 @@
 /** Values of maps of maps: the id of an inner map. */
-import type { Json } from '../image/message.js';
+import type { Json } from '../value.js';
 import { type Form, FormError, rawBytes } from './items.js';
 
 const SIZE = 4;

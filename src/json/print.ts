@@ -1,5 +1,5 @@
 /** JSON values as text, in the spellings that bpfimg writes. */
-import type { Json } from '../image/message.js';
+import type { Json } from '../value.js';
 
 /** Spelling of JSON: what stands between things. */
 export interface Style {

@@ -7,10 +7,10 @@
 import * as fs from 'node:fs';
 import { Base64Decoder, takeHex, viewOf } from '../bytes.js';
 import { BpfimgError, pointerPart } from '../errors.js';
-import type { Json, JsonObject } from '../image/message.js';
 import { Cursor, type Input, openInput } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
+import type { Json, JsonObject } from '../value.js';
 
 /**
  * What one value that is built in memory may be: its text; the strings in it; the values in it, of which a list or

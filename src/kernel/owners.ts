@@ -3,14 +3,14 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathBytes, pathText } from '../bytes.js';
 import { errnoOf } from '../errors.js';
-import { mountPoint, processes } from './proc.js';
+import { mountPoint, PROC, processes } from './proc.js';
 import type { Sys } from './sys.js';
 
 /** Numbers of the namespaces that are there from boot on (PROC_PID_INIT_INO, PROC_CGROUP_INIT_INO). */
 const OWN = { pid: 0xeffffffc, cgroup: 0xeffffffb } as const;
 
 /** Whether all tasks, or all cgroups, of the machine are in our sight: none is hidden by a namespace. */
-export function seesAll(what: keyof typeof OWN, proc = '/proc'): boolean {
+export function seesAll(what: keyof typeof OWN, proc = PROC): boolean {
   try {
     return fs.readlinkSync(`${proc}/self/ns/${what}`) === `${what}:[${OWN[what]}]`;
   } catch {
@@ -49,7 +49,7 @@ export class Cgroups {
   /** Where they are mounted, as {@link pathText} writes it; undefined where they are not. */
   readonly mount: string | undefined;
 
-  constructor(proc = '/proc') {
+  constructor(proc = PROC) {
     let text = '';
     try {
       text = fs.readFileSync(`${proc}/self/mounts`, 'latin1');

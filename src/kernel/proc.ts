@@ -10,6 +10,9 @@ import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { BPF_FS_MAGIC, MAP_LINK, type MapShape } from './abi.js';
 
+/** Where procfs is; tests have their own. */
+export const PROC = '/proc';
+
 /** What a file descriptor of a map is good for: reading and writing, only reading, only writing. */
 export type Access = 'rw' | 'ro' | 'wo';
 
@@ -120,18 +123,18 @@ function isForbidden(errno: string): boolean {
 }
 
 /** fdinfo of file descriptor `fd` of a process; undefined when it is no map, is gone, or may not be read. */
-export function mapFdinfo(pid: number | 'self', fd: number, proc = '/proc'): MapFdinfo | undefined {
+export function mapFdinfo(pid: number | 'self', fd: number, proc = PROC): MapFdinfo | undefined {
   const text = attempt(() => readSmall(`${proc}/${pid}/fdinfo/${fd}`));
   return text === undefined ? undefined : parseMapFdinfo(text);
 }
 
 /** What readlink shows for our own `fd`. */
-export function fdLink(fd: number, proc = '/proc'): string | undefined {
+export function fdLink(fd: number, proc = PROC): string | undefined {
   return attempt(() => fs.readlinkSync(`${proc}/self/fd/${fd}`));
 }
 
 /** Name of a process, as it calls itself; at most 15 bytes, and any bytes at all. */
-export function commandOf(pid: number, proc = '/proc'): string {
+export function commandOf(pid: number, proc = PROC): string {
   return attempt(() => fs.readFileSync(`${proc}/${pid}/comm`, 'utf8').replace(/\n$/, '')) ?? '';
 }
 
@@ -149,7 +152,7 @@ export interface Scan {
 }
 
 /** Ids of all processes. */
-export function processes(proc = '/proc'): number[] {
+export function processes(proc = PROC): number[] {
   return fs
     .readdirSync(proc)
     .filter((name) => /^[1-9]\d*$/.test(name))
@@ -157,19 +160,19 @@ export function processes(proc = '/proc'): number[] {
 }
 
 /** The process that traces `pid`; 0 for none, undefined when it is gone. */
-export function tracerOf(pid: number, proc = '/proc'): number | undefined {
+export function tracerOf(pid: number, proc = PROC): number | undefined {
   const text = attempt(() => readSmall(`${proc}/${pid}/status`));
   const tracer = /^TracerPid:\s*(\d+)/m.exec(text ?? '')?.[1];
   return tracer === undefined ? undefined : Number(tracer);
 }
 
 /** What this boot of the kernel is called: ids of maps are those of one boot. Undefined where it cannot be read. */
-export function bootId(proc = '/proc'): string | undefined {
+export function bootId(proc = PROC): string | undefined {
   return attempt(() => readSmall(`${proc}/sys/kernel/random/boot_id`).trim());
 }
 
 /** The open maps of one process: `gone`, `hidden` (no permission), or each in ascending file descriptor. */
-export function mapsOfProcess(pid: number, proc = '/proc'): OpenMap[] | 'gone' | 'hidden' {
+export function mapsOfProcess(pid: number, proc = PROC): OpenMap[] | 'gone' | 'hidden' {
   const folder = `${proc}/${pid}/fd`;
   const fds = orErrno(() => fs.readdirSync(folder));
   if (typeof fds === 'string') return isForbidden(fds) ? 'hidden' : 'gone';
@@ -191,7 +194,7 @@ export function mapsOfProcess(pid: number, proc = '/proc'): OpenMap[] | 'gone' |
 }
 
 /** The open maps of all processes that we may look at, in ascending process id. */
-export function openMaps(proc = '/proc'): Scan {
+export function openMaps(proc = PROC): Scan {
   const open: OpenMap[] = [];
   let hidden = 0;
   for (const pid of processes(proc).sort((a, b) => a - b)) {
@@ -226,7 +229,7 @@ export interface AnonymousFile {
 }
 
 /** The anonymous files of a process in ascending file descriptor: `gone`, or `hidden` (no permission). */
-export function anonymousFiles(pid: number, proc = '/proc'): AnonymousFile[] | 'gone' | 'hidden' {
+export function anonymousFiles(pid: number, proc = PROC): AnonymousFile[] | 'gone' | 'hidden' {
   const folder = `${proc}/${pid}/fd`;
   const fds = orErrno(() => fs.readdirSync(folder));
   if (typeof fds === 'string') return isForbidden(fds) ? 'hidden' : 'gone';
@@ -254,7 +257,7 @@ export interface AnonymousMapping {
 }
 
 /** The anonymous files that a process has mapped, by address: `gone`, or `hidden` (no permission). */
-export function anonymousMappings(pid: number, proc = '/proc'): AnonymousMapping[] | 'gone' | 'hidden' {
+export function anonymousMappings(pid: number, proc = PROC): AnonymousMapping[] | 'gone' | 'hidden' {
   const lines = orErrno(() => fs.readFileSync(`${proc}/${pid}/maps`, 'latin1').split('\n'));
   if (typeof lines === 'string') return isForbidden(lines) ? 'hidden' : 'gone';
   return lines.flatMap((line): AnonymousMapping[] => {
@@ -272,7 +275,7 @@ export function anonymousMappings(pid: number, proc = '/proc'): AnonymousMapping
  * The children of a process, of all its tasks, in ascending process id; `gone` when it is.
  * @throws BpfimgError `unsupported` when the kernel does not tell (CONFIG_PROC_CHILDREN)
  */
-export function childrenOf(pid: number, proc = '/proc'): number[] | 'gone' {
+export function childrenOf(pid: number, proc = PROC): number[] | 'gone' {
   const folder = `${proc}/${pid}/task`;
   const children: number[] = [];
   for (const task of attempt(() => fs.readdirSync(folder)) ?? []) {
@@ -287,7 +290,7 @@ export function childrenOf(pid: number, proc = '/proc'): number[] | 'gone' {
 }
 
 /** A process and all below it, those that are nearer first. */
-export function treeOf(root: number, proc = '/proc'): number[] {
+export function treeOf(root: number, proc = PROC): number[] {
   const tree = new Set([root]);
   // It grows while it is gone over.
   for (const pid of tree) {
@@ -301,7 +304,7 @@ export function treeOf(root: number, proc = '/proc'): number[] {
 // Network interfaces
 
 /** The network namespace of a process; undefined when it is gone or may not be looked at. */
-export function networkOf(pid: number | 'self', proc = '/proc'): string | undefined {
+export function networkOf(pid: number | 'self', proc = PROC): string | undefined {
   return attempt(() => fs.readlinkSync(`${proc}/${pid}/ns/net`));
 }
 
@@ -311,7 +314,7 @@ export function networkOf(pid: number | 'self', proc = '/proc'): string | undefi
  * The indexes are IPv6's, for procfs follows the process into its namespace. Sysfs shows that of whoever
  * mounted it, so it is asked only for interfaces without IPv6, and only where it shows the same ones.
  */
-export function interfacesOf(pid: number | 'self', proc = '/proc', sys = '/sys/class/net'): [number, string][] {
+export function interfacesOf(pid: number | 'self', proc = PROC, sys = '/sys/class/net'): [number, string][] {
   const text = attempt(() => fs.readFileSync(`${proc}/${pid}/net/dev`, 'latin1')) ?? '';
   const names = [...text.matchAll(/^ *([^\s:|]+):/gm)].map(([, name = '']) => name);
   const numberIn = (folder: string, name: string, file: string, pattern: RegExp) => {
@@ -337,7 +340,7 @@ export function interfacesOf(pid: number | 'self', proc = '/proc', sys = '/sys/c
 // BPF file systems
 
 /** Mount points of BPF file systems that this process sees, each file system once, as {@link pathText} writes them. */
-export function bpffsMounts(proc = '/proc'): string[] {
+export function bpffsMounts(proc = PROC): string[] {
   const mounts = new Map<string, string>();
   for (const { what, point } of bpffsMountsOf('self', proc)) if (!mounts.has(what)) mounts.set(what, point);
   return [...mounts.values()];
@@ -358,7 +361,7 @@ export function mountPoint(point: string): Buffer {
 }
 
 /** All mounts of BPF file systems that process `pid` sees. */
-export function bpffsMountsOf(pid: number | 'self', proc = '/proc'): BpffsMount[] {
+export function bpffsMountsOf(pid: number | 'self', proc = PROC): BpffsMount[] {
   const text = attempt(() => fs.readFileSync(`${proc}/${pid}/mountinfo`, 'latin1')) ?? '';
   return text.split('\n').flatMap((line) => {
     // id, parent, device, root, mount point, options, optional fields, -, type, …
@@ -370,7 +373,7 @@ export function bpffsMountsOf(pid: number | 'self', proc = '/proc'): BpffsMount[
 }
 
 /** The mount namespace of a process; undefined when it is gone or may not be looked at. */
-export function mountNamespaceOf(pid: number | 'self', proc = '/proc'): string | undefined {
+export function mountNamespaceOf(pid: number | 'self', proc = PROC): string | undefined {
   return attempt(() => fs.readlinkSync(`${proc}/${pid}/ns/mnt`));
 }
 
@@ -380,7 +383,7 @@ export function isBpffs(file: string | Buffer): boolean | undefined {
 }
 
 /** Where a BPF file system is, or how to get one. */
-export function bpffsHint(proc = '/proc'): string {
+export function bpffsHint(proc = PROC): string {
   const [first] = bpffsMounts(proc);
   return first === undefined ? 'mount one with: mount -t bpf bpf /sys/fs/bpf' : `one is mounted at ${first}`;
 }
@@ -391,7 +394,7 @@ export function givenPath(text: string): Buffer {
 }
 
 /** All files below the BPF file systems, as bytes: their names need not be text. Links are not followed. */
-export function* pinFiles(proc = '/proc'): Generator<Buffer> {
+export function* pinFiles(proc = PROC): Generator<Buffer> {
   const folders = bpffsMounts(proc).map(pathBytes);
   for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
     const here = folder;

@@ -11,7 +11,7 @@ import { readdirSync } from 'node:fs';
 import { endianness, constants as os } from 'node:os';
 import { BpfimgError } from '../errors.js';
 import { COMMAND, type Command, type Layout, SYSCALL } from './abi.js';
-import { possibleCpus } from './proc.js';
+import { PROC, possibleCpus } from './proc.js';
 import type { KnownTypes } from './rules.js';
 
 /**
@@ -245,7 +245,7 @@ function threads(): number[] {
 }
 
 class KernelSys implements Sys {
-  readonly proc = '/proc';
+  readonly proc = PROC;
   readonly types: KnownTypes;
   #cpus: number | undefined;
   #pageSize: number | undefined;

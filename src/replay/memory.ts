@@ -2,9 +2,11 @@
  * What a map will cost, and what the machine has. A create that does not fit does not fail: the kernel takes
  * the memory, and then ends other processes to get some.
  */
+
 import * as fs from 'node:fs';
 import { roundUp8 } from '../bytes.js';
 import { MAP_FLAG, type MapShape } from '../kernel/abi.js';
+import { PROC } from '../kernel/proc.js';
 import type { MapType } from '../maptype.js';
 
 /** Bytes of an element of a hash table beside its key and value (struct htab_elem, its place in lists). */
@@ -71,7 +73,7 @@ function reclaimable(folder: string): number {
 }
 
 /** The least of what the machine and the memory cgroups of this process have left. */
-export function memoryAvailable(proc = '/proc', cgroups = '/sys/fs/cgroup'): Available {
+export function memoryAvailable(proc = PROC, cgroups = '/sys/fs/cgroup'): Available {
   let least: Available = { bytes: Infinity, limit: 'unknown' };
   const offer = (bytes: number, limit: string) => {
     if (bytes < least.bytes) least = { bytes, limit };

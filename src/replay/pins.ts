@@ -4,7 +4,7 @@ import * as path from 'node:path';
 import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { finished, unfinished } from '../io/unfinished.js';
-import { bpffsHint, givenPath, isBpffs } from '../kernel/proc.js';
+import { bpffsHint, givenPath, isBpffs, PROC } from '../kernel/proc.js';
 
 /** Longest name of a pin, in bytes (NAME_MAX). */
 const NAME_MAX = 255;
@@ -66,7 +66,7 @@ const LISTED = 5;
  * @param given the folder's path, or what {@link pathText} writes for it
  * @param rename a map whose name is taken there gets another, with its id in it
  */
-export function planPins(given: string, maps: readonly Pinned[], rename = false, proc = '/proc'): PinPlan {
+export function planPins(given: string, maps: readonly Pinned[], rename = false, proc = PROC): PinPlan {
   const folder = pathText(givenPath(given));
   const join = (name: string) => path.join(folder, name);
   const place = placeProblem(folder, proc);
@@ -124,7 +124,7 @@ export class PinFolder {
    * Opens a folder for the pins of `maps`, or makes a new one.
    * @throws BpfimgError when they cannot be made there
    */
-  static open(folder: string, maps: readonly Pinned[], rename = false, proc = '/proc'): PinFolder {
+  static open(folder: string, maps: readonly Pinned[], rename = false, proc = PROC): PinFolder {
     const { paths, problem } = planPins(folder, maps, rename, proc);
     if (problem !== undefined) throw problem;
     const pins = new PinFolder(folder, paths, rename);

@@ -6,11 +6,11 @@ import * as path from 'node:path';
 import { type Dump, FINISHED, isCriu, unfinishedDump } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { FDINFO, HEAD_COMMON, IDS, INVENTORY, type Kind, magicOf, PSTREE } from '../image/kinds.js';
-import type { JsonObject } from '../image/message.js';
 import { ImageReader, MAX_MESSAGE } from '../image/reader.js';
 import { varintFields, WireError } from '../image/wire.js';
 import { Cursor, type Input, openFile } from '../io/input.js';
 import { pause } from '../io/pause.js';
+import type { JsonObject } from '../value.js';
 
 /** What is wrong with an image that CRIU needs. */
 export interface ImageProblem {

@@ -1,6 +1,6 @@
 /** Says what is wrong or doubtful in a dump, each thing with a code that a script can match. */
 
-import { hex } from '../bytes.js';
+import { hex, roundUp8 } from '../bytes.js';
 import { duplicateKeys } from '../dump/keys.js';
 import {
   type Dump,
@@ -15,13 +15,13 @@ import {
 } from '../dump/model.js';
 import type { TypeOptions } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
-import type { JsonObject } from '../image/message.js';
 import { ImageReader } from '../image/reader.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { isBare, isKept, type MapTypes } from '../maptype.js';
+import type { JsonObject } from '../value.js';
 import { imageProblems } from './processes.js';
 
 /** Codes of findings: `error` means that a restore fails or restores something else. */
@@ -360,7 +360,7 @@ export class Verifier {
     }
     if (count > 0 && (kept === undefined ? oddValue : !isKept(type, kept.key, shape.valueSize, oddValue))) {
       const expected = type.perCpu
-        ? `a multiple of ${Math.ceil(file.value_size / 8) * 8} (value_size ${file.value_size} for each CPU)`
+        ? `a multiple of ${roundUp8(file.value_size)} (value_size ${file.value_size} for each CPU)`
         : kept?.value === 'page'
           ? 'pages'
           : (kept?.value ?? `value_size ${file.value_size}`);

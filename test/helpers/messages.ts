@@ -11,7 +11,8 @@ import fc from 'fast-check';
 import protobuf from 'protobufjs';
 import { pathText } from '../../src/bytes.js';
 import { quotedPrintable } from '../../src/image/display.js';
-import { enumOf, type Field, fieldsOf, type Json, type JsonObject } from '../../src/image/message.js';
+import { enumOf, type Field, fieldsOf } from '../../src/image/message.js';
+import type { Json, JsonObject } from '../../src/value.js';
 
 export type Value = number | bigint | boolean | string | Uint8Array | Model | Value[];
 export interface Model {

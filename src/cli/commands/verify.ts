@@ -1,11 +1,11 @@
 import { openDump } from '../../dump/model.js';
 import { openImageSource } from '../../dump/source.js';
 import { EXIT } from '../../errors.js';
-import type { JsonObject } from '../../image/message.js';
 import { type Input, openInput } from '../../io/input.js';
 import { COMPACT, print } from '../../json/print.js';
 import type { MapTypes } from '../../maptype.js';
 import { colours, nameText, plural } from '../../render.js';
+import type { JsonObject } from '../../value.js';
 import { Verifier } from '../../verify/verify.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
