@@ -112,12 +112,12 @@ export const mapInMap: Plugin = {
       const none =
         work.needed.length === 0 ? 'it was empty when it was captured' : 'none of its inner maps is in the dump';
       const why = `${none}, so what its inner maps must be is not known`;
-      throw new BpfimgError('unsupported', `${work.subject}: ${why}`);
+      throw new BpfimgError('unsupported', why, { subject: work.subject });
     }
     const wanted = wantedOf(template, inner);
     const kind = sys.types.row((wanted ?? given)?.type ?? 0);
     if (kind?.create?.within === 'never')
-      throw new BpfimgError('unsupported', `${work.subject}: ${neverInner(kind.name)}`);
+      throw new BpfimgError('unsupported', neverInner(kind.name), { subject: work.subject });
     // An inner map of this very map will do where the image does not say.
     if (wanted === undefined || (given !== undefined && fits(given, wanted))) {
       return BpfMap.create(sys, { ...spec, inner: given as BpfMap });

@@ -195,7 +195,9 @@ export const references: Plugin = {
     if (spec.maxEntries > most) {
       const what = `${type.name} map${spec.name ? ` (${spec.name})` : ''}`;
       const why = 'the kernel takes long to clear them, and leaks a map that is looked at meanwhile';
-      throw new BpfimgError('unsupported', `${what}: ${spec.maxEntries} slots, expected at most ${most}: ${why}`);
+      throw new BpfimgError('unsupported', `${spec.maxEntries} slots, expected at most ${most}: ${why}`, {
+        subject: what,
+      });
     }
     return spec;
   },
@@ -535,6 +537,9 @@ class Refill {
     const got = value && numbersIn(viewOf(value), 0, value.length, this.layout).program;
     if (got === id) return;
     const what = got === undefined ? 'no program' : `program ${got}`;
-    throw new BpfimgError('io', `${this.work.subject}, item ${hex(key)}: read back, it has ${what}, expected ${id}`);
+    throw new BpfimgError('io', `read back, it has ${what}, expected ${id}`, {
+      subject: this.work.subject,
+      part: `item ${hex(key)}`,
+    });
   }
 }

@@ -72,8 +72,8 @@ export class Lacking {
   add(key: Buffer, what: string): void {
     const { unresolved, subject } = this.work;
     if (unresolved === 'fail') {
-      const text = `${subject}, item ${hex(key)}: it refers to ${what}`;
-      throw new BpfimgError('notFound', `${text}; --unresolved skip leaves such items out`);
+      const text = `it refers to ${what}; --unresolved skip leaves such items out`;
+      throw new BpfimgError('notFound', text, { subject, part: `item ${hex(key)}` });
     }
     this.count++;
     this.#doubts.add(`${hex(key)} to ${what}`);

@@ -40,25 +40,111 @@ export function escaped(char: string): string {
   return code > 0xff ? `\\u${code.toString(16).padStart(4, '0')}` : `\\x${code.toString(16).padStart(2, '0')}`;
 }
 
-/** An error that is the user's news: `message` is the whole sentence, on one line whatever names stand in it. */
-export class BpfimgError extends Error {
-  override readonly name = 'BpfimgError';
+/** What is known of an error besides its text; each stands in the text too, as far as people want it. */
+export interface ErrorDetails {
+  /** What it is about, as the message names it: a file, a folder, a map, a process, an option. */
+  readonly subject?: string | undefined;
+  /** An item, page or pin of the subject. */
+  readonly part?: string | undefined;
+  /** A finer name of what is wrong: of a finding of `verify`, or an errno's. */
+  readonly code?: string | undefined;
+  /** JSON pointer to what does not fit, for JSON alone. */
+  readonly pointer?: string | undefined;
+  /** Byte position in the file. */
+  readonly offset?: number | undefined;
+  /** Line of a text file, from 1. */
+  readonly line?: number | undefined;
+  /** Column in that line, from 1. */
+  readonly column?: number | undefined;
+  readonly cause?: unknown;
+}
+
+/**
+ * An error that is the user's news. Its `message` is made of its parts, as far as there are any: `SUBJECT, PART:
+ * POINTER: TEXT`, on one line whatever names stand in it.
+ */
+export class BpfimgError extends Error implements ErrorDetails {
+  override readonly name: string = 'BpfimgError';
+  readonly subject: string | undefined;
+  readonly part: string | undefined;
+  readonly code: string | undefined;
+  readonly pointer: string | undefined;
+  readonly offset: number | undefined;
+  readonly line: number | undefined;
+  readonly column: number | undefined;
+  /** What is wrong: the message without subject, part and pointer. */
+  readonly text: string;
+
   constructor(
     readonly kind: ErrorKind,
-    message: string,
-    options?: ErrorOptions & { code?: string },
+    text: string,
+    details: ErrorDetails = {},
   ) {
-    super(oneLine(message), options);
-    this.code = options?.code;
+    const { subject, part, pointer } = details;
+    const about = [part === undefined ? subject : `${subject}, ${part}`, pointer || undefined, text];
+    const { cause } = details;
+    super(oneLine(about.filter((one) => one !== undefined).join(': ')), cause === undefined ? {} : { cause });
+    this.text = oneLine(text);
+    this.subject = subject;
+    this.part = part;
+    this.code = details.code;
+    this.pointer = pointer;
+    this.offset = details.offset;
+    this.line = details.line;
+    this.column = details.column;
   }
-
-  /** A finer name of what is wrong, where `verify` has one. */
-  readonly code: string | undefined;
 
   /** The exit code a command ends with when this error reaches it. */
   get exitCode(): number {
     return this.kind === 'usage' ? EXIT.usage : EXIT.failed;
   }
+
+  /** The same error, about what the user knows by another name. */
+  about(subject: string): BpfimgError {
+    return new BpfimgError(this.kind, this.text, { ...this, subject, cause: this });
+  }
+
+  /** The message for where `subject` is said already. */
+  textAbout(subject: string): string {
+    if (this.subject !== subject || this.part !== undefined) return this.message;
+    return this.pointer ? `${this.pointer}: ${this.text}` : this.text;
+  }
+}
+
+/** JSON that does not fit: `pointer` leads there from the value at hand, whatever stands around it. */
+export class PointerError extends BpfimgError {
+  declare readonly pointer: string;
+
+  constructor(pointer: string, text: string) {
+    super('badJson', text, { pointer });
+  }
+
+  /** The same seen from further out, where `outer` leads to the value. */
+  within(outer: string): PointerError {
+    return new PointerError(outer + this.pointer, this.text);
+  }
+}
+
+/** An error that came up at `outer`, seen from there; what is no {@link BpfimgError} stays what it is. */
+export function pointed(error: unknown, outer = ''): unknown {
+  if (error instanceof PointerError) return error.within(outer);
+  return error instanceof BpfimgError ? new PointerError(outer, error.message) : error;
+}
+
+/** What `error` says, whatever was thrown. */
+export function errorText(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** The first line of that, for errors of others. */
+export function firstLine(error: unknown): string {
+  return errorText(error).split('\n', 1)[0] as string;
+}
+
+/** `error`, and what has gone wrong after it. */
+export function followed(error: unknown, text: string): BpfimgError {
+  if (!(error instanceof BpfimgError)) return new BpfimgError('io', `${errorText(error)}; ${text}`, { cause: error });
+  return new BpfimgError('io', `${error.text}; ${text}`, { ...error, cause: error });
 }
 
 /** The reader of our output went away (`| head`): no error, but nothing is left to do. */
@@ -107,5 +193,5 @@ export function ioError(name: string, doing: string, error: unknown): Error {
   const code = error.code ?? '';
   const text = ERRNO_TEXT[code] ?? code;
   const kind: ErrorKind = code === 'ENOENT' ? 'notFound' : 'io';
-  return new BpfimgError(kind, `${name}: cannot ${doing}: ${text}`, { cause: error });
+  return new BpfimgError(kind, `cannot ${doing}: ${text}`, { subject: name, cause: error });
 }

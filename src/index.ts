@@ -35,7 +35,6 @@ export { extractTypes, type Wanted as WantedTypes } from './btf/extract.js';
 export { SPECIAL, type SpecialField, type SpecialKind, specialFields } from './btf/special.js';
 export {
   type Sink,
-  TypedValueError,
   type ValueCodec,
   valueCodec,
 } from './btf/values.js';
@@ -100,7 +99,7 @@ export { mapName, mapsNamed, selectMaps, wholeName } from './dump/select.js';
 export { type Opened, openImageSource } from './dump/source.js';
 export { type Definitions, TypeFinder, type TypeOptions, type TypeProblem } from './dump/types.js';
 // Errors
-export { BpfimgError, type ErrorKind, EXIT } from './errors.js';
+export { BpfimgError, type ErrorDetails, type ErrorKind, EXIT, PointerError } from './errors.js';
 // Images, and their JSON
 export { type Head, KINDS, type Kind, type KindRow, kindOfMagic, kindOfName } from './image/kinds.js';
 export type { Field as MessageField, Shown as MessageFieldShown } from './image/message.js';

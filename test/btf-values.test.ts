@@ -3,8 +3,9 @@ import * as fs from 'node:fs';
 import t, { type Test } from 'tap';
 import { Btf, type BtfType, type StructType } from '../src/btf/btf.js';
 import { readBtfFile } from '../src/btf/elf.js';
-import { TypedValueError, type ValueCodec, valueCodec } from '../src/btf/values.js';
+import { type ValueCodec, valueCodec } from '../src/btf/values.js';
 import { viewOf } from '../src/bytes.js';
+import { PointerError } from '../src/errors.js';
 import { MemoryOutput } from '../src/io/output.js';
 import type { Json, JsonObject } from '../src/value.js';
 import { BtfWriter } from './helpers/btf-writer.js';
@@ -194,7 +195,7 @@ t.test('structures, unions, and what $raw is for', async (t) => {
   );
   t.throws(
     () => hex({ g: { x: 1, y: 2 } }),
-    new TypedValueError('/g', 'union u', 'members of a union that share bytes must agree: give only one of x, y'),
+    new PointerError('/g', 'union u: members of a union that share bytes must agree: give only one of x, y'),
   );
 
   // Padding: behind a, at the end; behind the union's member within the union itself.
@@ -311,12 +312,14 @@ t.test('JSON that does not fit says where, which type, and what would', async (t
       encode(codec, value);
       t.fail(JSON.stringify(value));
     } catch (error) {
-      if (!(error instanceof TypedValueError)) throw error;
-      t.match(error, { kind: 'badJson', pointer, typeName, problem }, error.message);
+      if (!(error instanceof PointerError)) throw error;
+      t.match(error, { kind: 'badJson', pointer }, error.message);
+      t.match(error.text.slice(0, typeName.length + 2), `${typeName}: `, error.message);
+      t.match(error.text.slice(typeName.length + 2), problem, error.message);
       t.notMatch(error.message, /\n/);
     }
   }
-  const error = new TypedValueError('/x', 'int', 'is wrong').within(3).within('value');
+  const error = new PointerError('/x', 'int: is wrong').within('/3').within('/value');
   t.equal(error.message, '/value/3/x: int: is wrong', 'callers put their own part before the pointer');
   t.throws(() => decode(codec, Buffer.alloc(63)), RangeError);
 });
@@ -348,7 +351,7 @@ function refused(codec: ValueCodec, value: Json): boolean {
     encode(codec, value);
     return false;
   } catch (error) {
-    if (error instanceof TypedValueError) return true;
+    if (error instanceof PointerError) return true;
     throw error;
   }
 }

@@ -3,9 +3,10 @@ import assert from 'node:assert/strict';
 import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import t from 'tap';
+import { PointerError } from '../src/errors.js';
 import { fieldsOf } from '../src/image/message.js';
 import { messages } from '../src/image/schema.gen.js';
-import { decodeMessage, encodeMessage, ValueError, WireError } from '../src/image/wire.js';
+import { decodeMessage, encodeMessage, WireError } from '../src/image/wire.js';
 import type { Json, JsonObject } from '../src/value.js';
 import { sameBytes } from './helpers/codec.js';
 import { blob, dataMessage, scalar, varint } from './helpers/images.js';
@@ -313,7 +314,7 @@ t.test('JSON that does not fit its message: which member, and what it must be', 
   for (const [message, object, pointer, text] of table) {
     const error = thrown(() => encodeMessage(message, object));
     const what = `${pointer === '' ? 'the entry' : pointer} ${text}`;
-    if (error instanceof ValueError) t.match({ at: error.pointer, text: error.message }, { at: pointer, text }, what);
+    if (error instanceof PointerError) t.match({ at: error.pointer, text: error.text }, { at: pointer, text }, what);
     else t.fail(what, { error });
   }
   t.match(

@@ -108,7 +108,7 @@ export class Arena implements Disposable {
     const got = sys.pread(this.#fd, into, at);
     if (got >= 0) return Math.floor(got / sys.pageSize);
     if (got === -ERRNO.EIO) return 0;
-    throw new KernelError(`${this.map.subject}, page ${page}`, 'pread', -got);
+    throw new KernelError(this.map.subject, 'pread', -got).of(`page ${page}`);
   }
 
   /** Writes a page, which is made if it is not there. */

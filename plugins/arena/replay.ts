@@ -38,7 +38,7 @@ export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Pro
       for (let i = 0; i < count; i++) {
         const page = keys.readUInt32LE(4 * i);
         if (page >= map.maxEntries) {
-          throw new BpfimgError('badImage', `${work.subject}: ${beyond(page, map.maxEntries)}`);
+          throw new BpfimgError('badImage', beyond(page, map.maxEntries), { subject: work.subject });
         }
         arena.write(page, values.subarray(i * items.valueSize, (i + 1) * items.valueSize));
       }

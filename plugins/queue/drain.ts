@@ -6,7 +6,7 @@
  * for every item before the first one comes out, and nothing comes out that could not go back.
  */
 
-import { BpfimgError } from '../../src/errors.js';
+import { BpfimgError, errorText, followed } from '../../src/errors.js';
 import { pause } from '../../src/io/pause.js';
 import { whenInterrupted } from '../../src/io/unfinished.js';
 import { ELEM_FLAG } from '../../src/kernel/abi.js';
@@ -38,7 +38,7 @@ export async function drain(map: BpfMap, sink: ItemSink, work: CaptureWork, stac
     const lost = drained.putBack();
     end();
     if (lost === undefined) throw error;
-    throw new BpfimgError('io', `${(error as Error).message}; ${lost}`, { cause: error });
+    throw followed(error, lost);
   }
   if (restores) end();
   else {
@@ -176,6 +176,6 @@ class Drained {
 }
 
 function lostText(error: unknown): string {
-  if (!(error instanceof KernelError)) return error instanceof Error ? error.message : String(error);
+  if (!(error instanceof KernelError)) return errorText(error);
   return error.errno === ERRNO.E2BIG ? 'something else was put in meanwhile' : callText(error);
 }

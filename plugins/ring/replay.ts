@@ -12,7 +12,8 @@ const STEP = 1024 * 1024;
 export async function fillRing(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   if (items.count === 0) return FULL;
   const size = items.count * items.valueSize;
-  if (size > map.maxEntries) throw new BpfimgError('unsupported', `${work.subject}: ${tooLong(size, map.maxEntries)}`);
+  if (size > map.maxEntries)
+    throw new BpfimgError('unsupported', tooLong(size, map.maxEntries), { subject: work.subject });
   using ring = new Ring(map, true);
   const { data } = ring;
   const step = Math.max(1, Math.floor(STEP / items.valueSize));
@@ -23,7 +24,7 @@ export async function fillRing(map: BpfMap, items: ItemSource, work: Work): Prom
     await pause();
   }
   if (recordsEnd(data, 0, size) !== size) {
-    throw new BpfimgError('badImage', `${work.subject}: ${noRecords(size)}`);
+    throw new BpfimgError('badImage', noRecords(size), { subject: work.subject });
   }
   // Last of all: now they are there for programs.
   ring.producer = BigInt(size);

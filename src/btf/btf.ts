@@ -279,14 +279,14 @@ export class Btf {
   checkByteOrder(): void {
     if (this.littleEndian) return;
     const why = 'its types are big-endian, the values in images are little-endian';
-    throw new BpfimgError('unsupported', `${this.name}: ${why}`);
+    throw new BpfimgError('unsupported', why, { subject: this.name });
   }
 
   // -------------------------------------------------------------------------------------------------
   // The blob
 
   #bad(what: string): BpfimgError {
-    return new BpfimgError('badImage', `${this.name}: BTF: ${what}`);
+    return new BpfimgError('badImage', `BTF: ${what}`, { subject: this.name });
   }
 
   /** The error of a type that makes no sense. */
@@ -310,10 +310,10 @@ export class Btf {
     }
     const version = view.getUint8(2);
     if (version !== VERSION) {
-      throw new BpfimgError('unsupported', `${this.name}: BTF: expected version ${VERSION}, got ${version}`);
+      throw new BpfimgError('unsupported', `BTF: expected version ${VERSION}, got ${version}`, { subject: this.name });
     }
     if (view.getUint8(3) !== 0) {
-      throw new BpfimgError('unsupported', `${this.name}: BTF: expected no flags, got ${view.getUint8(3)}`);
+      throw new BpfimgError('unsupported', `BTF: expected no flags, got ${view.getUint8(3)}`, { subject: this.name });
     }
     const size = view.getUint32(4, little);
     const rest = view.byteLength - size;
@@ -322,7 +322,9 @@ export class Btf {
     }
     for (let at = HEADER; at < size; at++) {
       if (view.getUint8(at) !== 0) {
-        throw new BpfimgError('unsupported', `${this.name}: BTF: a header with more than is known, at offset ${at}`);
+        throw new BpfimgError('unsupported', `BTF: a header with more than is known, at offset ${at}`, {
+          subject: this.name,
+        });
       }
     }
     const [typeOff, typeLen, strOff, strLen] = [8, 12, 16, 20].map((at) => view.getUint32(at, little)) as [
@@ -387,7 +389,7 @@ export class Btf {
     if (kind >= KINDS.length) {
       const known = `expected 1 to ${KINDS.length - 1}`;
       const text = `type ${id} is of kind ${kind}, ${known}: made by a newer compiler or kernel`;
-      return new BpfimgError('unsupported', `${this.name}: BTF: ${text}`);
+      return new BpfimgError('unsupported', `BTF: ${text}`, { subject: this.name });
     }
     return this.#bad(`type ${id}: info is 0x${info.toString(16)}, which is no kind of type`);
   }

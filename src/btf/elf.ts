@@ -110,11 +110,11 @@ class ObjectFile {
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     if (bytes.length < ELF_HEADER) throw this.#bad(`its header needs ${ELF_HEADER} bytes, there are ${bytes.length}`);
     if (bytes[4] !== 2)
-      throw new BpfimgError('unsupported', `${name}: ELF: expected class 2 (64 bits), got ${bytes[4]}`);
+      throw new BpfimgError('unsupported', `ELF: expected class 2 (64 bits), got ${bytes[4]}`, { subject: name });
     if (bytes[5] !== 1 && bytes[5] !== 2) throw this.#bad(`expected byte order 1 or 2 at offset 5, got ${bytes[5]}`);
     this.#little = bytes[5] === 1;
     const [table, each] = [this.#u64(0x28), this.#u16(0x3a)];
-    if (table === 0) throw new BpfimgError('notFound', `${name}: ELF: no sections, so no .BTF`);
+    if (table === 0) throw new BpfimgError('notFound', 'ELF: no sections, so no .BTF', { subject: name });
     if (each !== SECTION_HEADER) throw this.#bad(`section headers of ${each} bytes, expected ${SECTION_HEADER}`);
     // Where there are too many for the header, the first section's own header has the numbers.
     const first = this.#section(table, 0);
@@ -130,7 +130,7 @@ class ObjectFile {
   }
 
   #bad(what: string): BpfimgError {
-    return new BpfimgError('badImage', `${this.name}: ELF: ${what}`);
+    return new BpfimgError('badImage', `ELF: ${what}`, { subject: this.name });
   }
 
   /** Checks that `size` bytes are there. */
@@ -187,7 +187,7 @@ class ObjectFile {
     const { type, flags, offset, size } = section;
     if (type === SHT_NOBITS) throw this.#bad(`${what}: has no bytes in the file`);
     if (Math.floor(flags / SHF_COMPRESSED) % 2 === 1) {
-      throw new BpfimgError('unsupported', `${this.name}: ELF: ${what}: is compressed`);
+      throw new BpfimgError('unsupported', `ELF: ${what}: is compressed`, { subject: this.name });
     }
     if (offset + size > this.bytes.length) {
       throw this.#bad(`${what}: ${size} bytes at offset ${offset}, but the file has ${this.bytes.length}`);
@@ -200,7 +200,7 @@ class ObjectFile {
     const named = this.#byName();
     const section = named.get('.BTF');
     if (section === undefined) {
-      throw new BpfimgError('notFound', `${this.name}: ELF: no .BTF section: compile with -g`);
+      throw new BpfimgError('notFound', 'ELF: no .BTF section: compile with -g', { subject: this.name });
     }
     const blob = new Uint8Array(this.#bytesOf(section, '.BTF'));
     if (this.#u16(18) === EM_BPF) this.#relocate(section, blob);

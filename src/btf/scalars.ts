@@ -6,7 +6,7 @@
  */
 
 import { hex, unhex } from '../bytes.js';
-import { BpfimgError, pointerPart } from '../errors.js';
+import { type PointerError, pointerPart } from '../errors.js';
 import type { Json, JsonObject } from '../value.js';
 import type { EnumType } from './btf.js';
 import { phrase, putInteger, putPhrase, putQuoted64, type Sink } from './sink.js';
@@ -26,32 +26,13 @@ export interface Codec {
   print(view: DataView, at: number, out: Sink): void;
   /**
    * Writes the value at byte `at`: all its bytes, of a bit-field its bits alone.
-   * @throws TypedValueError, and then some of the bytes may be written
+   * @throws PointerError, and then some of the bytes may be written
    */
   encode(value: Json, view: DataView, at: number): void;
 }
 
-/** JSON that does not fit its type. */
-export class TypedValueError extends BpfimgError {
-  constructor(
-    /** JSON pointer to what does not fit. */
-    readonly pointer: string,
-    /** Its type as C has it. */
-    readonly typeName: string,
-    /** What is wrong, without place and type. */
-    readonly problem: string,
-  ) {
-    super('badJson', `${pointer === '' ? '' : `${pointer}: `}${typeName}: ${problem}`);
-  }
-
-  /** The same one level further out. */
-  within(part: string | number): TypedValueError {
-    return new TypedValueError(pointerPart(part) + this.pointer, this.typeName, this.problem);
-  }
-}
-
 /** What a codec says when it refuses: its type's name is made only then. */
-export type Refuse = (problem: string, pointer?: string) => TypedValueError;
+export type Refuse = (problem: string, pointer?: string) => PointerError;
 
 /** A short rendering of what was found in place of what was expected. */
 export function found(value: Json | undefined): string {

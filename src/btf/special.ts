@@ -128,7 +128,8 @@ export function specialFields(btf: Btf, id: number): SpecialField[] {
     if (kind !== undefined) {
       const { size } = SPECIAL[kind];
       fields.push({ kind, offset, size, count: 1, stride: size });
-      if (fields.length > most) throw new BpfimgError('badImage', `${btf.name}: BTF: type ${id}: members overlap`);
+      if (fields.length > most)
+        throw new BpfimgError('badImage', `BTF: type ${id}: members overlap`, { subject: btf.name });
       return true;
     }
     const type = btf.type(target);

@@ -24,7 +24,7 @@
  * member that is there decides its bytes, and `$raw` all others; without `$raw` they are zero.
  */
 import { hex } from '../bytes.js';
-import { pointerPart } from '../errors.js';
+import { PointerError, pointerPart } from '../errors.js';
 import type { Json, JsonObject } from '../value.js';
 import {
   type ArrayType,
@@ -55,13 +55,11 @@ import {
   pointerCodec,
   type Refuse,
   rawBytes,
-  TypedValueError,
   textCodec,
 } from './scalars.js';
 import { type Phrase, phrase, putByte, putPhrase, type Sink } from './sink.js';
 import { SPECIAL, specialKind } from './special.js';
 
-export { TypedValueError } from './scalars.js';
 export type { Sink } from './sink.js';
 
 /** Reads and writes values of one type. */
@@ -84,7 +82,7 @@ export interface ValueCodec {
   print(view: DataView, at: number, out: Sink): void;
   /**
    * Writes `value` at byte `at` of `view`: all {@link size} bytes.
-   * @throws TypedValueError for JSON that does not fit, and then what stands there is worthless
+   * @throws PointerError for JSON that does not fit, and then what stands there is worthless
    */
   encode(value: Json, view: DataView, at?: number): void;
 }
@@ -169,7 +167,7 @@ class Compiler {
   }
 
   #refuse(id: number): Refuse {
-    return (problem, pointer = '') => new TypedValueError(pointer, typeName(this.#btf, id), problem);
+    return (problem, pointer = '') => new PointerError(pointer, `${typeName(this.#btf, id)}: ${problem}`);
   }
 
   /** @param id its name is what messages say, so not resolved */
@@ -416,7 +414,7 @@ function structCodec(size: number, slots: readonly Slot[], gaps: Gaps, refuse: R
     try {
       slot.codec.encode(value, view, at + slot.offset);
     } catch (error) {
-      throw error instanceof TypedValueError ? error.within(slot.name) : error;
+      throw error instanceof PointerError ? error.within(pointerPart(slot.name)) : error;
     }
   };
 
@@ -540,7 +538,7 @@ function arrayCodec(element: Codec, count: number, refuse: Refuse): Codec {
         try {
           encode(value[i] as Json, view, at + i * each);
         } catch (error) {
-          throw error instanceof TypedValueError ? error.within(i) : error;
+          throw error instanceof PointerError ? error.within(`/${i}`) : error;
         }
       }
     },

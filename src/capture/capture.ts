@@ -11,7 +11,7 @@ import { Btf } from '../btf/btf.js';
 import { hasSpinLock, SPECIAL, specialFields } from '../btf/special.js';
 import { factMembers } from '../dump/facts.js';
 import { IMAGE, type ImageNames, ownImages } from '../dump/model.js';
-import { BpfimgError, ioError } from '../errors.js';
+import { BpfimgError, errorText, followed, ioError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '../image/kinds.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
@@ -104,7 +104,7 @@ export async function capture(
     return done;
   } catch (error) {
     await (writer ?? images).abort().catch((worse: Error) => {
-      throw new BpfimgError('io', `${(error as Error).message}; ${worse.message}`, { cause: error });
+      throw followed(error, worse.message);
     });
     throw error;
   } finally {
@@ -130,9 +130,11 @@ function checkFolder(folder: string, force: boolean): void {
   const ours = ownImages(IMAGE);
   const foreign = images.find((name) => !ours.includes(name));
   if (foreign !== undefined) {
-    throw new BpfimgError('conflict', `${folder}: it holds ${foreign}, so it is another dump; choose a new folder`);
+    throw new BpfimgError('conflict', `it holds ${foreign}, so it is another dump; choose a new folder`, {
+      subject: folder,
+    });
   }
-  if (!force) throw new BpfimgError('conflict', `${folder}: it holds images already; --force replaces them`);
+  if (!force) throw new BpfimgError('conflict', 'it holds images already; --force replaces them', { subject: folder });
 }
 
 const OPEN_FLAGS: Readonly<Record<Access, number>> = { rw: 0o2, ro: 0o0, wo: 0o1 };
@@ -390,7 +392,7 @@ class DumpWriter {
       }
     }
     const [first] = errors;
-    if (errors.length > 1) throw new BpfimgError('io', errors.map((error) => (error as Error).message).join('; '));
+    if (errors.length > 1) throw new BpfimgError('io', errors.map(errorText).join('; '));
     if (first !== undefined) throw first;
   }
 }

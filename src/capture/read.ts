@@ -556,7 +556,7 @@ class PrefixWalk {
 }
 
 function changesTooFast(map: BpfMap): BpfimgError {
-  return new BpfimgError('conflict', `${map.subject}: it changes faster than it can be read`);
+  return new BpfimgError('conflict', 'it changes faster than it can be read', { subject: map.subject });
 }
 
 // ---------------------------------------------------------------------------------------------------

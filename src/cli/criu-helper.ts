@@ -7,7 +7,7 @@
 import * as fs from 'node:fs';
 import { readConfig } from '../criu/config.js';
 import { dumpMaps, restoreMaps } from '../criu/helper.js';
-import { BpfimgError, EXIT, oneLine } from '../errors.js';
+import { BpfimgError, EXIT, errorText, oneLine } from '../errors.js';
 import { openSys } from '../kernel/sys.js';
 import type { Io } from './io.js';
 import { mapTypes } from './plugins.js';
@@ -51,7 +51,7 @@ export async function helper(argv: readonly string[], io: Io): Promise<number> {
     return EXIT.ok;
   } catch (error) {
     if (!(error instanceof BpfimgError) && error instanceof Error) io.say(error.stack ?? error.message);
-    answer(`error ${oneLine(error instanceof Error ? error.message : String(error))}`);
+    answer(`error ${oneLine(errorText(error))}`);
     return EXIT.failed;
   }
 }

@@ -56,7 +56,7 @@ class Reader {
       this.#bytes = await new Cursor(this.input, at, at + most, most).take(most);
       this.#at = at;
       if (this.#bytes.length < size) {
-        throw new BpfimgError('badImage', `${this.input.name}: it has become shorter while it was read`);
+        throw new BpfimgError('badImage', 'it has become shorter while it was read', { subject: this.input.name });
       }
     }
     return this.#bytes.subarray(at - this.#at, at - this.#at + size);

@@ -64,10 +64,9 @@ function liveOf(text: string): Selectors | undefined {
   const select = Object.hasOwn(LIVE, word) ? LIVE[word] : undefined;
   if (select === undefined) return undefined;
   if ((rest === '') !== (word === 'all')) {
-    throw new BpfimgError(
-      'usage',
-      `${text}: expected id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD, tree:PID or all:`,
-    );
+    throw new BpfimgError('usage', 'expected id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD, tree:PID or all:', {
+      subject: text,
+    });
   }
   return selectorsOf({ ...NOBODY, ...select(rest) });
 }
@@ -142,8 +141,8 @@ async function openImage(input: Input): Promise<Dump> {
   const opened = await openImageSource(input);
   if (opened.dump !== undefined) return opened.dump;
   opened.input.close();
-  const message = `${opened.input.name}: a ${opened.kind.name} image has no BPF maps to compare`;
-  throw new BpfimgError('unsupported', message);
+  const message = `a ${opened.kind.name} image has no BPF maps to compare`;
+  throw new BpfimgError('unsupported', message, { subject: opened.input.name });
 }
 
 /** Whether an input is JSON: no image begins as an object does. */

@@ -164,7 +164,7 @@ function settled(
   for (const [name, value] of Object.entries(given)) {
     const empty = value === '' || (Array.isArray(value) && value.includes(''));
     if (empty && !YARGS_OWN.has(name) && !mayBeEmpty(name)) {
-      throw new BpfimgError('usage', `${name}: given without text (see bpfimg --help)`);
+      throw new BpfimgError('usage', 'given without text (see bpfimg --help)', { subject: name });
     }
     if (typeof value === 'string') given[name] = undashed(value);
     else if (Array.isArray(value)) given[name] = value.map((one) => (typeof one === 'string' ? undashed(one) : one));

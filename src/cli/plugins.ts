@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { typeTable } from '../../plugins/index.js';
-import { BpfimgError, ioError } from '../errors.js';
+import { BpfimgError, errorText, ioError } from '../errors.js';
 import { checkTrusted } from '../io/trusted.js';
 import type { MapTypes, Plugin } from '../maptype.js';
 import { toolkit } from '../toolkit.js';
@@ -34,7 +34,7 @@ function modules(folder: string): string[] {
     for (const name of names) {
       const file = path.join(folder, name);
       const stat = fs.statSync(file);
-      if (!stat.isFile()) throw new BpfimgError('io', `${file}: no regular file`);
+      if (!stat.isFile()) throw new BpfimgError('io', 'no regular file', { subject: file });
       checkTrusted(file, stat);
     }
     return names.sort();
@@ -49,11 +49,10 @@ async function load(file: string): Promise<Plugin> {
     exported = ((await importModule(pathToFileURL(file).href)) as { default?: unknown }).default;
     if (typeof exported === 'function') exported = await exported(toolkit);
   } catch (error) {
-    const what = error instanceof Error ? error.message : String(error);
-    throw new BpfimgError('unsupported', `${file}: it cannot be loaded: ${what}`, { cause: error });
+    throw new BpfimgError('unsupported', `it cannot be loaded: ${errorText(error)}`, { subject: file, cause: error });
   }
   const problem = problemOf(exported);
-  if (problem !== undefined) throw new BpfimgError('unsupported', `${file}: no plugin: ${problem}`);
+  if (problem !== undefined) throw new BpfimgError('unsupported', `no plugin: ${problem}`, { subject: file });
   return guarded(exported as Plugin, file);
 }
 
@@ -61,7 +60,7 @@ async function load(file: string): Promise<Plugin> {
 function guarded(plugin: Plugin, file: string): Plugin {
   const named = (error: unknown): never => {
     if (error instanceof BpfimgError || !(error instanceof Error)) throw error;
-    throw new BpfimgError('unsupported', `${file}: ${error.message}`, { cause: error });
+    throw new BpfimgError('unsupported', error.message, { subject: file, cause: error });
   };
   const guard =
     (hook: (...args: unknown[]) => unknown) =>

@@ -45,7 +45,7 @@ export function selected({ ids, names, pins, pids }: Selectors): boolean {
 function number(option: string, text: string, least = 1): number {
   const value = /^\d{1,10}$/.test(text) ? Number(text) : -1;
   if (value >= least && value <= 0xffff_ffff) return value;
-  throw new BpfimgError('usage', `${option} ${text}: expected a number`);
+  throw new BpfimgError('usage', 'expected a number', { subject: `${option} ${text}` });
 }
 
 /** One line about what is not shown; empty when everything is. */

@@ -1,5 +1,5 @@
 /** The process around a command line: its signals, its exit code. */
-import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../errors.js';
+import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine } from '../errors.js';
 import { removeUnfinished } from '../io/unfinished.js';
 import { isWaiting } from '../io/waiting.js';
 import { type Io, processIo } from './io.js';
@@ -18,8 +18,7 @@ export function reported(error: unknown, io: Io, debug: boolean): number {
     io.say(`bpfimg: ${error.message}`);
     return error.exitCode;
   }
-  const what = error instanceof Error ? error.message : String(error);
-  io.say(`bpfimg: internal error: ${oneLine(what)} (please report it; --debug shows where)`);
+  io.say(`bpfimg: internal error: ${oneLine(errorText(error))} (please report it; --debug shows where)`);
   return EXIT.failed;
 }
 

@@ -47,7 +47,8 @@ export function buildPlugin(folder: string, { version, config, compiler = 'cc' }
   };
   const defines = Object.entries(macros).map(([name, text]) => {
     // biome-ignore lint/suspicious/noControlCharactersInRegex: which neither a C string nor the marker takes
-    if (/[\x00-\x1f]/.test(text)) throw new BpfimgError('unsupported', `${text}: a path with control characters`);
+    if (/[\x00-\x1f]/.test(text))
+      throw new BpfimgError('unsupported', 'a path with control characters', { subject: text });
     return `-D${name}=${JSON.stringify(text)}`;
   });
   // Not named *.so: CRIU would load it.
@@ -63,11 +64,11 @@ export function buildPlugin(folder: string, { version, config, compiler = 'cc' }
     const done = spawnSync(compiler, [...options, ...defines, '-o', aside, SOURCE], { encoding: 'utf8' });
     if (done.error !== undefined) {
       const hint = 'a C compiler and the headers of libc are needed (Debian: gcc libc6-dev)';
-      throw new BpfimgError('unsupported', `${compiler}: cannot be run: ${done.error.message}; ${hint}`);
+      throw new BpfimgError('unsupported', `cannot be run: ${done.error.message}; ${hint}`, { subject: compiler });
     }
     if (done.status !== 0) {
       const first = done.stderr.split('\n').find((line) => /error|cannot/i.test(line)) ?? `exit status ${done.status}`;
-      throw new BpfimgError('unsupported', `${SOURCE}: ${compiler}: ${first.trim()}`);
+      throw new BpfimgError('unsupported', `${compiler}: ${first.trim()}`, { subject: SOURCE });
     }
     putInPlace(aside, path.join(place, PLUGIN_FILE));
   } finally {

@@ -299,7 +299,7 @@ class Check {
       const process = this.#look(pid, parent);
       const children = process === undefined ? 'gone' : childrenOf(pid, this.sys.proc);
       if (process === undefined || children === 'gone') {
-        if (pid === root) throw new BpfimgError('notFound', `process ${pid}: no such process`);
+        if (pid === root) throw new BpfimgError('notFound', 'no such process', { subject: `process ${pid}` });
         continue;
       }
       found.push(process);
@@ -315,9 +315,15 @@ class Check {
     const mappings = files === 'gone' ? files : anonymousMappings(pid, proc);
     if (files === 'gone' || mappings === 'gone') return undefined;
     if (files === 'hidden' || mappings === 'hidden') {
-      const what = `process ${pid}: its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE)`;
-      if (parent === undefined) throw new BpfimgError('io', what);
-      this.#blocks.push(what);
+      const hidden = new BpfimgError(
+        'io',
+        'its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE)',
+        {
+          subject: `process ${pid}`,
+        },
+      );
+      if (parent === undefined) throw hidden;
+      this.#blocks.push(hidden.message);
       return { pid, parent, command: commandOf(pid, proc), files: [], mappings: [] };
     }
     return { pid, parent, command: commandOf(pid, proc), files, mappings };

@@ -58,7 +58,7 @@ export function readConfig(file: string = CONFIG_FILE): CriuConfig {
 function parse(file: string, text: string): CriuConfig {
   const said = new Map<string, string[]>();
   for (const [i, line] of text.split('\n').entries()) {
-    const bad = (what: string) => new BpfimgError('badImage', `${file}: line ${i + 1}: ${what}`);
+    const bad = (what: string) => new BpfimgError('badImage', `line ${i + 1}: ${what}`, { subject: file, line: i + 1 });
     if (line.includes('\0')) throw bad('a NUL byte');
     const [name, ...values] = line
       .replace(/#.*/s, '')

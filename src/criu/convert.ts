@@ -56,7 +56,7 @@ export async function convert(folder: string, to: Form, types: MapTypes): Promis
   const dump = await openDump(folder);
   try {
     if (!dump.images.has(IMAGE.files)) {
-      throw new BpfimgError('unsupported', `${folder}: no ${IMAGE.files} in it, so it is no dump of CRIU's`);
+      throw new BpfimgError('unsupported', `no ${IMAGE.files} in it, so it is no dump of CRIU's`, { subject: folder });
     }
     checkSound(dump);
     if (dump.plugin === undefined && dump.maps.length === 0) return { nothing: 'no BPF maps in it' };
@@ -72,7 +72,7 @@ export async function convert(folder: string, to: Form, types: MapTypes): Promis
       });
       const more = refused.length > TOLD ? `; and ${refused.length - TOLD} more maps` : '';
       const whose = to === 'native' ? 'CRIU without the plugin' : 'the plugin';
-      throw new BpfimgError('unsupported', `${folder}: ${whose} cannot restore ${told.join('; ')}${more}`);
+      throw new BpfimgError('unsupported', `${whose} cannot restore ${told.join('; ')}${more}`, { subject: folder });
     }
     await write(dump, folder, to === 'native' ? toNative(dump) : toPlugin(dump));
     return { maps: maps.map(({ row }) => row) };
@@ -95,7 +95,7 @@ function checkSound(dump: Dump): void {
       .filter((map) => map.files.length === 0)
       .map(({ mapId }) => `no open file of map ${mapId}, which has data`)[0];
   if (wrong === undefined) return;
-  throw new BpfimgError('badImage', `${dump.name}: ${wrong}; bpfimg verify tells more`);
+  throw new BpfimgError('badImage', `${wrong}; bpfimg verify tells more`, { subject: dump.name });
 }
 
 interface Judged {

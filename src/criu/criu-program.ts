@@ -150,7 +150,7 @@ class Look {
     const found = places.find(isProgram);
     if (found !== undefined) return found;
     if (this.options.program !== undefined) {
-      throw new BpfimgError('notFound', `--criu ${program}: no such program`);
+      throw new BpfimgError('notFound', 'no such program', { subject: `--criu ${program}` });
     }
     this.#note('every dump', 'there is no criu in PATH; --criu names one that is elsewhere');
     return undefined;
@@ -241,7 +241,7 @@ class Look {
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
       if (error.kind === 'notFound') return stop('it is a link to what is not there');
-      return stop(error.message.replace(`${file}: `, ''));
+      return stop(error.textAbout(file));
     }
     if (criu !== undefined && machineOf(bytes) !== machineOf(criu)) return stop('it is for another machine');
     if (!bytes.includes(DESCRIPTOR)) {
@@ -337,11 +337,12 @@ const SECTION_HEADER = 64;
  * @throws BpfimgError `badImage` for what is no such file, `unsupported` for one that is too large, `notFound`, `io`
  */
 function readLoadable(file: string): Buffer {
-  const bad = (what: string) => new BpfimgError('badImage', `${file}: ${what}`);
+  const bad = (what: string) => new BpfimgError('badImage', what, { subject: file });
   let bytes: Buffer;
   try {
     const { size } = fs.statSync(file);
-    if (size > MOST_BYTES) throw new BpfimgError('unsupported', `${file}: ${size} bytes are too many for a program`);
+    if (size > MOST_BYTES)
+      throw new BpfimgError('unsupported', `${size} bytes are too many for a program`, { subject: file });
     bytes = fs.readFileSync(file);
   } catch (error) {
     throw ioError(file, 'read it', error);

@@ -104,7 +104,7 @@ export async function restoreMaps(
     const maps = new Map(dump.maps.map((map) => [map.mapId, map]));
     for (const { mapId, subject } of plans) {
       const lost = lostOf(dump, maps.get(mapId));
-      if (lost !== undefined) throw new BpfimgError('badImage', `${subject}: ${lost}`);
+      if (lost !== undefined) throw new BpfimgError('badImage', lost, { subject });
     }
     const fresh = await replay(sys, plans, {
       // Sockets cannot be there before their process is: to fail for them would be to fail always.

@@ -88,7 +88,7 @@ export async function diffItems(
 }
 
 function shorter(items: Items): BpfimgError {
-  return new BpfimgError('badImage', `${items.input.name}: it has become shorter while it was read`);
+  return new BpfimgError('badImage', 'it has become shorter while it was read', { subject: items.input.name });
 }
 
 // ---------------------------------------------------------------------------------------------------

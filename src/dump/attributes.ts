@@ -1,21 +1,12 @@
 /** The attributes of a map in a maps document, and in the image's message: two spellings of one thing. */
 
+import { PointerError } from '../errors.js';
 import { flagText, parseFlags } from '../image/display.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { COMPACT, print } from '../json/print.js';
 import { type MapTypes, mapFlagNames, parseMapFlags } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
 import type { DumpMap, MapFile } from './model.js';
-
-/** A member of a maps document that does not fit; `member` is its pointer within the map or file. */
-export class AttributeError extends Error {
-  constructor(
-    readonly member: string,
-    message: string,
-  ) {
-    super(message);
-  }
-}
 
 /** One attribute: where it stands in the message, and how a document spells it. */
 interface Attribute {
@@ -155,7 +146,7 @@ function fresh(id: number): JsonObject {
 /**
  * The message of an open file: `before` (or a fresh one) with what the document says of the map and of
  * the file. Where the document says what is there already, the bytes stay as they are.
- * @throws AttributeError
+ * @throws PointerError
  */
 export function fileMessage(
   before: JsonObject | undefined,
@@ -170,7 +161,7 @@ export function fileMessage(
     const value = from[attribute.member];
     if (value === undefined) return;
     const parsed = attribute.parse(value, types);
-    if (parsed === undefined) throw new AttributeError(`/${attribute.member}`, `${text(value)} is not one`);
+    if (parsed === undefined) throw new PointerError(`/${attribute.member}`, `${text(value)} is not one`);
     if (!equal(message[attribute.field] ?? attribute.absent, parsed)) message[attribute.field] = parsed;
   };
   for (const attribute of MAP_ATTRIBUTES) set(attribute, { ...map, ...file });
@@ -179,7 +170,7 @@ export function fileMessage(
   if (mapId !== undefined) message.map_id = mapId;
   for (const { member, field } of MAP_ATTRIBUTES) {
     if (message[field] === undefined && field !== 'map_extra') {
-      throw new AttributeError('', `member "${member}" is missing`);
+      throw new PointerError('', `member "${member}" is missing`);
     }
   }
   return message;

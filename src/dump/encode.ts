@@ -1,5 +1,5 @@
 /** A maps document back into a dump: read map by map, each passed on to the dump that takes it. */
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, PointerError } from '../errors.js';
 import type { Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
@@ -13,7 +13,7 @@ import {
   readTypes,
   refuseLeftOut,
 } from '../json/encode.js';
-import { type ExpectedItems, FormError, ItemReader } from '../json/items.js';
+import { type ExpectedItems, ItemReader } from '../json/items.js';
 import { mapIdForm } from '../json/map-id.js';
 import { JsonReader, type Origin } from '../json/reader.js';
 import type { DocumentTypes } from '../json/types.js';
@@ -80,7 +80,9 @@ class DocumentReader {
         maps = true;
         for await (const _ of reader.elements()) await this.#map(reader);
       } else if (name === 'magic' || name === 'entries') {
-        throw new BpfimgError('usage', `${reader.name}: it is one image, -D takes a maps document: encode it with -o`);
+        throw new BpfimgError('usage', 'it is one image, -D takes a maps document: encode it with -o', {
+          subject: reader.name,
+        });
       } else {
         throw reader.bad('unknown member, a maps document has "format", "btf" and "maps"', start);
       }
@@ -157,7 +159,7 @@ class DocumentReader {
     const bad: Bad = (pointer, message) => {
       // The reader has moved on when a target finds fault with a map.
       reader.path.splice(0, reader.path.length, ...path);
-      return reader.badAt(message, start, pointer);
+      return reader.badAt(new PointerError(pointer, message), start);
     };
     // Nobody looks at it before the check below.
     const map: MapToWrite = { header: header as MapHeader, bodies, bad };
@@ -175,7 +177,7 @@ class DocumentReader {
         }
       }
       const problem = await check('map_header', header, reader.sawBigint);
-      if (problem) throw await bad(problem.pointer, problem.message);
+      if (problem) throw await bad(problem.pointer, problem.text);
       if (header.types !== undefined) map.types = await this.#typesOf(header, bad);
       if (copies !== undefined) await this.#copies(new JsonReader(copies.text.input(), copies.origin), header, bodies);
       if (lines !== undefined && data === undefined && header.data !== false) {
@@ -212,7 +214,7 @@ class DocumentReader {
     let data: DataSource | undefined;
     await reader.peek();
     const start = reader.offset;
-    const bad: Bad = (pointer, message) => reader.badAt(message, start, pointer);
+    const bad: Bad = (pointer, message) => reader.badAt(new PointerError(pointer, message), start);
     try {
       for await (const name of reader.members()) {
         await reader.peek();
@@ -234,15 +236,15 @@ class DocumentReader {
       const { btfId, key, value } = await this.#carried().resolve(header.types as Json);
       return { btf: btfId, key, value };
     } catch (error) {
-      if (error instanceof FormError) throw await bad(`/types${error.pointer}`, error.message);
+      if (error instanceof PointerError) throw await bad(`/types${error.pointer}`, error.text);
       throw error;
     }
   }
 
-  /** @throws FormError when there are none */
+  /** @throws PointerError when there are none */
   #carried(): DocumentTypes {
     if (this.#btf !== undefined) return this.#btf;
-    throw new FormError('', 'the document has no "btf" before its maps');
+    throw new PointerError('', 'the document has no "btf" before its maps');
   }
 
   /** What the header says of the items behind it. */
@@ -255,7 +257,7 @@ class DocumentReader {
     try {
       return { ...sizes, forms: await this.#carried().forms(header) };
     } catch (error) {
-      if (error instanceof FormError) throw await bad(error.pointer || '/types', error.message);
+      if (error instanceof PointerError) throw await bad(error.pointer || '/types', error.text);
       throw error;
     }
   }

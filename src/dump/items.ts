@@ -86,7 +86,7 @@ function itemsOf(dump: Dump, map: DumpMap, types: MapTypes): FoundItems | undefi
   if (shape === undefined) {
     const what = `${data.keysBytes} bytes of keys and ${data.valuesBytes} of values are not ${data.count} equal items`;
     const code = 'not-divisible';
-    throw new BpfimgError('badImage', `${dump.name}: map ${map.mapId}: ${what}`, { code });
+    throw new BpfimgError('badImage', `map ${map.mapId}: ${what}`, { subject: dump.name, code });
   }
   return { cursors: ItemCursors.over(dump.data, data.entry), count: data.count, shape };
 }

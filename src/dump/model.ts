@@ -230,7 +230,8 @@ async function readDump(folder: string, onBroken: OnBroken): Promise<Dump> {
   if (!known.some((name) => names.has(name))) {
     throw new BpfimgError(
       'notFound',
-      `${folder}: no ${IMAGE.files}, ${IMAGE.bpfmapFile} or ${IMAGE.data} in it, expected a dump`,
+      `no ${IMAGE.files}, ${IMAGE.bpfmapFile} or ${IMAGE.data} in it, expected a dump`,
+      { subject: folder },
     );
   }
   const builder = new DumpBuilder(folder, onBroken, names);
@@ -358,7 +359,7 @@ class DumpBuilder {
 
   #count(): void {
     if (++this.#entries > MAX_ENTRIES) {
-      throw new BpfimgError('badImage', `${this.name}: more than ${MAX_ENTRIES} entries of BPF maps`);
+      throw new BpfimgError('badImage', `more than ${MAX_ENTRIES} entries of BPF maps`, { subject: this.name });
     }
   }
 
@@ -463,8 +464,9 @@ class DumpBuilder {
           this.#problem('plugin-lost', IMAGE.files, `open file ${id} stands in no line of ${PLUGIN_TABLE}`);
       }
     } else if (named || this.external.size > 0) {
-      const message = `${path.join(this.name, PLUGIN_TABLE)}: it is missing, and without it nothing says which maps were open`;
-      this.onBroken(new BpfimgError('notFound', message, { code: 'plugin-table' }), PLUGIN_TABLE);
+      const message = 'it is missing, and without it nothing says which maps were open';
+      const subject = path.join(this.name, PLUGIN_TABLE);
+      this.onBroken(new BpfimgError('notFound', message, { subject, code: 'plugin-table' }), PLUGIN_TABLE);
     }
     // What nobody holds gets an id by which documents can name it; the image's own is a running number.
     let id = 1;
@@ -520,7 +522,7 @@ class DumpBuilder {
       const id = message.btf_id;
       if (extraSize > BTF_MAX) {
         const what = `BTF of ${extraSize} bytes, expected at most ${BTF_MAX}`;
-        throw new BpfimgError('badImage', `${input.name}: entry ${index}: ${what}`);
+        throw new BpfimgError('badImage', `entry ${index}: ${what}`, { subject: input.name });
       }
       const read = async () => Buffer.from(await new Cursor(input, extraAt, extraAt + extraSize).take(extraSize));
       this.btf.set(id, { id, name: message.name ?? '', size: extraSize, message, entry: index, read });

@@ -49,8 +49,8 @@ function lineOf(input: Input, cursor: Cursor, line: number): TableLine {
   const [id, mapId, flags] = [number(1, 16), number(2, 10), number(3, 8)];
   if (match === null || mapId > 0xffffffff || flags > 0xffffffff) {
     const expected = 'expected the id of an open file (hex), of a map (decimal) and open flags (octal)';
-    const message = `${input.name}: line ${line} is ${JSON.stringify(text)}, ${expected}`;
-    throw new BpfimgError('badImage', message, { code: 'plugin-table' });
+    const message = `line ${line} is ${JSON.stringify(text)}, ${expected}`;
+    throw new BpfimgError('badImage', message, { subject: input.name, code: 'plugin-table', line });
   }
   cursor.at += end + 1;
   return { line, id, mapId, flags, text: `${text}\n` };

@@ -54,7 +54,9 @@ export function selectMaps(dump: Dump, selectors: readonly string[], one = false
     if (found.length === 0) throw notFound(dump, selector);
     if (one && found.length > 1) {
       const ids = found.map((map) => map.mapId).join(', ');
-      throw new BpfimgError('usage', `--map ${selector}: ${found.length} maps have that name, choose by id: ${ids}`);
+      throw new BpfimgError('usage', `${found.length} maps have that name, choose by id: ${ids}`, {
+        subject: `--map ${selector}`,
+      });
     }
     for (const map of found) chosen.add(map);
   }
@@ -64,9 +66,11 @@ export function selectMaps(dump: Dump, selectors: readonly string[], one = false
 function notFound({ name, maps }: Dump, selector: string): BpfimgError {
   const nameless = maps.length > 0 && maps.every((map) => mapName(map) === undefined);
   if (nameless && !/^\d+$/.test(selector)) {
-    return new BpfimgError('usage', `--map ${selector}: ${name} knows maps by id only, names stand in a dump folder`);
+    return new BpfimgError('usage', `${name} knows maps by id only, names stand in a dump folder`, {
+      subject: `--map ${selector}`,
+    });
   }
   const known = maps.map((map) => `${map.mapId}${mapName(map) ? ` (${wholeName(map)})` : ''}`);
   const list = known.length === 0 ? 'none' : known.slice(0, LISTED).join(', ') + (known.length > LISTED ? ', …' : '');
-  return new BpfimgError('notFound', `${name}: no map ${selector} in it; its maps: ${list}`);
+  return new BpfimgError('notFound', `no map ${selector} in it; its maps: ${list}`, { subject: name });
 }

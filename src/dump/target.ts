@@ -2,10 +2,10 @@
 
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { BpfimgError, ioError } from '../errors.js';
+import { BpfimgError, ioError, PointerError } from '../errors.js';
 import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
 import type { BpfmapFileEntry, BpfmapMetaEntry } from '../image/schema.gen.js';
-import { encodeMessage, ValueError } from '../image/wire.js';
+import { encodeMessage } from '../image/wire.js';
 import { writeHead } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
 import type { Input } from '../io/input.js';
@@ -15,7 +15,7 @@ import { Spool } from '../io/spool.js';
 import { copyInput } from '../io/stream.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import type { JsonObject } from '../value.js';
-import { AttributeError, equal, fileMessage, mapText } from './attributes.js';
+import { equal, fileMessage, mapText } from './attributes.js';
 import { factMembers } from './facts.js';
 import type { DocumentFile, MapHeader } from './maps-document.js';
 import {
@@ -70,17 +70,17 @@ export async function openTarget(folder: string, force: boolean, types: MapTypes
   const names = namesIn(folder);
   const images = names.filter((name) => name.endsWith('.img'));
   if (images.length > 0 && !force) {
-    throw new BpfimgError('conflict', `${folder}: it holds images already; --force replaces their BPF maps`);
+    throw new BpfimgError('conflict', 'it holds images already; --force replaces their BPF maps', { subject: folder });
   }
   if (names.length > 0 && images.length === 0) {
-    throw new BpfimgError('conflict', `${folder}: not empty and no dump, expected a new or empty folder`);
+    throw new BpfimgError('conflict', 'not empty and no dump, expected a new or empty folder', { subject: folder });
   }
   if (!MAP_IMAGES.some((name) => names.includes(name))) return new FreshDump(folder, types);
   const dump = await openDump(folder);
   const broken = dump.lost.plugin.find(({ code }) => code !== 'plugin-stale');
   if (broken !== undefined) {
     dump.close();
-    throw new BpfimgError('badImage', `${path.join(folder, broken.image)}: ${broken.message}`);
+    throw new BpfimgError('badImage', broken.message, { subject: path.join(folder, broken.image) });
   }
   if (dump.plugin !== undefined) return new ChangedPluginDump(folder, dump, dump.plugin, types);
   return new (names.includes(IMAGE.files) ? ChangedDump : ChangedOwnDump)(folder, dump, types);
@@ -104,7 +104,7 @@ async function fitting(kind: Kind, message: JsonObject, map: MapToWrite, pointer
     encodeMessage(kind.message, message, 'latin1');
     return message;
   } catch (error) {
-    if (error instanceof ValueError) throw await map.bad(pointer + error.pointer, error.message);
+    if (error instanceof PointerError) throw await map.bad(pointer + error.pointer, error.text);
     throw error;
   }
 }
@@ -121,9 +121,9 @@ async function messageOf(
   try {
     return await fitting(BPFMAP_FILE, fileMessage(before, id, map.header, file, types), map, '');
   } catch (error) {
-    if (!(error instanceof AttributeError)) throw error;
-    const own = error.member !== '' && Object.hasOwn(file, error.member.slice(1));
-    throw await map.bad(`${own ? `/files/${index}` : ''}${error.member}`, error.message);
+    if (!(error instanceof PointerError)) throw error;
+    const own = error.pointer !== '' && Object.hasOwn(file, error.pointer.slice(1));
+    throw await map.bad(`${own ? `/files/${index}` : ''}${error.pointer}`, error.text);
   }
 }
 

@@ -91,7 +91,7 @@ export class TypeFinder {
     this.#byHand = type.map(byHand).map((hand) => {
       const maps = mapsNamed(dump.maps, hand.map);
       if (maps.length > 0) return { ...hand, maps };
-      throw new BpfimgError('notFound', `${dump.name}: --type ${hand.map}: no such map in it`);
+      throw new BpfimgError('notFound', `--type ${hand.map}: no such map in it`, { subject: dump.name });
     });
   }
 
@@ -364,7 +364,7 @@ export class TypeFinder {
     }
     const named = texts.filter((text) => text !== '').join(' and ');
     const looked = places.length === 0 ? `any file: there is no ${KERNEL}, name one with --btf` : places.join(', ');
-    throw new BpfimgError('notFound', `--type ${hand.text}: no ${named} in ${looked}`);
+    throw new BpfimgError('notFound', `no ${named} in ${looked}`, { subject: `--type ${hand.text}` });
   }
 
   /** Where types named by hand are looked for, one after the other. */
@@ -412,7 +412,9 @@ function byHand(text: string): ByHand {
   const match = /^(.+?)=([^:]*):([^:]*)$/s.exec(text);
   const [map = '', key = '', value = ''] = (match ?? []).slice(1).map((part) => part.trim());
   if (match === null || (key === '' && value === '')) {
-    throw new BpfimgError('usage', `--type ${text}: expected NAME=KEY:VALUE, as flows=struct flow_key:struct flow`);
+    throw new BpfimgError('usage', 'expected NAME=KEY:VALUE, as flows=struct flow_key:struct flow', {
+      subject: `--type ${text}`,
+    });
   }
   return { text, map, key, value };
 }

@@ -43,8 +43,16 @@ function swapped(value: number): number {
   return bytes.readUInt32BE();
 }
 
-function badEntry(input: Input, index: number, offset: number, message: string, code = 'bad-image'): BpfimgError {
-  return new BpfimgError('badImage', `${input.name}: entry ${index} at offset ${offset}: ${message}`, { code });
+/** The error for an entry; `at` is the byte in it that is wrong, where that is not its first. */
+function badEntry(
+  input: Input,
+  index: number,
+  offset: number,
+  message: string,
+  { code = 'bad-image', at = offset } = {},
+): BpfimgError {
+  const text = `entry ${index} at offset ${offset}: ${message}`;
+  return new BpfimgError('badImage', text, { subject: input.name, code, offset: at });
 }
 
 /** The error for an image that ends when only `got` bytes of the entry's extra have been read. */
@@ -74,18 +82,25 @@ export class ImageReader {
     const cursor = new Cursor(input);
     const start = await cursor.fill(8);
     const name = input.name;
-    if (start < 4) throw new BpfimgError('badImage', `${name}: ${start} bytes, expected an image magic of 4`);
+    if (start < 4)
+      throw new BpfimgError('badImage', `${start} bytes, expected an image magic of 4`, { subject: name, offset: 0 });
     let magic = word(cursor.bytes, cursor.at);
     const head: Head = magic === HEAD_COMMON ? 'common' : magic === HEAD_SERVICE ? 'service' : 'none';
     if (head !== 'none') {
       if (start < 8)
-        throw new BpfimgError('badImage', `${name}: ends after ${start} bytes, expected a kind's magic at 4`);
+        throw new BpfimgError('badImage', `ends after ${start} bytes, expected a kind's magic at 4`, {
+          subject: name,
+          offset: 4,
+        });
       magic = word(cursor.bytes, cursor.at + 4);
     }
     const kind = kindOfMagic(magic);
     if (kind === undefined) {
       await cursor.fill(Math.min(TAR.at + TAR.magic.length, cursor.bytes.length));
-      throw new BpfimgError('badImage', `${name}: ${notAnImage(magic, head, cursor)}`);
+      throw new BpfimgError('badImage', notAnImage(magic, head, cursor), {
+        subject: name,
+        offset: head === 'none' ? 0 : 4,
+      });
     }
     cursor.at += head === 'none' ? 4 : 8;
     return new ImageReader(input, cursor, kind, head, text);
@@ -110,7 +125,7 @@ export class ImageReader {
     if (ready === 0) return undefined;
     if (ready < 4) {
       const message = `${ready} bytes left, expected an entry's size of 4 bytes`;
-      throw badEntry(input, index, offset, message, 'trailing-bytes');
+      throw badEntry(input, index, offset, message, { code: 'trailing-bytes' });
     }
     const size = word(cursor.bytes, cursor.at);
     cursor.at += 4;
@@ -127,7 +142,8 @@ export class ImageReader {
     } catch (error) {
       if (!(error instanceof WireError)) throw error;
       const field = error.field === '' ? '' : `${error.field}: `;
-      throw this.#bad(index, offset, `${field}${error.message} (byte ${offset + 4 + error.offset})`);
+      const at = offset + 4 + error.offset;
+      throw badEntry(input, index, offset, `${field}${error.message} (byte ${at})`, { at });
     }
     const extraSize = kind.extra ? kind.extra(message) : 0;
     const entry: Entry = { index, offset, message, extraAt: cursor.position, extraSize };
@@ -149,7 +165,7 @@ export class ImageReader {
   entriesOf<M extends JsonObject>(kind: Kind<M>): AsyncGenerator<Entry<M>> {
     if (this.kind.name !== kind.name) {
       const what = `it is a ${this.kind.name} image, expected ${kind.name}`;
-      throw new BpfimgError('badImage', `${this.input.name}: ${what}`);
+      throw new BpfimgError('badImage', what, { subject: this.input.name });
     }
     // Decoding has checked the message against its fields.
     return this.entries() as AsyncGenerator<Entry<M>>;

@@ -7,7 +7,7 @@
  * member, `$raw`, in hex. On the way back `$raw` gives every byte that an edit did not touch.
  */
 import { base64Lines, hex, pathBytes, pathText, unbase64, unhex } from '../bytes.js';
-import { pointerPart } from '../errors.js';
+import { PointerError, pointerPart } from '../errors.js';
 import type { Json, JsonObject } from '../value.js';
 import { parseShown, quotedPrintable, unquotePrintable } from './display.js';
 import { enumOf, type Field, fieldsOf } from './message.js';
@@ -19,16 +19,6 @@ export class WireError extends Error {
     readonly offset: number,
     /** Dotted field names from the entry down; empty for the entry itself. */
     readonly field: string,
-    message: string,
-  ) {
-    super(message);
-  }
-}
-
-/** JSON that does not fit its message: `pointer` is a JSON pointer within the entry. */
-export class ValueError extends Error {
-  constructor(
-    readonly pointer: string,
     message: string,
   ) {
     super(message);
@@ -201,7 +191,7 @@ function rebuilds(name: string, object: JsonObject, original: Uint8Array, text: 
   try {
     return Buffer.compare(encodeMessage(name, object, text), original) === 0;
   } catch (error) {
-    if (error instanceof ValueError) return false;
+    if (error instanceof PointerError) return false;
     throw error;
   }
 }
@@ -431,7 +421,7 @@ class Wire {
 /**
  * Encodes one message: fields in ascending number, required ones always written, as CRIU does.
  * Members that are no field of it are an error; so is an absent required field.
- * @throws ValueError
+ * @throws PointerError
  */
 export function encodeMessage(name: string, object: JsonObject, text: Text = 'utf8', pointer = ''): Uint8Array {
   const out = new Wire();
@@ -443,14 +433,14 @@ function putMessage(name: string, object: JsonObject, text: Text, pointer: strin
   const { names } = tableOf(name);
   for (const member of Object.keys(object)) {
     if (member !== '$raw' && !names.has(member)) {
-      throw new ValueError(pointer + pointerPart(member), `unknown member, ${name} has no such field`);
+      throw new PointerError(pointer + pointerPart(member), `unknown member, ${name} has no such field`);
     }
   }
   const parts = object.$raw === undefined ? undefined : new Map<Field, Uint8Array>();
   for (const field of fieldsOf(name)) {
     const value = object[field.name];
     if (value === undefined) {
-      if (field.label === 'required') throw new ValueError(pointer, `required member "${field.name}" is missing`);
+      if (field.label === 'required') throw new PointerError(pointer, `required member "${field.name}" is missing`);
     } else if (parts === undefined) putField(field, value, text, `${pointer}/${field.name}`, out);
     else parts.set(field, encodeField(field, value, text, `${pointer}/${field.name}`));
   }
@@ -470,12 +460,12 @@ function mergeRaw(
   out: Wire,
 ): void {
   const original = typeof raw === 'string' ? unhex(raw) : undefined;
-  if (original === undefined) throw new ValueError(pointer, 'must be pairs of hex digits');
+  if (original === undefined) throw new PointerError(pointer, 'must be pairs of hex digits');
   let before: JsonObject;
   try {
     before = decodeFields(name, { bytes: original, text, raw: true }, 0, original.length, '');
   } catch (error) {
-    if (error instanceof WireError) throw new ValueError(pointer, `is not a ${name}: ${error.message}`);
+    if (error instanceof WireError) throw new PointerError(pointer, `is not a ${name}: ${error.message}`);
     throw error;
   }
   const { byNumber } = tableOf(name);
@@ -508,7 +498,7 @@ function encodeField(field: Field, value: Json, text: Text, pointer: string): Ui
 function putField(field: Field, value: Json, text: Text, pointer: string, out: Wire): void {
   if (field.label === 'repeated') {
     const list = parseShown(field, value);
-    if (!Array.isArray(list)) throw new ValueError(pointer, `must be a list, got ${kindOf(value)}`);
+    if (!Array.isArray(list)) throw new PointerError(pointer, `must be a list, got ${kindOf(value)}`);
     if (field.packed && list.length > 0) {
       const packed = new Wire();
       list.forEach((element, i) => {
@@ -532,12 +522,12 @@ function encodeValue(field: Field, value: Json, text: Text, pointer: string, out
   switch (field.type) {
     case 'message':
       if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-        throw new ValueError(pointer, `must be an object, got ${kindOf(value)}`);
+        throw new PointerError(pointer, `must be an object, got ${kindOf(value)}`);
       }
       out.delimited(encodeMessage(field.of as string, value, text, pointer));
       return;
     case 'string':
-      if (typeof value !== 'string') throw new ValueError(pointer, `must be text, got ${kindOf(value)}`);
+      if (typeof value !== 'string') throw new PointerError(pointer, `must be text, got ${kindOf(value)}`);
       out.delimited(encodeText(value, textOf(field, text), pointer));
       return;
     case 'bytes': {
@@ -549,13 +539,13 @@ function encodeValue(field: Field, value: Json, text: Text, pointer: string, out
             : unbase64(value);
       if (bytes === undefined) {
         const form = field.show?.conv === 'unix_name' ? 'quoted-printable' : 'base64';
-        throw new ValueError(pointer, `must be ${form} text, got ${kindOf(value)}`);
+        throw new PointerError(pointer, `must be ${form} text, got ${kindOf(value)}`);
       }
       out.delimited(bytes);
       return;
     }
     case 'bool':
-      if (typeof value !== 'boolean') throw new ValueError(pointer, `must be true or false, got ${kindOf(value)}`);
+      if (typeof value !== 'boolean') throw new PointerError(pointer, `must be true or false, got ${kindOf(value)}`);
       out.varint(value ? 1 : 0);
       return;
     case 'enum': {
@@ -563,7 +553,7 @@ function encodeValue(field: Field, value: Json, text: Text, pointer: string, out
       const number = typeof value !== 'string' ? value : Object.hasOwn(values, value) ? values[value] : undefined;
       if (number === undefined) {
         const names = Object.keys(values).join(', ');
-        throw new ValueError(pointer, `must be a number or one of ${names}, got ${kindOf(value)}`);
+        throw new PointerError(pointer, `must be a number or one of ${names}, got ${kindOf(value)}`);
       }
       const int = integer(number, -0x80000000, 0x7fffffff, pointer);
       out.varint(int < 0 ? BigInt.asUintN(64, BigInt(int)) : int);
@@ -603,7 +593,7 @@ function integer(value: Json, low: number | bigint, high: number | bigint, point
     int = small(value.startsWith('-') ? -BigInt(value.slice(1)) : BigInt(value));
   }
   if (int === undefined || int < low || int > high) {
-    throw new ValueError(pointer, `must be a whole number from ${low} to ${high}, got ${kindOf(value)}`);
+    throw new PointerError(pointer, `must be a whole number from ${low} to ${high}, got ${kindOf(value)}`);
   }
   return int;
 }
@@ -612,7 +602,8 @@ function encodeText(value: string, text: Text | 'path', pointer: string): Uint8A
   if (text === 'path') return pathBytes(value);
   if (text === 'latin1') {
     for (const char of value) {
-      if (char > '\xff') throw new ValueError(pointer, 'has a character beyond U+00FF: one character is one byte here');
+      if (char > '\xff')
+        throw new PointerError(pointer, 'has a character beyond U+00FF: one character is one byte here');
     }
     return Buffer.from(value, 'latin1');
   }

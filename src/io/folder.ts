@@ -40,7 +40,7 @@ export class FolderOutput {
     let parent: Folder | undefined;
     try {
       place = placeOf(folder, false);
-      if (place.stat && !place.stat.isDirectory()) throw new BpfimgError('io', `${folder}: not a folder`);
+      if (place.stat && !place.stat.isDirectory()) throw new BpfimgError('io', 'not a folder', { subject: folder });
       if (place.stat === undefined) {
         parent = place.folder.share();
         this.#target = place.name;
@@ -127,7 +127,9 @@ export class FolderOutput {
     // From here to the end nothing else runs, no signal either.
     finishChangeIn(folder, this.#name);
     if (state(folder.at('.')) !== this.#before) {
-      throw new BpfimgError('conflict', `${this.#name}: others have changed its images meanwhile; nothing is written`);
+      throw new BpfimgError('conflict', 'others have changed its images meanwhile; nothing is written', {
+        subject: this.#name,
+      });
     }
     if (!single) makeChange(folder, this.#temporary, this.#name);
     else {
@@ -151,7 +153,7 @@ export class FolderOutput {
 }
 
 function checkFile(stat: fs.Stats | undefined, name: string): void {
-  if (stat?.isDirectory()) throw new BpfimgError('io', `${name}: it is a folder, expected a file to replace`);
+  if (stat?.isDirectory()) throw new BpfimgError('io', 'it is a folder, expected a file to replace', { subject: name });
 }
 
 /** Whether `file` is to become what stands at `place` already, which messages call `name`. */

@@ -121,7 +121,7 @@ export function openFile(path: string, name = path): Input {
   const stat = fs.fstatSync(fd);
   if (stat.isFile()) return fileInput(fd, name, stat.size, path);
   fs.closeSync(fd);
-  throw new BpfimgError('io', `${name}: it is a folder, pipe or device, expected a regular file`);
+  throw new BpfimgError('io', 'it is a folder, pipe or device, expected a regular file', { subject: name });
 }
 
 /** Opens for reading without waiting for anybody. */
@@ -145,7 +145,7 @@ async function fdInput(fd: number, name: string, path: string | undefined): Prom
   if (stat.isFile()) return fileInput(fd, name, stat.size, path, owned);
   if (stat.isDirectory()) {
     if (owned) fs.closeSync(fd);
-    throw new BpfimgError('io', `${name}: it is a folder, expected an image or JSON file`);
+    throw new BpfimgError('io', 'it is a folder, expected an image or JSON file', { subject: name });
   }
   if (stat.isFIFO() || stat.isSocket() || stat.isCharacterDevice()) {
     const tty = stat.isCharacterDevice() ? await import('node:tty') : undefined;
@@ -155,7 +155,7 @@ async function fdInput(fd: number, name: string, path: string | undefined): Prom
     return streamInput(stream, name, () => stream.destroy());
   }
   if (owned) fs.closeSync(fd);
-  throw new BpfimgError('io', `${name}: neither a file nor a pipe`);
+  throw new BpfimgError('io', 'neither a file nor a pipe', { subject: name });
 }
 
 /** A device such as /dev/null: read in order, without a size and without positions. */

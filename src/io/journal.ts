@@ -57,7 +57,9 @@ function parsePlan(text: string): Plan | undefined {
 }
 
 function notOurs(where: string): BpfimgError {
-  return new BpfimgError('badImage', `${where}/${JOURNAL}: not a journal of bpfimg; remove it if the images are whole`);
+  return new BpfimgError('badImage', 'not a journal of bpfimg; remove it if the images are whole', {
+    subject: `${where}/${JOURNAL}`,
+  });
 }
 
 /** The plan of a change; undefined when it has been made. */
@@ -80,7 +82,7 @@ function make(folder: Folder, change: Folder, { rename, remove }: Plan, where: s
     // It is not in its place either, unless another one has done that: after which the plan goes.
     if (change.look(name) || inodeOf(folder.at(name)) === inode || !change.look(PLAN)) continue;
     const what = `its images are not of one time: ${name} of a change that was cut off is lost`;
-    throw new BpfimgError('badImage', `${where}: ${what}; remove ${JOURNAL} there to read them as they are`);
+    throw new BpfimgError('badImage', `${what}; remove ${JOURNAL} there to read them as they are`, { subject: where });
   }
   for (const [name] of rename) orGone(() => fs.renameSync(change.at(name), folder.at(name)));
   for (const name of remove) orGone(() => fs.renameSync(folder.at(name), change.at(name)));
@@ -213,6 +215,6 @@ export async function atOneTime<T extends { close(): void }>(folder: string, rea
     if (isSame()) return result;
     result.close();
     if (times === TIMES)
-      throw new BpfimgError('io', `${folder}: its images change again and again while they are read`);
+      throw new BpfimgError('io', 'its images change again and again while they are read', { subject: folder });
   }
 }

@@ -458,11 +458,11 @@ export async function openOutput(file: string): Promise<Output> {
     return new FileOutput(place, file);
   }
   try {
-    if (isFolder) throw new BpfimgError('io', `${file}: it is a folder, expected a file to write`);
+    if (isFolder) throw new BpfimgError('io', 'it is a folder, expected a file to write', { subject: file });
     const fd = await openWaiting(folder.at(name), fs.constants.O_WRONLY | noOtherLink(entry));
     if (!fs.fstatSync(fd).isFile()) return new OpenOutput(fd, file, 'stream');
     fs.closeSync(fd);
-    throw new BpfimgError('io', `${file}: it was a pipe or device, and is a file now`);
+    throw new BpfimgError('io', 'it was a pipe or device, and is a file now', { subject: file });
   } catch (error) {
     throw ioError(file, 'write it', error);
   } finally {

@@ -53,7 +53,9 @@ export class Folder {
   checkOwner(entry: fs.Stats, name: string): void {
     const { mode, uid } = fs.fstatSync(this.#fd);
     if ((mode & 0o1002) !== 0o1002 || entry.uid === process.geteuid?.() || entry.uid === uid) return;
-    throw new BpfimgError('io', `${name}: refused: user ${entry.uid} has put it into a folder that is everybody's`);
+    throw new BpfimgError('io', `refused: user ${entry.uid} has put it into a folder that is everybody's`, {
+      subject: name,
+    });
   }
 
   /** One more who will close it. */

@@ -19,7 +19,7 @@ export function checkTrusted(file: string, stat: fs.Stats, user = process.geteui
       : (stat.mode & 0o022) !== 0
         ? `others may write it (mode ${(stat.mode & 0o7777).toString(8)})`
         : undefined;
-  if (why !== undefined) throw new BpfimgError('io', `${file}: refused as root: ${why}`, { code: UNTRUSTED });
+  if (why !== undefined) throw new BpfimgError('io', `refused as root: ${why}`, { subject: file, code: UNTRUSTED });
 }
 
 /**
@@ -36,7 +36,7 @@ export function readTrusted(file: string): string {
   }
   try {
     const stat = fs.fstatSync(fd);
-    if (!stat.isFile()) throw new BpfimgError('io', `${file}: no regular file`);
+    if (!stat.isFile()) throw new BpfimgError('io', 'no regular file', { subject: file });
     checkTrusted(file, stat);
     return fs.readFileSync(fd, 'utf8');
   } catch (error) {

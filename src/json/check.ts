@@ -3,6 +3,7 @@
  *
  * They are a large module that only `encode` needs, so it is loaded with the first check.
  */
+import { PointerError } from '../errors.js';
 import type { Json, JsonObject } from '../value.js';
 
 interface SchemaError {
@@ -16,26 +17,21 @@ interface Validator {
   readonly errors?: readonly SchemaError[] | null;
 }
 
-/** What a value breaks, and where: a JSON pointer from the value down. */
-export interface Problem {
-  readonly pointer: string;
-  readonly message: string;
-}
-
 let validators: Readonly<Record<string, Validator>> | undefined;
 
 /**
+ * What `value` breaks, if anything.
  * @param schema name of a message in images/*.proto, `items_header` or `map_header`
  * @param hasBigint whether `value` may hold bigints, which JSON Schema has no type for
  */
-export async function check(schema: string, value: Json, hasBigint: boolean): Promise<Problem | undefined> {
+export async function check(schema: string, value: Json, hasBigint: boolean): Promise<PointerError | undefined> {
   validators ??= (await import('./validators.gen.js')) as unknown as Readonly<Record<string, Validator>>;
   const validate = validators[schema];
   if (validate === undefined) throw new Error(`no schema ${schema}`);
   if (validate(hasBigint ? withoutBigint(value) : value)) return undefined;
   const error = validate.errors?.[0];
-  if (error === undefined) return { pointer: '', message: 'does not fit its schema' };
-  return { pointer: error.instancePath, message: sentence(error) };
+  if (error === undefined) return new PointerError('', 'does not fit its schema');
+  return new PointerError(error.instancePath, sentence(error));
 }
 
 function sentence({ keyword, params, message }: SchemaError): string {

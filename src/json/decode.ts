@@ -143,7 +143,8 @@ async function* chosen(reader: ImageReader, options: DecodeOptions): AsyncGenera
     await pause();
   }
   const [missing] = wanted;
-  if (missing !== undefined) throw new BpfimgError('notFound', `${reader.input.name}: no map ${missing} in it`);
+  if (missing !== undefined)
+    throw new BpfimgError('notFound', `no map ${missing} in it`, { subject: reader.input.name });
 }
 
 /** One entry as crit prints it: the message's members, then `extra` for kinds that have one. */

@@ -6,10 +6,10 @@
  * `jq -S`, say), they are put aside in a temporary file.
  */
 
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, PointerError } from '../errors.js';
 import { BPFMAP_DATA, HEAD_COMMON, HEAD_SERVICE, type Head, type Kind, kindNames, kindOfName } from '../image/kinds.js';
 import { fieldsOf } from '../image/message.js';
-import { encodeMessage, ValueError } from '../image/wire.js';
+import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import { type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
@@ -18,7 +18,7 @@ import { Spool } from '../io/spool.js';
 import { copyInput } from '../io/stream.js';
 import type { Json, JsonObject } from '../value.js';
 import { check } from './check.js';
-import { type ExpectedItems, FormError, type ItemForms, ItemReader, type ReadItems } from './items.js';
+import { type ExpectedItems, type ItemForms, ItemReader, type ReadItems } from './items.js';
 import { JsonReader, type Origin } from './reader.js';
 import type { DocumentTypes } from './types.js';
 
@@ -69,10 +69,9 @@ export async function encodeImage(input: Input, out: Output): Promise<void> {
           await reader.skip(spool);
         }
       } else if (name === 'format' || name === 'maps') {
-        throw new BpfimgError(
-          'usage',
-          `${reader.name}: it is a maps document, which describes a whole dump: encode it with -D DIR`,
-        );
+        throw new BpfimgError('usage', 'it is a maps document, which describes a whole dump: encode it with -D DIR', {
+          subject: reader.name,
+        });
       } else {
         throw reader.bad('unknown member, an image has "magic", "head" and "entries"');
       }
@@ -268,10 +267,10 @@ async function formsOf(
 ): Promise<ItemForms | undefined> {
   if (header.types === undefined) return undefined;
   try {
-    if (types === undefined) throw new FormError('/types', 'the image has no "btf" before it');
+    if (types === undefined) throw new PointerError('/types', 'the image has no "btf" before it');
     return await types.forms(header);
   } catch (error) {
-    if (error instanceof FormError) throw await reader.badAt(error.message, start.offset, error.pointer, start.pointer);
+    if (error instanceof PointerError) throw await reader.badAt(error, start.offset, start.pointer);
     throw error;
   }
 }
@@ -337,13 +336,12 @@ async function encodeHeader(reader: JsonReader, kind: Kind, read: JsonObject, st
   const problem = await check(kind.message, header, reader.sawBigint);
   if (problem) header = withProtoNames(kind.message, header);
   if (problem && (await check(kind.message, header, reader.sawBigint))) {
-    throw await reader.badAt(problem.message, start.offset, problem.pointer, start.pointer);
+    throw await reader.badAt(problem, start.offset, start.pointer);
   }
   try {
     return encodeMessage(kind.message, header);
   } catch (error) {
-    if (error instanceof ValueError)
-      throw await reader.badAt(error.message, start.offset, error.pointer, start.pointer);
+    if (error instanceof PointerError) throw await reader.badAt(error, start.offset, start.pointer);
     throw error;
   }
 }
@@ -365,19 +363,15 @@ async function encodeItems(
   out: Output,
 ): Promise<void> {
   const problem = await check('items_header', header, reader.sawBigint);
-  if (problem) throw await reader.badAt(problem.message, start.offset, problem.pointer, start.pointer);
+  if (problem) throw await reader.badAt(problem, start.offset, start.pointer);
   for (const [member, size] of [
     ['key_size', items.keySize],
     ['value_size', items.valueSize],
   ] as const) {
     const said = header[member];
     if (items.count > 0 && said !== undefined && said !== size) {
-      throw await reader.badAt(
-        `says ${String(said)}, but the items have ${size}`,
-        start.offset,
-        `/${member}`,
-        start.pointer,
-      );
+      const odd = new PointerError(`/${member}`, `says ${String(said)}, but the items have ${size}`);
+      throw await reader.badAt(odd, start.offset, start.pointer);
     }
   }
   const message: JsonObject = {
@@ -389,8 +383,7 @@ async function encodeItems(
   try {
     bytes = encodeMessage(BPFMAP_DATA.message, message);
   } catch (error) {
-    if (error instanceof ValueError)
-      throw await reader.badAt(error.message, start.offset, error.pointer, start.pointer);
+    if (error instanceof PointerError) throw await reader.badAt(error, start.offset, start.pointer);
     throw error;
   }
   await writeItemsEntry(bytes, items, out);

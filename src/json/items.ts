@@ -6,7 +6,7 @@
  */
 
 import { hex, isZero, putHex, roundUp8, takeHex, unhex, viewOf } from '../bytes.js';
-import type { BpfimgError } from '../errors.js';
+import { type BpfimgError, PointerError } from '../errors.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
 import type { BpfmapDataEntry } from '../image/schema.gen.js';
 import { Cursor, type Input, WINDOW } from '../io/input.js';
@@ -48,23 +48,13 @@ export interface Form {
   print(view: DataView, at: number, out: Output): void;
   /**
    * Writes the {@link size} bytes of `value` at `at`; it may be plain hex too.
-   * @throws FormError
+   * @throws PointerError
    */
   parse(value: Json, view: DataView, at: number): void;
 }
 
 /** The half of a form that shows. */
 export type Shown = Pick<Form, 'show' | 'print'>;
-
-/** JSON that a form refuses; `pointer` leads there from the key or value. */
-export class FormError extends Error {
-  constructor(
-    readonly pointer: string,
-    message: string,
-  ) {
-    super(message);
-  }
-}
 
 /** Forms of a map's items; what has none is hex. */
 export interface ItemForms {
@@ -510,7 +500,7 @@ export class ItemReader implements ReadItems {
         this.#parse(this.#forms.value, one, size, stride, values.view, values.at + i * stride);
       }
     } catch (error) {
-      if (error instanceof FormError) return false;
+      if (error instanceof PointerError) return false;
       throw error;
     }
     keys.at += this.keySize;
@@ -529,7 +519,7 @@ export class ItemReader implements ReadItems {
     if (form !== undefined) form.parse(value, view, at);
     else {
       const bytes = typeof value === 'string' ? rawBytes(value, size) : undefined;
-      if (bytes === undefined) throw new FormError('', `must be ${size} bytes in hex, two digits each`);
+      if (bytes === undefined) throw new PointerError('', `must be ${size} bytes in hex, two digits each`);
       for (let i = 0; i < size; i++) view.setUint8(at + i, bytes[i] as number);
     }
     for (let i = size; i < stride; i++) view.setUint8(at + i, 0);
@@ -545,7 +535,7 @@ export class ItemReader implements ReadItems {
     try {
       this.#parse(form, value, size, stride, into.view, into.at);
     } catch (error) {
-      if (error instanceof FormError) throw await reader.badAt(error.message, offset, error.pointer);
+      if (error instanceof PointerError) throw await reader.badAt(error, offset);
       throw error;
     }
     into.at += stride;

@@ -1,6 +1,7 @@
 /** Values of maps of maps: the id of an inner map. */
+import { PointerError } from '../errors.js';
 import type { Json } from '../value.js';
-import { type Form, FormError, rawBytes } from './items.js';
+import { type Form, rawBytes } from './items.js';
 
 const SIZE = 4;
 
@@ -28,5 +29,5 @@ function idOf(value: Json): number {
   ) {
     return id;
   }
-  throw new FormError('', 'must be {"map_id":N} with the id of a map, or 8 hex digits');
+  throw new PointerError('', 'must be {"map_id":N} with the id of a map, or 8 hex digits');
 }

@@ -6,7 +6,7 @@
  */
 import * as fs from 'node:fs';
 import { Base64Decoder, takeHex, viewOf } from '../bytes.js';
-import { BpfimgError, pointerPart } from '../errors.js';
+import { BpfimgError, type PointerError, pointerPart } from '../errors.js';
 import { Cursor, type Input, openInput } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
@@ -115,22 +115,23 @@ export class JsonReader {
    */
   bad(message: string, offset = this.offset, pointer = this.pointer): BpfimgError {
     const { input } = this.#origin ?? this.cursor;
-    const where = lineAndColumn(input, offset);
-    return new BpfimgError('badJson', `${input.name}: ${pointer === '' ? '' : `${pointer}: `}${message} (${where})`);
+    const at = lineAndColumn(input, offset);
+    const where = at === undefined ? `byte ${offset}` : `line ${at.line}, column ${at.column}`;
+    return new BpfimgError('badJson', `${message} (${where})`, { subject: input.name, pointer, offset, ...at });
   }
 
   /**
-   * The error for a value inside the value that starts at `offset`, with pointer `outer`: `inner` is its
-   * pointer from there. Reads the file once more to find the line.
+   * The error for JSON that does not fit within the value that starts at `offset` and has the pointer `outer`.
+   * Reads the file once more to find the line.
    */
-  async badAt(message: string, offset: number, inner: string, outer = this.pointer): Promise<BpfimgError> {
-    const pointer = outer + inner;
+  async badAt(inner: PointerError, offset: number, outer = this.pointer): Promise<BpfimgError> {
+    const { pointer, text } = inner.within(outer);
     const { input } = this.#origin ?? this.cursor;
-    if (input.path === undefined) return this.bad(message, offset, pointer);
+    if (input.path === undefined) return this.bad(text, offset, pointer);
     const again = await openInput(input.path);
     try {
-      const found = await new JsonReader(again, undefined).find(offset, inner);
-      return this.bad(message, found, pointer);
+      const found = await new JsonReader(again, undefined).find(offset, inner.pointer);
+      return this.bad(text, found, pointer);
     } finally {
       again.close();
     }
@@ -607,8 +608,8 @@ export class JsonReader {
 }
 
 /** `line 3, column 7` in a file that can be read again, `byte 1234` elsewhere. */
-function lineAndColumn(input: Input, offset: number): string {
-  if (input.path === undefined) return `byte ${offset}`;
+function lineAndColumn(input: Input, offset: number): { line: number; column: number } | undefined {
+  if (input.path === undefined) return undefined;
   let line = 1;
   let lineStart = 0;
   try {
@@ -629,7 +630,7 @@ function lineAndColumn(input: Input, offset: number): string {
       fs.closeSync(fd);
     }
   } catch {
-    return `byte ${offset}`;
+    return undefined;
   }
-  return `line ${line}, column ${offset - lineStart + 1}`;
+  return { line, column: offset - lineStart + 1 };
 }

@@ -1,15 +1,15 @@
 /** Types of items in documents: what `types` and `btf` say, both ways. */
 import { Btf } from '../btf/btf.js';
 import { typeName, typeNamed } from '../btf/c.js';
-import { TypedValueError, type ValueCodec, valueCodec } from '../btf/values.js';
-import { BpfimgError } from '../errors.js';
+import { type ValueCodec, valueCodec } from '../btf/values.js';
+import { PointerError, pointed } from '../errors.js';
 import { BPFMAP_BTF } from '../image/kinds.js';
-import { encodeMessage, ValueError } from '../image/wire.js';
+import { encodeMessage } from '../image/wire.js';
 import { Cursor } from '../io/input.js';
 import { Spool } from '../io/spool.js';
 import type { Json, JsonObject } from '../value.js';
 import { check } from './check.js';
-import { FORM_MOST, type Form, FormError, type ItemForms, type MapForms, rawBytes } from './items.js';
+import { FORM_MOST, type Form, type ItemForms, type MapForms, rawBytes } from './items.js';
 import type { JsonReader } from './reader.js';
 
 /** Largest BTF that is read: what the kernel loads (BTF_MAX_SIZE). */
@@ -27,13 +27,8 @@ export function typedForm(codec: ValueCodec): Form {
     print: (view, at, out) => codec.print(view, at, out),
     parse(value, view, at) {
       const bytes = rawBytes(value, size);
-      try {
-        if (bytes === undefined) codec.encode(value, view, at);
-        else if (!reads(codec, value, view, at)) new Uint8Array(view.buffer, view.byteOffset + at, size).set(bytes);
-      } catch (error) {
-        if (!(error instanceof TypedValueError)) throw error;
-        throw new FormError(error.pointer, `${error.typeName}: ${error.problem}`);
-      }
+      if (bytes === undefined) codec.encode(value, view, at);
+      else if (!reads(codec, value, view, at)) new Uint8Array(view.buffer, view.byteOffset + at, size).set(bytes);
     },
   };
 }
@@ -44,7 +39,7 @@ function reads(codec: ValueCodec, value: Json, view: DataView, at: number): bool
   try {
     codec.encode(value, view, at);
   } catch (error) {
-    if (error instanceof TypedValueError) return false;
+    if (error instanceof PointerError) return false;
     throw error;
   }
   return codec.decode(view, at) === value;
@@ -112,14 +107,15 @@ export class DocumentTypes {
       }
       if (size === undefined) throw reader.bad('member "blob" is missing', start);
       const problem = await check('btf_object', message, true);
-      if (problem) throw await reader.badAt(problem.message, start, problem.pointer);
+      if (problem) throw await reader.badAt(problem, start);
       const id = message.btf_id as number;
-      if (this.objects.has(id)) throw await reader.badAt(`BTF object ${id} stands twice`, start, '/btf_id');
+      if (this.objects.has(id))
+        throw await reader.badAt(new PointerError('/btf_id', `BTF object ${id} stands twice`), start);
       const whole: JsonObject = { ...message, size };
       try {
         encodeMessage(BPFMAP_BTF.message, whole, 'latin1');
       } catch (error) {
-        if (error instanceof ValueError) throw await reader.badAt(error.message, start, error.pointer);
+        if (error instanceof PointerError) throw await reader.badAt(error, start);
         throw error;
       }
       this.objects.set(id, { message: whole, at, size });
@@ -128,11 +124,11 @@ export class DocumentTypes {
 
   /**
    * The ids of the types that a map's `types` names.
-   * @throws FormError; its pointer leads from `types` down
+   * @throws PointerError; its pointer leads from `types` down
    */
   async resolve(types: Json): Promise<NamedTypes> {
     const problem = await check('item_types', types, true);
-    if (problem) throw new FormError(problem.pointer, problem.message);
+    if (problem) throw problem;
     const { btf_id, ...names } = types as { btf_id: number } & JsonObject;
     const btf = await this.#btf(btf_id);
     const id = (what: 'key' | 'value'): number => {
@@ -140,23 +136,23 @@ export class DocumentTypes {
       if (said !== undefined) {
         const is = typeName(btf, said);
         if (name === undefined || name === is) return said;
-        throw new FormError(`/btf_${what}_type_id`, `type ${said} is ${is}, "${what}" says ${name}`);
+        throw new PointerError(`/btf_${what}_type_id`, `type ${said} is ${is}, "${what}" says ${name}`);
       }
       const found = name === undefined ? 0 : typeNamed(btf, name);
-      if (found === undefined) throw new FormError(`/${what}`, `no type ${name} in ${btf.name}`);
+      if (found === undefined) throw new PointerError(`/${what}`, `no type ${name} in ${btf.name}`);
       return found;
     };
     try {
       return { btfId: btf_id, btf, key: id('key'), value: id('value') };
     } catch (error) {
-      throw error instanceof BpfimgError ? new FormError('', error.message) : error;
+      throw pointed(error);
     }
   }
 
   /**
    * The forms of a map's items.
    * @param header of the map: the sizes it says must be those of its types
-   * @throws FormError; its pointer leads from the map down
+   * @throws PointerError; its pointer leads from the map down
    */
   async forms(header: JsonObject): Promise<ItemForms> {
     try {
@@ -166,14 +162,13 @@ export class DocumentTypes {
         const codec = valueCodec(btf, id);
         const size = header[`${what}_size`];
         if (typeof size === 'number' && size !== codec.size) {
-          throw new FormError(`/${what}`, `${codec.typeName} has ${codec.size} bytes, ${what}_size is ${size}`);
+          throw new PointerError(`/${what}`, `${codec.typeName} has ${codec.size} bytes, ${what}_size is ${size}`);
         }
         return codec.size > FORM_MOST ? undefined : typedForm(codec);
       };
       return { key: form('key', key), value: form('value', value) };
     } catch (error) {
-      if (error instanceof FormError) throw new FormError(`/types${error.pointer}`, error.message);
-      throw error instanceof BpfimgError ? new FormError('/types', error.message) : error;
+      throw pointed(error, '/types');
     }
   }
 
@@ -182,7 +177,10 @@ export class DocumentTypes {
     if (btf !== undefined) return btf;
     const object = this.objects.get(id);
     if (object === undefined) {
-      throw new FormError('/btf_id', `no BTF object ${id} in the document's "btf", which must stand before its maps`);
+      throw new PointerError(
+        '/btf_id',
+        `no BTF object ${id} in the document's "btf", which must stand before its maps`,
+      );
     }
     const { at, size, message } = object;
     const blob = await new Cursor(this.blobs.input(), at, at + size).take(size);
@@ -191,7 +189,7 @@ export class DocumentTypes {
       btf = Btf.parse(blob, { name: typeof name === 'string' && name !== '' ? `BTF ${id} (${name})` : `BTF ${id}` });
       btf.checkByteOrder();
     } catch (error) {
-      throw error instanceof BpfimgError ? new FormError('/btf_id', error.message) : error;
+      throw pointed(error, '/btf_id');
     }
     this.#parsed.set(id, btf);
     return btf;

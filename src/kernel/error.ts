@@ -28,23 +28,31 @@ const KINDS = new Map<number, ErrorKind>([
 
 /** A system call that failed. Its `code` is the errno's name. */
 export class KernelError extends BpfimgError {
+  /** What it was done to: `map 57 (flows)`. */
+  declare readonly subject: string;
+
   constructor(
-    /** What it was done to: `map 57 (flows)`. */
-    readonly subject: string,
+    subject: string,
     /** The call, as its manual spells it: `BPF_MAP_FREEZE`, `pidfd_getfd`. */
     readonly call: string,
     /** A positive number. */
     readonly errno: number,
     /** The likely reason; {@link causeOf} where the caller knows no better. */
     readonly reason: string = causeOf(call, errno),
+    part?: string,
   ) {
-    const name = errnoName(errno);
-    super(KINDS.get(errno) ?? 'io', `${subject}: ${call}: ${name} (${reason})`, { code: name });
+    const code = errnoName(errno);
+    super(KINDS.get(errno) ?? 'io', `${call}: ${code} (${reason})`, { subject, part, code });
   }
 
   /** The same failure, of a part of its subject: `item 0a000001`. */
   of(part: string): KernelError {
-    return new KernelError(`${this.subject}, ${part}`, this.call, this.errno, this.reason);
+    const whole = this.part === undefined ? part : `${this.part}, ${part}`;
+    return new KernelError(this.subject, this.call, this.errno, this.reason, whole);
+  }
+
+  override about(subject: string): KernelError {
+    return new KernelError(subject, this.call, this.errno, this.reason, this.part);
   }
 }
 

@@ -130,7 +130,7 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
   }
   if (failure !== undefined) throw failure;
   const why = 'no process or pin is seen to hold it, and its type may be one that opening would harm';
-  throw new BpfimgError('unsupported', `${mapSubject(map.id, map.name ?? '')}: ${why}`);
+  throw new BpfimgError('unsupported', why, { subject: mapSubject(map.id, map.name ?? '') });
 }
 
 /** Processes and all below them. */
@@ -199,16 +199,17 @@ export class LiveMaps {
     for (const pid of tree ? treesOf(pids, this.#sys.proc) : pids) {
       const open = mapsOfProcess(pid, this.#sys.proc);
       if (open === 'gone' && !pids.includes(pid)) continue;
-      if (open === 'gone') throw new BpfimgError('notFound', `process ${pid}: no such process`);
+      if (open === 'gone') throw new BpfimgError('notFound', 'no such process', { subject: `process ${pid}` });
       if (open === 'hidden') {
         throw new BpfimgError(
           'io',
-          `process ${pid}: its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE, and no fewer capabilities than it has)`,
+          'its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE, and no fewer capabilities than it has)',
+          { subject: `process ${pid}` },
         );
       }
       for (const fd of fds) {
         if (open.some(({ holder }) => holder.fd === fd)) continue;
-        throw new BpfimgError('notFound', `process ${pid}: its fd ${fd} is no BPF map`);
+        throw new BpfimgError('notFound', `its fd ${fd} is no BPF map`, { subject: `process ${pid}` });
       }
       for (const { map, holder } of open) if (fds.length === 0 || fds.includes(holder.fd)) chosen.add(map.id);
     }
@@ -222,15 +223,14 @@ export class LiveMaps {
     if (found.length === 1) return first;
     const list = found.slice(0, 20).map((map) => map.id);
     const more = found.length > list.length ? ', …' : '';
-    throw new BpfimgError(
-      'usage',
-      `--name ${name}: ${found.length} maps have that name, choose by id: ${list.join(', ')}${more}`,
-    );
+    throw new BpfimgError('usage', `${found.length} maps have that name, choose by id: ${list.join(', ')}${more}`, {
+      subject: `--name ${name}`,
+    });
   }
 
   #missing(what: string, why: string): BpfimgError {
     const doubt = this.unseen.ids ? ' that can be seen without CAP_SYS_ADMIN' : '';
-    return new BpfimgError('notFound', `${what}: ${why}${doubt}`);
+    return new BpfimgError('notFound', `${why}${doubt}`, { subject: what });
   }
 }
 

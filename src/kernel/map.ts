@@ -337,7 +337,7 @@ export class BpfMap implements Disposable {
       const link = fdLink(fd, sys.proc);
       if (link !== undefined && link !== MAP_LINK) {
         const what = link.startsWith('anon_inode:bpf-') ? `a BPF ${link.slice('anon_inode:bpf-'.length)}` : link;
-        throw new BpfimgError('unsupported', `${subject}: expected a BPF map, got ${what}`);
+        throw new BpfimgError('unsupported', `expected a BPF map, got ${what}`, { subject });
       }
       return new BpfMap(sys, fd, new InfoReader(sys).read(fd, subject));
     } catch (error) {
@@ -720,7 +720,7 @@ export class BpfMap implements Disposable {
     const result = this.#call('OBJ_PIN', attr);
     if (result >= 0) return;
     const text = typeof path === 'string' ? path : pathText(path);
-    throw new KernelError(`${this.subject}, pin ${text}`, 'BPF_OBJ_PIN', -result, pinCause(text, -result, this.sys));
+    throw new KernelError(this.subject, 'BPF_OBJ_PIN', -result, pinCause(text, -result, this.sys), `pin ${text}`);
   }
 
   /** Closes the file descriptor, once calls on other threads have ended. Safe to call again. */

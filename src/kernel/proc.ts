@@ -283,7 +283,7 @@ export function childrenOf(pid: number, proc = PROC): number[] | 'gone' {
     if (text !== undefined) for (const [child] of text.matchAll(/\d+/g)) children.push(Number(child));
     else if (attempt(() => fs.statSync(`${folder}/${task}/stat`)) !== undefined) {
       const why = 'this kernel does not tell the children of a process (CONFIG_PROC_CHILDREN)';
-      throw new BpfimgError('unsupported', `${folder}/${task}/children: ${why}`);
+      throw new BpfimgError('unsupported', why, { subject: `${folder}/${task}/children` });
     }
   }
   return attempt(() => fs.statSync(folder)) === undefined ? 'gone' : children.sort((a, b) => a - b);

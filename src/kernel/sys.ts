@@ -9,7 +9,7 @@
  */
 import { readdirSync } from 'node:fs';
 import { endianness, constants as os } from 'node:os';
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, firstLine } from '../errors.js';
 import { COMMAND, type Command, type Layout, SYSCALL } from './abi.js';
 import { PROC, possibleCpus } from './proc.js';
 import type { KnownTypes } from './rules.js';
@@ -472,10 +472,13 @@ export async function openSys(
   try {
     koffi = (await load()).default as Koffi;
   } catch (error) {
-    const what = error instanceof Error ? error.message.split('\n', 1)[0] : String(error);
-    throw new BpfimgError('unsupported', `live BPF maps need the package koffi, which does not load: ${what}`, {
-      cause: error,
-    });
+    throw new BpfimgError(
+      'unsupported',
+      `live BPF maps need the package koffi, which does not load: ${firstLine(error)}`,
+      {
+        cause: error,
+      },
+    );
   }
   return new KernelSys(koffi, numbers, types);
 }

@@ -37,7 +37,7 @@ export async function compareItems(
     return found.compare(bytes, 0, bytes.length, at, at + bytes.length) === 0;
   };
   const wrong = (key: Uint8Array, what: string) =>
-    new BpfimgError('io', `${map.subject}, item ${hex(key)}: read back, it ${what}`);
+    new BpfimgError('io', `read back, it ${what}`, { subject: map.subject, part: `item ${hex(key)}` });
   /** Items whose key came before, perhaps, and those of them with another value. */
   let again = 0;
   let differing = 0;
@@ -72,7 +72,9 @@ export async function compareItems(
   const repeats = items.count - held;
   if (repeats < 0 || repeats > again || differing > repeats) {
     const most = items.count - again;
-    throw new BpfimgError('io', `${map.subject}: read back, it has ${held} items, expected ${most} to ${items.count}`);
+    throw new BpfimgError('io', `read back, it has ${held} items, expected ${most} to ${items.count}`, {
+      subject: map.subject,
+    });
   }
 }
 

@@ -475,7 +475,7 @@ export async function countItems(map: BpfMap): Promise<number> {
     if (result.end) return count;
     await pause();
     if (count > 2 * map.maxEntries + 1024) {
-      throw new BpfimgError('conflict', `${map.subject}: it changes while it is read`);
+      throw new BpfimgError('conflict', 'it changes while it is read', { subject: map.subject });
     }
   }
 }

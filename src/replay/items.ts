@@ -59,7 +59,8 @@ export async function findKey(
 async function readFully(input: Input, into: Uint8Array, position: number): Promise<void> {
   for (let got = 0; got < into.length; ) {
     const count = await input.read(got === 0 ? into : into.subarray(got), position + got);
-    if (count === 0) throw new BpfimgError('badImage', `${input.name}: it has become shorter while it was read`);
+    if (count === 0)
+      throw new BpfimgError('badImage', 'it has become shorter while it was read', { subject: input.name });
     got += count;
   }
 }
@@ -87,7 +88,8 @@ export function foldCpus(items: ItemSource, valueSize: number, from: number, to:
   if (how !== 'first' && valueSize % word !== 0) {
     throw new BpfimgError(
       'unsupported',
-      `--percpu ${how}: values of ${valueSize} bytes are no numbers of 4 or 8 bytes; --percpu first keeps them`,
+      `values of ${valueSize} bytes are no numbers of 4 or 8 bytes; --percpu first keeps them`,
+      { subject: `--percpu ${how}` },
     );
   }
   const { count, keySize } = items;

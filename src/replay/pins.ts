@@ -80,7 +80,7 @@ export function planPins(given: string, maps: readonly Pinned[], rename = false,
 function takenError(folder: string, taken: readonly string[]): BpfimgError {
   const list = taken.slice(0, LISTED).join(', ') + (taken.length > LISTED ? `, and ${taken.length - LISTED} more` : '');
   const ways = '--pin names another folder, --rename-taken gives the new maps other names';
-  return new BpfimgError('conflict', `${folder}: ${list}: pinned there already; ${ways}`, { code: 'EEXIST' });
+  return new BpfimgError('conflict', `${list}: pinned there already; ${ways}`, { subject: folder, code: 'EEXIST' });
 }
 
 /** Why no pin can be made in `folder`, as far as one sees without making anything. */
@@ -88,7 +88,7 @@ function placeProblem(folder: string, proc: string): BpfimgError | undefined {
   const parent = path.dirname(path.resolve(folder));
   // Such a file system does not even look for a name with a dot.
   if (path.basename(path.resolve(folder)).includes('.') && isBpffs(pathBytes(parent)) === true) {
-    return new BpfimgError('io', `${folder}: a folder on a BPF file system cannot have a dot in its name`);
+    return new BpfimgError('io', 'a folder on a BPF file system cannot have a dot in its name', { subject: folder });
   }
   let there: fs.Stats | undefined;
   try {
@@ -96,13 +96,14 @@ function placeProblem(folder: string, proc: string): BpfimgError | undefined {
   } catch (error) {
     return ioError(folder, 'look at it', error) as BpfimgError;
   }
-  if (there !== undefined && !there.isDirectory()) return new BpfimgError('io', `${folder}: not a folder`);
+  if (there !== undefined && !there.isDirectory()) return new BpfimgError('io', 'not a folder', { subject: folder });
   const bpffs = isBpffs(pathBytes(there === undefined ? parent : folder));
   if (bpffs === true) return undefined;
-  const where = bpffs === undefined ? `${parent}: no such folder` : `${folder}: not on a BPF file system`;
+  const [subject, where] = bpffs === undefined ? [parent, 'no such folder'] : [folder, 'not on a BPF file system'];
   return new BpfimgError(
     bpffs === undefined ? 'notFound' : 'unsupported',
     `${where}, where pins go; ${bpffsHint(proc)}`,
+    { subject },
   );
 }
 

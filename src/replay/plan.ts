@@ -125,11 +125,11 @@ export function mapSpec(file: BpfmapFileEntry, types: MapTypes, maxEntries = fil
 export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: PlanOptions): PlannedMap {
   const file = map.files[0]?.message;
   if (file === undefined) {
-    throw new BpfimgError('unsupported', `${dump.name}: map ${map.mapId}: nothing says what it is`);
+    throw new BpfimgError('unsupported', `map ${map.mapId}: nothing says what it is`, { subject: dump.name });
   }
   const whole = wholeName(map) ?? '';
   const subject = mapSubject(map.mapId, whole);
-  const bad = (what: string) => new BpfimgError('badImage', `${dump.name}: ${subject}: ${what}`);
+  const bad = (what: string) => new BpfimgError('badImage', `${subject}: ${what}`, { subject: dump.name });
   for (const { message } of map.files) {
     const odd = SHAPE.find((member) => message[member] !== file[member]);
     if (odd !== undefined) throw bad(`two of its open files disagree about ${odd}`);
@@ -295,19 +295,22 @@ function itemsOf(
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);
   if (items.valueSize === stride || type.kept !== undefined) return items;
   const from = shape.valueSize / roundUp8(file.value_size);
-  const subject = `${dump.name}: ${mapSubject(map.mapId, wholeName(map) ?? '')}`;
+  const subject = mapSubject(map.mapId, wholeName(map) ?? '');
   if (from > MOST_CPUS) throw bad(`it has values of ${from} CPUs, expected at most ${MOST_CPUS}`);
   if (perCpu === undefined) {
     throw new BpfimgError(
       'conflict',
       `${subject}: it has values of ${from} CPUs, this machine has ${cpus} possible CPUs; ` +
         '--percpu first, sum or spread says what becomes of them',
+      { subject: dump.name },
     );
   }
   try {
     return foldCpus(items, file.value_size, from, cpus, perCpu);
   } catch (error) {
-    throw error instanceof BpfimgError ? new BpfimgError(error.kind, `${subject}: ${error.message}`) : error;
+    throw error instanceof BpfimgError
+      ? new BpfimgError(error.kind, `${subject}: ${error.message}`, { subject: dump.name })
+      : error;
   }
 }
 

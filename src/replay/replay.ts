@@ -74,7 +74,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
   const unfilled = plans.find(({ plugin }) => plugin.replay === undefined);
   if (unfilled !== undefined && options.skip === undefined) {
     const ways = '--map chooses others, --skip-unsupported leaves it out';
-    throw new BpfimgError('unsupported', `${unfilled.subject}: ${noReplay(unfilled.type)}; ${ways}`);
+    throw new BpfimgError('unsupported', `${noReplay(unfilled.type)}; ${ways}`, { subject: unfilled.subject });
   }
   const short = options.force === true ? undefined : memoryShort(plans, options.available);
   if (short !== undefined) throw new BpfimgError('unsupported', `${short}; --force tries all the same`);
@@ -85,9 +85,10 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
   const skipped = new Set<number>();
   const make = async (plan: PlannedMap): Promise<void> => {
     const lost = plan.needed.find((id) => skipped.has(id));
-    if (lost !== undefined) throw new BpfimgError('unsupported', `${plan.subject}: inner map ${lost} is not supported`);
+    if (lost !== undefined)
+      throw new BpfimgError('unsupported', `inner map ${lost} is not supported`, { subject: plan.subject });
     if (plan.plugin.replay === undefined) {
-      throw new BpfimgError('unsupported', `${plan.subject}: ${noReplay(plan.type)}`);
+      throw new BpfimgError('unsupported', noReplay(plan.type), { subject: plan.subject });
     }
     const work = workOf(plan, options, (id) => made.find((one) => one.plan.mapId === id)?.map);
     const { map, untyped, hidden } = await createMap(sys, plan, work, types, options.requireBtf === true);
@@ -105,8 +106,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
         if (skip === undefined || !isUnsupported(error)) throw error;
         if (made.at(-1)?.plan === plan) made.pop()?.map.close();
         skipped.add(plan.mapId);
-        const { message } = error;
-        skip(plan, message.startsWith(`${plan.subject}: `) ? message.slice(plan.subject.length + 2) : message);
+        skip(plan, error.textAbout(plan.subject));
       }
     }
     // Pins last of all, when nothing can fail any more but pinning itself.
@@ -214,15 +214,9 @@ async function fillMap(
 /** Runs `work`; errors about the fresh map become errors about the map of the dump. */
 function named<T>(plan: PlannedMap, map: BpfMap | undefined, work: () => T): T {
   const rename = (error: unknown): never => {
-    if (error instanceof KernelError) {
-      const rest =
-        map !== undefined && error.subject.startsWith(map.subject) ? error.subject.slice(map.subject.length) : '';
-      throw new KernelError(plan.subject + rest, error.call, error.errno, error.reason);
-    }
-    if (error instanceof BpfimgError && map !== undefined && error.message.startsWith(map.subject)) {
-      throw new BpfimgError(error.kind, plan.subject + error.message.slice(map.subject.length));
-    }
-    throw error;
+    // A map that could not be made has no name of its own yet.
+    const ours = error instanceof BpfimgError && map !== undefined && error.subject === map.subject;
+    throw error instanceof KernelError || ours ? error.about(plan.subject) : error;
   };
   try {
     const result = work();

@@ -151,7 +151,7 @@ class Finder {
       if (!(error instanceof BpfimgError)) throw error;
       // Of an image that the dump was read from, that has told it already.
       if (this.dump.broken.has(name)) return;
-      this.add(error.code === 'trailing-bytes' ? error.code : 'bad-image', name, error.message.replace(/^[^:]*: /, ''));
+      this.add(error.code === 'trailing-bytes' ? error.code : 'bad-image', name, error.text);
     } finally {
       input.close();
     }
@@ -159,7 +159,7 @@ class Finder {
 }
 
 function bad({ name }: Pick<Input, 'name'>, message: string): BpfimgError {
-  return new BpfimgError('badImage', `${name}: ${message}`);
+  return new BpfimgError('badImage', message, { subject: name });
 }
 
 /** The plain numbers of a message of `input`. */
@@ -193,7 +193,7 @@ async function* messages(input: Input, kind: string): AsyncGenerator<Uint8Array>
     const left = (input.size ?? 0) - cursor.position - 4;
     if (ready < 4 || size > Math.min(left, MAX_MESSAGE)) {
       const what = ready < 4 ? `${ready} bytes left` : `its message needs ${size} bytes, ${left} left`;
-      throw new BpfimgError('badImage', `${input.name}: entry ${entry}: ${what}`, { code });
+      throw new BpfimgError('badImage', `entry ${entry}: ${what}`, { subject: input.name, code });
     }
     cursor.at += 4;
     yield await cursor.take(size);

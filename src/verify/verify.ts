@@ -135,7 +135,7 @@ async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: 
       btf,
       inner: new Map(),
     });
-    return { asked, refused: error.message.replace(`${dump.name}: `, '') };
+    return { asked, refused: error.textAbout(dump.name) };
   }
 }
 
@@ -160,7 +160,7 @@ export class Verifier {
   /** For {@link openDump}: a broken image is a finding, and the others are still looked at. */
   readonly onBroken = (error: BpfimgError, image: string): void => {
     const code = error.code !== undefined && error.code in FINDINGS ? (error.code as FindingCode) : 'bad-image';
-    this.#add(code, image, undefined, error.message.replace(/^[^:]*: /, ''));
+    this.#add(code, image, undefined, error.text);
   };
 
   #add(code: FindingCode, image: string, map: DumpMap | undefined, message: string): void {

@@ -127,7 +127,9 @@ function drainOf(text: string | undefined): Drain {
   if (text === undefined) return 'no';
   if (text === '' || text === 'restore') return 'restore';
   if (text === 'keep-empty') return text;
-  throw new BpfimgError('usage', `--drain=${text}: expected --drain, --drain=restore or --drain=keep-empty`);
+  throw new BpfimgError('usage', 'expected --drain, --drain=restore or --drain=keep-empty', {
+    subject: `--drain=${text}`,
+  });
 }
 
 function members(row: CapturedMap, types: MapTypes): Record<string, unknown> {

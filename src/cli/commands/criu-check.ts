@@ -33,7 +33,8 @@ export const command: Command = {
 export async function run(args: CriuCheckArguments, io: Io, sys?: Sys, etc?: string): Promise<number> {
   const { criu: program } = args;
   const pid = /^\d{1,10}$/.test(args.pid) ? Number(args.pid) : 0;
-  if (pid < 1 || pid > 0x7fff_ffff) throw new BpfimgError('usage', `criu check ${args.pid}: expected a process id`);
+  if (pid < 1 || pid > 0x7fff_ffff)
+    throw new BpfimgError('usage', 'expected a process id', { subject: `criu check ${args.pid}` });
   const host = lookAtCriu({ env: io.env, program, version, ...(etc === undefined ? {} : { etc }) });
   const types = await mapTypes(host.config.libdir, io);
   const check = await checkTree(sys ?? (await openSys(types)), pid, types, host);

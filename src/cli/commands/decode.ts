@@ -69,7 +69,9 @@ async function decodeOne(input: Input, source: string | undefined, args: DecodeA
   const maps = args.map.length > 0 ? mapIds(args.map, reader.kind === BPFMAP_DATA) : undefined;
   const typed = args.typed || namesTypes(args);
   if (typed && reader.kind !== BPFMAP_DATA) {
-    throw new BpfimgError('usage', `${input.name}: types are of the items in a bpfmap-data image, or in a dump folder`);
+    throw new BpfimgError('usage', 'types are of the items in a bpfmap-data image, or in a dump folder', {
+      subject: input.name,
+    });
   }
   const forms = typed ? await imageForms(source, maps, args, io) : undefined;
   await written(args.out, io, async (out) => {
@@ -91,7 +93,9 @@ function mapIds(selectors: readonly string[], hasMaps: boolean): Set<number> {
   return new Set(
     selectors.map((text) => {
       if (!/^\d{1,10}$/.test(text)) {
-        throw new BpfimgError('usage', `--map ${text}: a single image knows maps by id only, names stand in a dump`);
+        throw new BpfimgError('usage', 'a single image knows maps by id only, names stand in a dump', {
+          subject: `--map ${text}`,
+        });
       }
       return Number(text);
     }),

@@ -3,7 +3,7 @@ import { type MapPair, pairMaps } from '../../diff/pairs.js';
 import type { DocumentForms } from '../../dump/document.js';
 import type { Dump, DumpMap } from '../../dump/model.js';
 import { mapName, mapsNamed } from '../../dump/select.js';
-import { BpfimgError, ClosedPipe, EXIT, oneLine } from '../../errors.js';
+import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine } from '../../errors.js';
 import type { ItemForms } from '../../json/items.js';
 import { mapIdForm } from '../../json/map-id.js';
 import type { Sys } from '../../kernel/sys.js';
@@ -69,13 +69,16 @@ async function run(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
     return await diff(args, io, sys);
   } catch (error) {
     if (error instanceof ClosedPipe) throw error;
-    const known = error instanceof BpfimgError;
-    const what = error instanceof Error ? error.message : String(error);
-    const trouble = new Trouble(
-      known ? error.kind : 'unsupported',
-      known ? what : `internal error: ${oneLine(what)} (please report it; --debug shows where)`,
-      { cause: error },
-    );
+    const trouble =
+      error instanceof BpfimgError
+        ? new Trouble(error.kind, error.text, { ...error, cause: error })
+        : new Trouble(
+            'unsupported',
+            `internal error: ${oneLine(errorText(error))} (please report it; --debug shows where)`,
+            {
+              cause: error,
+            },
+          );
     if (error instanceof Error && error.stack !== undefined) trouble.stack = error.stack;
     throw trouble;
   }
@@ -201,7 +204,9 @@ class Diff {
     for (const selector of selectors) {
       const found = new Set(mapsNamed([...this.a.maps, ...this.b.maps], selector));
       if (found.size === 0) {
-        throw new BpfimgError('notFound', `--map ${selector}: no such map in ${this.#labels.join(' or ')}`);
+        throw new BpfimgError('notFound', `no such map in ${this.#labels.join(' or ')}`, {
+          subject: `--map ${selector}`,
+        });
       }
       for (const pair of pairs) if ((pair.a && found.has(pair.a)) || (pair.b && found.has(pair.b))) chosen.add(pair);
     }
@@ -216,7 +221,7 @@ class Diff {
       maps.some((map) => mapName(map) === named(text) || String(map.mapId) === named(text));
     const lost = args.type.find((text) => named(text) !== '' && ![this.a, this.b].some((dump) => has(dump, text)));
     if (lost !== undefined) {
-      throw new BpfimgError('notFound', `--type ${lost}: no such map in ${this.#labels.join(' or ')}`);
+      throw new BpfimgError('notFound', `no such map in ${this.#labels.join(' or ')}`, { subject: `--type ${lost}` });
     }
     const forms = [];
     // What both sides lack is said once.

@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import { constants } from 'node:os';
 import { type Dump, openDump } from '../../dump/model.js';
 import { selectMaps } from '../../dump/select.js';
-import { BpfimgError, ClosedPipe, EXIT, ioError } from '../../errors.js';
+import { BpfimgError, ClosedPipe, EXIT, errorText, ioError } from '../../errors.js';
 import { inAscii } from '../../json/print.js';
 import { BpfMap } from '../../kernel/map.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
@@ -85,7 +85,7 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   }
   if (!isFolder(args.dir)) {
     const what = fs.existsSync(args.dir) ? 'not a folder' : 'no such folder';
-    throw new BpfimgError('notFound', `${args.dir}: ${what}, expected a dump`);
+    throw new BpfimgError('notFound', `${what}, expected a dump`, { subject: args.dir });
   }
   const types = await mapTypes(args.libdir, io);
   const kernel = sys ?? (await openSys(types));
@@ -181,8 +181,7 @@ function hand(sys: Sys, { map, plan }: FreshMap): Handed {
     map.close();
     return { fd: reopened.fd, close: () => reopened.close() };
   } catch (error) {
-    const why = error instanceof BpfimgError ? error.message : String(error);
-    return { ...own, note: `its fd was ${mode} and is for both now: ${why}` };
+    return { ...own, note: `its fd was ${mode} and is for both now: ${errorText(error)}` };
   }
 }
 

@@ -133,7 +133,7 @@ async function showTypes(
   const finder = await typeFinder(dump, types, args);
   const all = (await finder?.definitions(maps)) ?? [];
   if (finder !== undefined) sayProblems(finder, maps, io);
-  if (all.length === 0) throw new BpfimgError('notFound', `${dump.name}: no types are known of ${NO_TYPES}`);
+  if (all.length === 0) throw new BpfimgError('notFound', `no types are known of ${NO_TYPES}`, { subject: dump.name });
   await written(undefined, io, async (out) => {
     for (const [i, { map, key, value, texts }] of all.entries()) {
       const name = mapName(map);
