@@ -150,6 +150,7 @@ export {
   type Planned,
   type Plugin,
   type ProgramFacts,
+  parseReport,
   type Reference,
   type ReplayWork,
   type Report,

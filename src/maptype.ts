@@ -116,12 +116,24 @@ export const FULL: Report = { kind: 'full' };
 
 /** A report as the line that people see and images keep. */
 export function reportText(report: Report): string {
-  return report.kind === 'full' ? report.kind : `${report.kind}: ${report.why}`;
+  return report.kind === 'full' || report.why === '' ? report.kind : `${report.kind}: ${report.why}`;
 }
 
-/** Whether a capture whose report is this line has taken no items. */
-export function isBare(report: string): boolean {
-  return /^(metadata only|not supported)/.test(report);
+/** The report in a line of {@link reportText}; of a line that others have written, something is missing. */
+export function parseReport(line: string): Report {
+  const [, kind, why = ''] = /^(full|partial|metadata only|not supported)(?:: (.*))?$/s.exec(line) ?? [];
+  if (kind === undefined) return { kind: 'partial', why: line };
+  return kind === 'full' ? FULL : { kind: kind as Exclude<Report['kind'], 'full'>, why };
+}
+
+/** A report with something more that is missing. */
+export function lacking(report: Report, what: string): Report {
+  return report.kind === 'full' ? { kind: 'partial', why: what } : { ...report, why: `${report.why}; ${what}` };
+}
+
+/** Whether no items were taken. */
+export function isBare({ kind }: Report): boolean {
+  return kind === 'metadata only' || kind === 'not supported';
 }
 
 /** Bytes of a value, from its start; of an array, the same bytes of each element. */

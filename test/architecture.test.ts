@@ -159,6 +159,21 @@ t.test('only plugins know map types', async (t) => {
   }
 });
 
+t.test('whoever wants a part of an error takes the field', async (t) => {
+  // A few lines may lie between: `error.message\n  .replace(`, and `const { message } = error` before `message.slice(`.
+  const cuts = '(replace|replaceAll|slice|split|startsWith|endsWith|match|matchAll|substring|indexOf|includes|at)\\(';
+  const cut = new RegExp(
+    `\\b(error|worse|problem|cause)\\)?\\??\\.message\\s*\\??\\.${cuts}|exec\\(\\w*\\.message\\)`,
+    'g',
+  );
+  const taken = /\{[^{}]*\bmessage\b[^{}]*\} = (error|worse)\b/g;
+  for (const file of sources.filter((name) => name !== 'src/errors.ts')) {
+    const text = fs.readFileSync(path.join(TOP, file), 'utf8');
+    t.same(text.match(cut) ?? [], [], `${file} cuts no message`);
+    if (taken.test(text)) t.notMatch(text, new RegExp(`\\bmessage\\.${cuts}`), `${file} cuts no message`);
+  }
+});
+
 /** A line a layer, from the top down. What an arrow leads to by way of another one is left out. */
 function picture(): string {
   const lines = Object.entries(LAYERS).map(([layer, below]) => {

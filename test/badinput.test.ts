@@ -22,7 +22,9 @@ async function news(run: Promise<unknown>, kind: BpfimgError['kind'], name: stri
     if (!(error instanceof BpfimgError)) throw error;
     const { message } = error;
     if (error.kind !== kind) throw new Error(`${error.kind}, expected ${kind}: ${message}`);
-    if (!message.startsWith(`${name}: `)) throw new Error(`does not start with ${name}: ${message}`);
+    if (error.subject !== name || !message.startsWith(`${name}: `)) {
+      throw new Error(`it is not about ${name}: ${message}`);
+    }
     // biome-ignore lint/suspicious/noControlCharactersInRegex: what must not reach a terminal
     if (/[\x00-\x1f\x7f-\x9f\u2028\u2029]/.test(message))
       throw new Error(`more than a line: ${JSON.stringify(message)}`);

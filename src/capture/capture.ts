@@ -30,6 +30,7 @@ import {
   type ItemSink,
   itemSizes,
   type KernelTypeFacts,
+  lacking,
   type MapFacts,
   type MapTypes,
   type Report,
@@ -258,11 +259,11 @@ class DumpWriter {
     const read = await this.#items(map, entry, masked, work);
     const shape = { type, keySize, valueSize, maxEntries, flags };
     const attributes = { ...shape, name, ifindex: info.ifindex, extra: info.extra, frozen, memlock };
-    const told = types instanceof Error ? without(read, `its types: ${types.message}`) : read;
+    const told = types instanceof Error ? lacking(read, `its types: ${types.message}`) : read;
     const keep = this.#keep(live, attributes, facts);
     return () => {
       const loss = inner && this.wanted.lossOf(inner);
-      const report = loss === undefined ? told : without(told, loss);
+      const report = loss === undefined ? told : lacking(told, loss);
       keep(report);
       const items = report.kind === 'full' || report.kind === 'partial' ? entry.count : 0;
       return { id, name, type, items, bytes: items * itemSize, report };
@@ -410,11 +411,6 @@ function kernelTypeOf({ btfVmlinuxValueType: id, btfVmlinuxId }: MapInfo): Kerne
   } catch {
     return { id, name: undefined };
   }
-}
-
-/** A report with something more that is missing. */
-function without(report: Report, what: string): Report {
-  return report.kind === 'full' ? { kind: 'partial', why: what } : { ...report, why: `${report.why}; ${what}` };
 }
 
 interface Attributes {

@@ -5,7 +5,7 @@
  * Answers are lines: `map ID`, `skip ID WHY`, `map OLD NEW`, `warn TEXT`, `busy` as a sign of life, `end`.
  */
 import { capture } from '../capture/capture.js';
-import { factsOf } from '../dump/facts.js';
+import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, openDump, PLUGIN_IMAGE } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
@@ -131,8 +131,7 @@ export async function restoreMaps(
  */
 function lostOf(dump: Dump, map: DumpMap | undefined): string | undefined {
   if (map === undefined) return undefined;
-  const { report } = map.meta ?? {};
-  const without = typeof report === 'string' && report.startsWith('metadata only');
+  const without = captureReport(map.meta).kind === 'metadata only';
   if (map.data.length === 0 && !without) return `its items are lost: ${dump.names.data} has none of it`;
   const { types } = factsOf(map.meta);
   if (types !== undefined && !dump.btf.has(types.btf)) return `its types are lost: ${dump.names.btf} has none of them`;

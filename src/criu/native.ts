@@ -4,11 +4,11 @@
  */
 
 import { roundUp8 } from '../bytes.js';
-import { factsOf } from '../dump/facts.js';
+import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, dataShape, type MapFile } from '../dump/model.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { MAP_FLAG } from '../kernel/abi.js';
-import type { MapType, MapTypes } from '../maptype.js';
+import { type MapType, type MapTypes, reportText } from '../maptype.js';
 
 /** What a native restore gives back of a map: `problem` is why it must not be tried. */
 export interface NativeFate {
@@ -103,8 +103,8 @@ function cpusRecorded(map: DumpMap): number {
 
 function itemLacks(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): string[] {
   const lacks: string[] = [];
-  const told = map.meta?.report;
-  if (typeof told === 'string') lacks.push(`captured ${told}`);
+  const captured = captureReport(map.meta);
+  if (captured.kind !== 'full') lacks.push(`captured ${reportText(captured)}`);
   else if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
   const cpus = cpusOf(map, file, types);
   if (cpus !== undefined) lacks.push(`right only where the host has ${cpus} possible CPUs`);

@@ -2,13 +2,13 @@
 
 import { hex } from '../bytes.js';
 import { mapMembers } from '../dump/attributes.js';
-import { factsOf } from '../dump/facts.js';
+import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, dataShape, type MapData } from '../dump/model.js';
 import type { TypeFinder } from '../dump/types.js';
 import type { Input } from '../io/input.js';
 import { equalBytes } from '../io/stream.js';
 import type { ItemShape } from '../json/items.js';
-import type { MapTypes } from '../maptype.js';
+import { isBare, type MapTypes, reportText } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
 import { ItemDifferences } from './differences.js';
 import { diffItems, type ItemRules, type Items, type Place } from './items.js';
@@ -152,9 +152,8 @@ export class MapComparison {
     const data = map.data.at(-1);
     if (input === undefined) return undefined;
     if (data === undefined) {
-      const report = map.meta?.report;
-      const unread = typeof report === 'string' && /^(metadata only|not supported)/.test(report);
-      return unread ? { kind: 'unread', why: report } : { kind: 'items', items: undefined };
+      const captured = captureReport(map.meta);
+      return isBare(captured) ? { kind: 'unread', why: reportText(captured) } : { kind: 'items', items: undefined };
     }
     const { shape } = dataShape(data, (map.files[0] ?? other.files[0])?.message, this.types);
     if (shape === undefined) return { kind: 'blob', data, input };

@@ -1,7 +1,7 @@
 /** Facts about a map that only bpfmap-meta.img has room for: as members of its message, and back. */
 
 import type { BpfmapMetaEntry, BpfmapProgram, BpfmapReference } from '../image/schema.gen.js';
-import type { MapFacts, ProgramFacts, Reference } from '../maptype.js';
+import { FULL, type MapFacts, type ProgramFacts, parseReport, type Reference, type Report } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
 
 /** Members with a value. */
@@ -16,6 +16,11 @@ function base64(bytes: Uint8Array | undefined): string | undefined {
 
 function bytesOf(value: Json | undefined): Uint8Array | undefined {
   return typeof value === 'string' ? Buffer.from(value, 'base64') : undefined;
+}
+
+/** What the capture took of a map. */
+export function captureReport(meta: BpfmapMetaEntry | undefined): Report {
+  return meta?.report === undefined ? FULL : parseReport(meta.report);
 }
 
 /** The members of a bpfmap_meta_entry that keep `facts`. */

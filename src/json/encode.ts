@@ -11,7 +11,7 @@ import { BPFMAP_DATA, HEAD_COMMON, HEAD_SERVICE, type Head, type Kind, kindNames
 import { fieldsOf } from '../image/message.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
-import { type Input } from '../io/input.js';
+import type { Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';

@@ -1,6 +1,6 @@
 /** What a replay will create, worked out from a dump before anything is touched. */
 import { roundUp8 } from '../bytes.js';
-import { factsOf } from '../dump/facts.js';
+import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpBtf, type DumpMap, dataShape } from '../dump/model.js';
 import { wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
@@ -19,6 +19,7 @@ import {
   type MapTypes,
   type Planned,
   type Plugin,
+  reportText,
 } from '../maptype.js';
 import { type CpuFold, foldCpus, imageItems, noItems } from './items.js';
 import { memoryNeed } from './memory.js';
@@ -151,9 +152,9 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const items = itemsOf(dump, map, file, types, options, bad);
   if (types.row(file.map_type) === undefined)
     lacks.push('bpfimg does not know its type, nor perhaps this kernel: its keys and values are plain bytes');
-  const told = map.meta?.report;
-  if (typeof told === 'string' && told !== 'full') lacks.push(`captured ${told}`);
-  if (map.data.length === 0 && !(typeof told === 'string' && isBare(told))) {
+  const captured = captureReport(map.meta);
+  if (captured.kind !== 'full') lacks.push(`captured ${reportText(captured)}`);
+  if (map.data.length === 0 && !isBare(captured)) {
     lacks.push('no items, for the dump has no data entry of it');
   }
   const facts = mapFacts(map, types);

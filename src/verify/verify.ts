@@ -1,6 +1,7 @@
 /** Says what is wrong or doubtful in a dump, each thing with a code that a script can match. */
 
 import { hex, roundUp8 } from '../bytes.js';
+import { captureReport } from '../dump/facts.js';
 import { duplicateKeys } from '../dump/keys.js';
 import {
   type Dump,
@@ -20,7 +21,7 @@ import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
-import { isBare, isKept, type MapTypes } from '../maptype.js';
+import { isBare, isKept, type MapTypes, reportText } from '../maptype.js';
 import type { JsonObject } from '../value.js';
 import { imageProblems } from './processes.js';
 
@@ -243,9 +244,8 @@ export class Verifier {
   }
 
   #noData(dump: Dump, map: DumpMap): void {
-    const { report } = map.meta ?? {};
     // What was not captured has none, and that is told.
-    if (typeof report === 'string' && isBare(report)) return;
+    if (isBare(captureReport(map.meta))) return;
     this.#add(isCriu(dump.present) ? 'lost-data' : 'no-data', this.#names.data, map, 'no data entry');
   }
 
@@ -253,8 +253,8 @@ export class Verifier {
   async #plan(dump: Dump, map: DumpMap): Promise<void> {
     const [file] = map.files;
     if (file === undefined) return;
-    const { report } = map.meta ?? {};
-    if (typeof report === 'string' && report !== 'full') this.#add('captured', this.#names.meta, map, report);
+    const captured = captureReport(map.meta);
+    if (captured.kind !== 'full') this.#add('captured', this.#names.meta, map, reportText(captured));
     const { asked, lost, refused, left } = await refusals(dump, map, file.message, this.types);
     if (asked.length > 0) this.#add('attributes', file.image, map, asked.join('; '));
     if (lost !== undefined) this.#add('lost-inner', this.#names.data, map, lost);
@@ -262,7 +262,7 @@ export class Verifier {
     if (this.#faulty.has(map.mapId)) return;
     if (refused !== undefined) this.#add('refused', file.image, map, refused);
     // What has not been captured cannot be left out.
-    else if (left !== undefined && left !== '' && !(typeof report === 'string' && isBare(report))) {
+    else if (left !== undefined && left !== '' && !isBare(captured)) {
       this.#add('left-out', this.#names.data, map, left);
     }
   }

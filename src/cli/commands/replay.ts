@@ -7,7 +7,7 @@ import { BpfimgError, ClosedPipe, EXIT, errorText, ioError } from '../../errors.
 import { inAscii } from '../../json/print.js';
 import { BpfMap } from '../../kernel/map.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
-import { flagWords, type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
+import { flagWords, lacking, type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { Foresight, unsupported } from '../../replay/foresight.js';
 import { pinNames, planPins } from '../../replay/pins.js';
@@ -273,14 +273,12 @@ async function tell(
 ): Promise<void> {
   const created = fresh.map(({ plan, map, pin, report }, i) => {
     const note = handed?.[i]?.note;
-    const text = reportText(report);
-    const noted = report.kind === 'full' ? `partial: ${note}` : `${text}; ${note}`;
     return {
       ...planned(plan),
       new_id: map.id,
       fd: handed?.[i]?.fd ?? null,
       pin: pin ?? null,
-      report: note === undefined ? text : noted,
+      report: reportText(note === undefined ? report : lacking(report, note)),
     };
   });
   const left = skipped.map(({ plan, why }) => {
@@ -360,7 +358,7 @@ async function dryRun(
       items: items.count,
       memory: plan.memory,
       pin: skips ? null : (pins?.paths[i] ?? null),
-      report: why.length > 0 ? `not supported: ${why.join('; ')}` : reportText(report),
+      report: reportText(why.length > 0 ? { kind: 'not supported', why: why.join('; ') } : report),
     });
   }
   const short = args.force ? undefined : memoryShort(plans);
