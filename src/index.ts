@@ -1,5 +1,6 @@
 /**
- * bpfimg as a library: images, their JSON, dumps as maps, and live maps. docs/library.md has programs.
+ * bpfimg as a library: images, their JSON, dumps as maps, and live maps, in the order of the folders. docs/library.md has
+ * programs.
  *
  * @example
  * const types = typeTable();
@@ -8,9 +9,7 @@
  * dump.close();
  */
 
-// Map types
 export { plugins, typeTable } from '../plugins/index.js';
-// Types of keys and values
 export {
   type ArrayType,
   Btf,
@@ -38,10 +37,8 @@ export {
   type ValueCodec,
   valueCodec,
 } from './btf/values.js';
-// Live maps
 export { type CapturedMap, type CaptureOptions, capture } from './capture/capture.js';
 export type { Limits as ReadLimits } from './capture/read.js';
-// CRIU
 export {
   type CheckedProcess,
   checkTree as checkCriu,
@@ -61,10 +58,8 @@ export {
   type Stops,
 } from './criu/criu-program.js';
 
-// What differs, what is wrong
 export type { AttributeChange } from './diff/diff.js';
 export { type DiffedMap, type DumpDiffOptions, diff, type ItemChange } from './diff/dumps.js';
-// Dumps
 export { type DocumentForms, type DocumentOptions, writeDocument } from './dump/document.js';
 export { encodeDocument } from './dump/encode.js';
 export { type Item, items, type RawItem, rawItems } from './dump/items.js';
@@ -98,9 +93,7 @@ export type { TableLine } from './dump/plugin-table.js';
 export { mapName, mapsNamed, selectMaps, wholeName } from './dump/select.js';
 export { type Opened, openImageSource } from './dump/source.js';
 export { type Definitions, TypeFinder, type TypeOptions, type TypeProblem } from './dump/types.js';
-// Errors
 export { BpfimgError, type ErrorDetails, type ErrorKind, EXIT, PointerError } from './errors.js';
-// Images, and their JSON
 export { type Head, KINDS, type Kind, type KindRow, kindOfMagic, kindOfName } from './image/kinds.js';
 export type { Field as MessageField, Shown as MessageFieldShown } from './image/message.js';
 export { type Entry, ImageReader } from './image/reader.js';
