@@ -42,7 +42,8 @@ function randomValue(random: Random): unknown {
   if (how === 0) return Number(random.of(EXTREMES));
   if (how === 1) return String(random.of(EXTREMES));
   if (how === 2) return random.bytes(random.below(20)).toString('hex');
-  return random.of(VALUES);
+  // Later changes are those of this case alone.
+  return structuredClone(random.of(VALUES));
 }
 
 /** Every object and list of the document. */
@@ -69,7 +70,7 @@ function mutateTree(root: Node, random: Random): void {
   const name = names.length > 0 ? random.of(names) : random.of(MEMBERS);
   if (how === 0) delete node[name];
   else if (how < 4) node[name] = randomValue(random);
-  else if (how === 4) node[random.of(MEMBERS)] = node[name];
+  else if (how === 4) node[random.of(MEMBERS)] = structuredClone(node[name]);
   else if (how === 5) node[random.of(MEMBERS)] = randomValue(random);
   else if (how === 6) node[name] = structuredClone(random.of(nodes));
   else {
