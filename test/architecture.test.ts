@@ -9,7 +9,8 @@ import t from 'tap';
 import { TOP } from './helpers/command.js';
 import { types } from './helpers/types.js';
 
-const TSC = path.join(TOP, 'node_modules/typescript/bin/tsc');
+// Not bin/tsc, which is no module that Node can start with the options that tap gives it.
+const TSC = path.join(TOP, 'node_modules/typescript/lib/tsc.js');
 
 /** Layers from the bottom up: a module imports from its own layer and from those it names. */
 const LAYERS: Readonly<Record<string, readonly string[]>> = {

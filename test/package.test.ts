@@ -164,7 +164,7 @@ t.test('a project in strict TypeScript that has only the package', async (t) => 
   const files = ['main.ts', ...Object.keys(shown)];
   fs.writeFileSync(own('tsconfig.json'), JSON.stringify({ compilerOptions: options, files }));
   for (const typescript of ['typescript-5.4', 'typescript']) {
-    const compiler = path.join(TOP, 'node_modules', typescript, 'bin/tsc');
+    const compiler = path.join(TOP, 'node_modules', typescript, 'lib/tsc.js');
     const { status, stdout } = spawnSync(process.execPath, [compiler, '-p', project], { encoding: 'utf8' });
     t.same({ status, stdout }, { status: 0, stdout: '' }, typescript);
   }

@@ -64,8 +64,7 @@ export async function parse(given: readonly string[], io: Io): Promise<Run | num
     .strict()
     .strictCommands()
     .version(false)
-    .help()
-    .alias('help', 'h')
+    .help(false)
     .exitProcess(false)
     .parserConfiguration({ 'strip-dashed': true, 'greedy-arrays': false, 'populate--': tail })
     .wrap(argv.includes('--help') || argv.includes('-h') ? Math.min(100, io.columns ?? 100) : 100)
@@ -76,6 +75,8 @@ export async function parse(given: readonly string[], io: Io): Promise<Run | num
       const said = named === undefined ? text : text.replace(/^Unknown commands?: /, 'Unknown argument: ');
       throw new BpfimgError('usage', `${said} (see bpfimg --help)`);
     });
+  // yargs would lay the help out for every command line, in case it is asked for afterwards.
+  if (named === undefined || argv.some((word) => /^-[^=]*h/.test(word))) cli = cli.help('help').alias('help', 'h');
   await cli.parseAsync(words, {}, (_error: unknown, _argv: unknown, output: string) => {
     help = output;
   });
