@@ -3,7 +3,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { type Conversion, convert, type Form } from '../src/criu/convert.js';
+import { type Conversion, type ConvertedMap, convert, type Form } from '../src/criu/convert.js';
 import { BpfimgError } from '../src/errors.js';
 import { bpfimg, contents, copyDump } from './helpers/command.js';
 import { crit, critKnows, skipWithout } from './helpers/crit.js';
@@ -338,10 +338,6 @@ t.test('refused to plugin', async (t) => {
       native(one, mapFile({ id: 2, map_id: 7, max: 3 })),
       /map 7 \(m\), type hash: its open files disagree about what it is/,
     ],
-    [
-      native(mapFile({ id: 1, map_id: 7, type: 77 })),
-      /the plugin cannot restore map 7 \(m\), type type_77: bpfimg cannot fill/,
-    ],
     [native(one, one), /file id 1 stands twice; bpfimg verify/],
     [native(mapFile({ id: 1, map_id: 8 })), /no open file of map 7, which has data/],
     [{ ...native(one), ...processOf({ 3: [19, 5] }) }, /fd 3 of process 1 is file 5, which no image describes/],
@@ -350,6 +346,12 @@ t.test('refused to plugin', async (t) => {
     [{ 'files.img': (native(one)['files.img'] as Buffer).subarray(0, 30) }, /files\.img: entry 0 at offset 8: /],
   ];
   for (const [images, message] of cases) t.match(await refusal(folderOf(t, images), 'plugin'), message);
+});
+
+t.test('a type that bpfimg does not know goes to the plugin as plain bytes', async (t) => {
+  const folder = folderOf(t, { 'files.img': filesImage(mapFile({ id: 1, map_id: 7, type: 77 })) });
+  const { maps } = (await convert(folder, 'plugin', types)) as { maps: ConvertedMap[] };
+  t.match(maps, [{ mapId: 7, type: 77, report: { kind: 'partial', why: /does not know its type/ } }]);
 });
 
 t.test('refused to native: images that contradict each other', async (t) => {

@@ -29,6 +29,7 @@ import { FolderOutput } from '../io/folder.js';
 import { openFile } from '../io/input.js';
 import { copyInput } from '../io/stream.js';
 import { FULL, type MapTypes, type Report } from '../maptype.js';
+import { STRANGE } from '../replay/plan.js';
 import type { JsonObject } from '../value.js';
 import { nativeFate } from './native.js';
 
@@ -122,7 +123,9 @@ function pluginRow(_dump: Dump, map: DumpMap, types: MapTypes): Judged {
     : types.plugin(type).replay === undefined
       ? 'bpfimg cannot fill maps of that type'
       : undefined;
-  return judged(map, problem, map.data.length === 0 ? ['no items, for the dump has no data entry of it'] : []);
+  const lacks = types.row(type) === undefined ? [STRANGE] : [];
+  if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
+  return judged(map, problem, lacks);
 }
 
 /** What the plugin's images say elsewhere, of each open file. */

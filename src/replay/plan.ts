@@ -150,8 +150,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const spec = mapSpec(file, types, maxEntries);
   if (spec.name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
   const items = itemsOf(dump, map, file, types, options, bad);
-  if (types.row(file.map_type) === undefined)
-    lacks.push('bpfimg does not know its type, nor perhaps this kernel: its keys and values are plain bytes');
+  if (types.row(file.map_type) === undefined) lacks.push(STRANGE);
   const captured = captureReport(map.meta);
   if (captured.kind !== 'full') lacks.push(`captured ${reportText(captured)}`);
   if (map.data.length === 0 && !isBare(captured)) {
@@ -183,6 +182,9 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
     notes,
   };
 }
+
+/** What is said of a map whose type no plugin names. */
+export const STRANGE = 'bpfimg does not know its type, nor perhaps this kernel: its keys and values are plain bytes';
 
 const PAGE = 4096;
 
