@@ -182,7 +182,10 @@ export interface ItemSource {
   readonly valueSize: number;
   /** Puts items `from` to `from + count - 1` at the buffers' start, laid out as {@link ItemSink.put} takes them. */
   read(from: number, count: number, keys: Uint8Array, values: Uint8Array): Promise<void>;
-  /** Puts the key of one item into `key`, and of its value the bytes from `offset` on into `value`; absent where it cannot. */
+  /**
+   * Puts the key of one item into `key`, and of its value the bytes from `offset` on into `value`; absent where it
+   * cannot. Where it can, {@link read} gives keys alone when `values` has no room.
+   */
   readPart?(item: number, key: Uint8Array, offset: number, value: Uint8Array): Promise<void>;
 }
 

@@ -47,7 +47,8 @@ export async function fillForeseen(
     // What is zero is in a fresh array already.
     const beyond = await findKey(
       items,
-      (key, value) => key.readUInt32LE() >= maxEntries && !(type.dense === true && isZero(value, 0, value.length)),
+      (key) => key.readUInt32LE() >= maxEntries,
+      type.dense === true ? (part) => !isZero(part, 0, part.length) : undefined,
     );
     if (beyond !== undefined)
       return problem(full ? many : `index ${beyond.readUInt32LE()}, max_entries is ${maxEntries}`);

@@ -35,25 +35,45 @@ const LOOKED_AT = 1024 * 1024;
 
 /**
  * The key of the first item that is `wanted`; undefined for none.
- * @param wanted is lent key and value until it returns
+ * @param wanted is lent the key until it returns
+ * @param matters where it is given, an item counts only when this is true of some part of its value
  */
 export async function findKey(
   items: ItemSource,
-  wanted: (key: Buffer, value: Buffer) => boolean,
+  wanted: (key: Buffer) => boolean,
+  matters?: (part: Buffer) => boolean,
 ): Promise<Buffer | undefined> {
-  const { count, keySize, valueSize } = items;
-  const step = Math.max(1, Math.min(count, Math.floor(LOOKED_AT / (keySize + valueSize + 1))));
-  const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
+  const { count, keySize, valueSize, readPart } = items;
+  // Values may be long, and most are never looked at.
+  const held = readPart === undefined ? valueSize : 0;
+  const step = Math.max(1, Math.min(count, Math.floor(LOOKED_AT / (keySize + held + 1))));
+  const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * held)];
   for (let done = 0; done < count; done += step) {
     const some = Math.min(step, count - done);
     await items.read(done, some, keys, values);
     for (let i = 0; i < some; i++) {
       const key = keys.subarray(i * keySize, (i + 1) * keySize);
-      if (wanted(key, values.subarray(i * valueSize, (i + 1) * valueSize))) return key;
+      if (!wanted(key)) continue;
+      if (matters === undefined) return key;
+      const own = values.subarray(i * held, (i + 1) * held);
+      if (readPart === undefined ? matters(own) : await somePart(items, done + i, matters)) return key;
     }
     await pause();
   }
   return undefined;
+}
+
+/** Whether `matters` of some part of an item's value, read in pieces. */
+async function somePart(items: ItemSource, item: number, matters: (part: Buffer) => boolean): Promise<boolean> {
+  const { keySize, valueSize } = items;
+  const [key, part] = [Buffer.alloc(keySize), Buffer.alloc(Math.min(valueSize, LOOKED_AT))];
+  for (let at = 0; at < valueSize; at += part.length) {
+    const piece = part.subarray(0, valueSize - at);
+    await items.readPart?.(item, key, at, piece);
+    if (matters(piece)) return true;
+    await pause();
+  }
+  return false;
 }
 
 async function readFully(input: Input, into: Uint8Array, position: number): Promise<void> {
