@@ -11,6 +11,7 @@ import { capture } from '../src/capture/capture.js';
 import { EntryLimit } from '../src/capture/entry.js';
 import { type CaptureArguments, run } from '../src/cli/commands/capture.js';
 import type { Io } from '../src/cli/io.js';
+import { NO_SELECTORS } from '../src/cli/selectors.js';
 import { MemoryOutput } from '../src/io/output.js';
 import { ATTR, MAP_FLAG } from '../src/kernel/abi.js';
 import { LiveMaps } from '../src/kernel/live.js';
@@ -52,13 +53,7 @@ const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
 const byId = (...maps: readonly { readonly id: number }[]) => maps.flatMap(({ id }) => ['--id', String(id)]);
 
 const none: CaptureArguments = {
-  id: [],
-  name: [],
-  pinned: [],
-  pid: [],
-  fd: [],
-  tree: false,
-  all: false,
+  ...NO_SELECTORS,
   dir: '',
   force: false,
   skipUnsupported: false,

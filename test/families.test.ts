@@ -14,7 +14,7 @@ import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
 import { MapTypes } from '../src/maptype.js';
 import { BtfWriter } from './helpers/btf-writer.js';
-import { BPFIMG, bpfimg, workFolder } from './helpers/command.js';
+import { BPFIMG, bpfimg, TOP, workFolder } from './helpers/command.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
 import { types } from './helpers/types.js';
 
@@ -401,6 +401,36 @@ t.test("every command knows the types of a user's plugin", async (t) => {
   t.match(bpfimg(['verify', dump, '--json']), { stdout: /unknown-type/ });
   t.match(ran(['diff', dump, dump]), { status: 0, stdout: '' });
   t.match(ran(['replay', dump, '--dry-run', '--percpu', 'first']), { status: 1, stdout: /made_up/ });
+});
+
+t.test("what is wrong with a user's plugin is told when it is loaded", async (t) => {
+  const folder = workFolder();
+  t.teardown(() => fs.rmSync(folder, { recursive: true }));
+  fs.chmodSync(folder, 0o700);
+  const row = "number: 60, name: 'made_up', since: '9.9', key: 'bytes'";
+  const range = '{ min: 1, max: 8 }';
+  const rule = `key: ${range}, value: ${range}, entries: ${range}, flags: 0, needs: 0`;
+  const cases: [plugin: string, problem: RegExp | undefined][] = [
+    [`{ name: 'm', types: [{ ${row} }], foresee: async () => undefined }`, undefined],
+    [`{ name: 'm', types: [{ ${row}, create: { ${rule}, btf: 'no' } }] }`, undefined],
+    [`{ name: 'm', types: [{ ${row}, create: { ${rule}, btf: 'perhaps' } }] }`, /type 60: create must have the ranges/],
+    [`{ name: 'm', types: [{ ${row}, create: {} }] }`, /type 60: create must have the ranges/],
+    [`{ name: 'm', types: [{ ${row}, mapped: 4096 }] }`, /type 60: mapped must be a function/],
+    [`{ name: 'm', types: [{ ${row} }], foresees: 1 }`, /unknown member foresees/],
+  ];
+  const flowd = path.join(TOP, 'fixtures/flowd');
+  for (const [i, [plugin, problem]] of cases.entries()) {
+    const lib = path.join(folder, `lib${i}`);
+    fs.mkdirSync(lib, { mode: 0o700 });
+    fs.writeFileSync(path.join(lib, 'm.mjs'), `export default ${plugin};`);
+    const { status, stderr } = bpfimg(['show', flowd, '-L', lib]);
+    if (problem === undefined) t.same({ status, stderr }, { status: 0, stderr: '' }, plugin);
+    else {
+      t.equal(status, 1, plugin);
+      t.match(stderr, problem);
+      t.match(stderr, /^bpfimg: [^\n]*m\.mjs: no plugin: [^\n]+\n$/);
+    }
+  }
 });
 
 t.test('a type newer than bpfimg is captured and replayed as plain bytes', { skip }, async (t) => {

@@ -6,6 +6,7 @@ import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { type ListArguments, run } from '../src/cli/commands/list.js';
 import type { Io } from '../src/cli/io.js';
+import { NO_SELECTORS } from '../src/cli/selectors.js';
 import { MemoryOutput } from '../src/io/output.js';
 import { ATTR, MAP_FLAG } from '../src/kernel/abi.js';
 import { iteratorOffsets, kernelMaps } from '../src/kernel/iter.js';
@@ -19,13 +20,7 @@ import { types } from './helpers/types.js';
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 const none: ListArguments = {
-  id: [],
-  name: [],
-  pinned: [],
-  pid: [],
-  fd: [],
-  tree: false,
-  all: false,
+  ...NO_SELECTORS,
   json: false,
   libdir: [],
 };

@@ -25,7 +25,9 @@ export interface Takes {
 /** `dry-run` as code has it: `dryRun`. */
 type Camel<K> = K extends `${infer Head}-${infer Tail}` ? `${Head}${Capitalize<Camel<Tail>>}` : K & string;
 
-type Value<O> = O extends Options ? InferredOptionType<O> : never;
+type Value<O> = O extends Options ? Lent<InferredOptionType<O>> : never;
+/** Lists are not a command's to change. */
+type Lent<V> = V extends (infer E)[] ? readonly E[] : V;
 
 /** A value that need not be on the command line may be missing. */
 type Values<T> = {

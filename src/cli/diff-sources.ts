@@ -17,7 +17,7 @@ import { openSys, type Sys } from '../kernel/sys.js';
 import type { MapTypes } from '../maptype.js';
 import type { Io } from './io.js';
 import { Progress } from './progress.js';
-import { type SelectorArguments, selectorsOf } from './selectors.js';
+import { NO_SELECTORS, type SelectorArguments, selectorsOf } from './selectors.js';
 import { DASH } from './source.js';
 
 /** Opens what `text` names: standard input, a file or folder, or live maps. The caller closes the dump. */
@@ -43,8 +43,6 @@ function statOf(file: string): fs.Stats | undefined {
   }
 }
 
-const NOBODY: SelectorArguments = { id: [], name: [], pinned: [], pid: [], fd: [], tree: false, all: false };
-
 /** What the text behind each word selects. */
 const LIVE: Readonly<Record<string, (text: string) => Partial<SelectorArguments>>> = {
   id: (text) => ({ id: [text] }),
@@ -68,7 +66,7 @@ function liveOf(text: string): Selectors | undefined {
       subject: text,
     });
   }
-  return selectorsOf({ ...NOBODY, ...select(rest) });
+  return selectorsOf({ ...NO_SELECTORS, ...select(rest) });
 }
 
 /** Runs `use` with a folder that is nobody else's, and is gone afterwards. */

@@ -76,7 +76,17 @@ function guarded(plugin: Plugin, file: string): Plugin {
   return Object.fromEntries(members) as Plugin;
 }
 
-const HOOKS = ['attributes', 'create', 'capture', 'needs', 'replay', 'keyText'];
+/** The hooks of a plugin; the compiler sees that none is missing. */
+const HOOK: Readonly<Record<Exclude<keyof Plugin, 'name' | 'types'>, true>> = {
+  attributes: true,
+  create: true,
+  capture: true,
+  needs: true,
+  foresee: true,
+  replay: true,
+  keyText: true,
+};
+const HOOKS = Object.keys(HOOK);
 const KEYS = ['bytes', 'index', 'prefix', 'fd', 'none'];
 
 /** What keeps `value` from being a plugin. */
@@ -87,16 +97,32 @@ function problemOf(value: unknown): string | undefined {
   if (!Array.isArray(types) || types.length === 0) return 'expected a list of map types';
   for (const type of types as unknown[]) {
     const row = (typeof type === 'object' ? type : undefined) as Record<string, unknown> | null | undefined;
-    const { number, name: typeName, since, key } = row ?? {};
+    const { number, name: typeName, since, key, create, mapped } = row ?? {};
     if (!Number.isInteger(number) || (number as number) < 0 || (number as number) > 0xffff_ffff) {
       return 'a type without a number';
     }
     if (typeof typeName !== 'string' || typeof since !== 'string') return `type ${number}: expected name and since`;
     if (!KEYS.includes(key as string)) return `type ${number}: key must be one of ${KEYS.join(', ')}`;
+    if (mapped !== undefined && typeof mapped !== 'function') return `type ${number}: mapped must be a function`;
+    if (create !== undefined && !isCreateRule(create)) {
+      return `type ${number}: create must have the ranges key, value and entries (min, max), flags, needs and btf`;
+    }
   }
   for (const hook of HOOKS) {
     if (rest[hook] !== undefined && typeof rest[hook] !== 'function') return `${hook} must be a function`;
   }
   const odd = Object.keys(rest).find((member) => !HOOKS.includes(member));
   return odd === undefined ? undefined : `unknown member ${odd}`;
+}
+
+/** Whether `value` has what every rule of MAP_CREATE has. */
+function isCreateRule(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return false;
+  const { key, value: values, entries, flags, needs, btf } = value as Record<string, unknown>;
+  const isRange = (range: unknown) => {
+    const { min, max } = (range ?? {}) as Record<string, unknown>;
+    return typeof min === 'number' && typeof max === 'number' && min <= max;
+  };
+  const numbers = typeof flags === 'number' && typeof needs === 'number';
+  return [key, values, entries].every(isRange) && numbers && ['yes', 'no', 'required'].includes(btf as string);
 }

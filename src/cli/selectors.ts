@@ -14,6 +14,17 @@ export interface SelectorArguments {
   readonly all: boolean;
 }
 
+/** Arguments of a command line that selects no map. */
+export const NO_SELECTORS: SelectorArguments = {
+  id: [],
+  name: [],
+  pinned: [],
+  pid: [],
+  fd: [],
+  tree: false,
+  all: false,
+};
+
 /** What the arguments select; all maps when that is nothing. */
 export function selectorsOf(args: SelectorArguments): Selectors {
   const selectors = {

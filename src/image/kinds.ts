@@ -46,35 +46,16 @@ function kind<N extends keyof KindMessages>(name: N): Kind<KindMessages[N]> {
   return { name, magic, message, head, ...(extra ? { extra: sum } : {}) };
 }
 
-/** The image of keys and values. */
-export const BPFMAP_DATA = kind('BPFMAP_DATA');
-export const BPFMAP_FILE = kind('BPFMAP_FILE');
-export const FILES = kind('FILES');
-export const FDINFO = kind('FDINFO');
-export const IDS = kind('IDS');
-export const PSTREE = kind('PSTREE');
-export const INVENTORY = kind('INVENTORY');
-/** Ours: what CRIU's two images cannot say of a map. */
-export const BPFMAP_META = kind('BPFMAP_META');
-/** Ours: BTF blobs. */
-export const BPFMAP_BTF = kind('BPFMAP_BTF');
+type Kinds = { readonly [N in keyof KindMessages]: Kind<KindMessages[N]> };
+const all = Object.fromEntries(
+  (Object.keys(kinds) as (keyof KindMessages)[]).map((name) => [name, kind(name)]),
+) as Kinds;
 
-const NAMED: readonly Kind[] = [
-  BPFMAP_DATA,
-  BPFMAP_FILE,
-  FILES,
-  FDINFO,
-  IDS,
-  PSTREE,
-  INVENTORY,
-  BPFMAP_META,
-  BPFMAP_BTF,
-];
+/** Kinds that code names: keys and values are in BPFMAP_DATA; BPFMAP_META and BPFMAP_BTF are ours. */
+export const { BPFMAP_DATA, BPFMAP_FILE, FILES, FDINFO, IDS, PSTREE, INVENTORY, BPFMAP_META, BPFMAP_BTF } = all;
 
 /** Every kind that decodes and encodes. */
-export const KINDS: readonly Kind[] = (Object.keys(kinds) as (keyof KindMessages)[]).map(
-  (name) => NAMED.find((one) => one.name === name) ?? kind(name),
-);
+export const KINDS: readonly Kind[] = Object.values(all);
 
 const byMagic = new Map(KINDS.map((one) => [one.magic, one]));
 const byName = new Map(KINDS.map((one) => [one.name, one]));

@@ -13,7 +13,7 @@ import { bufferInput } from '../../src/io/input.js';
 import { MemoryOutput } from '../../src/io/output.js';
 import { Foresight } from '../../src/replay/foresight.js';
 import { planMaps } from '../../src/replay/plan.js';
-import { Verifier } from '../../src/verify/verify.js';
+import { type Finding, Verifier } from '../../src/verify/verify.js';
 import { sameBytes } from './codec.js';
 import { mapFile, pluginDump, processOf } from './dumps.js';
 import { fixture } from './fixtures.js';
@@ -342,8 +342,8 @@ export async function tryPlan(dump: Dump): Promise<void> {
   }
 }
 
-/** @returns whether `verify` has no error */
-export async function tryVerify(folder: string): Promise<boolean> {
+/** What `verify` finds in a dump; undefined for what is none. */
+export async function verified(folder: string): Promise<readonly Finding[] | undefined> {
   const verifier = new Verifier(types);
   try {
     const dump = await openDump(folder, verifier.onBroken);
@@ -354,9 +354,14 @@ export async function tryVerify(folder: string): Promise<boolean> {
     }
   } catch (error) {
     judge(error, ['notFound', 'badImage'], [folder]);
-    return false;
+    return undefined;
   }
-  return verifier.findings.every(({ severity }) => severity !== 'error');
+  return verifier.findings;
+}
+
+/** @returns whether `verify` has no error */
+export async function tryVerify(folder: string): Promise<boolean> {
+  return (await verified(folder))?.every(({ severity }) => severity !== 'error') === true;
 }
 
 /** Files by name, byte for byte; hidden leftovers count. */

@@ -14,11 +14,11 @@ import { openSys, type Sys } from '../../src/kernel/sys.js';
 import { reportText } from '../../src/maptype.js';
 import { type PlannedMap, planMaps } from '../../src/replay/plan.js';
 import { replay } from '../../src/replay/replay.js';
-import { type Finding, type FindingCode, Verifier } from '../../src/verify/verify.js';
+import type { Finding, FindingCode } from '../../src/verify/verify.js';
 import { BtfWriter } from './btf-writer.js';
 import type { FuzzCase, Fuzzer } from './fuzz-case.js';
 import { EXTREMES, judge } from './fuzz-case.js';
-import { mutateDump, scratchFolder, types } from './fuzz-dumps.js';
+import { mutateDump, scratchFolder, types, verified } from './fuzz-dumps.js';
 import { blob, dataMessage, entry, type Item, image, scalar, words } from './images.js';
 import type { Random } from './random.js';
 import { ioOf } from './replay.js';
@@ -327,22 +327,6 @@ export const CONTRADICTIONS: ReadonlySet<FindingCode> = new Set([
   'files-differ',
   'duplicate-file',
 ]);
-
-async function verified(folder: string): Promise<Finding[] | undefined> {
-  const verifier = new Verifier(types);
-  try {
-    const dump = await openDump(folder, verifier.onBroken);
-    try {
-      await verifier.check(dump);
-    } finally {
-      dump.close();
-    }
-  } catch (error) {
-    judge(error, ['notFound', 'badImage'], [folder]);
-    return undefined;
-  }
-  return verifier.findings;
-}
 
 interface Dry {
   readonly refused: boolean;
