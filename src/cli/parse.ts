@@ -71,8 +71,11 @@ export async function parse(given: readonly string[], io: Io): Promise<Run | num
     .fail((message: string | null, error?: Error) => {
       if (error && error.name !== 'YError') throw error;
       const text = (message ?? error?.message ?? '').replace(/\s*\n\s*/g, ' ');
-      // yargs calls every word a command that nothing takes.
-      const said = named === undefined ? text : text.replace(/^Unknown commands?: /, 'Unknown argument: ');
+      // yargs calls every word a command that nothing takes: only the first of them can be meant as one.
+      const said =
+        named === undefined
+          ? text.replace(/^Unknown commands: ([^,]*),.*$/s, 'Unknown command: $1')
+          : text.replace(/^Unknown commands?: /, 'Unknown argument: ');
       throw new BpfimgError('usage', `${said} (see bpfimg --help)`);
     });
   // yargs would lay the help out for every command line, in case it is asked for afterwards.
