@@ -1,8 +1,8 @@
-// A plugin: of hash maps, only items that are not all zero are captured; replay is bpfimg's own.
+// A map-type plugin: captures only those items of hash maps whose value is not all zero. Replay is bpfimg's own.
 //
 //     bpfimg capture -L docs/examples --name counters -D dump
 
-/** @param {import('bpfimg').Toolkit} bpfimg ways to read and fill maps */
+/** @param {import('bpfimg').Toolkit} bpfimg functions that read and fill maps */
 export default function plugin({ readBuckets, fillHash }) {
   return {
     name: 'used-only',
