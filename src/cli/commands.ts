@@ -16,5 +16,5 @@ export const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command:
   'criu build': () => import('./commands/criu-build.js'),
 };
 
-/** What the first of two words stands for. */
-export const GROUPS: Readonly<Record<string, string>> = { criu: "the CRIU plugin's tools" };
+/** Summaries of commands that have subcommands. */
+export const GROUPS: Readonly<Record<string, string>> = { criu: 'tools for the CRIU plugin' };

@@ -49,7 +49,7 @@ export async function parse(given: readonly string[], io: Io): Promise<Run | num
   };
   let cli = yargs()
     .scriptName('bpfimg')
-    .usage('$0 COMMAND\n\nDecodes, edits and encodes the BPF maps of CRIU dumps; captures and replays live ones.');
+    .usage('$0 COMMAND\n\nInspect, edit and restore the BPF maps in CRIU dumps; capture and replay live maps.');
   for (const command of commands) if (!command.name.includes(' ')) cli = add(cli, command);
   for (const [group, summary] of Object.entries(GROUPS)) {
     const members = commands.filter(({ name }) => name.startsWith(`${group} `));

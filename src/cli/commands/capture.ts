@@ -17,13 +17,17 @@ const takes = {
   options: {
     ...selectorOptions,
     dir: { ...string, alias: 'D', demandOption: true, describe: 'folder to write the images into' },
-    force: { ...boolean, describe: 'replace the dump of bpfimg that is in DIR' },
+    force: { ...boolean, describe: 'replace an earlier capture in DIR' },
     drain: {
       type: 'string',
       mayBeEmpty: true,
-      describe: 'empty queues and stacks to read them, and put everything back; =keep-empty does not put it back',
+      describe: 'read queues and stacks by emptying them, then refill them; =keep-empty leaves them empty',
     },
-    'skip-unsupported': { ...boolean, implies: 'all', describe: 'with --all: no error for such maps' },
+    'skip-unsupported': {
+      ...boolean,
+      implies: 'all',
+      describe: 'with --all: do not fail if some maps are not supported',
+    },
     ...libdir,
     json,
   },
@@ -33,10 +37,10 @@ export type CaptureArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'capture',
-  summary: 'live maps into a new dump folder',
+  summary: 'save live maps in a new dump folder',
   ...takes,
   examples: [
-    ['capture --pid 4711 -D dump', 'every map that a process holds'],
+    ['capture --pid 4711 -D dump', 'all maps that a process holds'],
     ['capture --pinned /sys/fs/bpf/flows -D dump', 'one pinned map'],
   ],
   run,

@@ -9,13 +9,13 @@ import { written } from '../written.js';
 const takes = {
   options: {
     out: { ...string, default: '/usr/local/lib/bpfimg', describe: 'folder for bpfimg.so' },
-    config: { ...string, describe: 'file with settings instead of /etc/bpfimg/criu.conf' },
+    config: { ...string, describe: 'settings file that the plugin reads instead of /etc/bpfimg/criu.conf' },
   },
 } as const;
 
 export const command: Command = {
   name: 'criu build',
-  summary: 'compile the plugin on this machine',
+  summary: 'compile the CRIU plugin for this machine',
   ...takes,
   run,
 };

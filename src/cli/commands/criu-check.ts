@@ -13,15 +13,15 @@ import { unseenText } from '../selectors.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
-  words: { pid: { type: 'string', demandOption: true, describe: 'process to be dumped' } },
-  options: { criu: { ...string, describe: "CRIU's program, where it is not in PATH" }, json: jsonOption },
+  words: { pid: { type: 'string', demandOption: true, describe: 'the process to check' } },
+  options: { criu: { ...string, describe: 'the CRIU program, if it is not in PATH' }, json: jsonOption },
 } as const;
 
 export type CriuCheckArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'criu check',
-  summary: 'will CRIU dump this process and its children?',
+  summary: 'check whether CRIU can dump this process and its descendants',
   ...takes,
   run,
 };

@@ -14,7 +14,7 @@ const takes = {
       choices: ['native', 'plugin'],
       demandOption: true,
       requiresArg: true,
-      describe: 'what shall restore it: CRIU built with libbpf, or the plugin',
+      describe: 'what will restore the dump: CRIU built with libbpf, or the plugin',
     },
     ...libdirOption,
   },
@@ -22,7 +22,7 @@ const takes = {
 
 export const command: Command = {
   name: 'criu convert',
-  summary: "a CRIU dump of the plugin's into one for CRIU's own BPF support, or back",
+  summary: "convert a CRIU dump between the plugin's form and CRIU's own",
   ...takes,
   run,
 };

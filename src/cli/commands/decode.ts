@@ -15,21 +15,21 @@ const takes = {
   words: { source },
   options: {
     in: image,
-    out: { ...string, alias: 'o', describe: 'file to write instead of standard output' },
+    out: { ...string, alias: 'o', describe: 'file to write (default: standard output)' },
     format: {
       choices: ['items', 'crit', 'ndjson'],
       requiresArg: true,
       default: 'items',
-      describe: 'dialect of the JSON',
+      describe: 'JSON dialect',
     },
-    pretty: { ...boolean, describe: 'indent; name flags as crit does' },
-    nopl: { ...boolean, describe: 'leave out keys and values' },
+    pretty: { ...boolean, describe: 'indent, and show flags by name, as crit does' },
+    nopl: { ...boolean, describe: 'omit keys and values' },
     map,
     ...types,
     typed: {
       type: 'boolean',
-      defaultDescription: 'of a dump folder',
-      describe: 'keys and values as JSON of their types, where these are known; --no-typed as bytes',
+      defaultDescription: 'on for dump folders',
+      describe: 'show keys and values by their types, if known; --no-typed shows bytes',
     },
     ...libdir,
   },
@@ -39,11 +39,11 @@ type DecodeArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'decode',
-  summary: 'image or dump folder to JSON',
+  summary: 'convert an image or a dump folder to JSON',
   ...takes,
   examples: [
     ['decode bpfmap-data.img', 'the items of every map'],
-    ['decode dump --map flows', 'one map of a dump, with all that is known of it'],
+    ['decode dump --map flows', 'everything about one map of a dump'],
     ['decode files.img --format crit --pretty', 'as crit prints it'],
   ],
   run,

@@ -21,18 +21,18 @@ import { written } from '../written.js';
 
 const takes = {
   words: {
-    a: { type: 'string', demandOption: true, describe: 'dump folder, image, JSON or live maps' },
-    b: { type: 'string', demandOption: true, describe: 'the same, compared with it' },
+    a: { type: 'string', demandOption: true, describe: 'a dump folder, image, JSON document or live maps' },
+    b: { type: 'string', demandOption: true, describe: 'what to compare it with' },
   },
   options: {
     map: { ...mapOption, describe: 'only this map: its id or name in A or B' },
     limit: {
       ...number,
       defaultDescription: '10, with --json 0',
-      describe: 'differing items of each kind of each map; 0 shows all',
+      describe: 'how many changed, removed and added items to show per map; 0 shows all',
     },
-    quiet: { ...boolean, alias: 'q', describe: 'print nothing: the exit code tells' },
-    holders: { ...boolean, describe: 'compare who holds the maps as well' },
+    quiet: { ...boolean, alias: 'q', describe: 'print nothing; only set the exit code' },
+    holders: { ...boolean, describe: 'also compare which processes hold the maps' },
     ...typeOptions,
     ...libdir,
     json,
@@ -43,13 +43,13 @@ type DiffArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'diff',
-  summary: 'what differs between two dumps, images, documents or live maps',
+  summary: 'compare two dumps, images, documents or live maps',
   ...takes,
   examples: [
     ['diff before after', 'two dumps'],
-    ['diff dump pinned:/sys/fs/bpf/flows --map flows', 'a map in a dump and the live one'],
+    ['diff dump pinned:/sys/fs/bpf/flows --map flows', 'a map in a dump with the live one'],
   ],
-  epilogue: 'Live maps are id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD and all:.',
+  epilogue: 'Live maps are written id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD, tree:PID or all:.',
   run,
 };
 

@@ -8,12 +8,12 @@ import { sourceOf } from '../source.js';
 import { written } from '../written.js';
 
 const takes = {
-  words: { json: { type: 'string', describe: 'JSON file, or - for standard input' } },
+  words: { json: { type: 'string', describe: 'a JSON file, or - for standard input' } },
   options: {
-    in: { ...string, alias: 'i', describe: 'JSON to read; standard input when none is named' },
-    out: { ...string, alias: 'o', describe: 'image to write instead of standard output' },
-    dir: { ...string, alias: 'D', describe: 'dump folder to write a maps document into' },
-    force: { ...boolean, describe: 'replace the BPF parts of a dump that is in DIR' },
+    in: { ...string, alias: 'i', describe: 'JSON to read (default: standard input)' },
+    out: { ...string, alias: 'o', describe: 'image to write (default: standard output)' },
+    dir: { ...string, alias: 'D', describe: 'write a maps document into this dump folder' },
+    force: { ...boolean, describe: 'edit the dump that is in DIR' },
     ...libdir,
   },
   conflicts: ['out', 'dir'],
@@ -23,11 +23,11 @@ type EncodeArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'encode',
-  summary: 'JSON back to an image or a dump',
+  summary: 'convert JSON back to an image or a dump',
   ...takes,
   examples: [
     ['encode flows.json -o bpfmap-data.img', 'one image'],
-    ['encode maps.json -D dump --force', 'the maps of a dump, edited'],
+    ['encode maps.json -D dump --force', 'write edited maps back into a dump'],
   ],
   run,
 };

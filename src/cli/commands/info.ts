@@ -9,14 +9,14 @@ import { reported } from '../start.js';
 import { written } from '../written.js';
 
 const takes = {
-  words: { images: { type: 'string', array: true, demandOption: true, describe: 'images' } },
+  words: { images: { type: 'string', array: true, demandOption: true, describe: 'images to read' } },
 } as const;
 
 export const command: Command = {
   name: 'info',
-  summary: 'kind and number of entries of images, as crit prints them',
+  summary: 'print the kind and number of entries of images, as crit does',
   ...takes,
-  examples: [['info dump/*.img', 'one line an image']],
+  examples: [['info dump/*.img', 'every image of a dump']],
   run,
 };
 

@@ -15,11 +15,11 @@ export type ListArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'list',
-  summary: 'live BPF maps of this machine',
+  summary: 'list live BPF maps',
   ...takes,
   examples: [
     ['list', 'every map'],
-    ['list --pid 4711 --json', 'what one process holds, for jq'],
+    ['list --pid 4711 --json', 'the maps one process holds, as JSON'],
   ],
   run,
 };

@@ -37,11 +37,11 @@ const takes = {
   options: {
     in: image,
     map,
-    limit: { ...number, default: 10, describe: 'items of each map; 0 shows all' },
+    limit: { ...number, default: 10, describe: 'how many items to show per map; 0 shows all' },
     ...typeOptions,
-    raw: { ...boolean, describe: 'bytes, also where types are known' },
-    text: { ...boolean, describe: 'keys of tries as addresses, where they have the size of one' },
-    types: { ...boolean, describe: 'the types of keys and values as C instead of items' },
+    raw: { ...boolean, describe: 'show bytes even if types are known' },
+    text: { ...boolean, describe: 'show keys of tries as IP addresses, if they have the right size' },
+    types: { ...boolean, describe: 'show the C types of keys and values instead of items' },
     ...libdir,
     json,
   },
@@ -51,7 +51,7 @@ type ShowArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'show',
-  summary: 'the maps of an image or dump, for eyes',
+  summary: 'print the maps of an image or a dump for people',
   ...takes,
   examples: [
     ['show dump', 'every map and its first items'],

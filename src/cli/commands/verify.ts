@@ -20,7 +20,7 @@ type VerifyArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'verify',
-  summary: 'is this dump sound? exit code 1 when it is not',
+  summary: 'check a dump for errors; exit with 1 if there are any',
   ...takes,
   examples: [['verify dump', 'what a restore would refuse or lose']],
   run,
