@@ -1,4 +1,4 @@
-/** Hex and base64, with Node's Buffer as the witness, and paths as text. */
+/** Hex and base64, with Node's Buffer as the witness, paths as text, and the buffers of outputs. */
 import assert from 'node:assert/strict';
 import t from 'tap';
 import {
@@ -16,6 +16,7 @@ import {
   unhex,
   viewOf,
 } from '../src/bytes.js';
+import { MemoryOutput } from '../src/io/output.js';
 import { sameBytes } from './helpers/codec.js';
 import { Random } from './helpers/random.js';
 
@@ -82,6 +83,25 @@ function badDigits(): void {
 }
 
 // The order matters: the small tables serve until enough has been converted, then the wide ones for ever.
+/** A large buffer for each of many small images is what kept the collector busiest. */
+function outputsThatGrow(): void {
+  const out = new MemoryOutput();
+  out.text('short');
+  assert.ok(out.bytes.length <= 16 * 1024, `a buffer of ${out.bytes.length} bytes for five`);
+  const want: Uint8Array[] = [Buffer.from('short')];
+  for (let turn = 0; turn < 400; turn++) {
+    const bytes = random.bytes(random.below(turn % 40 === 0 ? 100_000 : 1000));
+    want.push(bytes);
+    if (turn % 2 === 0) out.write(bytes);
+    else {
+      out.room(bytes.length);
+      out.bytes.set(bytes, out.at);
+      out.at += bytes.length;
+    }
+  }
+  sameBytes(out.take(), Buffer.concat(want));
+}
+
 t.test('hex byte by byte, as a short run does it', async (t) => {
   hexOfEveryLength();
   hexOfWindows();
@@ -229,3 +249,5 @@ t.test('paths as text: UTF-8 as it is, and the bytes of all else', async (t) => 
     sameBytes(pathBytes(pathText(bytes)), bytes);
   }
 });
+
+t.test('outputs grow with what goes through them', async () => outputsThatGrow());

@@ -89,6 +89,10 @@ export class FolderOutput {
 
   async commit(): Promise<void> {
     try {
+      // All on their way to disk at once: each would wait for the same disk.
+      for (const end of await Promise.allSettled(this.#files.map((file) => file.finish()))) {
+        if (end.status === 'rejected') throw end.reason;
+      }
       for (const file of this.#files) await file.commit();
       if (this.#target === undefined) await this.#replace();
       else this.#appear(this.#target);
@@ -140,7 +144,7 @@ export class FolderOutput {
   }
 
   async abort(): Promise<void> {
-    for (const file of this.#files) await file.abort();
+    await Promise.all(this.#files.map((file) => file.abort()));
     fs.rmSync(this.#parent.at(this.#temporary), { recursive: true, force: true });
     this.#end();
   }

@@ -13,6 +13,9 @@ import { openWaiting, waiting } from './waiting.js';
 
 const BUFFER = 512 * 1024;
 
+/** Bytes that a buffer has at first: most of what is written is shorter, and large buffers keep the collector busy. */
+const FIRST = 8 * 1024;
+
 /**
  * A buffered sink. Inner loops call {@link room} and then write into `bytes` (or `view`) at `at`
  * themselves; each buffer goes out with one system call.
@@ -24,13 +27,16 @@ export abstract class Output {
   at = 0;
   /** Bytes of the row that have left the buffer. */
   protected flushed = 0;
+  /** Bytes that leave it at a time. */
+  readonly #size: number;
 
   constructor(
     /** How messages name it. */
     readonly name: string,
     size: number = BUFFER,
   ) {
-    this.bytes = Buffer.from(new ArrayBuffer(size));
+    this.#size = size;
+    this.bytes = Buffer.from(new ArrayBuffer(Math.min(size, FIRST)));
     this.view = viewOf(this.bytes);
   }
 
@@ -54,11 +60,20 @@ export abstract class Output {
   /** Makes sure that `size` bytes can be written into `bytes` at `at`. */
   room(size: number): void {
     if (this.at + size <= this.bytes.length) return;
-    this.flush();
-    if (size <= this.bytes.length) return;
+    if (this.at + size > this.#size) this.flush();
     // Inner loops write at most some windows at once, so this is no way to fill memory.
-    this.bytes = Buffer.from(new ArrayBuffer(size));
-    this.view = viewOf(this.bytes);
+    if (size > this.bytes.length || this.at > 0) this.#grow(Math.max(size, this.#size));
+  }
+
+  #grow(size: number): void {
+    const bytes = Buffer.from(new ArrayBuffer(size));
+    bytes.set(this.bytes.subarray(0, this.at));
+    this.#use(bytes);
+  }
+
+  #use(bytes: Buffer): void {
+    this.bytes = bytes;
+    this.view = viewOf(bytes);
   }
 
   flush(): void {
@@ -67,14 +82,12 @@ export abstract class Output {
     this.at = 0;
     this.flushed += length;
     const next = this.drain(this.bytes, length);
-    if (next === this.bytes) return;
-    this.bytes = next;
-    this.view = viewOf(next);
+    if (next !== this.bytes) this.#use(next);
   }
 
   write(bytes: Uint8Array): void {
     for (let i = 0; i < bytes.length; ) {
-      if (this.at === this.bytes.length) this.flush();
+      if (this.at === this.bytes.length) this.room(1);
       const part = Math.min(bytes.length - i, this.bytes.length - this.at);
       this.bytes.set(i === 0 && part === bytes.length ? bytes : bytes.subarray(i, i + part), this.at);
       this.at += part;
@@ -85,7 +98,7 @@ export abstract class Output {
   /** Writes text as UTF-8. */
   text(text: string): void {
     // 3 bytes a UTF-16 unit is the most UTF-8 needs.
-    if (text.length * 3 <= this.bytes.length) {
+    if (text.length * 3 <= this.#size) {
       this.room(text.length * 3);
       this.at += this.bytes.write(text, this.at);
     } else {

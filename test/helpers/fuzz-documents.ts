@@ -9,6 +9,7 @@ import { EXTREMES, type FuzzCase, type Fuzzer, judge } from './fuzz-case.js';
 import {
   documentOf,
   readFolder,
+  removeFolder,
   sameFiles,
   scratchFolder,
   seedDocument,
@@ -111,7 +112,7 @@ export function fuzzDocuments(): Fuzzer {
 
 async function tryDocument(text: Buffer, scratch: string, seed: number): Promise<boolean> {
   const folders = ['first', 'second'].map((name) => path.join(scratch, name)) as [string, string];
-  for (const folder of folders) fs.rmSync(folder, { recursive: true, force: true });
+  for (const folder of folders) removeFolder(folder);
   const [first, second] = folders;
   try {
     await encodeDocument(bufferInput(text, 'x.json'), first, false, types);

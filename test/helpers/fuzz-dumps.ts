@@ -34,6 +34,13 @@ export function scratchFolder(): string {
   return folder;
 }
 
+/** Removes a folder that has only files in it, if it is there: rmSync takes much longer. */
+export function removeFolder(folder: string): void {
+  if (!fs.existsSync(folder)) return;
+  for (const name of fs.readdirSync(folder)) fs.unlinkSync(path.join(folder, name));
+  fs.rmdirSync(folder);
+}
+
 export function readFolder(folder: string): Record<string, Buffer> {
   const names = fs.readdirSync(folder).sort();
   return Object.fromEntries(names.map((name) => [name, fs.readFileSync(path.join(folder, name))]));
@@ -364,6 +371,18 @@ export async function tryVerify(folder: string): Promise<boolean> {
   return (await verified(folder))?.every(({ severity }) => severity !== 'error') === true;
 }
 
+/** Makes the files of a folder `files`; `there` is what they are known to be, so that few are written. */
+function putFiles(folder: string, files: Files, there: Files | undefined): void {
+  if (there === undefined) {
+    removeFolder(folder);
+    fs.mkdirSync(folder);
+  }
+  for (const name of Object.keys(there ?? {})) if (files[name] === undefined) fs.unlinkSync(path.join(folder, name));
+  for (const [name, bytes] of Object.entries(files)) {
+    if (there?.[name] !== bytes) fs.writeFileSync(path.join(folder, name), bytes);
+  }
+}
+
 /** Files by name, byte for byte; hidden leftovers count. */
 export function sameFiles(got: Files, want: Files, what: string): void {
   const names = (files: Files) => Object.keys(files).sort().join(' ');
@@ -377,16 +396,18 @@ export function sameFiles(got: Files, want: Files, what: string): void {
  */
 export async function fuzzDumps(): Promise<Fuzzer> {
   const scratch = scratchFolder();
-  const seeds = [criuDump(), pluginSeed(), await ownDump(scratch)];
-  const folder = path.join(scratch, 'dump');
+  const seeds = [criuDump(), pluginSeed(), await ownDump(scratch)].map((good, index) => {
+    return { good, folder: path.join(scratch, `dump${index}`), there: undefined as Files | undefined };
+  });
   return (random, seed): FuzzCase => {
-    const files = mutateDump(random.of(seeds), random);
+    const start = random.of(seeds);
+    const { good, folder } = start;
+    const files = mutateDump(good, random);
     return {
       files,
       async run() {
-        fs.rmSync(folder, { recursive: true, force: true });
-        fs.mkdirSync(folder);
-        for (const [name, bytes] of Object.entries(files)) fs.writeFileSync(path.join(folder, name), bytes);
+        putFiles(folder, files, start.there);
+        start.there = undefined;
         const sound = await tryVerify(folder);
         let document: Buffer;
         try {
@@ -400,6 +421,8 @@ export async function fuzzDumps(): Promise<Fuzzer> {
         } catch (error) {
           const { message } = judge(error, ['badImage', 'notFound', 'unsupported'], [folder]);
           if (sound) throw new Error(`verify calls it sound, but ${message}`, { cause: error });
+          sameFiles(readFolder(folder), files, 'read');
+          start.there = files;
           return false;
         }
         let taken = true;
@@ -411,6 +434,7 @@ export async function fuzzDumps(): Promise<Fuzzer> {
           taken = false;
         }
         sameFiles(readFolder(folder), files, taken ? 'encoded again' : 'refused');
+        start.there = files;
         return taken;
       },
     };
