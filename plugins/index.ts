@@ -11,8 +11,8 @@ import { queue } from './queue/index.js';
 import { references } from './references.js';
 import { ring } from './ring/index.js';
 import { storage } from './storage.js';
-import { strangers } from './strangers.js';
 import { trie } from './trie.js';
+import { unknownTypes } from './unknown.js';
 
 export const plugins: readonly Plugin[] = [
   hash,
@@ -30,7 +30,7 @@ export const plugins: readonly Plugin[] = [
 
 /** The table of the map types that bpfimg knows, and of those that `more` serve instead or besides. */
 export function typeTable(more: readonly Plugin[] = []): MapTypes {
-  return new MapTypes([...plugins, ...more], strangers);
+  return new MapTypes([...plugins, ...more], unknownTypes);
 }
 
-export { strangers };
+export { unknownTypes };

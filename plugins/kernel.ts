@@ -2,7 +2,7 @@ import { metadataOnly, readKeys } from '../src/capture/read.js';
 import { MAP_FLAG } from '../src/kernel/abi.js';
 import type { Carries, Plugin } from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
-import { ANY, exactly, FLAG, indexed, NO_TYPES, NUMA_RW, PROG, PUSHED, TYPES, U32 } from './rules.js';
+import { ANY, exactly, FLAG, indexed, NO_BTF, NUMA_RW, PROG, PUSHED, TYPES, U32 } from './rules.js';
 
 const only = (lost: string): Carries => ({ captured: 'metadata only', replayed: 'empty', lost });
 
@@ -23,7 +23,7 @@ export const kernel: Plugin = {
       create: {
         // The longest is 8 * kernel.perf_event_max_stack, which can be set.
         ...indexed({ min: 8, max: U32, step: 8 }),
-        ...NO_TYPES,
+        ...NO_BTF,
         flags: NUMA_RW | FLAG.STACK_BUILD_ID,
         flagged: { flag: FLAG.STACK_BUILD_ID, value: { min: 32, max: U32, step: 32 } },
       },
@@ -33,7 +33,7 @@ export const kernel: Plugin = {
       name: 'struct_ops',
       since: '5.6',
       key: 'index',
-      refers: true,
+      holdsReferences: true,
       carries: only('the operations: they are programs, which whoever loads them registers'),
       create: {
         ...indexed(ANY),
@@ -65,7 +65,7 @@ export const kernel: Plugin = {
       key: 'index',
       ownFlags: MAP_FLAG.RDONLY_PROG,
       carries: only('offsets of instructions: they belong to one loaded program'),
-      create: { ...indexed(exactly(16)), ...NO_TYPES, flags: 0 },
+      create: { ...indexed(exactly(16)), ...NO_BTF, flags: 0 },
     },
   ],
   capture: (map, sink, work) =>

@@ -16,8 +16,8 @@ import {
 } from '../src/maptype.js';
 import { fillInOrder } from '../src/replay/fill.js';
 import { indexText } from './array.js';
-import { Lacking } from './resolve.js';
-import { exactly, FLAG, HASH, NO_TYPES, NUMA_RW, PROG, WORD } from './rules.js';
+import { UnresolvedItems } from './resolve.js';
+import { exactly, FLAG, HASH, NO_BTF, NUMA_RW, PROG, WORD } from './rules.js';
 
 /** Inner map's id, or file descriptor: u32. */
 const VALUE = 4;
@@ -38,9 +38,9 @@ export const mapInMap: Plugin = {
       since: '4.12',
       key: 'index',
       inner: true,
-      refers: true,
+      holdsReferences: true,
       carries: CARRIES,
-      create: { ...WORD, ...NO_TYPES, flags: NUMA_RW, within: 'never' },
+      create: { ...WORD, ...NO_BTF, flags: NUMA_RW, within: 'never' },
     },
     {
       number: 13,
@@ -48,11 +48,11 @@ export const mapInMap: Plugin = {
       since: '4.12',
       key: 'bytes',
       inner: true,
-      refers: true,
+      holdsReferences: true,
       carries: CARRIES,
       create: {
         ...HASH,
-        ...NO_TYPES,
+        ...NO_BTF,
         value: exactly(4),
         flags: FLAG.NO_PREALLOC | NUMA_RW | FLAG.ZERO_SEED | PROG,
         within: 'never',
@@ -61,7 +61,7 @@ export const mapInMap: Plugin = {
   ],
 
   async capture(map, sink, work) {
-    const inner = new Inner(map, work);
+    const inner = new InnerMaps(map, work);
     const held: ItemSink = {
       get count() {
         return sink.count;
@@ -69,7 +69,7 @@ export const mapInMap: Plugin = {
       put: (keys, values, count) => sink.put(keys, values, inner.hold(keys, values, count)),
     };
     const report = await (work.type.key === 'index' ? readSlots : readBuckets)(map, held, work);
-    work.leadsTo(inner.ids);
+    work.innerMaps(inner.ids);
     work.keep({ template: inner.template });
     if (inner.ids.size > 0 || report.kind !== 'full') return report;
     return { kind: 'partial', why: 'it is empty, and the kernel does not tell what its inner maps must be' };
@@ -119,20 +119,20 @@ export const mapInMap: Plugin = {
     if (kind?.create?.within === 'never')
       throw new BpfimgError('unsupported', neverInner(kind.name), { subject: work.subject });
     // An inner map of this very map will do where the image does not say.
-    if (wanted === undefined || (given !== undefined && fits(given, wanted))) {
+    if (wanted === undefined || (given !== undefined && isLikeTemplate(given, wanted))) {
       return BpfMap.create(sys, { ...spec, inner: given as BpfMap });
     }
     return withTemplate(sys, spec, wanted);
   },
 
   async replay(map, items, work) {
-    const lacking = new Lacking(work);
+    const lacking = new UnresolvedItems(work);
     const places: number[] = [];
     await eachId(items, (id, key) => {
       if (work.fresh(id) !== undefined) places.push(places.length + lacking.count);
       else lacking.add(key, `inner map ${id}, which is not in the dump`);
     });
-    const here = lacking.count === 0 ? items : chosen(items, places);
+    const here = lacking.count === 0 ? items : itemsAt(items, places);
     return lacking.report(await fillInOrder(map, translated(here, work), work));
   },
 
@@ -140,10 +140,10 @@ export const mapInMap: Plugin = {
 };
 
 /** Times an item is read again because its inner map was replaced before it could be opened. */
-const AGAIN = 20;
+const REPLACED_RETRIES = 20;
 
 /** The inner maps of one map, held as soon as an item names them. */
-class Inner {
+class InnerMaps {
   /** Those that stand in the image. */
   readonly ids = new Set<number>();
   template: Template | undefined;
@@ -176,7 +176,7 @@ class Inner {
 
   /** The inner map of an item, which had `id` when it was read; undefined when the item is no more. */
   #held(key: Uint8Array, id: number): number | undefined {
-    for (let left = AGAIN; ; left--) {
+    for (let left = REPLACED_RETRIES; ; left--) {
       const found = this.work.follow(id);
       this.template ??= found;
       if (found !== undefined || left === 0) return id;
@@ -186,7 +186,7 @@ class Inner {
   }
 }
 
-function fits(map: BpfMap, { type, keySize, valueSize, maxEntries, flags }: Template): boolean {
+function isLikeTemplate(map: BpfMap, { type, keySize, valueSize, maxEntries, flags }: Template): boolean {
   const same = map.type === type && map.keySize === keySize && map.valueSize === valueSize && map.flags === flags;
   return same && map.maxEntries === maxEntries;
 }
@@ -212,11 +212,11 @@ function withTemplate(sys: Sys, spec: MapSpec, template: Template): BpfMap {
 }
 
 /** Values looked at in one go. */
-const STEP = 4096;
+const STEP_VALUES = 4096;
 
 /** @param see is lent the key until it returns */
 async function eachId(items: ItemSource, see: (id: number, key: Buffer) => void): Promise<void> {
-  const step = Math.max(1, Math.min(STEP, items.count));
+  const step = Math.max(1, Math.min(STEP_VALUES, items.count));
   const [keys, values] = [Buffer.alloc(step * items.keySize), Buffer.alloc(step * items.valueSize)];
   for (let done = 0; done < items.count; done += step) {
     const count = Math.min(step, items.count - done);
@@ -228,7 +228,7 @@ async function eachId(items: ItemSource, see: (id: number, key: Buffer) => void)
 }
 
 /** The items at these places, which ascend. */
-function chosen(items: ItemSource, places: readonly number[]): ItemSource {
+function itemsAt(items: ItemSource, places: readonly number[]): ItemSource {
   const { keySize, valueSize } = items;
   return {
     keySize,

@@ -20,11 +20,11 @@ import type {
 } from '../src/maptype.js';
 import { leaveEmpty, leftEmpty } from '../src/replay/fill.js';
 import { indexText } from './array.js';
-import { Doubts, fitting, putEach, socketOf, Unresolved } from './resolve.js';
-import { FLAG, NO_TYPES, NUMA_RW, PAIR, PROG, TYPES, WORD } from './rules.js';
+import { putEach, ReportLines, referencesThatFit, socketOf, Unresolved } from './resolve.js';
+import { FLAG, NO_BTF, NUMA_RW, PAIR_VALUE, PROG, TYPES, WORD } from './rules.js';
 
 /** What the numbers in a type's values refer to: bytes from the value's start. Values of 4 bytes end before the second. */
-interface Layout {
+interface ReferenceLayout {
   /** Read as an id, written as a file descriptor. */
   readonly program?: number;
   readonly ifindex?: number;
@@ -42,7 +42,7 @@ interface Layout {
 const MOST_SLOTS = 2 ** 20;
 
 /** A type without a layout shows nothing of what it holds. */
-const LAYOUTS: Readonly<Record<number, Layout>> = {
+const LAYOUTS: Readonly<Record<number, ReferenceLayout>> = {
   3: { program: 0, most: MOST_SLOTS },
   14: { ifindex: 0, program: 4 },
   15: { cookie: 0 },
@@ -58,7 +58,7 @@ function leavesAll({ number }: MapType, { valueSize }: { readonly valueSize: num
   return layout === undefined || (layout.cookie !== undefined && valueSize < 8);
 }
 
-const found = (what: string): Carries => ({
+const foundOnHost = (what: string): Carries => ({
   captured: 'items',
   replayed: 'some items',
   lost: `items whose ${what} the host does not have`,
@@ -69,7 +69,7 @@ const unreadable = (what: string): Carries => ({
   lost: `${what}: the kernel does not tell which it holds`,
 });
 const PROGRAMS = 'program (by pin and tag, else by tag, name and type)';
-const DEVICES = found(`interface (by name) or ${PROGRAMS}`);
+const DEVICES = foundOnHost(`interface (by name) or ${PROGRAMS}`);
 const SOCKETS: Carries = {
   captured: 'some items',
   replayed: 'some items',
@@ -91,8 +91,8 @@ export const references: Plugin = {
       name: 'prog_array',
       since: '4.2',
       key: 'index',
-      refers: true,
-      carries: found(PROGRAMS),
+      holdsReferences: true,
+      carries: foundOnHost(PROGRAMS),
       create: { ...WORD, ...TYPES, flags: NUMA_RW, cleared: true, within: 'never' },
     },
     {
@@ -100,68 +100,68 @@ export const references: Plugin = {
       name: 'perf_event_array',
       since: '4.3',
       key: 'index',
-      refers: true,
+      holdsReferences: true,
       carries: unreadable('perf events'),
-      create: { ...WORD, ...NO_TYPES, flags: NUMA_RW | FLAG.PRESERVE_ELEMS },
+      create: { ...WORD, ...NO_BTF, flags: NUMA_RW | FLAG.PRESERVE_ELEMS },
     },
     {
       number: 8,
       name: 'cgroup_array',
       since: '4.8',
       key: 'index',
-      refers: true,
+      holdsReferences: true,
       carries: unreadable('cgroups'),
-      create: { ...WORD, ...NO_TYPES, flags: NUMA_RW },
+      create: { ...WORD, ...NO_BTF, flags: NUMA_RW },
     },
     {
       number: 14,
       name: 'devmap',
       since: '4.14',
       key: 'index',
-      refers: true,
+      holdsReferences: true,
       ownFlags: MAP_FLAG.RDONLY_PROG,
       carries: DEVICES,
-      create: { ...PAIR, ...NO_TYPES, flags: NUMA_RW, network: true },
+      create: { ...PAIR_VALUE, ...NO_BTF, flags: NUMA_RW, network: true },
     },
     {
       number: 15,
       name: 'sockmap',
       since: '4.14',
       key: 'index',
-      refers: true,
+      holdsReferences: true,
       files: true,
       carries: SOCKETS,
-      create: { ...PAIR, ...NO_TYPES, flags: NUMA_RW, network: true },
+      create: { ...PAIR_VALUE, ...NO_BTF, flags: NUMA_RW, network: true },
     },
     {
       number: 16,
       name: 'cpumap',
       since: '4.15',
       key: 'index',
-      refers: true,
-      carries: found(`CPU or ${PROGRAMS}`),
-      create: { ...PAIR, ...NO_TYPES, flags: FLAG.NUMA_NODE },
+      holdsReferences: true,
+      carries: foundOnHost(`CPU or ${PROGRAMS}`),
+      create: { ...PAIR_VALUE, ...NO_BTF, flags: FLAG.NUMA_NODE },
     },
     {
       number: 17,
       name: 'xskmap',
       since: '4.18',
       key: 'index',
-      refers: true,
+      holdsReferences: true,
       carries: unreadable('AF_XDP sockets'),
-      create: { ...WORD, ...NO_TYPES, flags: NUMA_RW, network: true, within: 'same entries' },
+      create: { ...WORD, ...NO_BTF, flags: NUMA_RW, network: true, within: 'same entries' },
     },
     {
       number: 18,
       name: 'sockhash',
       since: '4.18',
       key: 'bytes',
-      refers: true,
+      holdsReferences: true,
       files: true,
       carries: SOCKETS,
       create: {
-        ...PAIR,
-        ...NO_TYPES,
+        ...PAIR_VALUE,
+        ...NO_BTF,
         key: { min: 1, max: 512 },
         entries: { min: 1, max: 2 ** 28 - 1 },
         flags: NUMA_RW,
@@ -173,20 +173,20 @@ export const references: Plugin = {
       name: 'reuseport_sockarray',
       since: '4.19',
       key: 'index',
-      refers: true,
+      holdsReferences: true,
       files: true,
       carries: SOCKETS,
-      create: { ...PAIR, ...TYPES, flags: NUMA_RW | PROG },
+      create: { ...PAIR_VALUE, ...TYPES, flags: NUMA_RW | PROG },
     },
     {
       number: 25,
       name: 'devmap_hash',
       since: '5.4',
       key: 'bytes',
-      refers: true,
+      holdsReferences: true,
       ownFlags: MAP_FLAG.RDONLY_PROG,
       carries: DEVICES,
-      create: { ...PAIR, ...NO_TYPES, entries: { min: 1, max: 2 ** 31 }, flags: NUMA_RW, network: true },
+      create: { ...PAIR_VALUE, ...NO_BTF, entries: { min: 1, max: 2 ** 31 }, flags: NUMA_RW, network: true },
     },
   ],
 
@@ -206,7 +206,7 @@ export const references: Plugin = {
     const layout = LAYOUTS[work.type.number];
     if (layout === undefined) return metadataOnly(map, sink, work);
     if (layout.cookie !== undefined && map.valueSize < 8) return captureKeys(map, sink, work);
-    const noted = new Noted(map, sink, layout);
+    const noted = new NotingSink(map, sink, layout);
     let report: Report;
     try {
       report = await readKeys(map, noted, work);
@@ -215,15 +215,15 @@ export const references: Plugin = {
       if (!(error instanceof KernelError) || !UNREADABLE.has(error.code ?? '') || sink.count > 0) throw error;
       return { kind: 'metadata only', why: `lost: its items: this kernel does not tell what it holds (${error.code})` };
     }
-    const doubts = new Doubts();
-    const sight = new Sight(map, work, doubts);
-    const references = noted.items.map((item) => sight.referenceOf(item));
-    const kept = fitting(references);
+    const lines = new ReportLines();
+    const reader = new ReferenceReader(map, work, lines);
+    const references = noted.items.map((item) => reader.referenceOf(item));
+    const kept = referencesThatFit(references);
     if (kept.length < references.length && layout.cookie === undefined) {
-      doubts.add('too many items: bpfimg keeps what each number means, not what each item does');
+      lines.add('too many items: bpfimg keeps what each number means, not what each item does');
     }
     work.keep({ references: kept });
-    return doubts.report(report);
+    return lines.report(report);
   },
 
   async foresee({ type, spec, items }) {
@@ -237,7 +237,7 @@ export const references: Plugin = {
   async replay(map, items, work) {
     const layout = LAYOUTS[work.type.number];
     if (layout === undefined || leavesAll(work.type, map)) return leaveEmpty(map, items, work);
-    return new Refill(map, layout, work).fill(items);
+    return new ReferenceWriter(map, layout, work).fill(items);
   },
 
   keyText: (key, type) => (type.key === 'index' ? indexText(key) : undefined),
@@ -250,7 +250,7 @@ export const references: Plugin = {
 const MOST_COOKIES = 32_768;
 
 /** An item's key, and the numbers in its value. */
-interface NotedItem {
+interface ReferringItem {
   readonly key: Uint8Array;
   readonly program?: number | undefined;
   readonly ifindex?: number | undefined;
@@ -258,7 +258,7 @@ interface NotedItem {
 }
 
 /** The numbers in the value at `at`. */
-function numbersIn(view: DataView, at: number, size: number, { program, ifindex, cookie }: Layout) {
+function numbersIn(view: DataView, at: number, size: number, { program, ifindex, cookie }: ReferenceLayout) {
   const u32 = (offset: number | undefined) =>
     offset === undefined || offset + 4 > size ? undefined : view.getUint32(at + offset, true);
   return {
@@ -270,13 +270,13 @@ function numbersIn(view: DataView, at: number, size: number, { program, ifindex,
 }
 
 /** Passes items on, and remembers those that refer to something. */
-class Noted implements ItemSink {
-  readonly items: NotedItem[] = [];
+class NotingSink implements ItemSink {
+  readonly items: ReferringItem[] = [];
 
   constructor(
     readonly map: BpfMap,
     readonly sink: ItemSink,
-    readonly layout: Layout,
+    readonly layout: ReferenceLayout,
   ) {}
 
   get count(): number {
@@ -301,21 +301,21 @@ class Noted implements ItemSink {
 const captures = new WeakMap<CaptureWork['follow'], Programs>();
 
 /** What can be seen of the things that one map's items refer to. */
-class Sight {
+class ReferenceReader {
   readonly #programs: Programs;
   #interfaces: Interfaces | undefined;
 
   constructor(
     readonly map: BpfMap,
     work: CaptureWork,
-    readonly doubts: Doubts,
+    readonly lines: ReportLines,
   ) {
     // `follow` is what all maps of a capture share, and no two captures.
     this.#programs = captures.get(work.follow) ?? new Programs(map.sys);
     captures.set(work.follow, this.#programs);
   }
 
-  referenceOf({ key, program, ifindex, cookie }: NotedItem): Reference {
+  referenceOf({ key, program, ifindex, cookie }: ReferringItem): Reference {
     return {
       key,
       program: program === undefined ? undefined : this.#program(program),
@@ -328,7 +328,7 @@ class Sight {
   #program(id: number): ProgramFacts {
     const facts = { id, ...this.#programs.get(id), pins: this.#programs.pins(id) };
     if (!('tag' in facts)) {
-      this.doubts.add(`of program ${id} only the id is kept: it is gone, or may not be opened (needs CAP_SYS_ADMIN)`);
+      this.lines.add(`of program ${id} only the id is kept: it is gone, or may not be opened (needs CAP_SYS_ADMIN)`);
     }
     return facts;
   }
@@ -336,7 +336,7 @@ class Sight {
   #ifname(index: number): string | undefined {
     this.#interfaces ??= Interfaces.ofMap(this.map.sys, this.map.id);
     const name = this.#interfaces.nameOf(index);
-    if (name === undefined) this.doubts.add(`interface ${index} has no name in ${this.#interfaces.where}`);
+    if (name === undefined) this.lines.add(`interface ${index} has no name in ${this.#interfaces.where}`);
     return name;
   }
 }
@@ -353,7 +353,7 @@ async function captureKeys(map: BpfMap, sink: ItemSink, work: CaptureWork): Prom
     keys.set(hex(key), { key: Uint8Array.from(key) });
   }
   const references = [...keys.values()];
-  const kept = fitting(references);
+  const kept = referencesThatFit(references);
   work.keep({ references: kept });
   const some = kept.length === references.length ? '' : `the first ${kept.length} of `;
   return { ...report, why: `${report.why}; kept are ${some}its ${references.length} keys` };
@@ -363,7 +363,7 @@ async function captureKeys(map: BpfMap, sink: ItemSink, work: CaptureWork): Prom
 // Replay
 
 /** The meaning of the numbers in items: what was kept for an item, or for another one with the same number. */
-class Meanings {
+class KeptReferences {
   readonly #byKey = new Map<string, Reference>();
   readonly #programs = new Map<number, ProgramFacts>();
   readonly #names = new Map<number, string>();
@@ -391,28 +391,28 @@ class Meanings {
 }
 
 /** Fills one fresh map with what its items refer to on this host. Numbers that were read are never written back. */
-class Refill {
-  readonly #meanings: Meanings;
+class ReferenceWriter {
+  readonly #meanings: KeptReferences;
   readonly #programs: Programs;
   readonly #value: Buffer;
   #interfaces: Interfaces | undefined;
   #sockets: Sockets | undefined;
-  readonly #doubts = new Doubts();
+  readonly #lines = new ReportLines();
   /** By the recorded id and what is known of it. */
   readonly #found = new Map<ProgramFacts, Candidate[]>();
 
   constructor(
     readonly map: BpfMap,
-    readonly layout: Layout,
+    readonly layout: ReferenceLayout,
     readonly work: ReplayWork,
   ) {
-    this.#meanings = new Meanings(work.facts);
+    this.#meanings = new KeptReferences(work.facts);
     this.#programs = new Programs(map.sys);
     this.#value = Buffer.alloc(map.valueSize);
   }
 
   async fill(items: ItemSource): Promise<Report> {
-    return this.#doubts.report(await putEach(items, this.work, (key, value) => this.#item(key, value)));
+    return this.#lines.report(await putEach(items, this.work, (key, value) => this.#item(key, value)));
   }
 
   #item(key: Buffer, value: Buffer): void {
@@ -443,7 +443,7 @@ class Refill {
       if (this.#interfaces.nameOf(recorded) === undefined) {
         throw new Unresolved(`interface ${recorded}, which ${where} does not have`);
       }
-      this.#doubts.add(`item ${key}: interface ${recorded} goes by its index, for its name is not known`);
+      this.#lines.add(`item ${key}: interface ${recorded} goes by its index, for its name is not known`);
       return `interface ${recorded}`;
     }
     const index = this.#interfaces.indexOf(ifname);
@@ -490,7 +490,7 @@ class Refill {
       this.#check(key, program.id);
       if (i === 0 && candidates.length > 1 && program.id !== wanted.id && !this.#isPinned(wanted, program.id)) {
         const many = `${candidates.length} programs are ${programText({ ...wanted, id: undefined })}`;
-        this.#doubts.add(`item ${hex(key)}: ${many}; it has the newest, ${text}`);
+        this.#lines.add(`item ${hex(key)}: ${many}; it has the newest, ${text}`);
       }
       return;
     }

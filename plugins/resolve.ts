@@ -6,10 +6,10 @@ import { bootId } from '../src/kernel/proc.js';
 import { FULL, type ItemSource, type Reference, type ReplayWork, type Report } from '../src/maptype.js';
 
 /** Objects named in one line of a report. */
-const NAMED = 3;
+const NAMED_OBJECTS = 3;
 
 /** What a report has to say beside `full`: the first few things, and how many more. */
-export class Doubts {
+export class ReportLines {
   readonly #lines = new Set<string>();
 
   add(line: string): void {
@@ -18,11 +18,11 @@ export class Doubts {
 
   /** The first few lines as one. */
   toString(): string {
-    const more = this.#lines.size - NAMED;
-    return [...[...this.#lines].slice(0, NAMED), ...(more > 0 ? [`${more} more like these`] : [])].join('; ');
+    const more = this.#lines.size - NAMED_OBJECTS;
+    return [...[...this.#lines].slice(0, NAMED_OBJECTS), ...(more > 0 ? [`${more} more like these`] : [])].join('; ');
   }
 
-  /** `report` with these doubts. */
+  /** `report` with these lines. */
   report(report: Report): Report {
     if (this.#lines.size === 0) return report;
     return { kind: 'partial', why: report.kind === 'full' ? `${this}` : `${report.why}; ${this}` };
@@ -39,7 +39,7 @@ function sizeOf({ key, program, ifname = '', cgroup = '' }: Reference): number {
 }
 
 /** References as far as there is room: all of them, or one for each thing referred to. */
-export function fitting(references: readonly Reference[]): readonly Reference[] {
+export function referencesThatFit(references: readonly Reference[]): readonly Reference[] {
   const cut = (list: readonly Reference[]) => {
     let size = 0;
     const end = list.findIndex((one) => {
@@ -59,9 +59,9 @@ export function fitting(references: readonly Reference[]): readonly Reference[] 
 export class Unresolved extends Error {}
 
 /** The items of a replay that refer to what is not to be had here: the first is an error, unless they are to be skipped. */
-export class Lacking {
+export class UnresolvedItems {
   count = 0;
-  readonly #doubts = new Doubts();
+  readonly #lines = new ReportLines();
 
   constructor(readonly work: ReplayWork) {}
 
@@ -76,20 +76,20 @@ export class Lacking {
       throw new BpfimgError('notFound', text, { subject, part: `item ${hex(key)}` });
     }
     this.count++;
-    this.#doubts.add(`${hex(key)} to ${what}`);
+    this.#lines.add(`${hex(key)} to ${what}`);
   }
 
   /** `report` with these items. */
   report(report: Report): Report {
     if (this.count === 0) return report;
     const some = this.count === 1 ? '1 item refers' : `${this.count} items refer`;
-    const why = `${some} to what is not to be had here: ${this.#doubts}`;
+    const why = `${some} to what is not to be had here: ${this.#lines}`;
     return { kind: 'partial', why: report.kind === 'full' ? why : `${why}; ${report.why}` };
   }
 }
 
 /** Items read in one go. */
-const STEP = 1024;
+const STEP_ITEMS = 1024;
 
 /**
  * Has every item put by `put`, which throws {@link Unresolved} for what it cannot find: an error that names the
@@ -102,10 +102,10 @@ export async function putEach(
   put: (key: Buffer, value: Buffer) => void,
 ): Promise<Report> {
   const { keySize, valueSize } = items;
-  const step = Math.max(1, Math.min(STEP, items.count));
+  const step = Math.max(1, Math.min(STEP_ITEMS, items.count));
   const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
   const seen = new Set<string>();
-  const lacking = new Lacking(work);
+  const lacking = new UnresolvedItems(work);
   for (let done = 0; done < items.count; done += step) {
     const count = Math.min(step, items.count - done);
     await items.read(done, count, keys, values);

@@ -16,7 +16,7 @@ import {
   type Report,
 } from '../src/maptype.js';
 import { leaveEmpty } from '../src/replay/fill.js';
-import { Doubts, fitting, putEach, socketOf, Unresolved } from './resolve.js';
+import { putEach, ReportLines, referencesThatFit, socketOf, Unresolved } from './resolve.js';
 import { cgroupKeyed, LOCAL, NUMA_RW, PERCPU_VALUE, PROG, TYPES } from './rules.js';
 
 const CGROUP: Carries = {
@@ -35,7 +35,7 @@ interface Owner {
 }
 
 /** Opens what stands for an object in an image. @throws Unresolved */
-type Opener = (key: Uint8Array, known: Reference | undefined) => { readonly fd: number; close(): void };
+type OpenOwner = (key: Uint8Array, known: Reference | undefined) => { readonly fd: number; close(): void };
 
 /** How the values of one type are found: the kernel tells that of an object which one has open, and has no list. */
 interface Owners {
@@ -44,7 +44,7 @@ interface Owners {
   all(map: BpfMap): Iterable<Owner>;
   /** Which of them are not looked at; undefined when all are. */
   unseen(map: BpfMap): string | undefined;
-  opener?(map: BpfMap, work: ReplayWork): Opener;
+  opener?(map: BpfMap, work: ReplayWork): OpenOwner;
 }
 
 const OWNERS: Readonly<Record<number, Owners>> = {
@@ -56,7 +56,7 @@ const OWNERS: Readonly<Record<number, Owners>> = {
         const fd = sockets.open(cookie);
         if (fd === undefined) continue;
         try {
-          yield { key: keyOf(cookie, 8), fd };
+          yield { key: ownerKey(cookie, 8), fd };
         } finally {
           sys.close(fd);
         }
@@ -74,14 +74,14 @@ const OWNERS: Readonly<Record<number, Owners>> = {
   29: {
     name: 'task',
     *all({ sys }) {
-      for (const { id, fd } of tasks(sys)) yield { key: keyOf(BigInt(id), 4), fd };
+      for (const { id, fd } of tasks(sys)) yield { key: ownerKey(BigInt(id), 4), fd };
     },
     unseen: ({ sys }) => (seesAll('pid', sys.proc) ? undefined : 'tasks of other PID namespaces'),
   },
   32: {
     name: 'cgroup',
     *all({ sys }) {
-      for (const { id, path, fd } of new Cgroups(sys.proc).all()) yield { key: keyOf(id, 8), fd, cgroup: path };
+      for (const { id, path, fd } of new Cgroups(sys.proc).all()) yield { key: ownerKey(id, 8), fd, cgroup: path };
     },
     unseen({ sys }) {
       if (new Cgroups(sys.proc).mount === undefined) return 'cgroups, for no cgroup2 file system is mounted';
@@ -100,7 +100,7 @@ const OWNERS: Readonly<Record<number, Owners>> = {
   },
 };
 
-function keyOf(number: bigint, size: number): Buffer {
+function ownerKey(number: bigint, size: number): Buffer {
   const key = Buffer.alloc(8);
   key.writeBigUInt64LE(number);
   return key.subarray(0, size);
@@ -110,7 +110,15 @@ const local = (captured: Carries['captured'], replayed: Carries['replayed'], los
   return { captured, replayed, lost };
 };
 const row = (number: number, name: string, since: string, carries: Carries, key?: number): MapType => {
-  return { number, name, since, key: 'fd', create: LOCAL, carries, ...(key === undefined ? {} : { kept: { key } }) };
+  return {
+    number,
+    name,
+    since,
+    key: 'fd',
+    create: LOCAL,
+    carries,
+    ...(key === undefined ? {} : { imageItem: { key } }),
+  };
 };
 
 /** Storage that hangs on another kernel object: cgroup, socket, inode, task. */
@@ -191,7 +199,7 @@ export const storage: Plugin = {
 };
 
 /** Values handed on in one go. */
-const STEP = 256;
+const STEP_VALUES = 256;
 
 /** Asks for the value of each object there is. */
 async function captureOwned(map: BpfMap, sink: ItemSink, work: CaptureWork, owners: Owners): Promise<Report> {
@@ -215,16 +223,16 @@ async function captureOwned(map: BpfMap, sink: ItemSink, work: CaptureWork, owne
     keys.push(owner.key);
     values.push(value);
     if (owner.cgroup !== undefined) references.push({ key: owner.key, cgroup: owner.cgroup });
-    if (keys.length === STEP) await put();
+    if (keys.length === STEP_VALUES) await put();
   }
   await put();
-  const kept = fitting(references);
+  const kept = referencesThatFit(references);
   work.keep({ references: kept });
-  const doubts = new Doubts();
+  const lines = new ReportLines();
   const unseen = owners.unseen(map);
-  if (unseen !== undefined) doubts.add(`lost: values of ${unseen}`);
-  if (unopened > 0) doubts.add(`${unopened} ${owners.name}s could not be opened, and asked for their values`);
+  if (unseen !== undefined) lines.add(`lost: values of ${unseen}`);
+  if (unopened > 0) lines.add(`${unopened} ${owners.name}s could not be opened, and asked for their values`);
   if (kept.length < references.length)
-    doubts.add(`of ${references.length - kept.length} ${owners.name}s the path is not kept`);
-  return doubts.report(FULL);
+    lines.add(`of ${references.length - kept.length} ${owners.name}s the path is not kept`);
+  return lines.report(FULL);
 }

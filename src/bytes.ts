@@ -364,3 +364,16 @@ export function ipv6Text(bytes: Uint8Array): string {
   if (best.length < 2) return text(groups);
   return `${text(groups.slice(0, best.start))}::${text(groups.slice(best.start + best.length))}`;
 }
+
+/** Decodes UTF-8 as it is, a byte order mark included; throws a TypeError for bytes that are not UTF-8. */
+export const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+const SAFE = BigInt(Number.MAX_SAFE_INTEGER);
+
+/** A bigint as a number where that is exact. */
+export function exactInteger(value: bigint): number | bigint {
+  return value <= SAFE && value >= -SAFE ? Number(value) : value;
+}
+
+/** Bytes of the smallest page of any machine that Linux runs on. */
+export const SMALLEST_PAGE = 4096;

@@ -13,6 +13,7 @@ export { plugins, typeTable } from '../plugins/index.js';
 export {
   type ArrayType,
   Btf,
+  type BtfKind,
   type BtfOptions,
   type BtfType,
   type Common as BtfTypeCommon,
@@ -22,7 +23,6 @@ export {
   type FuncProtoType,
   type FwdType,
   type IntType,
-  type Kind as BtfKind,
   type Member,
   type RefType,
   type StructType,
@@ -30,15 +30,15 @@ export {
 } from './btf/btf.js';
 export { typeDefinition, typeDefinitions, typeName, typeNamed } from './btf/c.js';
 export { type BtfFile, type MapDefinition, readBtfFile } from './btf/elf.js';
-export { extractTypes, type Wanted as WantedTypes } from './btf/extract.js';
-export { SPECIAL, type SpecialField, type SpecialKind, specialFields } from './btf/special.js';
+export { extractTypes, type WantedTypes } from './btf/extract.js';
+export { SPECIAL_FIELDS, type SpecialField, type SpecialKind, specialFields } from './btf/special.js';
 export {
   type Sink,
   type ValueCodec,
   valueCodec,
 } from './btf/values.js';
 export { type CapturedMap, type CaptureOptions, capture } from './capture/capture.js';
-export type { Limits as ReadLimits } from './capture/read.js';
+export type { BatchLimits } from './capture/read.js';
 export {
   type CheckedProcess,
   checkTree as checkCriu,
@@ -47,19 +47,24 @@ export {
   type TreeCheck,
 } from './criu/check.js';
 export type { CriuConfig } from './criu/config.js';
-export { type Conversion, type ConvertedMap, convert as convertDump, type Form as DumpForm } from './criu/convert.js';
+export {
+  type Conversion,
+  type ConvertedMap,
+  convert as convertDump,
+  type DumpForm,
+} from './criu/convert.js';
 export {
   type CriuHost,
   type HostFinding,
   type HostOptions,
-  lookAtCriu,
+  inspectCriu,
   type OurPlugin,
   type PluginFolder,
   type Stops,
 } from './criu/criu-program.js';
 
 export type { AttributeChange } from './diff/diff.js';
-export { type DiffedMap, type DumpDiffOptions, diff, type ItemChange } from './diff/dumps.js';
+export { type DiffedMap, type DumpDiffOptions, diffDumps as diff, type ItemChange } from './diff/dumps.js';
 export { type DocumentForms, type DocumentOptions, writeDocument } from './dump/document.js';
 export { encodeDocument } from './dump/encode.js';
 export { type Item, items, type RawItem, rawItems } from './dump/items.js';
@@ -91,23 +96,41 @@ export {
 } from './dump/model.js';
 export type { TableLine } from './dump/plugin-table.js';
 export { mapName, mapsNamed, selectMaps, wholeName } from './dump/select.js';
-export { type Opened, openImageSource } from './dump/source.js';
+export { type OpenedImage, openImageSource } from './dump/source.js';
 export { type Definitions, TypeFinder, type TypeOptions, type TypeProblem } from './dump/types.js';
 export { BpfimgError, type ErrorDetails, type ErrorKind, EXIT, PointerError } from './errors.js';
-export { type Head, KINDS, type Kind, type KindRow, kindOfMagic, kindOfName } from './image/kinds.js';
-export type { Field as MessageField, Shown as MessageFieldShown } from './image/message.js';
+export {
+  type Head,
+  IMAGE_KINDS,
+  type ImageKind,
+  type KindRow,
+  kindOfMagic,
+  kindOfName,
+} from './image/kinds.js';
+export type { FieldDisplay, MessageField } from './image/message.js';
 export { type Entry, ImageReader } from './image/reader.js';
 /** The messages of images, by their names in images/*.proto: `messages.BpfmapFileEntry`. */
 export type * as messages from './image/schema.gen.js';
 export { decodeMessage, encodeMessage, type Text } from './image/wire.js';
 export { bufferInput, Cursor, type Input, openInput, streamInput } from './io/input.js';
 export { MemoryOutput, type Output, openOutput } from './io/output.js';
-export { type BtfObject, type DecodeOptions, type Dialect, decodeImage, type FormSource } from './json/decode.js';
+export {
+  type DecodeOptions,
+  type Dialect,
+  type DocumentBtfObject,
+  decodeImage,
+  type FormSource,
+} from './json/decode.js';
 export { encodeImage } from './json/encode.js';
-export type { Form as ItemForm, ItemForms, MapForms } from './json/items.js';
+export type { ItemForms, JsonForm, MapForms } from './json/items.js';
 export { JsonReader, type Origin } from './json/reader.js';
 export type { NamedTypes } from './json/types.js';
-export type { Command, Field as AttrField, Layout, MapShape } from './kernel/abi.js';
+export type {
+  BpfCommand,
+  MapShape,
+  StructField,
+  StructLayout,
+} from './kernel/abi.js';
 export { KernelError } from './kernel/error.js';
 export { type LiveMap, LiveMaps, openLive, type Program, type Selectors, type Unseen } from './kernel/live.js';
 export {
@@ -120,8 +143,8 @@ export {
   type MapSpec,
   type MapState,
 } from './kernel/map.js';
-export type { Access, AnonymousMapping, Holder as LiveHolder } from './kernel/proc.js';
-export type { CreateRule, KnownType, Range as SizeRange } from './kernel/rules.js';
+export type { Access, AnonymousMapping, MapHolder } from './kernel/proc.js';
+export type { CreateRule, KnownType, SizeRange } from './kernel/rules.js';
 export { type Attr, type MapResult, openSys, type Result, type Sys } from './kernel/sys.js';
 export {
   type CaptureWork,
@@ -130,9 +153,9 @@ export {
   type Drain,
   type Foreseen,
   FULL,
+  type ImageItem,
   type ItemSink,
   type ItemSource,
-  type Kept,
   type KernelTypeFacts,
   type KeyForm,
   type KnownTypes,

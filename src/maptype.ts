@@ -4,6 +4,7 @@
  *
  * Numbers, names and flags are the kernel's (include/uapi/linux/bpf.h), names spelled as bpftool does.
  */
+import { SMALLEST_PAGE } from './bytes.js';
 import { MAP_FLAG, type MapShape } from './kernel/abi.js';
 import type { BpfMap, MapSpec } from './kernel/map.js';
 import type { CreateRule, KnownTypes } from './kernel/rules.js';
@@ -44,9 +45,9 @@ export interface MapType {
   /** Values are ids of other maps, u32. */
   readonly inner?: true;
   /** What user space reads is not what it writes: ids are read, file descriptors are written. */
-  readonly refers?: true;
+  readonly holdsReferences?: true;
   /** What an item is in an image, of a type that has none for bpf(2), or whose keys mean nothing elsewhere. */
-  readonly kept?: Kept;
+  readonly imageItem?: ImageItem;
   /** Its items are of open files of processes: a process that CRIU restores has not yet opened them then. */
   readonly files?: true;
   /** Flags (of MAP_CREATE) that the kernel sets by itself on every map of the type, and does not take. */
@@ -70,29 +71,26 @@ export interface MappedMemory {
 }
 
 /** Bytes of an item's key and value, where they are not key_size and value_size. */
-export interface Kept {
+export interface ImageItem {
   readonly key: number;
   /** A page is that of the machine which the image is of; the map's own value when not said. */
   readonly value?: number | 'page';
 }
 
 /** Bytes of the items that a capture of `map` makes. */
-export function itemSizes({ kept }: MapType, map: BpfMap): { readonly key: number; readonly value: number } {
-  const { key = map.keySize, value = map.valueStride } = kept ?? {};
+export function itemSizes({ imageItem }: MapType, map: BpfMap): { readonly key: number; readonly value: number } {
+  const { key = map.keySize, value = map.valueStride } = imageItem ?? {};
   return { key, value: value === 'page' ? map.sys.pageSize : value };
 }
-
-/** Smallest page of a machine that Linux runs on. */
-const PAGE = 4096;
 
 /**
  * Whether items of these sizes, which are not the map's own, are what images have of its type.
  * @param oddValue the value's size is not the map's own
  */
-export function isKept({ kept }: MapType, keySize: number, valueSize: number, oddValue: boolean): boolean {
-  if (kept === undefined || keySize !== kept.key) return false;
-  if (kept.value === 'page') return valueSize > 0 && valueSize % PAGE === 0;
-  return kept.value === undefined ? !oddValue : valueSize === kept.value;
+export function isImageItem({ imageItem }: MapType, keySize: number, valueSize: number, oddValue: boolean): boolean {
+  if (imageItem === undefined || keySize !== imageItem.key) return false;
+  if (imageItem.value === 'page') return valueSize > 0 && valueSize % SMALLEST_PAGE === 0;
+  return imageItem.value === undefined ? !oddValue : valueSize === imageItem.value;
 }
 
 /** What is carried of a map type that is not carried whole. */
@@ -127,7 +125,7 @@ export function parseReport(line: string): Report {
 }
 
 /** A report with something more that is missing. */
-export function lacking(report: Report, what: string): Report {
+export function withMissing(report: Report, what: string): Report {
   return report.kind === 'full' ? { kind: 'partial', why: what } : { ...report, why: `${report.why}; ${what}` };
 }
 
@@ -288,9 +286,9 @@ export interface CaptureWork extends Work {
    */
   follow(id: number): Template | undefined;
   /** Inner maps whose ids are among the items: those that are not captured in the end are told on this map's line. */
-  leadsTo(ids: ReadonlySet<number>): void;
+  innerMaps(ids: ReadonlySet<number>): void;
   /** Has `end` called when the images stand (`whole`), or when the capture has failed. Its error is told. */
-  afterwards(end: (whole: boolean) => void): void;
+  atEnd(end: (whole: boolean) => void): void;
   /** Keeps facts beside the items. */
   keep(facts: MapFacts): void;
 }
@@ -357,11 +355,11 @@ export class MapTypes implements KnownTypes {
 
   /**
    * @param plugins of two that serve one type, the later does
-   * @param strangers serves the types that none of them names
+   * @param unknownTypes serves the types that none of them names
    */
   constructor(
     plugins: readonly Plugin[],
-    readonly strangers: Plugin = { name: 'unknown', types: [] },
+    readonly unknownTypes: Plugin = { name: 'unknown', types: [] },
   ) {
     for (const plugin of plugins) {
       for (const type of plugin.types) {
@@ -375,9 +373,9 @@ export class MapTypes implements KnownTypes {
     }
   }
 
-  /** The plugin that serves type `number`; that of strangers for one that none names. */
+  /** The plugin that serves type `number`; the one for unknown types where none names it. */
   plugin(number: number): Plugin {
-    return this.#plugins.get(number) ?? this.strangers;
+    return this.#plugins.get(number) ?? this.unknownTypes;
   }
 
   /** The row of type `number`; one that is newer than bpfimg is plain bytes, named `type_N`. */

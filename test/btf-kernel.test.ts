@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process';
 import t, { type Test } from 'tap';
 import { Btf, type StructType } from '../src/btf/btf.js';
 import { type BtfFile, type MapDefinition, readBtfFile } from '../src/btf/elf.js';
-import { SPECIAL, type SpecialKind, specialFields } from '../src/btf/special.js';
+import { SPECIAL_FIELDS, type SpecialKind, specialFields } from '../src/btf/special.js';
 import { valueCodec } from '../src/btf/values.js';
 import { isZero, viewOf } from '../src/bytes.js';
 import { ATTR } from '../src/kernel/abi.js';
@@ -249,7 +249,7 @@ function withField(kind: SpecialKind): { btf: Btf; value: number; key: number } 
   const word = w.int('unsigned int', 4);
   const struct = (name: string, size: number) =>
     w.struct(name, size, [{ name: 'x', type: w.array(word, size / 4), at: 0 }]);
-  const { size } = SPECIAL[kind];
+  const { size } = SPECIAL_FIELDS[kind];
   const task = kind === 'kptr' ? w.struct('task_struct', 4, [{ name: 'pid', type: word, at: 0 }]) : 0;
   const field = kind === 'kptr' ? w.ptr(w.typeTag('kptr_untrusted', task)) : struct(kind, size);
   const members: BtfMember[] = [
@@ -271,8 +271,8 @@ function withField(kind: SpecialKind): { btf: Btf; value: number; key: number } 
 
 t.test('special fields read as the table says', { skip }, async (t) => {
   const sys = await openSys(types);
-  for (const kind of Object.keys(SPECIAL) as SpecialKind[]) {
-    const { size, reads, since } = SPECIAL[kind];
+  for (const kind of Object.keys(SPECIAL_FIELDS) as SpecialKind[]) {
+    const { size, reads, since } = SPECIAL_FIELDS[kind];
     const { btf, value, key } = withField(kind);
     t.match(
       specialFields(btf, value).find((field) => field.kind === kind),

@@ -3,10 +3,10 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
-import { Btf, type BtfType, KINDS, type Kind } from '../src/btf/btf.js';
+import { BTF_KINDS, Btf, type BtfKind, type BtfType } from '../src/btf/btf.js';
 import { typeDefinition, typeDefinitions, typeName, typeNamed } from '../src/btf/c.js';
 import { readBtfFile } from '../src/btf/elf.js';
-import { SPECIAL, specialFields } from '../src/btf/special.js';
+import { SPECIAL_FIELDS, specialFields } from '../src/btf/special.js';
 import { valueCodec } from '../src/btf/values.js';
 import { viewOf } from '../src/bytes.js';
 import { BpfimgError } from '../src/errors.js';
@@ -64,7 +64,7 @@ t.test('every kind, in either byte order', async (t) => {
     t.equal(btf.littleEndian, little);
     btf.check();
     const types = Array.from({ length: btf.typeCount }, (_, i) => btf.type(i + 1));
-    t.same([...new Set(types.map(({ kind }) => kind))].sort(), [...KINDS].filter((kind) => kind !== 'VOID').sort());
+    t.same([...new Set(types.map(({ kind }) => kind))].sort(), [...BTF_KINDS].filter((kind) => kind !== 'VOID').sort());
     const is = (name: string, want: object) => {
       const id = btf.named(name)[0] as number;
       t.match(btf.type(id), want, name);
@@ -405,7 +405,7 @@ t.test('types of the running kernel', { skip: noVmlinux || skipWithoutBpftool() 
   };
   interface Theirs {
     readonly id: number;
-    readonly kind: Kind;
+    readonly kind: BtfKind;
     readonly name: string;
     readonly size?: number;
     readonly members?: readonly { name: string; type_id: number; bits_offset: number; bitfield_size?: number }[];
@@ -470,7 +470,7 @@ t.test('types of the running kernel', { skip: noVmlinux || skipWithoutBpftool() 
   }
   t.ok(compared > 5000, `${compared} definitions are bpftool's`);
 
-  for (const [name, { size }] of Object.entries(SPECIAL)) {
+  for (const [name, { size }] of Object.entries(SPECIAL_FIELDS)) {
     const id = btf.find('STRUCT', name);
     if (id !== undefined) t.equal(btf.size(id), size, `${name} is as large as the kernel has it`);
   }

@@ -2,8 +2,8 @@
 
 import t, { type Test } from 'tap';
 import {
+  type BatchLimits,
   comparePrefixes,
-  type Limits,
   readBuckets,
   readIndexes,
   readKeys,
@@ -33,7 +33,7 @@ const create = (spec: Partial<MapSpec>) =>
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
 
 /** Small parts, so that there are many. */
-const SMALL: Limits = { first: 64, bytes: 1 << 30, items: 500, head: 64 };
+const SMALL: BatchLimits = { first: 64, bytes: 1 << 30, items: 500, head: 64 };
 
 /** All keys in the order of one reading by LOOKUP_BATCH from the beginning, as CRIU does it. */
 function keysInOrder(map: BpfMap): string[] {
@@ -77,7 +77,7 @@ function shapes(random: Random, buckets: number): number[] {
   });
 }
 
-function limits(random: Random): Limits {
+function limits(random: Random): BatchLimits {
   return { first: 1 + random.below(12), bytes: 1 << 20, items: 1 + random.below(40), head: 1 + random.below(12) };
 }
 
@@ -156,7 +156,7 @@ t.test('a hash that changes at every call: keys that stay come once, others at m
 });
 
 /** Reads a scripted hash whose parts end where a test wants them; the keys in the order they came. */
-async function readScripted(hash: FakeHash, limits: Omit<Limits, 'bytes'>): Promise<number[]> {
+async function readScripted(hash: FakeHash, limits: Omit<BatchLimits, 'bytes'>): Promise<number[]> {
   using map = hash.map();
   const sink = new Recorder(map, true);
   await readBuckets(map, sink, work(), { bytes: 1 << 20, ...limits });

@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { plugins } from '../plugins/index.js';
 import { capture } from '../src/capture/capture.js';
-import { type Limits, readBuckets } from '../src/capture/read.js';
+import { type BatchLimits, readBuckets } from '../src/capture/read.js';
 import { MAP_FLAG } from '../src/kernel/abi.js';
 import { LiveMaps } from '../src/kernel/live.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
@@ -59,7 +59,7 @@ async function writer(task: Task): Promise<{ stop(): Promise<number> }> {
 }
 
 /** Tiny parts, so that a reading has hundreds of borders. */
-const TINY: Limits = { first: 40, bytes: 1 << 20, items: 60, head: 30 };
+const TINY: BatchLimits = { first: 40, bytes: 1 << 20, items: 60, head: 30 };
 const tiny = new MapTypes([
   ...plugins,
   {

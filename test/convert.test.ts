@@ -3,7 +3,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { type Conversion, type ConvertedMap, convert, type Form } from '../src/criu/convert.js';
+import { type Conversion, type ConvertedMap, convert, type DumpForm } from '../src/criu/convert.js';
 import { BpfimgError } from '../src/errors.js';
 import { bpfimg, contents, copyDump } from './helpers/command.js';
 import { crit, critKnows, skipWithout } from './helpers/crit.js';
@@ -18,7 +18,7 @@ const hexOf = (images: Images) =>
   Object.fromEntries(Object.entries(images).map(([name, bytes]) => [name, Buffer.from(bytes).toString('hex')]));
 
 /** The report of each map, by id. */
-async function reports(folder: string, to: Form): Promise<Record<number, string>> {
+async function reports(folder: string, to: DumpForm): Promise<Record<number, string>> {
   const done = await convert(folder, to, types);
   if ('nothing' in done) throw new Error(done.nothing);
   return Object.fromEntries(
@@ -27,7 +27,7 @@ async function reports(folder: string, to: Form): Promise<Record<number, string>
 }
 
 /** The message of the error that a conversion must end in, with everything left as it was. */
-async function refusal(folder: string, to: Form): Promise<string> {
+async function refusal(folder: string, to: DumpForm): Promise<string> {
   const before = contents(folder);
   let done: Conversion;
   try {

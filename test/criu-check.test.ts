@@ -11,7 +11,7 @@ import { run } from '../src/cli/commands/criu-check.js';
 import type { Io } from '../src/cli/io.js';
 import { main } from '../src/cli/main.js';
 import { buildPlugin } from '../src/criu/build.js';
-import { type CriuHost, lookAtCriu } from '../src/criu/criu-program.js';
+import { type CriuHost, inspectCriu } from '../src/criu/criu-program.js';
 import { MemoryOutput } from '../src/io/output.js';
 import { ATTR, MAP_FLAG } from '../src/kernel/abi.js';
 import { BpfMap } from '../src/kernel/map.js';
@@ -503,7 +503,7 @@ function findings(host: CriuHost): string[] {
 }
 
 function look(program: string, env: Readonly<Record<string, string>> = {}, etc = path.join(folder, 'etc')): CriuHost {
-  return lookAtCriu({ env, program, version, etc });
+  return inspectCriu({ env, program, version, etc });
 }
 
 t.test('a sound host', { skip }, async (t) => {
@@ -527,7 +527,7 @@ t.test('a sound host', { skip }, async (t) => {
 
 t.test('CRIU in PATH, or nowhere', { skip }, async (t) => {
   const PATH = `/nowhere::${path.dirname(soundCriu())}`;
-  t.equal(lookAtCriu({ env: { PATH }, version }).program, soundCriu());
+  t.equal(inspectCriu({ env: { PATH }, version }).program, soundCriu());
   const silent = path.join(folder, 'silent');
   fs.writeFileSync(silent, '#!/bin/sh\necho broken >&2\nexit 1\n');
   fs.chmodSync(silent, 0o755);
@@ -644,7 +644,7 @@ const debian = spawnSync('criu', ['--version'], { encoding: 'utf8' });
 const noCriu = debian.error === undefined || required('criu') ? false : 'needs criu';
 
 t.test('the CRIU that is installed', { skip: skip || noCriu }, async (t) => {
-  const host = lookAtCriu({ env: process.env, version });
+  const host = inspectCriu({ env: process.env, version });
   t.match(debian.stdout, `Version: ${host.version}`);
   t.type(host.libbpf, 'boolean');
   t.match(host.folder?.path, /^\//);

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
-import { KINDS } from '../src/image/kinds.js';
+import { IMAGE_KINDS } from '../src/image/kinds.js';
 import {
   decode,
   encode,
@@ -210,7 +210,7 @@ t.test('an entry of several windows comes back', async (t) => {
 });
 
 t.test('other kinds come back from every dialect', async (t) => {
-  for (const kind of KINDS.filter(({ extra }) => !extra)) {
+  for (const kind of IMAGE_KINDS.filter(({ extra }) => !extra)) {
     const images = fc
       .array(messageOf(kind.message), { maxLength: 3 })
       .map((models) =>
@@ -471,7 +471,7 @@ t.test("old go-criu's names of members", async (t) => {
   t.match(text, /"mapId":315,/);
   sameBytes(await encode(text), data);
   for (const name of ['FILES', 'INVENTORY', 'PSTREE', 'INETSK']) {
-    const kind = KINDS.find((one) => one.name === name) as (typeof KINDS)[number];
+    const kind = IMAGE_KINDS.find((one) => one.name === name) as (typeof IMAGE_KINDS)[number];
     for (const model of fc.sample(messageOf(kind.message), { numRuns: 10, seed: 7 })) {
       const head = kind.head === 'none' ? [] : [COMMON];
       const bytes = Buffer.concat([words(...head, kind.magic), entry(bytesOf(kind.message, model))]);

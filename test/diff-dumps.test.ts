@@ -2,7 +2,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { type DumpDiffOptions, diff } from '../src/diff/dumps.js';
+import { type DumpDiffOptions, diffDumps } from '../src/diff/dumps.js';
 import { openDump } from '../src/dump/model.js';
 import { mapName } from '../src/dump/select.js';
 import { TypeFinder } from '../src/dump/types.js';
@@ -19,7 +19,7 @@ async function differences(left: string, right: string, options: DumpDiffOptions
   try {
     const all = [];
     const finders = object === undefined ? {} : { a: finder(a, object), b: finder(b, object) };
-    for await (const map of diff(a, b, types, { ...options, finders })) {
+    for await (const map of diffDumps(a, b, types, { ...options, finders })) {
       const changes = [];
       for await (const change of map.changes()) changes.push(change);
       const { attributes, counts, unknown } = map;

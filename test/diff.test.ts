@@ -6,7 +6,7 @@ import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { capture } from '../src/capture/capture.js';
 import { ItemDifferences } from '../src/diff/differences.js';
-import { diffItems, type ItemRules, type Items, type Limits } from '../src/diff/items.js';
+import { type CompareLimits, diffItems, type ItemRules, type Items } from '../src/diff/items.js';
 import { KeyHash } from '../src/diff/key-hash.js';
 import { pairMaps } from '../src/diff/pairs.js';
 import { openDump } from '../src/dump/model.js';
@@ -48,11 +48,11 @@ function itemsOf(list: readonly Item[], keySize: number, valueSize: number): Ite
 }
 
 /** Few of everything, so that a few hundred items take every way there is. */
-const SMALL: Limits = { wide: 64, bytes: 400, items: 20, parts: 3 };
+const SMALL: CompareLimits = { wide: 64, bytes: 400, items: 20, parts: 3 };
 
 interface Asked {
   readonly rules?: ItemRules;
-  readonly limits?: Limits | undefined;
+  readonly limits?: CompareLimits | undefined;
   readonly limit?: number;
   /** Positions held in memory. */
   readonly held?: number | undefined;

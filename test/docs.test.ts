@@ -2,7 +2,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { KINDS } from '../src/image/kinds.js';
+import { IMAGE_KINDS } from '../src/image/kinds.js';
 import { FINDINGS } from '../src/verify/verify.js';
 import { shell, TOP, workFolder } from './helpers/command.js';
 import { skipWithoutMaps } from './helpers/kernel-live.js';
@@ -103,5 +103,5 @@ t.test('docs/verify.md lists every code, as the code has it', async (t) => {
 
 t.test('docs/images.md names every kind that decodes', async (t) => {
   const page = fs.readFileSync(path.join(TOP, 'docs/images.md'), 'utf8');
-  for (const { name } of KINDS) t.match(page, `\`${name}\``);
+  for (const { name } of IMAGE_KINDS) t.match(page, `\`${name}\``);
 });

@@ -10,7 +10,7 @@ import { plugins } from '../plugins/index.js';
 import { drain } from '../plugins/queue/drain.js';
 import { capture } from '../src/capture/capture.js';
 import { removeUnfinished } from '../src/io/unfinished.js';
-import { COMMAND, type Command } from '../src/kernel/abi.js';
+import { BPF_COMMAND, type BpfCommand } from '../src/kernel/abi.js';
 import { LiveMaps } from '../src/kernel/live.js';
 import { BpfMap } from '../src/kernel/map.js';
 import { type Attr, ERRNO, openSys, type Sys } from '../src/kernel/sys.js';
@@ -97,9 +97,9 @@ async function captured(map: BpfMap, dir: string, how: Drain, kernel: Sys = sys)
 }
 
 /** The real kernel, but for some calls of one command. */
-function failing(wanted: Command, errno: number, which: (call: number) => boolean): Sys {
+function failing(wanted: BpfCommand, errno: number, which: (call: number) => boolean): Sys {
   let calls = 0;
-  const meddle: Meddle = (command: Command, _attr: Attr) => {
+  const meddle: Meddle = (command: BpfCommand, _attr: Attr) => {
     return command === wanted && which(calls++) ? -errno : undefined;
   };
   return new MeddledSys(sys, meddle);
@@ -196,7 +196,7 @@ for (const { type, name } of KINDS) {
     const here = place(t);
     const map = here.map(type, 30);
     const dir = path.join(here.folder, 'a');
-    const { status, stdout } = bpfimg([...drained(map, dir), '--json'], denying(EPERM, COMMAND.MAP_UPDATE_ELEM));
+    const { status, stdout } = bpfimg([...drained(map, dir), '--json'], denying(EPERM, BPF_COMMAND.MAP_UPDATE_ELEM));
     t.equal(status, 1);
     const why =
       'what is taken out could not go back: BPF_MAP_UPDATE_ELEM: EPERM (frozen, or its file descriptor is read-only)';
@@ -221,7 +221,7 @@ for (const { type, name } of KINDS) {
   t.test(`a ${name} whose lock is busy now and then`, { skip }, async (t) => {
     const here = place(t);
     const map = here.map(type, 300);
-    const busy = (command: Command) => failing(command, ERRNO.EBUSY, (call) => call > 0 && call % 7 < 3);
+    const busy = (command: BpfCommand) => failing(command, ERRNO.EBUSY, (call) => call > 0 && call % 7 < 3);
     for (const command of ['MAP_LOOKUP_AND_DELETE_ELEM', 'MAP_UPDATE_ELEM'] as const) {
       t.same(await captured(map, path.join(here.folder, command), 'restore', busy(command)), { kind: 'full' });
     }

@@ -4,7 +4,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
-import { plugins, strangers } from '../plugins/index.js';
+import { plugins, unknownTypes } from '../plugins/index.js';
 import { Btf } from '../src/btf/btf.js';
 import { capture } from '../src/capture/capture.js';
 import { MAP_FLAG } from '../src/kernel/abi.js';
@@ -440,7 +440,7 @@ t.test('a type newer than bpfimg is captured and replayed as plain bytes', { ski
   // As if hash maps were unknown.
   const types = new MapTypes(
     plugins.filter(({ name }) => name !== 'hash'),
-    strangers,
+    unknownTypes,
   );
   t.equal(types.get(1).name, 'type_1');
   const live = LiveMaps.look(sys).select({ ids: [map.id], names: [], pins: [], pids: [] });

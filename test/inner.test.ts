@@ -149,8 +149,8 @@ t.test('what is gone for good is on the outer map’s line, and can be skipped',
         };
         const ids = new Set<number>([gone]);
         work.follow(gone);
-        const leadsTo = (others: ReadonlySet<number>) => work.leadsTo(new Set([...others, ...ids]));
-        return (await types.plugin(12).capture?.(map, altered, { ...work, leadsTo })) ?? { kind: 'full' };
+        const leadsTo = (others: ReadonlySet<number>) => work.innerMaps(new Set([...others, ...ids]));
+        return (await types.plugin(12).capture?.(map, altered, { ...work, innerMaps: leadsTo })) ?? { kind: 'full' };
       },
     },
   ]);

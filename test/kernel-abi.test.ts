@@ -3,7 +3,16 @@
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import t from 'tap';
-import { ATTR, BTF_INFO, COMMAND, type Layout, MAP_FLAG, MAP_INFO, PROG_INFO, SYSCALL } from '../src/kernel/abi.js';
+import {
+  ATTR,
+  BPF_COMMAND,
+  BTF_INFO,
+  MAP_FLAG,
+  MAP_INFO,
+  PROG_INFO,
+  type StructLayout,
+  SYSCALL,
+} from '../src/kernel/abi.js';
 import { mapFlagNames } from '../src/maptype.js';
 import { skipWithoutBpftool } from './helpers/kernel-live.js';
 import { skipWithoutRoot } from './helpers/needs.js';
@@ -82,7 +91,7 @@ t.test('layouts, commands and flags are the running kernel’s', { skip }, async
   t.ok(union, 'union bpf_attr was found');
 
   /** The structure that a layout describes. Of bpf_attr's nameless ones: that with all of the layout's members. */
-  const structure = ({ name, fields }: Layout) => {
+  const structure = ({ name, fields }: StructLayout) => {
     const [outer = '', inner] = name.split('.');
     if (outer !== 'bpf_attr') return flat(named('STRUCT', outer));
     const parts = union?.members.filter((member) => member.name === (inner ?? '(anon)')) ?? [];
@@ -90,7 +99,7 @@ t.test('layouts, commands and flags are the running kernel’s', { skip }, async
       .map((member) => flat(types.get(member.typeId)))
       .find((members) => Object.keys(fields).every((field) => members.has(field)));
   };
-  const layouts: Record<string, Layout> = { ...ATTR, MAP_INFO, BTF_INFO, PROG_INFO };
+  const layouts: Record<string, StructLayout> = { ...ATTR, MAP_INFO, BTF_INFO, PROG_INFO };
   for (const [what, one] of Object.entries(layouts)) {
     const members = structure(one);
     for (const [field, { offset, size }] of Object.entries(one.fields)) {
@@ -100,7 +109,8 @@ t.test('layouts, commands and flags are the running kernel’s', { skip }, async
   }
 
   const commands = named('ENUM', 'bpf_cmd')?.values;
-  for (const [name, number] of Object.entries(COMMAND)) t.equal(number, commands?.get(`BPF_${name}`), `BPF_${name}`);
+  for (const [name, number] of Object.entries(BPF_COMMAND))
+    t.equal(number, commands?.get(`BPF_${name}`), `BPF_${name}`);
 
   const numbers = new Map(
     [...types.values()].filter(({ kind }) => kind === 'ENUM').flatMap(({ values }) => [...values]),

@@ -7,7 +7,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import t, { type Test } from 'tap';
 import { BpfimgError } from '../src/errors.js';
-import { ATTR, type Command } from '../src/kernel/abi.js';
+import { ATTR, type BpfCommand } from '../src/kernel/abi.js';
 import { causeOf, errnoName, KernelError } from '../src/kernel/error.js';
 import { BpfMap, InfoReader, type MapSpec } from '../src/kernel/map.js';
 import { breaches } from '../src/kernel/rules.js';
@@ -68,7 +68,7 @@ t.test('machines we do not know are refused before koffi is loaded', async (t) =
 });
 
 t.test('EINTR and EAGAIN: again, but not for ever, and not where a call has had an effect', async (t) => {
-  const call = async (command: Command, results: readonly number[]) => {
+  const call = async (command: BpfCommand, results: readonly number[]) => {
     const { made, load } = fakeKoffi(results);
     const sys = await openSys(types, linux, load);
     const result = sys.bpf(command, new Attr(ATTR.elem, sys));

@@ -5,7 +5,7 @@ import * as os from 'node:os';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { openDump } from '../src/dump/model.js';
-import { COMMAND, MAP_FLAG } from '../src/kernel/abi.js';
+import { BPF_COMMAND, MAP_FLAG } from '../src/kernel/abi.js';
 import { BpfMap } from '../src/kernel/map.js';
 import { ERRNO, openSys } from '../src/kernel/sys.js';
 import { blank, MapTypes, type Plugin, type Span } from '../src/maptype.js';
@@ -70,7 +70,7 @@ function carry(t: Test, pin: string, folder: string, most: number, options: RunO
 for (const [what, flags, options] of [
   ['an array', 0, {}],
   ['an array that can be mapped', MAP_FLAG.MMAPABLE, {}],
-  ['an array without batches', 0, denying(ERRNO.EINVAL, COMMAND.MAP_LOOKUP_BATCH, COMMAND.MAP_UPDATE_BATCH)],
+  ['an array without batches', 0, denying(ERRNO.EINVAL, BPF_COMMAND.MAP_LOOKUP_BATCH, BPF_COMMAND.MAP_UPDATE_BATCH)],
 ] as const) {
   t.test(`${what}: one value of 40 MiB`, { skip }, async (t) => {
     const { folder, pins } = place(t);

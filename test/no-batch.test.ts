@@ -3,7 +3,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { COMMAND, MAP_FLAG } from '../src/kernel/abi.js';
+import { BPF_COMMAND, MAP_FLAG } from '../src/kernel/abi.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { ERRNO, openSys } from '../src/kernel/sys.js';
 import { bpfimg, denying, workFolder } from './helpers/command.js';
@@ -47,7 +47,7 @@ t.test('every family that has batches', { skip }, async (t) => {
   t.match(bpfimg(['capture', ...all, '-D', 'with'], { cwd }), { status: 0 });
   // ENOTSUPP is what a type without batches says, EINVAL a kernel that does not know the commands.
   for (const errno of [ERRNO.ENOTSUPP, ERRNO.EINVAL]) {
-    const { MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH } = COMMAND;
+    const { MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH } = BPF_COMMAND;
     const options = { cwd, ...denying(errno, MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH) };
     const captured = bpfimg(['capture', ...all, '-D', `without${errno}`, '--json'], options);
     t.match(captured, { status: 0, stderr: '' });

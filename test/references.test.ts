@@ -815,8 +815,8 @@ async function tests(): Promise<void> {
       drain: 'no',
       folder: '',
       follow: () => undefined,
-      leadsTo: () => {},
-      afterwards: () => {},
+      innerMaps: () => {},
+      atEnd: () => {},
       keep: (more) => {
         facts = more;
       },

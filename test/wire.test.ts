@@ -4,7 +4,7 @@ import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import t from 'tap';
 import { PointerError } from '../src/errors.js';
-import { fieldsOf } from '../src/image/message.js';
+import { messageFields } from '../src/image/message.js';
 import { messages } from '../src/image/schema.gen.js';
 import { decodeMessage, encodeMessage, WireError } from '../src/image/wire.js';
 import type { Json, JsonObject } from '../src/value.js';
@@ -212,7 +212,7 @@ t.test('any one edit beside $raw reads back as made, unknown fields untouched', 
   const name = 'bpfmap_meta_entry';
   fc.assert(
     fc.property(messageOf(name), messageOf(name), fc.nat(), fc.nat(), (one, other, position, chosen) => {
-      const fields = fieldsOf(name).map((field) => field.name);
+      const fields = messageFields(name).map((field) => field.name);
       const { map_id, ...others } = one as Model & { map_id: number };
       const start = bytesOf(name, { map_id });
       const pieces = [

@@ -23,7 +23,7 @@ export async function readArena(map: BpfMap, sink: ItemSink, work: Work): Promis
     return lost(error.message);
   }
   try {
-    if (arena.asks) {
+    if (arena.faultsOnMissing) {
       await readRuns(arena, sink, work, undefined);
       return FULL;
     }

@@ -13,7 +13,7 @@ export const arena: Plugin = {
       name: 'arena',
       since: '6.9',
       key: 'none',
-      kept: { key: 4, value: 'page' },
+      imageItem: { key: 4, value: 'page' },
       mapped: ({ maxEntries }, page) => ({ size: maxEntries * page }),
       carries: {
         captured: 'some items',

@@ -16,7 +16,7 @@ import { ERRNO } from '../../src/kernel/sys.js';
 const ENTRIES = 65_536;
 /** Bytes of an entry; the highest bit of its last says that the page is there (admin-guide/mm/pagemap.rst). */
 const ENTRY = 8;
-const PRESENT = 0x80;
+const PAGE_PRESENT = 0x80;
 
 /** An arena, mapped at its address. Mapping it makes no page. */
 export class Arena implements Disposable {
@@ -42,7 +42,7 @@ export class Arena implements Disposable {
   }
 
   /** Whether touching a page that is not there is an error, and makes none. */
-  get asks(): boolean {
+  get faultsOnMissing(): boolean {
     return (this.map.flags & MAP_FLAG.SEGV_ON_FAULT) !== 0;
   }
 
@@ -91,7 +91,7 @@ export class Arena implements Disposable {
         // A process that ends has no memory any more.
         if (got < ENTRY) break;
         for (let at = 0; at + ENTRY <= got; at += ENTRY, page++) {
-          if (((entries[at + ENTRY - 1] as number) & PRESENT) !== 0) pages[page] = 1;
+          if (((entries[at + ENTRY - 1] as number) & PAGE_PRESENT) !== 0) pages[page] = 1;
         }
       }
     } finally {

@@ -29,7 +29,7 @@ export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Pro
     return lost(error.message);
   }
   try {
-    if (arena.asks) return lost(ASKS);
+    if (arena.faultsOnMissing) return lost(ASKS);
     const step = Math.max(1, Math.floor(STEP / items.valueSize));
     const [keys, values] = [Buffer.alloc(4 * step), Buffer.alloc(items.valueSize * step)];
     for (let done = 0; done < items.count; done += step) {

@@ -14,7 +14,7 @@ import { KernelError } from '../../src/kernel/error.js';
 import type { BpfMap } from '../../src/kernel/map.js';
 import { ERRNO } from '../../src/kernel/sys.js';
 import { type CaptureWork, FULL, type ItemSink, type Report } from '../../src/maptype.js';
-import { Held } from './held.js';
+import { HeldItems } from './held.js';
 
 /**
  * Takes everything out of `map` into `sink`, in the order of pops.
@@ -42,7 +42,7 @@ export async function drain(map: BpfMap, sink: ItemSink, work: CaptureWork, stac
   }
   if (restores) end();
   else {
-    work.afterwards((whole) => {
+    work.atEnd((whole) => {
       // Only what is safe in an image may be gone from the map.
       const lost = whole ? undefined : drained.putBack();
       end();
@@ -70,10 +70,10 @@ function callText({ call, code, reason }: KernelError): string {
 }
 
 /** Times a call is made again when the map's lock could not be had. */
-const PATIENCE = 20;
+const BUSY_RETRIES = 20;
 
 function patiently<T>(call: () => T): T {
-  for (let left = PATIENCE; ; left--) {
+  for (let left = BUSY_RETRIES; ; left--) {
     try {
       return call();
     } catch (error) {
@@ -84,7 +84,7 @@ function patiently<T>(call: () => T): T {
 
 /** What was taken out of a map. */
 class Drained {
-  readonly #held: Held;
+  readonly #held: HeldItems;
   /** How many are not back in the map. */
   #out = 0;
   /** Items that could not go back, and the first reason. */
@@ -98,7 +98,7 @@ class Drained {
     readonly stack: boolean,
     folder: string,
   ) {
-    this.#held = new Held(map.sys, folder, map.subject, map.valueStride, map.maxEntries);
+    this.#held = new HeldItems(map.sys, folder, map.subject, map.valueStride, map.maxEntries);
   }
 
   async take(): Promise<void> {

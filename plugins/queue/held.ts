@@ -14,7 +14,7 @@ const IN_MEMORY = 4 * 1024 * 1024;
 const PART = 1024 * 1024;
 
 /** Values of one size, in the order they came. */
-export class Held {
+export class HeldItems {
   count = 0;
   /** Parts that are not in the file: the last one, and those that the file did not take. */
   readonly #parts = new Map<number, Buffer>();

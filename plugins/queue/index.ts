@@ -1,6 +1,6 @@
 import type { Plugin } from '../../src/maptype.js';
 import { backwards, fillInOrder } from '../../src/replay/fill.js';
-import { NO_TYPES, NUMA_RW, PROG, PUSHED } from '../rules.js';
+import { NO_BTF, NUMA_RW, PROG, PUSHED } from '../rules.js';
 import { drain } from './drain.js';
 
 const STACK = 23;
@@ -15,7 +15,7 @@ export const queue: Plugin = {
       since: '4.20',
       key: 'none',
       drains: true,
-      create: { ...PUSHED, ...NO_TYPES, flags: NUMA_RW | PROG },
+      create: { ...PUSHED, ...NO_BTF, flags: NUMA_RW | PROG },
     },
     {
       number: 23,
@@ -23,7 +23,7 @@ export const queue: Plugin = {
       since: '4.20',
       key: 'none',
       drains: true,
-      create: { ...PUSHED, ...NO_TYPES, flags: NUMA_RW | PROG },
+      create: { ...PUSHED, ...NO_BTF, flags: NUMA_RW | PROG },
     },
   ],
   capture: (map, sink, work) => drain(map, sink, work, work.type.number === STACK),

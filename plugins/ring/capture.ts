@@ -12,7 +12,7 @@ const STEP = 1024 * 1024;
 const ATTEMPTS = 5;
 
 /** What was copied of a ring buffer. */
-interface Copy {
+interface RingCopy {
   readonly bytes: Spool;
   /** Bytes behind it, from the first record on that was still being written. */
   readonly unfinished: number;
@@ -48,7 +48,7 @@ export async function readRing(map: BpfMap, sink: ItemSink, work: Work): Promise
 }
 
 /** A copy of the unread records, what is wrong with them, or undefined when it must be made again. */
-async function copied(ring: Ring): Promise<Copy | string | undefined> {
+async function copied(ring: Ring): Promise<RingCopy | string | undefined> {
   const { consumer, producer, data } = ring;
   const { maxEntries } = ring.map;
   const unread = producer - consumer;

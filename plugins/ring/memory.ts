@@ -14,10 +14,10 @@ const BUSY = 0x8000_0000;
 /** It is there to be skipped. */
 const DISCARD = 0x4000_0000;
 /** Bytes before a record's own. */
-const HEADER = 8;
+const RECORD_HEADER = 8;
 
 /** Bytes that can be mapped at once. */
-const MOST = 2 ** 32;
+const MAPPED_LIMIT = 2 ** 32;
 
 /** A ring buffer's memory, mapped. */
 export class Ring implements Disposable {
@@ -34,7 +34,7 @@ export class Ring implements Disposable {
     this.#page = map.sys.pageSize;
     this.#consumer = map.mmap({ length: this.#page });
     try {
-      const length = Math.min(this.#page + (writable ? 1 : 2) * map.maxEntries, MOST);
+      const length = Math.min(this.#page + (writable ? 1 : 2) * map.maxEntries, MAPPED_LIMIT);
       this.#producer = map.mmap({ offset: this.#page, length, writable });
     } catch (error) {
       this.#consumer.close();
@@ -94,7 +94,7 @@ export class Ring implements Disposable {
 /** Bytes of the record that begins at `at`, with its header; undefined for one that is being written. */
 export function recordSize(bytes: Buffer, at: number): number | undefined {
   const length = bytes.readUInt32LE(at);
-  return (length & BUSY) !== 0 ? undefined : roundUp8((length & ~DISCARD) >>> 0) + HEADER;
+  return (length & BUSY) !== 0 ? undefined : roundUp8((length & ~DISCARD) >>> 0) + RECORD_HEADER;
 }
 
 /**
@@ -104,7 +104,7 @@ export function recordSize(bytes: Buffer, at: number): number | undefined {
  */
 export function recordsEnd(bytes: Buffer, from: number, to: number): number | undefined {
   for (let at = from; at < to; ) {
-    if (to - at < HEADER) return undefined;
+    if (to - at < RECORD_HEADER) return undefined;
     const size = recordSize(bytes, at);
     if (size === undefined) return at;
     if (size > to - at) return undefined;

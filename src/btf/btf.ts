@@ -11,7 +11,7 @@
 import { BpfimgError } from '../errors.js';
 
 /** What a type can be, by the number that BTF gives it; 0 is what pointers to `void` point at. */
-export const KINDS = [
+export const BTF_KINDS = [
   'VOID',
   'INT',
   'PTR',
@@ -34,7 +34,7 @@ export const KINDS = [
   'ENUM64',
 ] as const;
 
-export type Kind = (typeof KINDS)[number];
+export type BtfKind = (typeof BTF_KINDS)[number];
 
 /** What every type has. */
 export interface Common {
@@ -154,16 +154,18 @@ export type BtfType =
   | DatasecType
   | FloatType;
 
-const MAGIC = 0xeb9f;
+export const BTF_MAGIC = 0xeb9f;
+/** Bytes of the longest blob that the kernel loads (BTF_MAX_SIZE). */
+export const BTF_MAX = 16 * 1024 * 1024;
 const VERSION = 1;
 /** struct btf_header: magic u16, version u8, flags u8, hdr_len, type_off, type_len, str_off, str_len. */
-const HEADER = 24;
+export const BTF_HEADER_SIZE = 24;
 /** struct btf_type: name_off, info (vlen, kind, kind_flag), and a size or the id of a type. */
 const TYPE_WORDS = 3;
 const KIND_FLAG = 0x8000_0000;
 
 /** What follows struct btf_type, in 32-bit words: so many, and so many for each of `vlen`. */
-const FOLLOWS: readonly (readonly [fixed: number, each: number])[] = KINDS.map((kind) => {
+const FOLLOWS: readonly (readonly [fixed: number, each: number])[] = BTF_KINDS.map((kind) => {
   switch (kind) {
     case 'INT':
     case 'VAR':
@@ -186,15 +188,15 @@ const FOLLOWS: readonly (readonly [fixed: number, each: number])[] = KINDS.map((
 const FOLLOWS_FIXED = Uint8Array.from(FOLLOWS, ([fixed]) => fixed);
 const FOLLOWS_EACH = Uint8Array.from(FOLLOWS, ([, each]) => each);
 
-const kindNo = (kind: Kind): number => KINDS.indexOf(kind);
+const kindNo = (kind: BtfKind): number => BTF_KINDS.indexOf(kind);
 const [PTR, ARRAY, FUNC, VAR] = [kindNo('PTR'), kindNo('ARRAY'), kindNo('FUNC'), kindNo('VAR')];
 
 /** Kinds that say nothing of how a value looks, by number. */
-const SKIPPED = Uint8Array.from(KINDS, (kind) =>
+const SKIPPED = Uint8Array.from(BTF_KINDS, (kind) =>
   ['TYPEDEF', 'VOLATILE', 'CONST', 'RESTRICT', 'TYPE_TAG'].includes(kind) ? 1 : 0,
 );
 /** Kinds whose third word is their size in bytes. */
-const SIZED = Uint8Array.from(KINDS, (kind) =>
+const SIZED = Uint8Array.from(BTF_KINDS, (kind) =>
   ['INT', 'STRUCT', 'UNION', 'ENUM', 'ENUM64', 'FLOAT', 'DATASEC'].includes(kind) ? 1 : 0,
 );
 
@@ -202,9 +204,9 @@ const SIZED = Uint8Array.from(KINDS, (kind) =>
  * Types that refer to each other are followed so far and no farther: a cycle, or nothing a compiler makes. The
  * kernel stops there too (MAX_RESOLVE_DEPTH).
  */
-export const MAX_DEPTH = 32;
+export const MAX_TYPE_DEPTH = 32;
 /** Bytes of the longest name. The kernel takes 511 (KSYM_NAME_LEN). */
-const MAX_NAME = 1024;
+const MAX_TYPE_NAME = 1024;
 
 const INT_SIGNED = 1;
 const INT_CHAR = 2;
@@ -302,9 +304,10 @@ export class Btf {
   }
 
   #header(view: DataView) {
-    if (view.byteLength < HEADER) throw this.#bad(`a header needs ${HEADER} bytes, there are ${view.byteLength}`);
-    const little = view.getUint16(0, true) === MAGIC;
-    if (!little && view.getUint16(0, false) !== MAGIC) {
+    if (view.byteLength < BTF_HEADER_SIZE)
+      throw this.#bad(`a header needs ${BTF_HEADER_SIZE} bytes, there are ${view.byteLength}`);
+    const little = view.getUint16(0, true) === BTF_MAGIC;
+    if (!little && view.getUint16(0, false) !== BTF_MAGIC) {
       const magic = view.getUint16(0, true).toString(16);
       throw this.#bad(`expected the magic number 0xeb9f at offset 0, got 0x${magic}`);
     }
@@ -317,10 +320,10 @@ export class Btf {
     }
     const size = view.getUint32(4, little);
     const rest = view.byteLength - size;
-    if (size < HEADER || rest < 0) {
-      throw this.#bad(`header length ${size} at offset 4, expected ${HEADER} to ${view.byteLength}`);
+    if (size < BTF_HEADER_SIZE || rest < 0) {
+      throw this.#bad(`header length ${size} at offset 4, expected ${BTF_HEADER_SIZE} to ${view.byteLength}`);
     }
-    for (let at = HEADER; at < size; at++) {
+    for (let at = BTF_HEADER_SIZE; at < size; at++) {
       if (view.getUint8(at) !== 0) {
         throw new BpfimgError('unsupported', `BTF: a header with more than is known, at offset ${at}`, {
           subject: this.name,
@@ -369,12 +372,12 @@ export class Btf {
       const info = left < TYPE_WORDS ? 0 : (words[at + 1] as number);
       const kind = (info >>> 24) & 0x1f;
       const vlen = info & 0xffff;
-      if (left < TYPE_WORDS || kind === 0 || kind >= KINDS.length || (info & 0x60ff_0000) !== 0) {
+      if (left < TYPE_WORDS || kind === 0 || kind >= BTF_KINDS.length || (info & 0x60ff_0000) !== 0) {
         throw this.#badStart(this.firstId + count, left, info);
       }
       const needs = TYPE_WORDS + (FOLLOWS_FIXED[kind] as number) + (FOLLOWS_EACH[kind] as number) * vlen;
       if (needs > left) {
-        const what = `type ${this.firstId + count} (${KINDS[kind]}) needs ${needs * 4} bytes, ${left * 4} left`;
+        const what = `type ${this.firstId + count} (${BTF_KINDS[kind]}) needs ${needs * 4} bytes, ${left * 4} left`;
         throw this.#bad(what);
       }
       starts[count++] = at;
@@ -386,8 +389,8 @@ export class Btf {
   #badStart(id: number, left: number, info: number): BpfimgError {
     if (left < TYPE_WORDS) return this.#bad(`type ${id} needs ${TYPE_WORDS * 4} bytes, ${left * 4} left`);
     const kind = (info >>> 24) & 0x1f;
-    if (kind >= KINDS.length) {
-      const known = `expected 1 to ${KINDS.length - 1}`;
+    if (kind >= BTF_KINDS.length) {
+      const known = `expected 1 to ${BTF_KINDS.length - 1}`;
       const text = `type ${id} is of kind ${kind}, ${known}: made by a newer compiler or kernel`;
       return new BpfimgError('unsupported', `BTF: ${text}`, { subject: this.name });
     }
@@ -416,8 +419,8 @@ export class Btf {
       const size = this.#stringsFrom + this.#strings.length;
       throw this.#bad(`type ${id}: a name at offset ${offset}, expected below ${size}`);
     }
-    const end = this.#strings.subarray(start, start + MAX_NAME + 1).indexOf(0);
-    if (end < 0) throw this.#bad(`type ${id}: a name at offset ${offset} of more than ${MAX_NAME} bytes`);
+    const end = this.#strings.subarray(start, start + MAX_TYPE_NAME + 1).indexOf(0);
+    if (end < 0) throw this.#bad(`type ${id}: a name at offset ${offset} of more than ${MAX_TYPE_NAME} bytes`);
     return this.#strings.toString('latin1', start, start + end);
   }
 
@@ -428,8 +431,8 @@ export class Btf {
    * What kind of type `id` is.
    * @throws BpfimgError `badImage` when there is no such type
    */
-  kind(id: number): Kind {
-    return KINDS[this.#kind(id)] as Kind;
+  kind(id: number): BtfKind {
+    return BTF_KINDS[this.#kind(id)] as BtfKind;
   }
 
   #kind(id: number): number {
@@ -459,7 +462,7 @@ export class Btf {
   resolve(id: number): number {
     let at = id;
     for (let steps = 0; SKIPPED[this.#kind(at)] === 1; steps++) {
-      if (steps > MAX_DEPTH) throw this.bad(id, `refers to itself, or through more than ${MAX_DEPTH} types`);
+      if (steps > MAX_TYPE_DEPTH) throw this.bad(id, `refers to itself, or through more than ${MAX_TYPE_DEPTH} types`);
       at = this.#word(at, 2) as number;
     }
     return at;
@@ -483,13 +486,16 @@ export class Btf {
         at = this.#word(at, 3) as number;
       } else if (kind === VAR) at = this.#word(at, 2) as number;
       else
-        throw this.bad(id, `has no size, for it is ${at === id ? '' : 'made of '}${kind === 0 ? 'void' : KINDS[kind]}`);
+        throw this.bad(
+          id,
+          `has no size, for it is ${at === id ? '' : 'made of '}${kind === 0 ? 'void' : BTF_KINDS[kind]}`,
+        );
       if (size !== undefined) {
         const total = factor * size;
         if (total > 0xffff_ffff) throw this.bad(id, `${total} bytes, expected 4294967295 at most`);
         return total;
       }
-      if (steps > MAX_DEPTH) throw this.bad(id, `contains itself, or more than ${MAX_DEPTH} dimensions`);
+      if (steps > MAX_TYPE_DEPTH) throw this.bad(id, `contains itself, or more than ${MAX_TYPE_DEPTH} dimensions`);
     }
   }
 
@@ -497,7 +503,7 @@ export class Btf {
    * The first type of that kind and name.
    * @param name one character a byte
    */
-  find(kind: Kind, name: string): number | undefined {
+  find(kind: BtfKind, name: string): number | undefined {
     for (const id of this.named(name)) if (this.kind(id) === kind) return id;
     return undefined;
   }

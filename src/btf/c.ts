@@ -1,5 +1,13 @@
 /** Types as C spells them. */
-import { type ArrayType, type Btf, type BtfType, type FwdType, type Kind, MAX_DEPTH, type StructType } from './btf.js';
+import {
+  type ArrayType,
+  type Btf,
+  type BtfKind,
+  type BtfType,
+  type FwdType,
+  MAX_TYPE_DEPTH,
+  type StructType,
+} from './btf.js';
 
 /** Characters of the longest text: types that share types can make more of it than there is memory. */
 const MAX_TEXT = 1 << 20;
@@ -9,7 +17,7 @@ const grouped = (declarator: string): string => (/^[*^]/.test(declarator) ? `(${
 const join = (...parts: readonly string[]): string => parts.filter((part) => part !== '').join(' ');
 
 /** What a declaration is read through; any other kind ends it. */
-const DECLARATORS: ReadonlySet<Kind> = new Set<Kind>([
+const DECLARATORS: ReadonlySet<BtfKind> = new Set<BtfKind>([
   'CONST',
   'VOLATILE',
   'RESTRICT',
@@ -38,7 +46,7 @@ class Printer {
    * @param bodies how structures without a name are written: in full (indented so far), or as `struct {…}`
    */
   declare(id: number, name: string, bodies: number | undefined, depth = 0): string {
-    if (depth > MAX_DEPTH) throw this.btf.bad(id, 'refers to itself');
+    if (depth > MAX_TYPE_DEPTH) throw this.btf.bad(id, 'refers to itself');
     let declarator = name;
     let qualifiers: string[] = [];
     let tags: string[] = [];
@@ -97,7 +105,7 @@ class Printer {
   }
 
   /** What stands on a declaration's left. */
-  #base(id: number, kind: Kind, bodies: number | undefined, depth: number): string {
+  #base(id: number, kind: BtfKind, bodies: number | undefined, depth: number): string {
     const name = this.btf.nameOf(id);
     switch (kind) {
       case 'VOID':
@@ -161,10 +169,10 @@ class Printer {
       case 'ENUM64':
         return Math.min(16, 2 ** Math.ceil(Math.log2(this.btf.size(target))));
       case 'ARRAY':
-        return depth > MAX_DEPTH ? 1 : this.#align((this.btf.type(target) as ArrayType).type, depth + 1);
+        return depth > MAX_TYPE_DEPTH ? 1 : this.#align((this.btf.type(target) as ArrayType).type, depth + 1);
       case 'STRUCT':
       case 'UNION': {
-        if (depth > MAX_DEPTH) return 1;
+        if (depth > MAX_TYPE_DEPTH) return 1;
         const type = this.btf.type(target) as StructType;
         let most = 1;
         this.#alignOf.set(type.id, most);
@@ -251,7 +259,7 @@ export function typeDefinitions(btf: Btf, ids: readonly number[]): string[] {
   const printer = new Printer(btf);
   const visit = (id: number, depth: number): void => {
     if (seen.has(id)) return;
-    if (depth > MAX_DEPTH * 2) throw btf.bad(id, 'contains itself, or too many others');
+    if (depth > MAX_TYPE_DEPTH * 2) throw btf.bad(id, 'contains itself, or too many others');
     seen.add(id);
     const type = btf.type(id);
     switch (type.kind) {

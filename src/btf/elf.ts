@@ -76,7 +76,7 @@ const SHF_COMPRESSED = 0x800;
  */
 const ADDS_32: ReadonlySet<number> = new Set([3, 4, 10]);
 /** Sections with longer names are none that we look for. */
-const MAX_NAME = 128;
+const MAX_SECTION_NAME = 128;
 /** Bytes of a map's name in the kernel. */
 const MAP_NAME = 15;
 
@@ -176,7 +176,7 @@ class ObjectFile {
     const found = new Map<string, Section>();
     for (const section of this.#sections) {
       const start = section.nameAt;
-      const end = names.subarray(start, start + MAX_NAME).indexOf(0);
+      const end = names.subarray(start, start + MAX_SECTION_NAME).indexOf(0);
       const name = end < 0 ? '' : names.toString('latin1', start, start + end);
       if (!found.has(name)) found.set(name, section);
     }
@@ -276,7 +276,7 @@ function mapDefinitions(btf: Btf): MapDefinition[] {
 }
 
 /** Members of the largest structure that may be a map's definition. libbpf knows a dozen. */
-const MAX_MEMBERS = 64;
+const MAX_DEFINITION_MEMBERS = 64;
 
 /** Structures that define maps, each read once: thousands of variables may have the type of a large one. */
 class Structs {
@@ -286,7 +286,7 @@ class Structs {
   get(id: number): StructType | undefined {
     if (!this.#known.has(id)) {
       const type = this.btf.kind(id) === 'STRUCT' ? (this.btf.type(id) as StructType) : undefined;
-      this.#known.set(id, type !== undefined && type.members.length <= MAX_MEMBERS ? type : undefined);
+      this.#known.set(id, type !== undefined && type.members.length <= MAX_DEFINITION_MEMBERS ? type : undefined);
     }
     return this.#known.get(id);
   }

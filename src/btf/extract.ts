@@ -1,13 +1,11 @@
 /** Types taken out of a BTF object, as a small object of their own. */
-import { type Btf, KINDS, MAX_DEPTH } from './btf.js';
+import { BTF_HEADER_SIZE, BTF_KINDS, BTF_MAGIC, type Btf, MAX_TYPE_DEPTH } from './btf.js';
 
 /** Types that are taken at most. The kernel's largest values are made of some thousands. */
 const MAX_TYPES = 65_536;
-const MAGIC = 0xeb9f;
-const HEADER = 24;
 
 /** A type to take, or an array of it. */
-export interface Wanted {
+export interface WantedTypes {
   readonly id: number;
   /** From the outermost dimension on. */
   readonly counts: readonly number[];
@@ -18,7 +16,7 @@ export interface Wanted {
  * the kernel's structures lead to most of the others that way.
  * @returns the blob, and the ids there of what is `wanted`, in its order; 0 stays 0
  */
-export function extractTypes(btf: Btf, wanted: readonly Wanted[]): { blob: Uint8Array; ids: number[] } {
+export function extractTypes(btf: Btf, wanted: readonly WantedTypes[]): { blob: Uint8Array; ids: number[] } {
   const taken = new Map<string, number>();
   const types: number[][] = [];
   let strings = '\0';
@@ -37,7 +35,7 @@ export function extractTypes(btf: Btf, wanted: readonly Wanted[]): { blob: Uint8
     if (id === 0) return 0;
     const known = taken.get(`${id} ${far}`);
     if (known !== undefined) return known;
-    if (depth > MAX_DEPTH * 4) throw btf.bad(id, `contains itself, or types ${MAX_DEPTH * 4} deep`);
+    if (depth > MAX_TYPE_DEPTH * 4) throw btf.bad(id, `contains itself, or types ${MAX_TYPE_DEPTH * 4} deep`);
     if (types.length === MAX_TYPES) throw btf.bad(id, `is made of more than ${MAX_TYPES} types`);
     const type = btf.type(id);
     if (type.kind === 'FUNC_PROTO' || type.kind === 'FUNC' || type.kind === 'DECL_TAG') return 0;
@@ -49,7 +47,7 @@ export function extractTypes(btf: Btf, wanted: readonly Wanted[]): { blob: Uint8
       const info = ((flag ? 0x8000_0000 : 0) | (kind << 24) | vlen) >>> 0;
       words.push(name(type.name), info, third, ...more);
     };
-    const kind = KINDS.indexOf(type.kind);
+    const kind = BTF_KINDS.indexOf(type.kind);
     switch (type.kind) {
       case 'INT': {
         // The kernel takes one of them at most.
@@ -91,7 +89,7 @@ export function extractTypes(btf: Btf, wanted: readonly Wanted[]): { blob: Uint8
       case 'STRUCT':
       case 'UNION': {
         if (far && type.name !== '') {
-          put(KINDS.indexOf('FWD'), 0, type.kind === 'UNION', 0);
+          put(BTF_KINDS.indexOf('FWD'), 0, type.kind === 'UNION', 0);
           break;
         }
         const members = far ? [] : type.members;
@@ -134,9 +132,9 @@ export function extractTypes(btf: Btf, wanted: readonly Wanted[]): { blob: Uint8
   const fresh = wanted.map(({ id, counts }) => {
     let at = take(id, false, 0);
     if (counts.length === 0) return at;
-    const index = types.push([name('__ARRAY_SIZE_TYPE__'), KINDS.indexOf('INT') << 24, 4, 32]);
+    const index = types.push([name('__ARRAY_SIZE_TYPE__'), BTF_KINDS.indexOf('INT') << 24, 4, 32]);
     for (const count of [...counts].reverse()) {
-      at = types.push([0, KINDS.indexOf('ARRAY') << 24, 0, at, index, count]);
+      at = types.push([0, BTF_KINDS.indexOf('ARRAY') << 24, 0, at, index, count]);
     }
     return at;
   });
@@ -144,13 +142,13 @@ export function extractTypes(btf: Btf, wanted: readonly Wanted[]): { blob: Uint8
 }
 
 function blobOf(little: boolean, words: readonly number[], strings: Uint8Array): Uint8Array {
-  const blob = new Uint8Array(HEADER + words.length * 4 + strings.length);
+  const blob = new Uint8Array(BTF_HEADER_SIZE + words.length * 4 + strings.length);
   const view = new DataView(blob.buffer);
-  view.setUint16(0, MAGIC, little);
+  view.setUint16(0, BTF_MAGIC, little);
   view.setUint8(2, 1);
-  const header = [HEADER, 0, words.length * 4, words.length * 4, strings.length];
+  const header = [BTF_HEADER_SIZE, 0, words.length * 4, words.length * 4, strings.length];
   for (const [i, word] of header.entries()) view.setUint32(4 + i * 4, word, little);
-  for (const [i, word] of words.entries()) view.setUint32(HEADER + i * 4, word, little);
-  blob.set(strings, HEADER + words.length * 4);
+  for (const [i, word] of words.entries()) view.setUint32(BTF_HEADER_SIZE + i * 4, word, little);
+  blob.set(strings, BTF_HEADER_SIZE + words.length * 4);
   return blob;
 }

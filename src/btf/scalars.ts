@@ -5,7 +5,7 @@
  * is made: closures over plain numbers, bigints only where 53 bits do not do.
  */
 
-import { hex, unhex } from '../bytes.js';
+import { exactInteger, hex, unhex, utf8 } from '../bytes.js';
 import { type PointerError, pointerPart } from '../errors.js';
 import type { Json, JsonObject } from '../value.js';
 import type { EnumType } from './btf.js';
@@ -35,7 +35,7 @@ export interface Codec {
 export type Refuse = (problem: string, pointer?: string) => PointerError;
 
 /** A short rendering of what was found in place of what was expected. */
-export function found(value: Json | undefined): string {
+export function foundText(value: Json | undefined): string {
   if (value === undefined) return 'nothing';
   if (Array.isArray(value)) return `a list of ${value.length}`;
   if (typeof value === 'object' && value !== null) return 'an object';
@@ -49,12 +49,12 @@ export function isObject(value: Json): value is JsonObject {
 }
 
 /** The bytes of `{"$raw": "hex"}`, which stand for a value of any type; undefined for any other JSON. */
-export function rawBytes(value: Json, size: number, refuse: Refuse): Uint8Array | undefined {
+export function rawValueBytes(value: Json, size: number, refuse: Refuse): Uint8Array | undefined {
   if (!isObject(value) || !Object.hasOwn(value, '$raw')) return undefined;
   const text = value.$raw as Json;
   const bytes = typeof text === 'string' && text.length === size * 2 ? unhex(text) : undefined;
   if (bytes === undefined) {
-    throw refuse(`must be ${size * 2} hex digits (${size} bytes), got ${found(text)}`, '/$raw');
+    throw refuse(`must be ${size * 2} hex digits (${size} bytes), got ${foundText(text)}`, '/$raw');
   }
   return bytes;
 }
@@ -71,7 +71,7 @@ export function rawJson(view: DataView, at: number, size: number): JsonObject {
 
 /** Writes `{"$raw": …}`, if that is what `value` is. */
 function putRaw(value: Json, view: DataView, at: number, size: number, refuse: Refuse): boolean {
-  const raw = rawBytes(value, size, refuse);
+  const raw = rawValueBytes(value, size, refuse);
   if (raw === undefined) return false;
   for (const member of Object.keys(value as JsonObject)) {
     if (member !== '$raw') throw refuse('unknown member', pointerPart(member));
@@ -91,12 +91,6 @@ interface Bits {
 }
 
 const TWO_32 = 0x1_0000_0000;
-const SAFE = BigInt(Number.MAX_SAFE_INTEGER);
-
-/** A bigint as a number where that is exact. */
-function small(value: bigint): number | bigint {
-  return value <= SAFE && value >= -SAFE ? Number(value) : value;
-}
 
 /** Integers of whole bytes, in the sizes processors have. */
 function wholeBytes(size: number, signed: boolean, little: boolean): Bits | undefined {
@@ -201,7 +195,7 @@ function manyBits(size: number, shift: number, bits: number, signed: boolean, li
     size,
     get(view, at) {
       const value = load(view, at) >> unit;
-      return small(signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value));
+      return exactInteger(signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value));
     },
     set(view, at, value) {
       const whole = load(view, at);
@@ -216,13 +210,13 @@ function manyBits(size: number, shift: number, bits: number, signed: boolean, li
 }
 
 /** Where an integer stands: from bit `start` (below 8) of the byte it is asked for at. */
-export interface Place {
+export interface BitPosition {
   readonly start: number;
   readonly bits: number;
   readonly little: boolean;
 }
 
-function bitsOf({ start, bits, little }: Place, signed: boolean): Bits {
+function bitsOf({ start, bits, little }: BitPosition, signed: boolean): Bits {
   const whole = start === 0 && bits % 8 === 0 ? wholeBytes(bits / 8, signed, little) : undefined;
   return whole ?? anyBits(start, bits, signed, little);
 }
@@ -230,21 +224,21 @@ function bitsOf({ start, bits, little }: Place, signed: boolean): Bits {
 // ---------------------------------------------------------------------------------------------------
 // What bits mean
 
-interface Range {
+interface IntegerRange {
   readonly low: number | bigint;
   readonly high: number | bigint;
 }
 
-function rangeOf(bits: number, signed: boolean): Range {
+function rangeOf(bits: number, signed: boolean): IntegerRange {
   const [low, high] = signed ? [-(2n ** BigInt(bits - 1)), 2n ** BigInt(bits - 1) - 1n] : [0n, 2n ** BigInt(bits) - 1n];
-  return { low: small(low), high: small(high) };
+  return { low: exactInteger(low), high: exactInteger(high) };
 }
 
 /** Text in decimal, or in hex with `0x`, as long as 128 bits can be and a little. */
 const INTEGER = /^-?(0x[0-9a-fA-F]{1,33}|[0-9]{1,40})$/;
 
 /** A whole number within a range, from a JSON number, a bigint, or text. */
-function integer(value: Json, { low, high }: Range, refuse: Refuse, others = () => ''): number | bigint {
+function integer(value: Json, { low, high }: IntegerRange, refuse: Refuse, others = () => ''): number | bigint {
   let int: number | bigint | undefined;
   if (typeof value === 'number') {
     if (Number.isSafeInteger(value)) int = value;
@@ -254,15 +248,15 @@ function integer(value: Json, { low, high }: Range, refuse: Refuse, others = () 
     }
   } else if (typeof value === 'bigint') int = value;
   else if (typeof value === 'string' && INTEGER.test(value)) {
-    int = small(value.startsWith('-') ? -BigInt(value.slice(1)) : BigInt(value));
+    int = exactInteger(value.startsWith('-') ? -BigInt(value.slice(1)) : BigInt(value));
   }
   if (int === undefined || int < low || int > high) {
-    throw refuse(`must be ${others()}a whole number from ${low} to ${high}, got ${found(value)}`);
+    throw refuse(`must be ${others()}a whole number from ${low} to ${high}, got ${foundText(value)}`);
   }
   return int;
 }
 
-const shown = (value: number | bigint): Json => (typeof value === 'number' ? value : String(value));
+const integerJson = (value: number | bigint): Json => (typeof value === 'number' ? value : String(value));
 
 /** A codec that prints what it decodes. */
 function printing(codec: Omit<Codec, 'print'>): Codec {
@@ -271,7 +265,7 @@ function printing(codec: Omit<Codec, 'print'>): Codec {
 }
 
 /** Integers, as numbers; beyond 2^53 - 1 as decimal text. */
-export function intCodec(place: Place, signed: boolean, refuse: Refuse): Codec {
+export function intCodec(place: BitPosition, signed: boolean, refuse: Refuse): Codec {
   const { size, get, set } = bitsOf(place, signed);
   const range = rangeOf(place.bits, signed);
   const encode = (value: Json, view: DataView, at: number) => set(view, at, integer(value, range, refuse));
@@ -308,14 +302,14 @@ function unsigned64(little: boolean): Codec['print'] {
 }
 
 /** `true` and `false`; bits that are neither 0 nor 1 as their number. */
-export function boolCodec(place: Place, refuse: Refuse): Codec {
+export function boolCodec(place: BitPosition, refuse: Refuse): Codec {
   const { size, get, set } = bitsOf(place, false);
   const range = rangeOf(place.bits, false);
   return printing({
     size,
     decode(view, at) {
       const value = get(view, at);
-      return value === 0 ? false : value === 1 ? true : shown(value);
+      return value === 0 ? false : value === 1 ? true : integerJson(value);
     },
     encode(value, view, at) {
       if (typeof value === 'boolean') set(view, at, value ? 1 : 0);
@@ -330,7 +324,7 @@ export function boolCodec(place: Place, refuse: Refuse): Codec {
 }
 
 /** Names where there are such, else numbers. */
-export function enumCodec(type: EnumType, place: Place, refuse: Refuse): Codec {
+export function enumCodec(type: EnumType, place: BitPosition, refuse: Refuse): Codec {
   const { size, get, set } = bitsOf(place, type.signed);
   const { bits } = place;
   const range = rangeOf(bits, type.signed);
@@ -342,7 +336,7 @@ export function enumCodec(type: EnumType, place: Place, refuse: Refuse): Codec {
   for (const { name, value } of type.values) {
     // The first of a name or a number counts; a name that reads as a number would not come back.
     if (name === '' || INTEGER.test(name) || numbers.has(name)) continue;
-    const number = small(type.signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value));
+    const number = exactInteger(type.signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value));
     // Too wide for a bit-field. But -1 from before compilers told signed from unsigned fits, as its low bits.
     const old = type.kind === 'ENUM' && !type.signed && BigInt.asIntN(bits, value) === BigInt.asIntN(32, value);
     if (BigInt(number) !== value && !old) continue;
@@ -354,13 +348,13 @@ export function enumCodec(type: EnumType, place: Place, refuse: Refuse): Codec {
     size,
     decode(view, at) {
       const value = get(view, at);
-      return names.get(value) ?? shown(value);
+      return names.get(value) ?? integerJson(value);
     },
     print(view, at, out) {
       const value = get(view, at);
       const text = texts.get(value);
       if (text !== undefined) putPhrase(out, text);
-      else out.text(JSON.stringify(shown(value)));
+      else out.text(JSON.stringify(integerJson(value)));
     },
     encode(value, view, at) {
       const number = typeof value === 'string' ? numbers.get(value) : undefined;
@@ -377,7 +371,7 @@ export function oneOf(names: readonly string[], most = 8): string {
 }
 
 /** Pointers, as hex text. */
-export function pointerCodec(place: Place, refuse: Refuse): Codec {
+export function pointerCodec(place: BitPosition, refuse: Refuse): Codec {
   const { size, get, set } = bitsOf(place, false);
   const range = rangeOf(place.bits, false);
   return {
@@ -420,7 +414,12 @@ export function looseCodec(inner: Codec, offset: number, size: number, refuse: R
 /** Bit patterns of the NaN that every operation gives, in bits 32 and up; any other is kept as its bits. */
 const NAN_32 = 0x7fc0_0000;
 const NAN_64 = 0x7ff8_0000;
-const SPECIAL: Readonly<Record<string, number>> = { NaN: NaN, Infinity: Infinity, '-Infinity': -Infinity, '-0': -0 };
+const SPECIAL_FLOATS: Readonly<Record<string, number>> = {
+  NaN: NaN,
+  Infinity: Infinity,
+  '-Infinity': -Infinity,
+  '-0': -0,
+};
 
 /**
  * Floating point: numbers; `"NaN"`, `"Infinity"`, `"-Infinity"`, `"-0"`, which JSON has no numbers for; any
@@ -440,7 +439,7 @@ export function floatCodec(size: number, little: boolean, refuse: Refuse): Codec
       size,
       decode: hexOf,
       encode(value, view, at) {
-        if (!isHex(value)) throw refuse(`must be the bits as hex text like "0x3c00", got ${found(value)}`);
+        if (!isHex(value)) throw refuse(`must be the bits as hex text like "0x3c00", got ${foundText(value)}`);
         bits.set(view, at, integer(value, bitRange, refuse));
       },
     });
@@ -466,14 +465,14 @@ export function floatCodec(size: number, little: boolean, refuse: Refuse): Codec
       let number: number | undefined;
       if (typeof value === 'number') number = value;
       else if (typeof value === 'bigint') number = Number(value);
-      else if (typeof value === 'string' && Object.hasOwn(SPECIAL, value)) number = SPECIAL[value];
+      else if (typeof value === 'string' && Object.hasOwn(SPECIAL_FLOATS, value)) number = SPECIAL_FLOATS[value];
       if (
         number === undefined ||
         (typeof value !== 'string' && !Number.isFinite(size === 4 ? Math.fround(number) : number))
       ) {
         const most = size === 4 ? 3.4028234663852886e38 : Number.MAX_VALUE;
-        const special = Object.keys(SPECIAL).join(', ');
-        throw refuse(`must be a number from -${most} to ${most}, hex text, or ${special}, got ${found(value)}`);
+        const special = Object.keys(SPECIAL_FLOATS).join(', ');
+        throw refuse(`must be a number from -${most} to ${most}, hex text, or ${special}, got ${foundText(value)}`);
       }
       // The usual NaN by its bits: which one a processor makes of it is its own business.
       if (Number.isNaN(number)) bits.set(view, at, size === 4 ? NAN_32 : BigInt(NAN_64) << 32n);
@@ -486,7 +485,6 @@ export function floatCodec(size: number, little: boolean, refuse: Refuse): Codec
 // ---------------------------------------------------------------------------------------------------
 // Text
 
-const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 /** Longer texts are read at once; shorter ones faster character by character. */
 const SHORT_TEXT = 24;
 
@@ -514,7 +512,7 @@ export function textCodec(count: number, refuse: Refuse): Codec {
         putCharacters(value, out, refuse);
         return;
       }
-      if (typeof value !== 'string') throw refuse(`must be text of at most ${count} bytes, got ${found(value)}`);
+      if (typeof value !== 'string') throw refuse(`must be text of at most ${count} bytes, got ${foundText(value)}`);
       if (value.includes('\0')) throw refuse('has a zero byte, where text ends: write {"$raw": "hex"}');
       if (/\p{Surrogate}/u.test(value)) throw refuse('has half a surrogate pair, which is no character');
       const bytes = Buffer.from(value, 'utf8');
@@ -569,7 +567,7 @@ const CONTROLS = /[\u0080-\u009f]/;
 
 /** Characters given as numbers, signed or not. */
 function putCharacters(values: readonly Json[], out: Uint8Array, refuse: Refuse): void {
-  if (values.length !== out.length) throw refuse(`must have ${out.length} numbers, got ${found([...values])}`);
+  if (values.length !== out.length) throw refuse(`must have ${out.length} numbers, got ${foundText([...values])}`);
   for (const [i, value] of values.entries()) {
     const within: Refuse = (problem, pointer = '') => refuse(problem, pointerPart(i) + pointer);
     out[i] = Number(integer(value, { low: -128, high: 255 }, within));
@@ -587,12 +585,12 @@ export function opaqueCodec(what: string, size: number, refuse: Refuse): Codec {
       return { $kernel: what };
     },
     encode(value, view, at) {
-      const raw = rawBytes(value, size, refuse);
+      const raw = rawValueBytes(value, size, refuse);
       if (!isObject(value)) throw refuse(`must be {"$kernel": "${what}"}, for only the kernel sets it`);
       for (const [member, is] of Object.entries(value)) {
         if (member === '$raw' || (member === '$kernel' && is === what)) continue;
         throw refuse(
-          member === '$kernel' ? `must be "${what}", got ${found(is)}` : 'unknown member',
+          member === '$kernel' ? `must be "${what}", got ${foundText(is)}` : 'unknown member',
           pointerPart(member),
         );
       }

@@ -79,13 +79,13 @@ function putDigits(view: DataView, at: number, value: number): number {
 }
 
 /** Bytes of the longest integer below 2^53, with its sign. */
-const LONGEST = 17;
+const LONGEST_INTEGER = 17;
 /** Bytes of the longest 64-bit integer in quotes. */
 const LONGEST_64 = 22;
 
 /** Writes an integer between -(2^53 - 1) and 2^53 - 1. */
 export function putInteger(out: Sink, value: number): void {
-  out.room(LONGEST);
+  out.room(LONGEST_INTEGER);
   const { view, at } = out;
   if (value < 0) {
     view.setUint8(at, 0x2d);

@@ -4,7 +4,7 @@
  * The kernel knows them by the names of their types (btf_parse_fields in kernel/bpf/btf.c), and so do we.
  */
 import { BpfimgError } from '../errors.js';
-import { type Btf, type Kind, MAX_DEPTH, type RefType } from './btf.js';
+import { type Btf, type BtfKind, MAX_TYPE_DEPTH, type RefType } from './btf.js';
 
 /** How such a field is, by what it is. */
 export interface SpecialRule {
@@ -24,7 +24,7 @@ export interface SpecialRule {
  * The kinds. test/btf-kernel.test.ts holds `size` against the kernel's own types, and `reads` against maps
  * that have such fields.
  */
-export const SPECIAL = {
+export const SPECIAL_FIELDS = {
   bpf_spin_lock: { size: 4, reads: 'zero', since: '5.1' },
   bpf_res_spin_lock: { size: 4, reads: 'zero', since: '6.15' },
   bpf_timer: { size: 16, reads: 'zero', since: '5.15' },
@@ -40,7 +40,7 @@ export const SPECIAL = {
   kptr: { size: 8, reads: 'zero', since: '5.19' },
 } as const satisfies Readonly<Record<string, SpecialRule>>;
 
-export type SpecialKind = keyof typeof SPECIAL;
+export type SpecialKind = keyof typeof SPECIAL_FIELDS;
 
 /** Type tags that make a pointer a kptr; `kptr_ref` was the name of `kptr` up to 6.2, `kptr_untrusted` came then. */
 const KPTR_TAGS: ReadonlySet<string> = new Set(['kptr', 'kptr_ref', 'kptr_untrusted', 'percpu_kptr', 'uptr']);
@@ -69,15 +69,15 @@ export function specialKind(btf: Btf, id: number): SpecialKind | undefined {
   const kind = btf.kind(type);
   if (kind === 'STRUCT') {
     const name = btf.nameOf(type);
-    if (name === 'kptr' || !Object.hasOwn(SPECIAL, name)) return undefined;
-    return SPECIAL[name as SpecialKind].size === btf.size(type) ? (name as SpecialKind) : undefined;
+    if (name === 'kptr' || !Object.hasOwn(SPECIAL_FIELDS, name)) return undefined;
+    return SPECIAL_FIELDS[name as SpecialKind].size === btf.size(type) ? (name as SpecialKind) : undefined;
   }
   return kind === 'PTR' && isKptr(btf, type) ? 'kptr' : undefined;
 }
 
 function isKptr(btf: Btf, pointer: number): boolean {
   let id = pointer;
-  for (let steps = 0; steps <= MAX_DEPTH; steps++) {
+  for (let steps = 0; steps <= MAX_TYPE_DEPTH; steps++) {
     const kind = btf.kind(id);
     if (!THROUGH.has(kind)) return false;
     const type = btf.type(id) as RefType;
@@ -98,7 +98,7 @@ function isKptr(btf: Btf, pointer: number): boolean {
 }
 
 /** What may stand between a pointer and its tag. */
-const THROUGH: ReadonlySet<Kind> = new Set<Kind>(['PTR', 'TYPE_TAG', 'CONST', 'VOLATILE', 'RESTRICT']);
+const THROUGH: ReadonlySet<BtfKind> = new Set<BtfKind>(['PTR', 'TYPE_TAG', 'CONST', 'VOLATILE', 'RESTRICT']);
 
 /** Fields of one value are at least this long, and do not overlap. */
 const SHORTEST = 4;
@@ -122,11 +122,11 @@ export function specialFields(btf: Btf, id: number): SpecialField[] {
   const walk = (id: number, offset: number, depth: number): boolean => {
     const target = btf.resolve(id);
     if (plain.has(target)) return false;
-    if (depth > MAX_DEPTH) throw btf.bad(id, `contains itself, or structures ${MAX_DEPTH} deep`);
+    if (depth > MAX_TYPE_DEPTH) throw btf.bad(id, `contains itself, or structures ${MAX_TYPE_DEPTH} deep`);
     const kind = specialKind(btf, target);
     const before = fields.length;
     if (kind !== undefined) {
-      const { size } = SPECIAL[kind];
+      const { size } = SPECIAL_FIELDS[kind];
       fields.push({ kind, offset, size, count: 1, stride: size });
       if (fields.length > most)
         throw new BpfimgError('badImage', `BTF: type ${id}: members overlap`, { subject: btf.name });

@@ -33,32 +33,32 @@ import {
   type EnumType,
   type FloatType,
   type IntType,
-  MAX_DEPTH,
+  MAX_TYPE_DEPTH,
   type Member,
   type RefType,
   type StructType,
 } from './btf.js';
 import { typeName } from './c.js';
 import {
+  type BitPosition,
   boolCodec,
   bytesAt,
   type Codec,
   enumCodec,
   floatCodec,
-  found,
+  foundText,
   intCodec,
   isObject,
   looseCodec,
   oneOf,
   opaqueCodec,
-  type Place,
   pointerCodec,
   type Refuse,
-  rawBytes,
+  rawValueBytes,
   textCodec,
 } from './scalars.js';
 import { type Phrase, phrase, putByte, putPhrase, type Sink } from './sink.js';
-import { SPECIAL, specialKind } from './special.js';
+import { SPECIAL_FIELDS, specialKind } from './special.js';
 
 export type { Sink } from './sink.js';
 
@@ -174,7 +174,7 @@ class Compiler {
   codec(id: number, depth: number): Codec {
     let codec = this.#done.get(id);
     if (codec === undefined) {
-      if (depth > MAX_DEPTH) throw this.#btf.bad(id, `contains itself, or structures ${MAX_DEPTH} deep`);
+      if (depth > MAX_TYPE_DEPTH) throw this.#btf.bad(id, `contains itself, or structures ${MAX_TYPE_DEPTH} deep`);
       codec = this.#make(id, depth);
       this.#done.set(id, codec);
     }
@@ -191,7 +191,7 @@ class Compiler {
     if (kind === 'VAR') return this.codec((btf.type(target) as RefType).type, depth + 1);
     if (size === 0) return emptyCodec(kind === 'ARRAY', refuse);
     const special = specialKind(btf, target);
-    if (special !== undefined) return opaqueCodec(special, SPECIAL[special].size, refuse);
+    if (special !== undefined) return opaqueCodec(special, SPECIAL_FIELDS[special].size, refuse);
     switch (kind) {
       case 'INT':
       case 'ENUM':
@@ -229,7 +229,7 @@ class Compiler {
     return looseCodec(this.#bits(type, place, refuse), Math.floor(from / 8), type.size, refuse);
   }
 
-  #bits(type: IntType | EnumType, place: Place, refuse: Refuse): Codec {
+  #bits(type: IntType | EnumType, place: BitPosition, refuse: Refuse): Codec {
     if (type.kind !== 'INT') {
       this.#count(type.id, type.values.length);
       return enumCodec(type, place, refuse);
@@ -264,7 +264,7 @@ class Compiler {
     depth: number,
   ): void {
     const btf = this.#btf;
-    if (depth > MAX_DEPTH) throw btf.bad(id, `contains itself, or structures ${MAX_DEPTH} deep`);
+    if (depth > MAX_TYPE_DEPTH) throw btf.bad(id, `contains itself, or structures ${MAX_TYPE_DEPTH} deep`);
     const type = btf.type(id);
     const members = type.kind === 'DATASEC' ? sectionMembers(btf, type) : (type as StructType).members;
     const all = members.map((member) => {
@@ -439,8 +439,8 @@ function structCodec(size: number, slots: readonly Slot[], gaps: Gaps, refuse: R
       putByte(out, CLOSE);
     },
     encode(value, view, at) {
-      if (!isObject(value)) throw refuse(`must be an object, got ${found(value)}`);
-      const raw = rawBytes(value, size, refuse);
+      if (!isObject(value)) throw refuse(`must be an object, got ${foundText(value)}`);
+      const raw = rawValueBytes(value, size, refuse);
       if (raw !== undefined) bytesAt(view, at, size).set(raw);
       else if (size <= SHORT) for (let i = 0; i < size; i++) view.setUint8(at + i, 0);
       else bytesAt(view, at, size).fill(0);
@@ -528,12 +528,12 @@ function arrayCodec(element: Codec, count: number, refuse: Refuse): Codec {
     },
     encode(value, view, at) {
       if (!Array.isArray(value)) {
-        const raw = rawBytes(value, size, refuse);
-        if (raw === undefined) throw refuse(`must be a list of ${count}, got ${found(value)}`);
+        const raw = rawValueBytes(value, size, refuse);
+        if (raw === undefined) throw refuse(`must be a list of ${count}, got ${foundText(value)}`);
         bytesAt(view, at, size).set(raw);
         return;
       }
-      if (value.length !== count) throw refuse(`must be a list of ${count}, got ${found(value)}`);
+      if (value.length !== count) throw refuse(`must be a list of ${count}, got ${foundText(value)}`);
       for (let i = 0; i < count; i++) {
         try {
           encode(value[i] as Json, view, at + i * each);
@@ -553,7 +553,8 @@ function emptyCodec(list: boolean, refuse: Refuse): Codec {
     print: (_view, _at, out) => out.text(list ? '[]' : '{}'),
     encode(value) {
       const empty = typeof value === 'object' ? value !== null && Object.keys(value).length === 0 : value === '';
-      if (!empty) throw refuse(`must be ${list ? 'an empty list' : '{}'}, for it takes no bytes, got ${found(value)}`);
+      if (!empty)
+        throw refuse(`must be ${list ? 'an empty list' : '{}'}, for it takes no bytes, got ${foundText(value)}`);
     },
   };
 }

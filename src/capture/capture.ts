@@ -8,11 +8,11 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { Btf } from '../btf/btf.js';
-import { hasSpinLock, SPECIAL, specialFields } from '../btf/special.js';
+import { hasSpinLock, SPECIAL_FIELDS, specialFields } from '../btf/special.js';
 import { factMembers } from '../dump/facts.js';
 import { IMAGE, type ImageNames, ownImages } from '../dump/model.js';
 import { BpfimgError, errorText, followed, ioError } from '../errors.js';
-import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type Kind } from '../image/kinds.js';
+import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, type ImageKind } from '../image/kinds.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
@@ -21,7 +21,7 @@ import { readBtf } from '../kernel/btf.js';
 import { KernelError } from '../kernel/error.js';
 import { isLive, type LiveMap, openLive } from '../kernel/live.js';
 import type { BpfMap, MapInfo } from '../kernel/map.js';
-import { type Access, bootId, type Holder } from '../kernel/proc.js';
+import { type Access, bootId, type MapHolder } from '../kernel/proc.js';
 import type { Sys } from '../kernel/sys.js';
 import {
   type CaptureWork,
@@ -30,17 +30,17 @@ import {
   type ItemSink,
   itemSizes,
   type KernelTypeFacts,
-  lacking,
   type MapFacts,
   type MapTypes,
   type Report,
   reportText,
   type TypeFacts,
+  withMissing,
 } from '../maptype.js';
 import type { JsonObject } from '../value.js';
 import { EntryLimit, EntryWriter } from './entry.js';
 import { MaskedSink } from './mask.js';
-import { isVanished, type Turn, Wanted } from './wanted.js';
+import { CaptureQueue, isVanished, type QueuedMap } from './queue.js';
 
 /** How to capture. */
 export interface CaptureOptions {
@@ -51,7 +51,7 @@ export interface CaptureOptions {
   /** Maps that are gone before they could be opened are left out, and not told. */
   readonly lenient?: boolean;
   /** Which holders the images name; all of them when not said. */
-  readonly holders?: (holder: Holder) => boolean;
+  readonly holders?: (holder: MapHolder) => boolean;
   readonly drain?: Drain;
   /** What is known of a live map that others lead to. */
   readonly find?: (id: number) => LiveMap | undefined;
@@ -83,7 +83,7 @@ export async function capture(
 ): Promise<CapturedMap[]> {
   if (options.images === undefined) checkFolder(folder, options.force === true);
   const images = new FolderOutput(folder);
-  const wanted = new Wanted(sys, maps, options.find ?? (() => undefined));
+  const wanted = new CaptureQueue(sys, maps, options.find ?? (() => undefined));
   let writer: DumpWriter | undefined;
   try {
     // One that is new has no name yet, but it will be where its own folder is.
@@ -138,7 +138,7 @@ function checkFolder(folder: string, force: boolean): void {
   if (!force) throw new BpfimgError('conflict', 'it holds images already; --force replaces them', { subject: folder });
 }
 
-const OPEN_FLAGS: Readonly<Record<Access, number>> = { rw: 0o2, ro: 0o0, wo: 0o1 };
+const ACCESS_FLAGS: Readonly<Record<Access, number>> = { rw: 0o2, ro: 0o0, wo: 0o1 };
 
 /** The three images while they are written. */
 class DumpWriter {
@@ -163,7 +163,7 @@ class DumpWriter {
     readonly folder: string,
     readonly types: MapTypes,
     readonly options: CaptureOptions,
-    readonly wanted: Wanted,
+    readonly wanted: CaptureQueue,
   ) {
     this.#images = images;
     this.#names = options.images ?? IMAGE;
@@ -175,7 +175,7 @@ class DumpWriter {
     if (images.has(this.#names.btf)) this.#btfImage = this.#image('btf', BPFMAP_BTF);
   }
 
-  #image(name: keyof ImageNames, kind: Kind): FileOutput {
+  #image(name: keyof ImageNames, kind: ImageKind): FileOutput {
     const out = this.#images.file(this.#names[name]);
     writeHead(out, kind);
     return out;
@@ -185,7 +185,7 @@ class DumpWriter {
    * Captures one map.
    * @returns what makes its row when all maps were captured; undefined when it is gone
    */
-  async map({ live, held }: Turn): Promise<(() => CapturedMap) | undefined> {
+  async map({ live, held }: QueuedMap): Promise<(() => CapturedMap) | undefined> {
     const hook = live.type === undefined ? undefined : this.types.plugin(live.type).capture;
     const drains = live.type !== undefined && this.types.get(live.type).drains === true;
     const untouched = drains && (this.options.drain ?? 'no') === 'no';
@@ -244,10 +244,10 @@ class DumpWriter {
       drain: this.options.drain ?? 'no',
       folder: this.folder,
       follow: this.#follow,
-      leadsTo: (ids) => {
+      innerMaps: (ids) => {
         inner = ids;
       },
-      afterwards: (end) => this.#ends.push(end),
+      atEnd: (end) => this.#ends.push(end),
       keep: (more) => {
         facts = { ...facts, ...more };
       },
@@ -259,11 +259,11 @@ class DumpWriter {
     const read = await this.#items(map, entry, masked, work);
     const shape = { type, keySize, valueSize, maxEntries, flags };
     const attributes = { ...shape, name, ifindex: info.ifindex, extra: info.extra, frozen, memlock };
-    const told = types instanceof Error ? lacking(read, `its types: ${types.message}`) : read;
+    const told = types instanceof Error ? withMissing(read, `its types: ${types.message}`) : read;
     const keep = this.#keep(live, attributes, facts);
     return () => {
       const loss = inner && this.wanted.lossOf(inner);
-      const report = loss === undefined ? told : lacking(told, loss);
+      const report = loss === undefined ? told : withMissing(told, loss);
       keep(report);
       const items = report.kind === 'full' || report.kind === 'partial' ? entry.count : 0;
       return { id, name, type, items, bytes: items * itemSize, report };
@@ -306,7 +306,7 @@ class DumpWriter {
     const btf = types && this.#btf.get(types.btf);
     if (types === undefined || types.value === 0 || !(btf instanceof Btf)) return sink;
     if (hasSpinLock(btf, types.value)) map.lockValues();
-    const fields = specialFields(btf, types.value).filter(({ kind }) => SPECIAL[kind].reads === 'addresses');
+    const fields = specialFields(btf, types.value).filter(({ kind }) => SPECIAL_FIELDS[kind].reads === 'addresses');
     return fields.length === 0 ? sink : new MaskedSink(sink, map.valueStride, fields);
   }
 
@@ -351,7 +351,7 @@ class DumpWriter {
     for (const access of holders.length === 0 ? ['rw' as const] : holders.map((holder) => holder.access)) {
       if (files.has(access)) continue;
       files.set(access, ++this.#fileId);
-      const message = fileMessage(this.#fileId, live.id, OPEN_FLAGS[access], attributes);
+      const message = capturedFileMessage(this.#fileId, live.id, ACCESS_FLAGS[access], attributes);
       writeMessage(this.#files, encodeMessage(BPFMAP_FILE.message, message, 'latin1'));
     }
     const message: JsonObject = { map_id: live.id, nr_cpus: this.sys.cpus, kernel_release: os.release() };
@@ -427,7 +427,7 @@ interface Attributes {
 }
 
 /** The message that CRIU writes for an open file of a map: no mnt_id, and no map_extra where it is 0. */
-function fileMessage(id: number, mapId: number, flags: number, map: Attributes): JsonObject {
+function capturedFileMessage(id: number, mapId: number, flags: number, map: Attributes): JsonObject {
   return {
     id,
     flags,

@@ -6,7 +6,7 @@ import type { FileOutput } from '../io/output.js';
 import type { ItemSink } from '../maptype.js';
 
 /** The entry's totals are u32. */
-const MOST = 2 ** 32;
+const TOTAL_LIMIT = 2 ** 32;
 
 /** A map has more than an entry can say of it. */
 export class EntryLimit extends BpfimgError {
@@ -54,7 +54,7 @@ export class EntryWriter implements ItemSink {
 
   /** Items that an entry can hold. */
   #most(): number {
-    return Math.ceil(MOST / Math.max(this.keySize, this.valueSize, 1)) - 1;
+    return Math.ceil(TOTAL_LIMIT / Math.max(this.keySize, this.valueSize, 1)) - 1;
   }
 
   /** The size word and the message of an entry with `count` items. */

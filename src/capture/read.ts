@@ -19,10 +19,10 @@ import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
  */
 const READERS = availableParallelism() === 1 ? 1 : Math.min(8, 3 * availableParallelism());
 /** Batches that are being written at a time, and ranges that wait for their turn. */
-const AHEAD = 6;
+const BATCHES_AHEAD = 6;
 
 /** How much one call reads. Tests make it small, to have many calls. */
-export interface Limits {
+export interface BatchLimits {
   /** Items of a map's first call, which is made alone; when not said, those of a usual batch. */
   readonly first?: number;
   /** Bytes of items that one call brings, */
@@ -33,7 +33,7 @@ export interface Limits {
   readonly head: number;
 }
 
-const LIMITS: Limits = { bytes: 2 * 1024 * 1024, items: 32_768, head: 512 };
+const BATCH_LIMITS: BatchLimits = { bytes: 2 * 1024 * 1024, items: 32_768, head: 512 };
 
 /** Whether a map (or this kernel) has no batches: then nothing was read, and another way must be taken. */
 function hasNoBatches({ error, count }: BatchResult): boolean {
@@ -79,7 +79,7 @@ class Emitter {
     readonly work: Work,
     readonly batches: Batches,
   ) {
-    this.#ahead = fewer(AHEAD, batches.map);
+    this.#ahead = fewer(BATCHES_AHEAD, batches.map);
   }
 
   /** Puts the first `count` items of `batch`, which comes back to {@link batches}. */
@@ -103,21 +103,21 @@ class Emitter {
 }
 
 /** Items of this map that one call reads: one where they are long, for a bucket that holds more makes it grow. */
-function room(map: BpfMap, limits: Limits = LIMITS): number {
+function room(map: BpfMap, limits: BatchLimits = BATCH_LIMITS): number {
   const fit = Math.floor(limits.bytes / (map.keySize + map.valueStride));
   return Math.max(1, Math.min(limits.items, fit));
 }
 
 /** As many of `usual` as take no more memory than usual, where one item is longer than a call should bring. */
 function fewer(usual: number, map: BpfMap): number {
-  return Math.max(1, Math.floor(usual * Math.min(1, LIMITS.bytes / (map.keySize + map.valueStride))));
+  return Math.max(1, Math.floor(usual * Math.min(1, BATCH_LIMITS.bytes / (map.keySize + map.valueStride))));
 }
 
 // ---------------------------------------------------------------------------------------------------
 // The hash family: the cursor is a bucket, a batch is whole buckets
 
 /** What one call brought. */
-interface Run {
+interface BatchRead {
   readonly batch: Batch;
   readonly count: number;
   /** The bucket behind it; Infinity at the map's end. */
@@ -125,16 +125,21 @@ interface Run {
 }
 
 /** Buckets that one reader reads. */
-interface Range {
+interface BucketRange {
   readonly from: number;
   /** Where it should end; the last call may run over. */
   to: number;
-  readonly runs: Run[];
+  readonly runs: BatchRead[];
   readonly done: Promise<void>;
 }
 
 /** Reads hash tables, with several readers where the map is large. */
-export async function readBuckets(map: BpfMap, sink: ItemSink, work: Work, limits: Limits = LIMITS): Promise<Report> {
+export async function readBuckets(
+  map: BpfMap,
+  sink: ItemSink,
+  work: Work,
+  limits: BatchLimits = BATCH_LIMITS,
+): Promise<Report> {
   const batches = new Batches(map);
   const emitter = new Emitter(sink, work, batches);
   const cursor = map.cursor();
@@ -166,7 +171,7 @@ class Buckets {
   /** Buckets as far as we know; the map's end is where the kernel says. */
   readonly #buckets: number;
   /** Ranges that were begun and are not yet put, in order. */
-  readonly #ranges: Range[] = [];
+  readonly #ranges: BucketRange[] = [];
   #next: number;
   #running = 0;
 
@@ -174,7 +179,7 @@ class Buckets {
     readonly map: BpfMap,
     readonly batches: Batches,
     readonly emitter: Emitter,
-    limits: Limits,
+    limits: BatchLimits,
     from: number,
     /** Items a bucket, so far. */
     private density: number,
@@ -182,7 +187,7 @@ class Buckets {
     this.#room = room(map, limits);
     this.#head = Math.min(limits.head, this.#room);
     this.#readers = fewer(READERS, map);
-    this.#ahead = fewer(AHEAD, map);
+    this.#ahead = fewer(BATCHES_AHEAD, map);
     this.#buckets = 2 ** Math.ceil(Math.log2(map.maxEntries));
     this.#next = from;
   }
@@ -211,7 +216,7 @@ class Buckets {
       const to = from + size >= this.#buckets ? Infinity : from + size;
       this.#next = to;
       this.#running++;
-      const runs: Run[] = [];
+      const runs: BatchRead[] = [];
       const done = this.#readRange(from, to, runs).finally(() => {
         this.#running--;
       });
@@ -221,7 +226,7 @@ class Buckets {
     }
   }
 
-  async #readRange(from: number, to: number, runs: Run[]): Promise<void> {
+  async #readRange(from: number, to: number, runs: BatchRead[]): Promise<void> {
     const cursor = this.map.cursor(from);
     for (let at = from; at < to; ) {
       const batch = this.batches.take(runs.length === 0 ? this.#head : this.#room);
@@ -242,7 +247,7 @@ class Buckets {
     return Math.max(1, Math.min(most, want));
   }
 
-  async #put(range: Range): Promise<void> {
+  async #put(range: BucketRange): Promise<void> {
     const last = range.runs.at(-1);
     if (last === undefined) return;
     const keep = last.reached > range.to ? await this.#cut(range, last) : last.count;
@@ -250,7 +255,7 @@ class Buckets {
   }
 
   /** The items of a range's last call that the next range has not. */
-  async #cut(range: Range, last: Run): Promise<number> {
+  async #cut(range: BucketRange, last: BatchRead): Promise<number> {
     for (;;) {
       const next = this.#ranges[1];
       if (next === undefined) {
@@ -270,7 +275,7 @@ class Buckets {
   }
 
   /** How many items of `last` stand before the first that `next` has as well. */
-  #known(next: Range, last: Run): number {
+  #known(next: BucketRange, last: BatchRead): number {
     const size = this.map.keySize;
     const keys = new Set<string>();
     for (const { batch, count, reached } of next.runs) {
@@ -357,14 +362,14 @@ async function readEachIndex(map: BpfMap, sink: ItemSink, work: Work): Promise<R
 }
 
 /** Bytes of a map's memory that are mapped at a time. */
-const WINDOW = 64 * 1024 * 1024;
+const MAPPED_WINDOW = 64 * 1024 * 1024;
 
 /** Reads an array with BPF_F_MMAPABLE through its memory, where values stand round_up(value_size, 8) apart. */
 export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   // Fields that only the kernel may see (locks, timers, lists) stand in the memory as they are; a batch hides them.
   if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info().btfId !== 0) return readIndexes(map, sink, work);
   const stride = roundUp8(map.valueSize);
-  const step = Math.max(1, Math.floor(WINDOW / stride));
+  const step = Math.max(1, Math.floor(MAPPED_WINDOW / stride));
   for (let from = 0; from < map.maxEntries; from += step) {
     const count = Math.min(step, map.maxEntries - from);
     let memory: Mapping;

@@ -8,13 +8,13 @@ export interface Option extends Options {
   readonly mayBeEmpty?: true;
 }
 
-type Words = Readonly<Record<string, PositionalOptions>>;
+type WordTable = Readonly<Record<string, PositionalOptions>>;
 type OptionTable = Readonly<Record<string, Option>>;
 
 /** What a command line may hold. */
 export interface Takes {
   /** Words without an option, in this order. */
-  readonly words?: Words;
+  readonly words?: WordTable;
   readonly options?: OptionTable;
   /** Two options that exclude each other. */
   readonly conflicts?: readonly [string, string];
@@ -25,9 +25,9 @@ export interface Takes {
 /** `dry-run` as code has it: `dryRun`. */
 type Camel<K> = K extends `${infer Head}-${infer Tail}` ? `${Head}${Capitalize<Camel<Tail>>}` : K & string;
 
-type Value<O> = O extends Options ? Lent<InferredOptionType<O>> : never;
+type Value<O> = O extends Options ? ReadonlyList<InferredOptionType<O>> : never;
 /** Lists are not a command's to change. */
-type Lent<V> = V extends (infer E)[] ? readonly E[] : V;
+type ReadonlyList<V> = V extends (infer E)[] ? readonly E[] : V;
 
 /** A value that need not be on the command line may be missing. */
 type Values<T> = {
@@ -36,11 +36,11 @@ type Values<T> = {
   readonly [K in keyof T as undefined extends Value<T[K]> ? Camel<K> : never]?: Value<T[K]>;
 };
 
-type Part<T, K extends string> = T extends Readonly<Record<K, infer P>> ? P : unknown;
+type TakesOf<T, K extends string> = T extends Readonly<Record<K, infer P>> ? P : unknown;
 
 /** What a command is given that takes `T`: names of options in camel case. */
-export type Given<T extends Takes> = Values<Part<T, 'words'>> &
-  Values<Part<T, 'options'>> & { readonly color?: boolean | undefined; readonly debug?: boolean };
+export type Given<T extends Takes> = Values<TakesOf<T, 'words'>> &
+  Values<TakesOf<T, 'options'>> & { readonly color?: boolean | undefined; readonly debug?: boolean };
 
 /** A command with its help. */
 export interface Command extends Takes {

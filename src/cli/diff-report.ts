@@ -7,7 +7,7 @@ import { mapName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
-import { FORM_MOST, type Form, fitting, type ItemForms } from '../json/items.js';
+import { FORM_MOST, formsThatFit, type ItemForms, type JsonForm } from '../json/items.js';
 import { COMPACT, print } from '../json/print.js';
 import { flagWords, type MapTypes } from '../maptype.js';
 import { type Colours, DUMP_WIDTH, hexGroups, nameText, plural } from '../render.js';
@@ -79,7 +79,7 @@ class ItemsView {
     const { input, keySize, valueSize, perCpu } = items;
     this.#keys = new Reader(input);
     this.#values = new Reader(input);
-    this.forms = fitting(forms, keySize, perCpu ?? valueSize) ?? {};
+    this.forms = formsThatFit(forms, keySize, perCpu ?? valueSize) ?? {};
     this.stride = perCpu === undefined ? valueSize : roundUp8(perCpu);
     this.cpus = perCpu === undefined ? 1 : valueSize / this.stride;
   }
@@ -99,7 +99,7 @@ class ItemsView {
   }
 
   /** The JSON of a key or value by its form; undefined where it has none, or would lose bytes. */
-  async json(form: Form | undefined, at: number, size: number): Promise<Json | undefined> {
+  async json(form: JsonForm | undefined, at: number, size: number): Promise<Json | undefined> {
     if (form === undefined || size > FORM_MOST) return undefined;
     const bytes = await this.bytes(at, size);
     return isZero(bytes, form.size) ? form.show(viewOf(bytes), 0) : undefined;
@@ -118,14 +118,14 @@ interface PartChange {
 function* partChanges(a: Json | undefined, b: Json | undefined, path = ''): Generator<PartChange> {
   if (Array.isArray(a) && Array.isArray(b)) {
     for (let i = 0; i < Math.max(a.length, b.length); i++) yield* partChanges(a[i], b[i], `${path}[${i}]`);
-  } else if (isObject(a) && isObject(b)) {
+  } else if (isJsonObject(a) && isJsonObject(b)) {
     for (const name of new Set([...Object.keys(a), ...Object.keys(b)])) {
       yield* partChanges(a[name], b[name], `${path}.${name}`);
     }
   } else if (JSON.stringify(a) !== JSON.stringify(b)) yield { path, a, b };
 }
 
-function isObject(value: Json | undefined): value is { [name: string]: Json } {
+function isJsonObject(value: Json | undefined): value is { [name: string]: Json } {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
@@ -141,7 +141,7 @@ function title(a: DumpMap | undefined, b: DumpMap | undefined): string {
 
 /** Lines of one value's hex that are shown, and bytes of a key or value that is only on one side. */
 const MOST_ROWS = 4;
-const MOST_BYTES = 64;
+const SHOWN_BYTES = 64;
 /** Parts of one typed value that are shown, and characters of one. */
 const MOST_PARTS = 16;
 const MOST_TEXT = 200;
@@ -235,7 +235,7 @@ export class TextReport implements DiffReport {
     const json = await view.json(view.forms.key, at, keySize);
     if (json !== undefined) return jsonText(json);
     const type = map.files[0]?.message.map_type;
-    const bytes = await view.bytes(at, Math.min(keySize, MOST_BYTES));
+    const bytes = await view.bytes(at, Math.min(keySize, SHOWN_BYTES));
     if (type !== undefined && this.types.get(type).key === 'index') {
       const text = this.types.plugin(type).keyText?.(bytes, this.types.get(type));
       if (text !== undefined) return text;
@@ -252,7 +252,8 @@ export class TextReport implements DiffReport {
       const at = view.valueAt(position, cpu);
       const size = perCpu ?? valueSize;
       const json = await view.json(view.forms.value, at, view.stride);
-      const text = json !== undefined ? jsonText(json) : cutHex(await view.bytes(at, Math.min(size, MOST_BYTES)), size);
+      const text =
+        json !== undefined ? jsonText(json) : cutHex(await view.bytes(at, Math.min(size, SHOWN_BYTES)), size);
       const before = cpu === 0 ? key : ''.padEnd(key.length);
       this.#line(style(`  ${sign} ${before}  ${perCpu === undefined ? '' : `cpu${cpu}  `}${text}`.trimEnd()));
     }
@@ -363,7 +364,7 @@ function attributeText({ name, a, b }: AttributeChange): string {
 }
 
 function typesText(value: Json): string {
-  if (!isObject(value)) return 'none';
+  if (!isJsonObject(value)) return 'none';
   const name = (one: Json | undefined) => (typeof one === 'string' ? nameText(one) : 'bytes');
   return `${name(value.key)}: ${name(value.value)}`;
 }
@@ -478,7 +479,7 @@ export class JsonReport implements DiffReport {
     this.out.text(']');
   }
 
-  async #put(view: ItemsView, form: Form | undefined, at: number, size: number): Promise<void> {
+  async #put(view: ItemsView, form: JsonForm | undefined, at: number, size: number): Promise<void> {
     const { out } = this;
     if (form !== undefined && size === form.size && size <= FORM_MOST) {
       form.print(viewOf(await view.bytes(at, size)), 0, out);

@@ -9,7 +9,7 @@ import { BpfimgError, ioError } from '../errors.js';
 import { type Input, openInput } from '../io/input.js';
 import { openOutput } from '../io/output.js';
 import { spoolFolder } from '../io/spool.js';
-import { finished, unfinished } from '../io/unfinished.js';
+import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
 import { encodeImage } from '../json/encode.js';
 import { JsonReader } from '../json/reader.js';
 import { LiveMaps, type Selectors } from '../kernel/live.js';
@@ -84,7 +84,7 @@ async function inPrivateFolder<T>(use: (folder: string) => Promise<T>): Promise<
   } finally {
     // Images that are still open can be read all the same.
     fs.rmSync(folder, { recursive: true, force: true });
-    finished(folder);
+    noLongerUnfinished(folder);
   }
 }
 

@@ -1,7 +1,7 @@
 /** The command line: parses, runs one command, turns the outcome into an exit code. */
 import { EXIT } from '../errors.js';
 import type { Io } from './io.js';
-import { parse } from './parse.js';
+import { parseCommandLine } from './parse.js';
 import { reported } from './start.js';
 
 /**
@@ -10,7 +10,7 @@ import { reported } from './start.js';
  */
 export async function main(argv: readonly string[], io: Io): Promise<number> {
   try {
-    const run = await parse(argv, io);
+    const run = await parseCommandLine(argv, io);
     const code = typeof run === 'number' ? run : await run(io);
     return typeof code === 'number' ? code : EXIT.ok;
   } catch (error) {

@@ -13,13 +13,13 @@ import { DASH } from './source.js';
  * @returns the command to run, or an exit code when help was printed and nothing is left to do
  * @throws BpfimgError `usage`
  */
-export async function parse(given: readonly string[], io: Io): Promise<Run | number> {
+export async function parseCommandLine(given: readonly string[], io: Io): Promise<Run | number> {
   const argv = given[0] === 'help' ? [...given.slice(1), '--help'] : given;
   if (argv[0] === '--version') {
-    await print(io, `${version}\n`);
+    await printText(io, `${version}\n`);
     return 0;
   }
-  const named = nameOf(argv);
+  const named = commandName(argv);
   const names = named === undefined ? Object.keys(COMMANDS) : [named];
   const commands: Command[] = [];
   for (const name of names) commands.push((await (COMMANDS[name] as (typeof COMMANDS)[string])()).command);
@@ -59,7 +59,7 @@ export async function parse(given: readonly string[], io: Io): Promise<Run | num
   if (named === undefined) cli = cli.completion('completion', 'print a completion script for bash or zsh');
   cli = cli
     .options(COMMON)
-    .check((given: Record<string, unknown>, known: Known) => settled(given, known, last, mayBeEmpty))
+    .check((given: Record<string, unknown>, known: KnownOptions) => settled(given, known, last, mayBeEmpty))
     .demandCommand(1, 'no command given')
     .strict()
     .strictCommands()
@@ -84,7 +84,7 @@ export async function parse(given: readonly string[], io: Io): Promise<Run | num
     help = output;
   });
   if (chosen) return chosen;
-  if (help !== '') await print(io, `${help}\n`);
+  if (help !== '') await printText(io, `${help}\n`);
   return 0;
 }
 
@@ -92,7 +92,7 @@ export async function parse(given: readonly string[], io: Io): Promise<Run | num
 const BEFORE = /^--(no-)?(debug|color)(=|$)/;
 
 /** The command that a command line names in the usual place; undefined for any other command line. */
-function nameOf(argv: readonly string[]): string | undefined {
+function commandName(argv: readonly string[]): string | undefined {
   const first = argv.findIndex((word) => !BEFORE.test(word));
   const [one = '', two = ''] = argv.slice(Math.max(first, 0));
   return [one, `${one} ${two}`].find((name) => Object.hasOwn(COMMANDS, name));
@@ -134,7 +134,7 @@ function undashed(word: string): string {
 }
 
 /** What yargs knows of options. */
-interface Known {
+interface KnownOptions {
   readonly key?: unknown;
   readonly array?: unknown;
   readonly narg?: unknown;
@@ -150,7 +150,7 @@ const YARGS_OWN: ReadonlySet<string> = new Set(['--', '_', '$0']);
  */
 function settled(
   given: Record<string, unknown>,
-  { key, array, narg, alias }: Known,
+  { key, array, narg, alias }: KnownOptions,
   last = '',
   mayBeEmpty: (name: string) => boolean = () => false,
 ): true {
@@ -176,7 +176,7 @@ function settled(
   return true;
 }
 
-async function print(io: Io, text: string): Promise<void> {
+async function printText(io: Io, text: string): Promise<void> {
   const out = io.stdout();
   out.text(text);
   await out.commit();

@@ -4,7 +4,7 @@ import { nameText, sizeText, timeText } from '../render.js';
 import type { Io } from './io.js';
 
 /** Milliseconds before anything is shown, and between two lines. */
-const FIRST = 1000;
+const DELAY = 1000;
 const EVERY = 200;
 
 /** One line that tells how far the map is that is being done. */
@@ -25,7 +25,7 @@ export class Progress {
       this.#map = map;
       this.#start = now;
     }
-    if (now - this.#start < FIRST || now - this.#shown < EVERY) return;
+    if (now - this.#start < DELAY || now - this.#shown < EVERY) return;
     this.#shown = now;
     const rate = items / ((now - this.#start) / 1000);
     const count = (number: number) => Math.round(number).toLocaleString('en');

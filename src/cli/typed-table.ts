@@ -1,21 +1,21 @@
 /** Items of known types for people: a column a member, what is nested folded. */
 import { hex } from '../bytes.js';
-import type { Form } from '../json/items.js';
+import type { JsonForm } from '../json/items.js';
 import { COMPACT, print } from '../json/print.js';
 import { type Colours, hexGroups } from '../render.js';
 import type { Json } from '../value.js';
 import { cut, padEnd, padStart, width } from '../width.js';
 
 /** Rows that are looked at before the first is printed, for the widths of columns. */
-const AHEAD = 256;
+const ROWS_AHEAD = 256;
 /** Width of the longest cell; `decode` has all. */
-const MOST = 60;
+const CELL_WIDTH = 60;
 
 /** The members of a key or value, by name; one without a name for what has no members. */
 export type Fields = readonly (readonly [name: string, value: Json])[];
 
 /** What is shown of a key or value: by its form, where it has one, else its bytes. */
-export function fieldsOf(form: Form | undefined, bytes: Uint8Array): Fields {
+export function cellFields(form: JsonForm | undefined, bytes: Uint8Array): Fields {
   if (form === undefined) return [['', bytes.length === 0 ? '' : hexGroups(bytes)]];
   const json = form.show(new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), 0);
   if (typeof json !== 'object' || json === null || Array.isArray(json)) return [['', json]];
@@ -54,7 +54,7 @@ export class TypedTable {
       ...value.map(([, one]) => cell(one)),
     ];
     this.#rows.push(cells);
-    if (this.#printed || this.#rows.length === AHEAD) this.#flush();
+    if (this.#printed || this.#rows.length === ROWS_AHEAD) this.#flush();
   }
 
   end(): void {
@@ -89,11 +89,11 @@ export class TypedTable {
 const isInteger = (value: Json) => typeof value === 'string' && /^-?[0-9]+$/.test(value);
 
 /** Text that stands in a cell as it is; any other is quoted. */
-const PLAIN = /^[\p{L}\p{M}\p{N}\p{P}\p{S}]+( [\p{L}\p{M}\p{N}\p{P}\p{S}]+)*$/u;
+const PLAIN_CELL = /^[\p{L}\p{M}\p{N}\p{P}\p{S}]+( [\p{L}\p{M}\p{N}\p{P}\p{S}]+)*$/u;
 
 function cell(value: Json): string {
-  const text = typeof value === 'string' && PLAIN.test(value) ? value : quoted(value);
-  return width(text) > MOST ? `${cut(text, MOST - 1)}…` : text;
+  const text = typeof value === 'string' && PLAIN_CELL.test(value) ? value : quoted(value);
+  return width(text) > CELL_WIDTH ? `${cut(text, CELL_WIDTH - 1)}…` : text;
 }
 
 /** JSON, in ASCII where it might not be seen for what it is. */

@@ -19,7 +19,7 @@ export async function typeFinder(dump: Dump, table: KnownTypes, args: TypeArgume
  * How the items of `maps` look; on standard error what their types lack.
  * @param said lines that are not said again
  */
-export async function itemForms(
+export async function documentForms(
   finder: TypeFinder | undefined,
   maps: readonly DumpMap[],
   io: Io,

@@ -4,7 +4,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { BpfimgError, ioError } from '../errors.js';
-import { finished, unfinished } from '../io/unfinished.js';
+import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
 import { CONFIG_FILE } from './config.js';
 
 /** Name of the plugin's file: CRIU loads whatever ends so. */
@@ -13,10 +13,10 @@ export const PLUGIN_FILE = 'bpfimg.so';
 /** What a plugin says of itself, as lines behind this one: version, node, bpfimg, settings. */
 export const MARKER = 'bpfimg-plugin\n';
 
-const here = fileURLToPath(import.meta.url);
+const ownPath = fileURLToPath(import.meta.url);
 /** In the bundle this module is dist/bpfimg.cjs, else build/src/criu/build.js. */
-const bundled = path.basename(here) === 'bpfimg.cjs';
-const top = path.resolve(path.dirname(here), bundled ? '..' : '../../..');
+const bundled = path.basename(ownPath) === 'bpfimg.cjs';
+const top = path.resolve(path.dirname(ownPath), bundled ? '..' : '../../..');
 
 /** The script that node runs as the plugin's helper, and the plugin's source. */
 const PROGRAM = path.join(top, bundled ? 'dist/bpfimg' : 'build/src/cli/criu-bin.js');
@@ -73,7 +73,7 @@ export function buildPlugin(folder: string, { version, config, compiler = 'cc' }
     putInPlace(aside, path.join(place, PLUGIN_FILE));
   } finally {
     fs.rmSync(aside, { force: true });
-    finished(aside);
+    noLongerUnfinished(aside);
   }
   return path.join(place, PLUGIN_FILE);
 }

@@ -81,7 +81,7 @@ export interface TreeCheck {
   readonly blocks: readonly string[];
   readonly warnings: readonly string[];
   /** Open files that are no BPF objects, and that CRIU is not known to dump. */
-  readonly strangers: number;
+  readonly otherFiles: number;
   /** What could not be seen. */
   readonly unseen: Unseen;
 }
@@ -98,7 +98,7 @@ export async function checkTree(
   criu: CriuHost,
   own: readonly number[] = [process.pid],
 ): Promise<TreeCheck> {
-  return new Check(sys, types, criu, own).tree(pid);
+  return new TreeChecker(sys, types, criu, own).tree(pid);
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ function isBpf(kind: string): boolean {
 }
 
 /** A process as it was found. */
-interface Found {
+interface FoundProcess {
   readonly pid: number;
   readonly parent: number | undefined;
   readonly command: string;
@@ -244,7 +244,7 @@ function lostAtRestore({ carries }: MapType): Report {
   return { kind: carries.replayed === 'empty' ? 'metadata only' : 'partial', why: `lost: ${carries.lost}` };
 }
 
-class Check {
+class TreeChecker {
   readonly #blocked: string[] = [];
   readonly #blocks: string[] = [];
   readonly #warnings: string[] = [];
@@ -278,16 +278,16 @@ class Check {
     for (const one of found) processes.push(await this.#process(one));
     this.#judgeMounts(found);
     this.#warnOfMaps(processes);
-    const strangers = this.#warnOfStrangers(found);
+    const otherFiles = this.#warnOfStrangers(found);
     this.#judgeHost(processes);
     const [blocked, blocks, warnings] = [this.#blocked, this.#blocks, this.#warnings];
     const dumps = blocked.length + blocks.length === 0;
-    return { pid: root, dumps, processes, blocked, blocks, warnings, strangers, unseen: live.unseen };
+    return { pid: root, dumps, processes, blocked, blocks, warnings, otherFiles, unseen: live.unseen };
   }
 
   /** The processes from the root down, children in ascending process id. */
-  #walk(root: number): Found[] {
-    const found: Found[] = [];
+  #walk(root: number): FoundProcess[] {
+    const found: FoundProcess[] = [];
     const queue: [pid: number, parent: number | undefined][] = [[root, undefined]];
     const seen = new Set<number>([root]);
     // It grows while it is gone over.
@@ -309,7 +309,7 @@ class Check {
     return found;
   }
 
-  #look(pid: number, parent: number | undefined): Found | undefined {
+  #look(pid: number, parent: number | undefined): FoundProcess | undefined {
     const { proc } = this.sys;
     const files = anonymousFiles(pid, proc);
     const mappings = files === 'gone' ? files : anonymousMappings(pid, proc);
@@ -329,7 +329,7 @@ class Check {
     return { pid, parent, command: commandOf(pid, proc), files, mappings };
   }
 
-  async #process({ pid, parent, command, files, mappings }: Found): Promise<CheckedProcess> {
+  async #process({ pid, parent, command, files, mappings }: FoundProcess): Promise<CheckedProcess> {
     const maps = this.#heldMaps(files);
     const mapped = mappings.filter(({ kind }) => kind === MAP).map((one) => this.#mapping(one, maps));
     const objects: HeldObject[] = [];
@@ -444,7 +444,7 @@ class Check {
   async #probe(live: LiveMap, type: MapType): Promise<Report> {
     const ends: ((whole: boolean) => void)[] = [];
     const inner = new Set<number>();
-    const sink = new Nowhere();
+    const sink = new CountingSink();
     const work: CaptureWork = {
       type,
       subject: mapSubject(live.id, live.name ?? ''),
@@ -455,8 +455,8 @@ class Check {
         const found = this.#live.get(id);
         return found && templateOf(found);
       },
-      leadsTo: () => {},
-      afterwards: (end) => ends.push(end),
+      innerMaps: () => {},
+      atEnd: (end) => ends.push(end),
       keep: () => {},
       progress: () => {},
     };
@@ -576,7 +576,7 @@ class Check {
   }
 
   /** Open files that are not ours to judge. Returns how many there are. */
-  #warnOfStrangers(found: readonly Found[]): number {
+  #warnOfStrangers(found: readonly FoundProcess[]): number {
     let count = 0;
     for (const { pid, command, files, mappings } of found) {
       const kinds = new Map<string, string[]>();
@@ -597,7 +597,7 @@ class Check {
   }
 
   /** BPF file systems, which CRIU dumps none of, where it dumps mounts: in mount namespaces that are not its own. */
-  #judgeMounts(found: readonly Found[]): void {
+  #judgeMounts(found: readonly FoundProcess[]): void {
     const { proc } = this.sys;
     const seen = new Set([mountNamespaceOf('self', proc), undefined]);
     for (const { pid, command } of found) {
@@ -659,11 +659,11 @@ function templateOf({ type, keySize, valueSize, maxEntries, flags }: LiveMap): T
 }
 
 /** Things named in one line. */
-const NAMED = 5;
+const NAMED_THINGS = 5;
 
 function listText(list: readonly string[]): string {
-  const more = list.length - NAMED;
-  return [...list.slice(0, NAMED), ...(more > 0 ? [`${more} more`] : [])].join(', ');
+  const more = list.length - NAMED_THINGS;
+  return [...list.slice(0, NAMED_THINGS), ...(more > 0 ? [`${more} more`] : [])].join(', ');
 }
 
 function pinsText(pins: readonly string[]): string {
@@ -682,7 +682,7 @@ function processesText(holders: LiveMap['holders']): string {
 }
 
 /** Takes items and keeps none. */
-class Nowhere implements ItemSink {
+class CountingSink implements ItemSink {
   count = 0;
 
   async put(_keys: Uint8Array, _values: Uint8Array, count: number): Promise<void> {

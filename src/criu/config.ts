@@ -52,10 +52,10 @@ export function readConfig(file: string = CONFIG_FILE): CriuConfig {
   } catch (error) {
     if (!(error instanceof BpfimgError && errnoOf(error.cause) === 'ENOENT')) throw error;
   }
-  return parse(file, text);
+  return parseConfig(file, text);
 }
 
-function parse(file: string, text: string): CriuConfig {
+function parseConfig(file: string, text: string): CriuConfig {
   const said = new Map<string, string[]>();
   for (const [i, line] of text.split('\n').entries()) {
     const bad = (what: string) => new BpfimgError('badImage', `line ${i + 1}: ${what}`, { subject: file, line: i + 1 });
@@ -89,4 +89,4 @@ function parse(file: string, text: string): CriuConfig {
 }
 
 /** What holds where no file says otherwise. */
-export const USUAL: CriuConfig = parse(CONFIG_FILE, '');
+export const USUAL: CriuConfig = parseConfig(CONFIG_FILE, '');

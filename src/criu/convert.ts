@@ -20,7 +20,7 @@ import {
 import { tableText } from '../dump/plugin-table.js';
 import { rewriteImage } from '../dump/rewrite.js';
 import { BpfimgError } from '../errors.js';
-import { BPFMAP_FILE, FDINFO, FILES, INVENTORY, type Kind } from '../image/kinds.js';
+import { BPFMAP_FILE, FDINFO, FILES, type ImageKind, INVENTORY } from '../image/kinds.js';
 import { ImageReader } from '../image/reader.js';
 import type { BpfmapFileEntry, FdinfoEntry, FileEntry, InventoryEntry } from '../image/schema.gen.js';
 import { encodeMessage } from '../image/wire.js';
@@ -34,7 +34,7 @@ import type { JsonObject } from '../value.js';
 import { nativeFate } from './native.js';
 
 /** Who restores the maps of a dump: CRIU itself, or the plugin. */
-export type Form = 'native' | 'plugin';
+export type DumpForm = 'native' | 'plugin';
 
 /** One map of a dump that was converted. */
 export interface ConvertedMap {
@@ -53,7 +53,7 @@ export type Conversion = { readonly maps: readonly ConvertedMap[] } | { readonly
  * Converts the dump in `folder`, whole or not at all.
  * @throws BpfimgError `unsupported` when its maps would be damaged by the other way of restoring them
  */
-export async function convert(folder: string, to: Form, types: MapTypes): Promise<Conversion> {
+export async function convert(folder: string, to: DumpForm, types: MapTypes): Promise<Conversion> {
   const dump = await openDump(folder);
   try {
     if (!dump.images.has(IMAGE.files)) {
@@ -68,10 +68,10 @@ export async function convert(folder: string, to: Form, types: MapTypes): Promis
     const maps = dump.maps.map((map) => (to === 'native' ? nativeRow : pluginRow)(dump, map, types));
     const refused = maps.filter(({ problem }) => problem !== undefined);
     if (refused.length > 0) {
-      const told = refused.slice(0, TOLD).map(({ row, problem }) => {
+      const told = refused.slice(0, NAMED_MAPS).map(({ row, problem }) => {
         return `map ${row.mapId}${row.name === '' ? '' : ` (${row.name})`}, type ${types.get(row.type).name}: ${problem}`;
       });
-      const more = refused.length > TOLD ? `; and ${refused.length - TOLD} more maps` : '';
+      const more = refused.length > NAMED_MAPS ? `; and ${refused.length - NAMED_MAPS} more maps` : '';
       const whose = to === 'native' ? 'CRIU without the plugin' : 'the plugin';
       throw new BpfimgError('unsupported', `${whose} cannot restore ${told.join('; ')}${more}`, { subject: folder });
     }
@@ -83,7 +83,7 @@ export async function convert(folder: string, to: Form, types: MapTypes): Promis
 }
 
 /** Maps that a message names. */
-const TOLD = 5;
+const NAMED_MAPS = 5;
 
 /** @throws BpfimgError for images that contradict each other: what they say cannot be carried over */
 function checkSound(dump: Dump): void {
@@ -99,23 +99,23 @@ function checkSound(dump: Dump): void {
   throw new BpfimgError('badImage', `${wrong}; bpfimg verify tells more`, { subject: dump.name });
 }
 
-interface Judged {
+interface MapVerdict {
   readonly row: ConvertedMap;
   readonly problem: string | undefined;
 }
 
-function judged(map: DumpMap, problem: string | undefined, lacks: readonly string[]): Judged {
+function mapVerdict(map: DumpMap, problem: string | undefined, lacks: readonly string[]): MapVerdict {
   const { map_name: name, map_type: type } = (map.files[0] as DumpMap['files'][0]).message;
   const report: Report = lacks.length === 0 ? FULL : { kind: 'partial', why: lacks.join('; ') };
   return { row: { mapId: map.mapId, name, type, items: map.data.at(-1)?.count ?? 0, report }, problem };
 }
 
-function nativeRow(dump: Dump, map: DumpMap, types: MapTypes): Judged {
+function nativeRow(dump: Dump, map: DumpMap, types: MapTypes): MapVerdict {
   const { problem, lacks } = nativeFate(dump, map, types);
-  return judged(map, problem, lacks);
+  return mapVerdict(map, problem, lacks);
 }
 
-function pluginRow(_dump: Dump, map: DumpMap, types: MapTypes): Judged {
+function pluginRow(_dump: Dump, map: DumpMap, types: MapTypes): MapVerdict {
   const [first, ...others] = map.files.map(({ message }) => mapText(message));
   const { map_type: type } = (map.files[0] as DumpMap['files'][0]).message;
   const problem = others.some((one) => one !== first)
@@ -125,7 +125,7 @@ function pluginRow(_dump: Dump, map: DumpMap, types: MapTypes): Judged {
       : undefined;
   const lacks = types.row(type) === undefined ? [STRANGE] : [];
   if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
-  return judged(map, problem, lacks);
+  return mapVerdict(map, problem, lacks);
 }
 
 /** What the plugin's images say elsewhere, of each open file. */
@@ -184,7 +184,7 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
     written.add(name);
     return images.file(name);
   };
-  const rewrite = async <M extends JsonObject>(name: string, kind: Kind<M>, edit: (message: M) => JsonObject) => {
+  const rewrite = async <M extends JsonObject>(name: string, kind: ImageKind<M>, edit: (message: M) => JsonObject) => {
     const input = images.read(name);
     if (input === undefined) return;
     try {

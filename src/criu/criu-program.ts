@@ -68,7 +68,7 @@ export interface HostOptions {
 /** Folders with programs for root, which others' PATH leaves out. */
 const SYSTEM_FOLDERS = ['/usr/local/sbin', '/usr/sbin', '/sbin'];
 /** Milliseconds that CRIU may take to say its version. */
-const PATIENCE = 10_000;
+const VERSION_TIMEOUT = 10_000;
 /** Exported by every CRIU, for its plugins. */
 const EXPORTED = 'criu_get_image_dir';
 /** CRIU's record of how it dumps files of BPF maps, exported where it can; and the library that it needs for it. */
@@ -86,11 +86,11 @@ const RELEASES: readonly (readonly [before: string, stops: Stops, why: string])[
  * Looks at the CRIU of this host. What is wrong with it is a finding, not an error.
  * @throws BpfimgError `notFound` for a program that was named and is not there
  */
-export function lookAtCriu(options: HostOptions): CriuHost {
-  return new Look(options).host();
+export function inspectCriu(options: HostOptions): CriuHost {
+  return new CriuInspection(options).host();
 }
 
-class Look {
+class CriuInspection {
   readonly #findings: HostFinding[] = [];
 
   constructor(readonly options: HostOptions) {}
@@ -162,7 +162,7 @@ class Look {
       spawnSync(program, args, {
         env: { ...this.options.env, LC_ALL: 'C' },
         encoding: 'latin1',
-        timeout: PATIENCE,
+        timeout: VERSION_TIMEOUT,
         stdio: ['ignore', 'pipe', 'pipe'],
       });
     const { error, stdout = '', stderr = '' } = run('--version');
@@ -327,7 +327,7 @@ function isBefore(version: string, other: string): boolean {
 }
 
 /** Larger files are no program that anybody means. */
-const MOST_BYTES = 256 * 1024 * 1024;
+const MAX_PROGRAM = 256 * 1024 * 1024;
 const ELF64 = '7f454c4602';
 const ELF_HEADER = 64;
 const SECTION_HEADER = 64;
@@ -341,7 +341,7 @@ function readLoadable(file: string): Buffer {
   let bytes: Buffer;
   try {
     const { size } = fs.statSync(file);
-    if (size > MOST_BYTES)
+    if (size > MAX_PROGRAM)
       throw new BpfimgError('unsupported', `${size} bytes are too many for a program`, { subject: file });
     bytes = fs.readFileSync(file);
   } catch (error) {

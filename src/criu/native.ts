@@ -33,7 +33,7 @@ const RESTORES: Readonly<Record<string, 'items' | 'empty'>> = {
 /** Why a type is in neither row. */
 function whyNot(type: MapType): string {
   if (type.inner) return 'its values are maps, which CRIU does not make';
-  if (type.refers) return 'its values are numbers that mean nothing to a fresh map';
+  if (type.holdsReferences) return 'its values are numbers that mean nothing to a fresh map';
   if (type.key === 'fd') return 'its keys are file descriptors of another process';
   return 'CRIU has no way to make and fill it';
 }
@@ -57,14 +57,14 @@ export function nativeFate(dump: Dump, map: DumpMap, types: MapTypes): NativeFat
   return { problem, lacks: [...itemLacks(map, file, types), ...fileLacks(map, file, open)] };
 }
 
-function itemsOf(map: DumpMap): number {
+function itemCount(map: DumpMap): number {
   return map.data.at(-1)?.count ?? 0;
 }
 
 function badType(map: DumpMap, type: MapType): string | undefined {
   const restores = RESTORES[type.name];
   if (restores === undefined) return whyNot(type);
-  const count = itemsOf(map);
+  const count = itemCount(map);
   return restores === 'empty' && count > 0 ? `it has ${count} items, CRIU can make it only empty` : undefined;
 }
 
@@ -92,7 +92,7 @@ function cpusOf(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): number | 
 /** With BPF_F_NO_COMMON_LRU each CPU has its own share of the elements, and CRIU writes from one. */
 function badShare(map: DumpMap, file: BpfmapFileEntry, type: MapType): string | undefined {
   if (type.evicts !== true || (file.map_flags & MAP_FLAG.NO_COMMON_LRU) === 0) return undefined;
-  const count = itemsOf(map);
+  const count = itemCount(map);
   const share = Math.floor(file.max_entries / cpusRecorded(map));
   return count > share ? `it has ${count} items, CRIU can write ${share} of them (BPF_F_NO_COMMON_LRU)` : undefined;
 }
@@ -109,7 +109,7 @@ function itemLacks(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): string
   const cpus = cpusOf(map, file, types);
   if (cpus !== undefined) lacks.push(`right only where the host has ${cpus} possible CPUs`);
   const shared = types.get(file.map_type).evicts === true && (file.map_flags & MAP_FLAG.NO_COMMON_LRU) === 0;
-  if (shared && itemsOf(map) > file.max_entries - LRU_KEPT_APART * cpusRecorded(map)) {
+  if (shared && itemCount(map) > file.max_entries - LRU_KEPT_APART * cpusRecorded(map)) {
     lacks.push('nearly full, so the kernel may drop items');
   }
   return lacks;

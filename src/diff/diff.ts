@@ -11,7 +11,7 @@ import type { ItemShape } from '../json/items.js';
 import { isBare, type MapTypes, reportText } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
 import { ItemDifferences } from './differences.js';
-import { diffItems, type ItemRules, type Items, type Place } from './items.js';
+import { type BufferPart, diffItems, type ItemRules, type Items } from './items.js';
 import type { MapPair } from './pairs.js';
 
 /** One of the two dumps. */
@@ -102,7 +102,7 @@ export class MapComparison {
       }
       return { attributes, items: undefined, unknown: undefined };
     }
-    const none: SideItems = { input: nothing, keysAt: 0, valuesAt: 0, count: 0, keySize: 0, valueSize: 0 };
+    const none: SideItems = { input: emptyInput, keysAt: 0, valuesAt: 0, count: 0, keySize: 0, valueSize: 0 };
     const [aItems, bItems] = [left.items ?? sized(none, right.items), right.items ?? sized(none, left.items)];
     const { limit, once } = this.options;
     const found = new ItemDifferences(aItems.count, bItems.count, limit, once);
@@ -172,12 +172,12 @@ export class MapComparison {
     return {
       perCpu: padded(aItems, bItems),
       blankKey: type.key === 'prefix' ? blankBeyondPrefix : undefined,
-      sameValue: type.inner ? this.#sameInner : type.refers ? sameReference(a, b) : undefined,
+      sameValue: type.inner ? this.#sameInner : type.holdsReferences ? sameReference(a, b) : undefined,
     };
   }
 
   /** Whether two ids of inner maps are of maps that belong to each other. */
-  readonly #sameInner = (_key: Place, a: Place, b: Place): boolean => {
+  readonly #sameInner = (_key: BufferPart, a: BufferPart, b: BufferPart): boolean => {
     if (a.size !== 4 || b.size !== 4) return a.size === b.size && sameBytes(a, b);
     const id = a.view.getUint32(a.at, true);
     const other = b.view.getUint32(b.at, true);
@@ -199,7 +199,7 @@ type Data =
   | { readonly kind: 'items'; readonly items: SideItems | undefined }
   | { readonly kind: 'blob'; readonly data: MapData; readonly input: Input };
 
-const nothing: Input = { name: 'nothing', size: 0, path: undefined, read: () => 0, close() {} };
+const emptyInput: Input = { name: 'nothing', size: 0, path: undefined, read: () => 0, close() {} };
 
 /** No items, of the size that the other side's have. */
 function sized(none: SideItems, other: SideItems | undefined): SideItems {
@@ -252,21 +252,21 @@ function blankBeyondPrefix(view: DataView, at: number, size: number): void {
   }
 }
 
-function sameBytes(a: Place, b: Place): boolean {
+function sameBytes(a: BufferPart, b: BufferPart): boolean {
   if (a.size !== b.size) return false;
   for (let i = 0; i < a.size; i++) if (a.view.getUint8(a.at + i) !== b.view.getUint8(b.at + i)) return false;
   return true;
 }
 
 /** What an item refers to, and the numbers in its value that say so on its host alone. */
-interface Target {
+interface ItemReference {
   readonly text: string;
   readonly ids: ReadonlySet<number>;
 }
 
 /** Of a map's items, by their keys in hex. */
-function targetsOf(map: DumpMap): Map<string, Target> {
-  const targets = new Map<string, Target>();
+function itemReferences(map: DumpMap): Map<string, ItemReference> {
+  const targets = new Map<string, ItemReference>();
   for (const { key, program, ifindex, ifname } of factsOf(map.meta).references ?? []) {
     const { id, type, name, tag } = program ?? {};
     const known = tag !== undefined || name !== undefined;
@@ -284,7 +284,7 @@ function targetsOf(map: DumpMap): Map<string, Target> {
  * are other ones on another host, or after the next boot.
  */
 function sameReference(a: DumpMap, b: DumpMap): ItemRules['sameValue'] {
-  const [left, right] = [targetsOf(a), targetsOf(b)];
+  const [left, right] = [itemReferences(a), itemReferences(b)];
   if (left.size === 0 || right.size === 0) return undefined;
   return (key, x, y) => {
     if (sameBytes(x, y)) return true;

@@ -2,7 +2,7 @@
 import { Parts } from './parts.js';
 
 /** Bytes of two positions. */
-const PAIR = 8;
+const PAIR_BYTES = 8;
 /** Pairs that are held in memory; and positions in a part of those that are not. */
 const HELD = 1 << 20;
 
@@ -44,7 +44,7 @@ export class PositionPairs {
       this.#held = this.limit;
       return;
     }
-    this.#parts ??= new Parts(Math.ceil(this.positions / this.most), PAIR, 4096);
+    this.#parts ??= new Parts(Math.ceil(this.positions / this.most), PAIR_BYTES, 4096);
     for (let i = 0; i < this.#held; i++) {
       const first = this.#words[2 * i + 1] as number;
       const at = this.#parts.slot(Math.floor(first / this.most));
@@ -69,8 +69,8 @@ export class PositionPairs {
         words = new Uint32Array(2 * this.most);
         count = 0;
         for await (const page of this.#parts.read(part)) {
-          new Uint8Array(words.buffer).set(page, count * PAIR);
-          count += page.length / PAIR;
+          new Uint8Array(words.buffer).set(page, count * PAIR_BYTES);
+          count += page.length / PAIR_BYTES;
         }
       }
       this.#sort(words, count);

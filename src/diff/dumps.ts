@@ -4,7 +4,7 @@ import type { Dump, DumpMap } from '../dump/model.js';
 import type { TypeFinder } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor } from '../io/input.js';
-import { fitting, type ItemForms } from '../json/items.js';
+import { formsThatFit, type ItemForms } from '../json/items.js';
 import type { MapTypes } from '../maptype.js';
 import { type AttributeChange, isDifferent, MapComparison, type MapDifference, type SideItems } from './diff.js';
 import { pairMaps } from './pairs.js';
@@ -43,7 +43,7 @@ export interface DiffedMap {
  * grow with the maps. Both dumps must stay open meanwhile.
  * @throws BpfimgError when an image ends early
  */
-export async function* diff(
+export async function* diffDumps(
   a: Dump,
   b: Dump,
   types: MapTypes,
@@ -67,8 +67,8 @@ export async function* diff(
       const { changed, removed, added } = items?.found ?? {};
       const counts = { changed: changed?.count ?? 0, removed: removed?.count ?? 0, added: added?.count ?? 0 };
       const forms = [
-        await formsOf(pair.a, types, finders.a, items?.a),
-        await formsOf(pair.b, types, finders.b, items?.b),
+        await mapForms(pair.a, types, finders.a, items?.a),
+        await mapForms(pair.b, types, finders.b, items?.b),
       ] as const;
       yield { ...pair, attributes, counts, unknown, changes: () => changesOf(items, ...forms) };
     } finally {
@@ -79,7 +79,7 @@ export async function* diff(
 
 const NONE = { changed: 0, removed: 0, added: 0 };
 
-async function formsOf(
+async function mapForms(
   map: DumpMap,
   types: MapTypes,
   finder: TypeFinder | undefined,
@@ -87,7 +87,7 @@ async function formsOf(
 ): Promise<ItemForms | undefined> {
   if (items === undefined) return undefined;
   const typed = await finder?.forms([map]);
-  return fitting(itemForms(map, types, typed?.of(map)), items.keySize, items.perCpu ?? items.valueSize);
+  return formsThatFit(itemForms(map, types, typed?.of(map)), items.keySize, items.perCpu ?? items.valueSize);
 }
 
 async function* changesOf(

@@ -36,18 +36,18 @@ export interface ItemRules {
   /** Bytes of one CPU's value, where each is filled up to a multiple of 8: Linux 7.2 and newer zero what fills it up. */
   readonly perCpu?: number | undefined;
   /** Whether two values are the same that have one key, where that is not a matter of bytes alone. */
-  readonly sameValue?: ((key: Place, a: Place, b: Place) => boolean) | undefined;
+  readonly sameValue?: ((key: BufferPart, a: BufferPart, b: BufferPart) => boolean) | undefined;
 }
 
 /** Bytes within a buffer. */
-export interface Place {
+export interface BufferPart {
   readonly view: DataView;
   readonly at: number;
   readonly size: number;
 }
 
 /** Sizes that decide which way items are compared; tests have their own. */
-export interface Limits {
+export interface CompareLimits {
   /** Bytes of an item from which on it is compared where it stands. */
   readonly wide: number;
   /** Of a part's items on one side, to be held at once. */
@@ -57,7 +57,7 @@ export interface Limits {
   readonly parts: number;
 }
 
-const LIMITS: Limits = {
+const COMPARE_LIMITS: CompareLimits = {
   wide: 16 * 1024,
   bytes: 12 * 1024 * 1024,
   items: 512 * 1024,
@@ -73,7 +73,7 @@ export async function diffItems(
   b: Items,
   rules: ItemRules,
   found: ItemDifferences,
-  limits: Limits = LIMITS,
+  limits: CompareLimits = COMPARE_LIMITS,
 ): Promise<void> {
   if (rules.ordered === true) return new Sequences(a, b, found).compare();
   if (a.keySize !== b.keySize && a.count > 0 && b.count > 0) {
@@ -95,7 +95,7 @@ function shorter(items: Items): BpfimgError {
 // Many items
 
 /** Whether `size` bytes are equal. */
-function equal(a: DataView, aAt: number, b: DataView, bAt: number, size: number): boolean {
+function equalRange(a: DataView, aAt: number, b: DataView, bAt: number, size: number): boolean {
   let i = 0;
   for (; i + 4 <= size; i += 4) if (a.getInt32(aAt + i, true) !== b.getInt32(bAt + i, true)) return false;
   for (; i < size; i++) if (a.getUint8(aAt + i) !== b.getUint8(bAt + i)) return false;
@@ -103,13 +103,13 @@ function equal(a: DataView, aAt: number, b: DataView, bAt: number, size: number)
 }
 
 /** Bytes within a value. */
-interface Part {
+interface ValuePart {
   readonly at: number;
   readonly size: number;
 }
 
 /** The parts of a value of `valueSize` bytes in which a difference counts. */
-function partsThatCount(valueSize: number, { perCpu }: ItemRules): readonly Part[] {
+function partsThatCount(valueSize: number, { perCpu }: ItemRules): readonly ValuePart[] {
   if (perCpu === undefined) return [{ at: 0, size: valueSize }];
   const stride = roundUp8(perCpu);
   return Array.from({ length: Math.floor(valueSize / stride) }, (_, cpu) => ({ at: cpu * stride, size: perCpu }));
@@ -162,7 +162,7 @@ class Stream {
 type Visit = (position: number, count: number, same: boolean) => void;
 
 /** One part's items of one side, in memory: of each key the last. */
-class Table {
+class ItemTable {
   /** Records as {@link Parts} have them: position, key, value. */
   records: Buffer;
   view: DataView;
@@ -177,7 +177,7 @@ class Table {
   constructor(
     readonly keySize: number,
     valueSize: number,
-    readonly limits: Limits,
+    readonly limits: CompareLimits,
   ) {
     this.#size = 4 + keySize + valueSize;
     this.records = Buffer.from(new ArrayBuffer(64 * this.#size));
@@ -229,7 +229,7 @@ class Table {
       const record = (this.#slots[slot] as number) - 1;
       if (record < 0) return slot;
       if (this.#hashes[record] !== hash) continue;
-      if (equal(from, at, this.view, record * this.#size + 4, this.keySize)) return slot;
+      if (equalRange(from, at, this.view, record * this.#size + 4, this.keySize)) return slot;
     }
   }
 
@@ -285,17 +285,17 @@ const MOST_LEVELS = 12;
 class ManyItems {
   readonly #hash = new KeyHash();
   /** The part of either side that is being compared. */
-  readonly #tables: readonly [Table, Table];
-  readonly #counts: readonly Part[];
+  readonly #tables: readonly [ItemTable, ItemTable];
+  readonly #counts: readonly ValuePart[];
 
   constructor(
     readonly a: Items,
     readonly b: Items,
     readonly rules: ItemRules,
     readonly found: ItemDifferences,
-    readonly limits: Limits,
+    readonly limits: CompareLimits,
   ) {
-    this.#tables = [new Table(a.keySize, a.valueSize, limits), new Table(b.keySize, b.valueSize, limits)];
+    this.#tables = [new ItemTable(a.keySize, a.valueSize, limits), new ItemTable(b.keySize, b.valueSize, limits)];
     this.#counts = partsThatCount(a.valueSize, rules);
   }
 
@@ -400,7 +400,7 @@ class ManyItems {
         b.skip(ready);
       } else {
         for (let i = 0; i < ready; i++) {
-          const sameKey = equal(a.keys.view, a.keys.at, b.keys.view, b.keys.at, keySize);
+          const sameKey = equalRange(a.keys.view, a.keys.at, b.keys.view, b.keys.at, keySize);
           visit(done + i, 1, sameKey && this.#sameValue(a.keys.view, a.keys.at, a.values, b.values));
           a.skip(1);
           b.skip(1);
@@ -424,7 +424,7 @@ class ManyItems {
       return sameValue(keyPlace, { view: a, at: aAt, size: aSize }, { view: b, at: bAt, size: bSize });
     }
     if (aSize !== bSize) return false;
-    return this.#counts.every(({ at, size }) => equal(a, aAt + at, b, bAt + at, size));
+    return this.#counts.every(({ at, size }) => equalRange(a, aAt + at, b, bAt + at, size));
   }
 
   async #join(sides: readonly [Parts, Parts], hash: KeyHash, level: number): Promise<void> {
@@ -438,7 +438,7 @@ class ManyItems {
   }
 
   /** Takes in a part's items; false when they are too many. */
-  async #load(parts: Parts, part: number, table: Table, hash: KeyHash): Promise<boolean> {
+  async #load(parts: Parts, part: number, table: ItemTable, hash: KeyHash): Promise<boolean> {
     table.clear(hash);
     for await (const page of parts.read(part)) {
       const view = viewOf(page);
@@ -448,7 +448,7 @@ class ManyItems {
     return true;
   }
 
-  #compare(a: Table, b: Table): void {
+  #compare(a: ItemTable, b: ItemTable): void {
     const { found } = this;
     const { keySize, valueSize } = this.a;
     const { perCpu, sameValue } = this.rules;
@@ -468,7 +468,7 @@ class ManyItems {
         { view: b.view, at: otherAt + 4 + keySize },
       ];
       if (bytesAlone) {
-        if (equal(left.view, left.at, right.view, right.at, valueSize)) continue;
+        if (equalRange(left.view, left.at, right.view, right.at, valueSize)) continue;
       } else if (this.#sameValue(a.view, at + 4, left, right)) continue;
       found.changed.add(a.view.getUint32(at, true), b.view.getUint32(otherAt, true));
     }
@@ -593,7 +593,7 @@ class WideItems {
     const { keySize } = a;
     const left = await this.#key(a, position);
     const right = await this.#key(b, other);
-    if (left !== undefined && right !== undefined) return equal(left, 0, right, 0, keySize);
+    if (left !== undefined && right !== undefined) return equalRange(left, 0, right, 0, keySize);
     return equalBytes(a.input, a.keysAt + position * keySize, b.input, b.keysAt + other * keySize, keySize);
   }
 
@@ -676,7 +676,7 @@ class Sequences {
       for (const end = at + ready; at < end; ) {
         const place = Math.floor(at / size);
         const part = Math.min(end, (place + 1) * size) - at;
-        if (place !== told && !equal(a.view, a.at, b.view, b.at, part)) {
+        if (place !== told && !equalRange(a.view, a.at, b.view, b.at, part)) {
           told = place;
           if (!visit(place)) return;
         }

@@ -26,7 +26,7 @@ const sizes: Trait = ({ data }) => {
   const shape = last && itemShape(last.count, last.keysBytes, last.valuesBytes);
   return shape && `${shape.keySize} ${shape.valueSize}`;
 };
-const named =
+const byName =
   (trait: Trait): Trait =>
   (map) =>
     mapName(map) === '' ? undefined : trait(map);
@@ -34,7 +34,7 @@ const named =
 /** Whether a map is known by its data alone. */
 const bare = (map: DumpMap) => map.files.length === 0;
 
-interface Rule {
+interface PairRule {
   readonly trait: Trait;
   /** It goes by ids, which mean nothing in another boot of the kernel. */
   readonly byId?: true;
@@ -46,13 +46,13 @@ interface Rule {
  * The same id is the same map where name and type agree. After a replay ids are others: then names tell, the more
  * that is the same the better; maps that share a name, or have none, are paired in their order.
  */
-const RULES: readonly Rule[] = [
+const RULES: readonly PairRule[] = [
   { trait: attributes('map_id', 'map_name', 'map_type'), byId: true },
   { trait: id, byId: true, bare: true },
   { trait: attributes('map_name', 'map_type', 'key_size', 'value_size', 'max_entries') },
   { trait: attributes('map_name', 'map_type', 'key_size', 'value_size') },
-  { trait: named(attributes('map_name', 'map_type')) },
-  { trait: named(attributes('map_name')) },
+  { trait: byName(attributes('map_name', 'map_type')) },
+  { trait: byName(attributes('map_name')) },
   { trait: attributes('map_id', 'map_type', 'key_size', 'value_size'), byId: true },
   { trait: sizes, bare: true },
 ];

@@ -84,14 +84,14 @@ const FILE_ATTRIBUTES: readonly Attribute[] = [
 const text = (value: Json) => print(value, { ...COMPACT, wide: 'digits' });
 
 /** Whether both say the same, in whatever order members stand. */
-export function equal(a: Json | undefined, b: Json | undefined): boolean {
+export function equalJson(a: Json | undefined, b: Json | undefined): boolean {
   const members = (value: Json | undefined) =>
     typeof value === 'object' && value !== null ? new Map(Object.entries(value)) : undefined;
   const [left, right] = [members(a), members(b)];
   if (left === undefined || right === undefined) {
     return left === right && (a === undefined || b === undefined ? a === b : String(a) === String(b));
   }
-  return left.size === right.size && [...left].every(([name, value]) => equal(value, right.get(name)));
+  return left.size === right.size && [...left].every(([name, value]) => equalJson(value, right.get(name)));
 }
 
 /** The map's members, from its first file. */
@@ -106,11 +106,12 @@ function fileMembers(file: MapFile, map: JsonObject, types: MapTypes): JsonObjec
   const members: JsonObject = { id: message.id };
   for (const { member, field, show, absent } of FILE_ATTRIBUTES) {
     const value = message[field];
-    if (value !== undefined && !(absent !== undefined && equal(value, absent))) members[member] = show(value, types);
+    if (value !== undefined && !(absent !== undefined && equalJson(value, absent)))
+      members[member] = show(value, types);
   }
   if (message.map_id !== map.map_id) members.map_id = message.map_id;
   for (const [member, value] of Object.entries(shown(message, types))) {
-    if (!equal(map[member], value)) members[member] = value;
+    if (!equalJson(map[member], value)) members[member] = value;
   }
   members.fds = file.holders.map(({ pid, fd, cloexec }) => ({ pid, fd, ...(cloexec ? { cloexec } : {}) }));
   if (message.$raw !== undefined) members.$raw = message.$raw;
@@ -148,7 +149,7 @@ function fresh(id: number): JsonObject {
  * the file. Where the document says what is there already, the bytes stay as they are.
  * @throws PointerError
  */
-export function fileMessage(
+export function documentFileMessage(
   before: JsonObject | undefined,
   id: number,
   map: JsonObject,
@@ -162,7 +163,7 @@ export function fileMessage(
     if (value === undefined) return;
     const parsed = attribute.parse(value, types);
     if (parsed === undefined) throw new PointerError(`/${attribute.member}`, `${text(value)} is not one`);
-    if (!equal(message[attribute.field] ?? attribute.absent, parsed)) message[attribute.field] = parsed;
+    if (!equalJson(message[attribute.field] ?? attribute.absent, parsed)) message[attribute.field] = parsed;
   };
   for (const attribute of MAP_ATTRIBUTES) set(attribute, { ...map, ...file });
   for (const attribute of FILE_ATTRIBUTES) set(attribute, file);

@@ -2,7 +2,7 @@
 
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
-import { type BtfObject, leftOut, writeBase64, writeBtf } from '../json/decode.js';
+import { type DocumentBtfObject, leftOutText, writeBase64, writeBtf } from '../json/decode.js';
 import { MAPS_FORMAT } from '../json/encode.js';
 import {
   ITEM_COMPACT,
@@ -37,7 +37,7 @@ export interface DocumentOptions {
 /** How the items of a document's maps look that are more than plain hex. */
 export interface DocumentForms {
   /** The BTF objects that they need and that are not the dump's. */
-  readonly objects: readonly BtfObject[];
+  readonly objects: readonly DocumentBtfObject[];
   /** Of one map, with the facts that its `types` stands for. */
   of(map: DumpMap): (MapForms & { readonly facts: TypeFacts }) | undefined;
 }
@@ -193,7 +193,7 @@ class DocumentWriter {
     const all = { ...members, ...more };
     const { entry } = data;
     if (options.noPayload) {
-      this.#open(all, shape ? 'items' : 'extra', JSON.stringify(leftOut(entry.extraSize)), level);
+      this.#open(all, shape ? 'items' : 'extra', JSON.stringify(leftOutText(entry.extraSize)), level);
     } else if (shape === undefined) {
       this.#open(all, 'extra', '"', level);
       await writeBase64(input, new Cursor(input, entry.extraAt, entry.extraAt + entry.extraSize), entry, out);

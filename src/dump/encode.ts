@@ -19,8 +19,8 @@ import { JsonReader, type Origin } from '../json/reader.js';
 import type { DocumentTypes } from '../json/types.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
+import { type Body, type DumpDestination, type MapToWrite, openTarget } from './destination.js';
 import type { MapHeader } from './maps-document.js';
-import { type Body, type MapToWrite, openTarget, type Target } from './target.js';
 
 /**
  * Encodes a maps document into `folder`.
@@ -50,7 +50,7 @@ class DocumentReader {
   constructor(
     input: Input,
     readonly types: MapTypes,
-    readonly target: Target,
+    readonly target: DumpDestination,
   ) {
     this.#reader = new JsonReader(input);
   }
@@ -154,7 +154,7 @@ class DocumentReader {
     const header: JsonObject = Object.create(null) as JsonObject;
     const bodies: Body[] = [];
     let data: DataSource | undefined;
-    let copies: Aside | undefined;
+    let copies: SpooledText | undefined;
     reader.sawBigint = false;
     const bad: Bad = (pointer, message) => {
       // The reader has moved on when a target finds fault with a map.
@@ -350,13 +350,13 @@ function inherited(map: JsonObject | undefined, own: JsonObject): JsonObject {
 }
 
 /** Text of a document that waits in a file. */
-interface Aside {
+interface SpooledText {
   readonly text: Spool;
   readonly origin: Origin;
 }
 
 /** Puts the value that stands next aside. */
-async function putAside(reader: JsonReader): Promise<Aside> {
+async function putAside(reader: JsonReader): Promise<SpooledText> {
   await reader.peek();
   const aside = { text: new Spool(), origin: reader.origin() };
   await reader.skip(aside.text);

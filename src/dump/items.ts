@@ -3,7 +3,7 @@ import { hex, isZero, roundUp8, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import type { Cursor } from '../io/input.js';
 import { pause } from '../io/pause.js';
-import { fitting, ItemCursors, type ItemForms, type ItemShape, rawForm, type Shown } from '../json/items.js';
+import { formsThatFit, ItemCursors, type ItemForms, type ItemShape, type JsonPrinter, rawForm } from '../json/items.js';
 import { mapIdForm } from '../json/map-id.js';
 import type { MapTypes } from '../maptype.js';
 import type { Json } from '../value.js';
@@ -31,7 +31,7 @@ export type Item =
  * @throws BpfimgError `badImage` for data that is not equal items, or that ends early
  */
 export async function* rawItems(dump: Dump, map: DumpMap, types: MapTypes): AsyncGenerator<RawItem, void, undefined> {
-  const found = itemsOf(dump, map, types);
+  const found = foundItems(dump, map, types);
   if (found !== undefined) yield* read(found);
 }
 
@@ -45,18 +45,18 @@ export async function* items(
   types: MapTypes,
   finder?: TypeFinder,
 ): AsyncGenerator<Item, void, undefined> {
-  const found = itemsOf(dump, map, types);
+  const found = foundItems(dump, map, types);
   if (found === undefined) return;
   const { keySize, valueSize, perCpu } = found.shape;
   const typed = await finder?.forms([map]);
-  const forms = fitting(itemForms(map, types, typed?.of(map)), keySize, perCpu ?? valueSize);
+  const forms = formsThatFit(itemForms(map, types, typed?.of(map)), keySize, perCpu ?? valueSize);
   for await (const item of read(found)) yield shownItem(item, forms);
 }
 
 /** An item as a document has it; its bytes are those of its forms. */
 export function shownItem({ key, value, values }: RawItem, forms: ItemForms | undefined): Item {
-  if (values === undefined) return { key: json(forms?.key, key), value: json(forms?.value, value) };
-  return { key: json(forms?.key, key), values: values.map((one) => cpuJson(forms?.value, one)) };
+  if (values === undefined) return { key: itemJson(forms?.key, key), value: itemJson(forms?.value, value) };
+  return { key: itemJson(forms?.key, key), values: values.map((one) => cpuJson(forms?.value, one)) };
 }
 
 /** An item of these bytes. */
@@ -78,7 +78,7 @@ interface FoundItems {
   readonly shape: ItemShape;
 }
 
-function itemsOf(dump: Dump, map: DumpMap, types: MapTypes): FoundItems | undefined {
+function foundItems(dump: Dump, map: DumpMap, types: MapTypes): FoundItems | undefined {
   // CRIU restores from the last.
   const data = map.data.at(-1);
   if (dump.data === undefined || data === undefined || data.count === 0) return undefined;
@@ -121,14 +121,14 @@ function* cpuValues(value: Uint8Array, size: number): Generator<Uint8Array> {
   for (let at = 0; at < value.length; at += roundUp8(size)) yield value.subarray(at, at + size);
 }
 
-function json(form: Shown | undefined, bytes: Uint8Array): Json {
+function itemJson(form: JsonPrinter | undefined, bytes: Uint8Array): Json {
   return form === undefined ? hex(bytes) : form.show(viewOf(bytes), 0);
 }
 
 /** One CPU's value; with what fills it up where that is not zero, as the kernel keeps what was written. */
-function cpuJson(form: Shown | undefined, value: Uint8Array): Json {
+function cpuJson(form: JsonPrinter | undefined, value: Uint8Array): Json {
   const stride = roundUp8(value.length);
   const padded = new Uint8Array(value.buffer, value.byteOffset, stride);
-  if (isZero(padded, value.length)) return json(form, value);
-  return json(form && rawForm(stride), padded);
+  if (isZero(padded, value.length)) return itemJson(form, value);
+  return itemJson(form && rawForm(stride), padded);
 }

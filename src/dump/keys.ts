@@ -15,7 +15,7 @@ export interface DuplicateKey {
 }
 
 /** Two 32-bit hashes of bytes that come in pieces. */
-class KeyHash {
+class KeyHashPair {
   one = 0;
   two = 0;
 
@@ -63,7 +63,7 @@ export async function duplicateKeys(
   const slots = 1 << bits;
   // Each slot: both hashes, and the key's position + 1; 0 is free. Shares are even enough never to fill it.
   const table = new Uint32Array(slots * 3);
-  const hash = new KeyHash();
+  const hash = new KeyHashPair();
   for (let pass = 0; pass < passes; pass++) {
     table.fill(0);
     let held = 0;

@@ -8,6 +8,7 @@
 
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import { BTF_MAX } from '../btf/btf.js';
 import { roundUp8 } from '../bytes.js';
 import { BpfimgError, ioError } from '../errors.js';
 import {
@@ -18,8 +19,8 @@ import {
   FDINFO,
   FILES,
   IDS,
+  type ImageKind,
   INVENTORY,
-  type Kind,
   PSTREE,
 } from '../image/kinds.js';
 import { type Entry, ImageReader } from '../image/reader.js';
@@ -150,9 +151,6 @@ export interface DumpBtf {
   /** Reads the blob. */
   read(): Promise<Buffer>;
 }
-
-/** Longest BTF that is read: what the kernel loads (BTF_MAX_SIZE). */
-const BTF_MAX = 16 * 1024 * 1024;
 
 /** Entries that contradict others and so have no place in the maps. */
 export interface Lost {
@@ -315,7 +313,11 @@ export function ownImages({ bpfmapFile, data, meta, btf }: ImageNames): string[]
  * bpfmap-data.img without files. The dump owns `input`, which must have a size.
  * @returns undefined for an image of another kind
  */
-export async function openDumpImage(input: Input, kind: Kind, onBroken: OnBroken = rethrow): Promise<Dump | undefined> {
+export async function openDumpImage(
+  input: Input,
+  kind: ImageKind,
+  onBroken: OnBroken = rethrow,
+): Promise<Dump | undefined> {
   const builder = new DumpBuilder(input.name, onBroken);
   if (kind === BPFMAP_DATA) await builder.dataImage(input, IMAGE.data);
   else if (kind === FILES) await builder.read(input, IMAGE.files, FILES, (entry) => builder.filesEntry(entry));
@@ -328,7 +330,11 @@ export async function openDumpImage(input: Input, kind: Kind, onBroken: OnBroken
 /** Open files and data entries a dump may have. No kernel holds so many maps; an image can claim them. */
 const MAX_ENTRIES = 1_000_000;
 
-type EachEntry = <M extends JsonObject>(name: string, kind: Kind<M>, take: (entry: Entry<M>) => void) => Promise<void>;
+type EachEntry = <M extends JsonObject>(
+  name: string,
+  kind: ImageKind<M>,
+  take: (entry: Entry<M>) => void,
+) => Promise<void>;
 
 class DumpBuilder {
   readonly #maps = new Map<
@@ -377,7 +383,7 @@ class DumpBuilder {
   async read<M extends JsonObject>(
     input: Input,
     name: string,
-    kind: Kind<M>,
+    kind: ImageKind<M>,
     take: (entry: Entry<M>) => void,
   ): Promise<void> {
     this.#images.add(name);

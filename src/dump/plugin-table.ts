@@ -22,7 +22,7 @@ export interface TableLine {
 const FORM = /^(0|[1-9a-f][0-9a-f]{0,7}) (0|[1-9][0-9]{0,9}) ([0-7]{1,12})$/;
 
 /** Bytes of the longest line, its end included. */
-const LONGEST = 8 + 1 + 10 + 1 + 12 + 1;
+const LONGEST_LINE = 8 + 1 + 10 + 1 + 12 + 1;
 
 /**
  * Reads the table's lines in order.
@@ -31,9 +31,9 @@ const LONGEST = 8 + 1 + 10 + 1 + 12 + 1;
 export async function readTable(input: Input, take: (line: TableLine) => void): Promise<void> {
   const cursor = new Cursor(input);
   let line = 1;
-  while ((await cursor.fill(LONGEST)) > 0) {
+  while ((await cursor.fill(LONGEST_LINE)) > 0) {
     // Only at the end of the table are there fewer bytes than the longest line has.
-    const least = cursor.ready < LONGEST ? 1 : LONGEST;
+    const least = cursor.ready < LONGEST_LINE ? 1 : LONGEST_LINE;
     for (; cursor.ready >= least; line++) take(lineOf(input, cursor, line));
     await pause();
   }
@@ -41,7 +41,7 @@ export async function readTable(input: Input, take: (line: TableLine) => void): 
 
 function lineOf(input: Input, cursor: Cursor, line: number): TableLine {
   const { bytes, at, ready } = cursor;
-  const start = Buffer.from(bytes.buffer, bytes.byteOffset + at, Math.min(ready, LONGEST));
+  const start = Buffer.from(bytes.buffer, bytes.byteOffset + at, Math.min(ready, LONGEST_LINE));
   const end = start.indexOf(0x0a);
   const text = start.toString('latin1', 0, end < 0 ? undefined : end);
   const match = end < 0 ? null : FORM.exec(text);

@@ -1,5 +1,5 @@
 /** Copies images with some of their entries changed; what does not change keeps its bytes. */
-import type { Kind } from '../image/kinds.js';
+import type { ImageKind } from '../image/kinds.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeMessage } from '../image/writer.js';
@@ -16,7 +16,7 @@ export interface NewEntry {
 }
 
 /** Writes an entry of an image of `kind`, its text one character a byte. */
-export async function writeEntry({ message, extra }: NewEntry, kind: Kind, out: Output): Promise<void> {
+export async function writeEntry({ message, extra }: NewEntry, kind: ImageKind, out: Output): Promise<void> {
   writeMessage(out, encodeMessage(kind.message, message, 'latin1'));
   await extra?.(out);
 }
@@ -29,7 +29,7 @@ export async function writeEntry({ message, extra }: NewEntry, kind: Kind, out: 
  */
 export async function rewriteImage<M extends JsonObject>(
   input: Input,
-  kind: Kind<M>,
+  kind: ImageKind<M>,
   out: Output,
   change: (message: M, index: number) => NewEntry | undefined,
 ): Promise<void> {

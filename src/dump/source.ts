@@ -1,16 +1,18 @@
 /** A dump from whatever the user named: a folder, one image, or standard input. */
 
-import type { Kind } from '../image/kinds.js';
+import type { ImageKind } from '../image/kinds.js';
 import { ImageReader } from '../image/reader.js';
 import { Cursor, type Input } from '../io/input.js';
 import { Spool } from '../io/spool.js';
 import { type Dump, type OnBroken, openDumpImage } from './model.js';
 
 /** An image that was opened as a dump, or one whose kind has no maps in it. */
-export type Opened = { readonly dump: Dump } | { readonly dump: undefined; readonly input: Input; readonly kind: Kind };
+export type OpenedImage =
+  | { readonly dump: Dump }
+  | { readonly dump: undefined; readonly input: Input; readonly kind: ImageKind };
 
 /** Opens one image, and owns `given`; a pipe is put aside first, because items are read at two places in turn. */
-export async function openImageSource(given: Input, onBroken?: OnBroken): Promise<Opened> {
+export async function openImageSource(given: Input, onBroken?: OnBroken): Promise<OpenedImage> {
   const input = given.size === undefined ? await aside(given) : given;
   try {
     const { kind } = await ImageReader.open(input);

@@ -6,13 +6,13 @@ import * as fs from 'node:fs';
 import { Btf } from '../btf/btf.js';
 import { typeDefinitions, typeName, typeNamed } from '../btf/c.js';
 import { type BtfFile, type MapDefinition, readBtfFile } from '../btf/elf.js';
-import { extractTypes, type Wanted } from '../btf/extract.js';
+import { extractTypes, type WantedTypes } from '../btf/extract.js';
 import { valueCodec } from '../btf/values.js';
 import { BpfimgError } from '../errors.js';
 import { openFile } from '../io/input.js';
-import type { BtfObject, FormSource } from '../json/decode.js';
+import type { DocumentBtfObject, FormSource } from '../json/decode.js';
 import { FORM_MOST, itemShape, type MapForms } from '../json/items.js';
-import { formsOf, type NamedTypes } from '../json/types.js';
+import { type NamedTypes, namedForms } from '../json/types.js';
 import { type KnownTypes, type TypeFacts, typesRefused } from '../maptype.js';
 import type { DocumentForms } from './document.js';
 import { factsOf } from './facts.js';
@@ -51,7 +51,7 @@ export interface Definitions {
 const KERNEL = '/sys/kernel/btf/vmlinux';
 
 /** Types that were named by hand. */
-interface ByHand {
+interface TypeOption {
   readonly text: string;
   readonly map: string;
   readonly key: string;
@@ -66,12 +66,12 @@ export class TypeFinder {
   readonly #path: string | undefined;
   readonly #file: BtfFile | undefined;
   readonly #fileName: string;
-  readonly #byHand: readonly (ByHand & { readonly maps: readonly DumpMap[] })[];
+  readonly #byHand: readonly (TypeOption & { readonly maps: readonly DumpMap[] })[];
   readonly #parsed = new Map<number, Btf | undefined>();
   readonly #checkedObjects = new Set<number>();
   readonly #found = new Map<DumpMap, NamedTypes | undefined>();
   /** BTF objects that are not the dump's, by the id they get in a document. */
-  readonly #added = new Map<number, BtfObject>();
+  readonly #added = new Map<number, DocumentBtfObject>();
   #fileId: number | undefined;
   /** Maps of which it has been said that the file may mean several. */
   readonly #unclear = new Set<DumpMap>();
@@ -88,7 +88,7 @@ export class TypeFinder {
     this.#fileName = btf?.replace(/^.*\/(?=.)/, '') ?? '';
     this.#file = btf === undefined ? undefined : readBtfFile(readFile(btf), { name: btf });
     this.#file?.btf.checkByteOrder();
-    this.#byHand = type.map(byHand).map((hand) => {
+    this.#byHand = type.map(parseTypeOption).map((hand) => {
       const maps = mapsNamed(dump.maps, hand.map);
       if (maps.length > 0) return { ...hand, maps };
       throw new BpfimgError('notFound', `--type ${hand.map}: no such map in it`, { subject: dump.name });
@@ -116,7 +116,7 @@ export class TypeFinder {
       if (types === undefined) continue;
       const { btfId, key, value } = types;
       used.add(btfId);
-      found.set(map, { ...formsOf(types), facts: { btf: btfId, key, value } });
+      found.set(map, { ...namedForms(types), facts: { btf: btfId, key, value } });
     }
     const objects = [...this.#added].filter(([id]) => used.has(id)).map(([, object]) => object);
     return { objects, of: (map) => found.get(map) };
@@ -126,7 +126,7 @@ export class TypeFinder {
   async imageForms(maps: readonly DumpMap[]): Promise<FormSource> {
     const all = await this.forms(maps);
     const used = new Set(maps.map((map) => all.of(map)?.facts.btf));
-    const objects: BtfObject[] = [];
+    const objects: DocumentBtfObject[] = [];
     for (const { message, read } of [...this.#dump.btf.values(), ...all.objects]) {
       if (!used.has(message.btf_id as number)) continue;
       // Read now: the dump may be closed before the image is.
@@ -142,7 +142,7 @@ export class TypeFinder {
         const { btf } = named;
         const key = named.key !== 0 && btf.size(named.key) === keySize ? named.key : 0;
         const value = named.value !== 0 && btf.size(named.value) === valueSize ? named.value : 0;
-        return key === 0 && value === 0 ? undefined : formsOf({ ...named, key, value });
+        return key === 0 && value === 0 ? undefined : namedForms({ ...named, key, value });
       },
     };
   }
@@ -198,7 +198,7 @@ export class TypeFinder {
   #definition(map: DumpMap): MapDefinition | undefined {
     if (this.#file === undefined) return undefined;
     const all = candidates(this.#file, map);
-    const [one, ...others] = all.length < 2 ? all : all.filter((definition) => fits(definition, map));
+    const [one, ...others] = all.length < 2 ? all : all.filter((definition) => definitionFits(definition, map));
     const same = ({ keyType, valueType }: MapDefinition) => keyType === one?.keyType && valueType === one.valueType;
     if (others.every(same)) return one;
     if (!this.#unclear.has(map)) {
@@ -388,7 +388,7 @@ function candidates(file: BtfFile, map: DumpMap): readonly MapDefinition[] {
 }
 
 /** Whether a definition is of a map of this type and these sizes, as far as both say. */
-function fits({ type, keySize, valueSize }: MapDefinition, { files }: DumpMap): boolean {
+function definitionFits({ type, keySize, valueSize }: MapDefinition, { files }: DumpMap): boolean {
   const message = files[0]?.message;
   const is = (said: number | undefined, number: number) => said === undefined || said === number;
   if (message === undefined) return true;
@@ -408,7 +408,7 @@ function readFile(path: string): Buffer {
   }
 }
 
-function byHand(text: string): ByHand {
+function parseTypeOption(text: string): TypeOption {
   const match = /^(.+?)=([^:]*):([^:]*)$/s.exec(text);
   const [map = '', key = '', value = ''] = (match ?? []).slice(1).map((part) => part.trim());
   if (match === null || (key === '' && value === '')) {
@@ -420,7 +420,7 @@ function byHand(text: string): ByHand {
 }
 
 /** The type that a person names, or an array of it: `struct flow`, `char[64]`; undefined when it is not there. */
-function wantedType(btf: Btf, text: string): Wanted | undefined {
+function wantedType(btf: Btf, text: string): WantedTypes | undefined {
   if (text === '') return { id: 0, counts: [] };
   const [, name = '', dimensions = ''] = /^(.*?)((?:\s*\[\s*\d{1,9}\s*\])*)$/s.exec(text) ?? [];
   const id = typeNamed(btf, name);

@@ -6,12 +6,12 @@
  */
 import { ipv6Text } from '../bytes.js';
 import type { Json, JsonObject } from '../value.js';
-import { type Field, fieldsOf } from './message.js';
+import { type MessageField, messageFields } from './message.js';
 
-type Names = readonly (readonly [name: string, bits: number])[];
+type NamedBits = readonly (readonly [name: string, bits: number])[];
 
 /** open(2) flags as crit names them. FASYNC and O_LARGEFILE are the kernel's values on x86-64. */
-const OPEN_FLAGS: Names = [
+const OPEN_FLAGS: NamedBits = [
   ['O_RDONLY', 0], // never shown, but understood
   ['O_WRONLY', 0o1],
   ['O_RDWR', 0o2],
@@ -31,7 +31,7 @@ const OPEN_FLAGS: Names = [
   ['O_CLOEXEC', 0o2000000],
 ];
 
-const FLAGS: Readonly<Record<string, Names>> = {
+const FLAG_NAMES: Readonly<Record<string, NamedBits>> = {
   'rfile.flags': OPEN_FLAGS,
   'seals.flags': [
     ['F_SEAL_SEAL', 1],
@@ -65,7 +65,7 @@ const DICTIONARIES: Readonly<Record<string, Readonly<Record<string, Readonly<Rec
 };
 
 /** Bits as names joined by ` | `, unknown bits as one hex number at the end, zero as empty text. */
-export function flagText(value: number | bigint, names: Names = OPEN_FLAGS): string {
+export function flagText(value: number | bigint, names: NamedBits = OPEN_FLAGS): string {
   let rest = BigInt(value);
   const parts: string[] = [];
   for (const [name, bits] of names) {
@@ -77,7 +77,7 @@ export function flagText(value: number | bigint, names: Names = OPEN_FLAGS): str
 }
 
 /** The reverse of {@link flagText}; undefined when a word is neither a name nor a number. */
-export function parseFlags(text: string, names: Names = OPEN_FLAGS): bigint | undefined {
+export function parseFlags(text: string, names: NamedBits = OPEN_FLAGS): bigint | undefined {
   let value = 0n;
   if (text.trim() === '') return value;
   for (const word of text.split('|').map((part) => part.trim())) {
@@ -92,7 +92,7 @@ export function parseFlags(text: string, names: Names = OPEN_FLAGS): bigint | un
 /** A decoded message with its fields in crit's `--pretty` forms. */
 export function prettyMessage(name: string, object: JsonObject, hexInside = false): JsonObject {
   const pretty: JsonObject = {};
-  for (const field of fieldsOf(name)) {
+  for (const field of messageFields(name)) {
     const value = object[field.name];
     if (value === undefined) continue;
     if (field.label === 'repeated' && Array.isArray(value)) {
@@ -106,7 +106,7 @@ export function prettyMessage(name: string, object: JsonObject, hexInside = fals
   return pretty;
 }
 
-function prettyValue(field: Field, value: Json, hexInside: boolean): Json {
+function prettyValue(field: MessageField, value: Json, hexInside: boolean): Json {
   const inHex = hexInside || field.show?.hex === true;
   if (field.type === 'message') return prettyMessage(field.of as string, value as JsonObject, inHex);
   if ((typeof value !== 'number' && typeof value !== 'bigint') || field.type === 'enum') return value;
@@ -120,7 +120,7 @@ function prettyValue(field: Field, value: Json, hexInside: boolean): Json {
   }
   if (show?.dev) return `${BigInt(value) >> 20n}:${BigInt(value) & 0xfffffn}`;
   if (show?.flags !== undefined) {
-    const names = FLAGS[show.flags];
+    const names = FLAG_NAMES[show.flags];
     return names ? flagText(value, names) : `0x${value.toString(16)}`;
   }
   if (show?.dict !== undefined) return DICTIONARIES[show.dict]?.[field.name]?.[Number(value)] ?? value;
@@ -131,7 +131,7 @@ function prettyValue(field: Field, value: Json, hexInside: boolean): Json {
  * Takes back what {@link prettyMessage} did to a field: names become numbers. Anything else is returned
  * as it is, for the caller to check.
  */
-export function parseShown(field: Field, value: Json): Json {
+export function parseShown(field: MessageField, value: Json): Json {
   const show = field.show;
   if (show === undefined) return value;
   if (show.ipadd && Array.isArray(value)) {
@@ -148,7 +148,7 @@ export function parseShown(field: Field, value: Json): Json {
     return ((major & 0xfffn) << 8n) | ((major & ~0xfffn) << 32n) | (minor & 0xffn) | ((minor & ~0xffn) << 12n);
   }
   if (show.flags !== undefined) {
-    const names = FLAGS[show.flags];
+    const names = FLAG_NAMES[show.flags];
     return (names && parseFlags(value, names)) ?? value;
   }
   if (show.dict !== undefined) {

@@ -27,7 +27,7 @@ export interface KindRow {
 }
 
 /** One kind of image that bpfimg decodes; its entries are `M`. */
-export interface Kind<M extends JsonObject = JsonObject> {
+export interface ImageKind<M extends JsonObject = JsonObject> {
   /** Name in JSON: the `magic` member. */
   readonly name: string;
   readonly magic: number;
@@ -39,14 +39,14 @@ export interface Kind<M extends JsonObject = JsonObject> {
   extra?(entry: M): number;
 }
 
-function kind<N extends keyof KindMessages>(name: N): Kind<KindMessages[N]> {
+function kind<N extends keyof KindMessages>(name: N): ImageKind<KindMessages[N]> {
   const { magic, message, head = 'common', extra } = kinds[name];
   // Of two u32 the sum is exact in a double.
   const sum = (entry: JsonObject) => (extra ?? []).reduce((bytes, member) => bytes + Number(entry[member]), 0);
   return { name, magic, message, head, ...(extra ? { extra: sum } : {}) };
 }
 
-type Kinds = { readonly [N in keyof KindMessages]: Kind<KindMessages[N]> };
+type Kinds = { readonly [N in keyof KindMessages]: ImageKind<KindMessages[N]> };
 const all = Object.fromEntries(
   (Object.keys(kinds) as (keyof KindMessages)[]).map((name) => [name, kind(name)]),
 ) as Kinds;
@@ -55,18 +55,18 @@ const all = Object.fromEntries(
 export const { BPFMAP_DATA, BPFMAP_FILE, FILES, FDINFO, IDS, PSTREE, INVENTORY, BPFMAP_META, BPFMAP_BTF } = all;
 
 /** Every kind that decodes and encodes. */
-export const KINDS: readonly Kind[] = Object.values(all);
+export const IMAGE_KINDS: readonly ImageKind[] = Object.values(all);
 
-const byMagic = new Map(KINDS.map((one) => [one.magic, one]));
-const byName = new Map(KINDS.map((one) => [one.name, one]));
+const byMagic = new Map(IMAGE_KINDS.map((one) => [one.magic, one]));
+const byName = new Map(IMAGE_KINDS.map((one) => [one.name, one]));
 
 /** The kind whose images have this magic number; undefined when bpfimg does not decode it. */
-export function kindOfMagic(magic: number): Kind | undefined {
+export function kindOfMagic(magic: number): ImageKind | undefined {
   return byMagic.get(magic);
 }
 
 /** The kind of this name (`magic` in JSON); undefined when bpfimg does not decode it. */
-export function kindOfName(name: string): Kind | undefined {
+export function kindOfName(name: string): ImageKind | undefined {
   return byName.get(name);
 }
 

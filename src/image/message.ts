@@ -2,7 +2,7 @@
 import { enums, messages } from './schema.gen.js';
 
 /** How crit displays a field, from the `(criu)` options of the .proto files. */
-export interface Shown {
+export interface FieldDisplay {
   readonly hex?: boolean;
   readonly flags?: string;
   readonly ipadd?: boolean;
@@ -13,7 +13,7 @@ export interface Shown {
 }
 
 /** One field of a message, as images/*.proto declares it. */
-export interface Field {
+export interface MessageField {
   readonly no: number;
   readonly name: string;
   readonly type: string;
@@ -21,11 +21,11 @@ export interface Field {
   /** Name of the message or enum of a field of that type. */
   readonly of?: string;
   readonly packed?: boolean;
-  readonly show?: Shown;
+  readonly show?: FieldDisplay;
 }
 
 /** The fields of message `name`, in ascending number. */
-export function fieldsOf(name: string): readonly Field[] {
+export function messageFields(name: string): readonly MessageField[] {
   const fields = messages[name];
   if (fields === undefined) throw new Error(`no message ${name} in images/*.proto`);
   return fields;

@@ -12,7 +12,7 @@ import {
   HEAD_COMMON,
   HEAD_SERVICE,
   type Head,
-  type Kind,
+  type ImageKind,
   kindNames,
   kindOfMagic,
 } from './kinds.js';
@@ -33,7 +33,7 @@ export interface Entry<M extends JsonObject = JsonObject> {
   readonly extraSize: number;
 }
 
-function word(bytes: Uint8Array, at: number): number {
+function u32At(bytes: Uint8Array, at: number): number {
   return new DataView(bytes.buffer, bytes.byteOffset + at, 4).getUint32(0, true);
 }
 
@@ -69,7 +69,7 @@ export class ImageReader {
   private constructor(
     readonly input: Input,
     readonly cursor: Cursor,
-    readonly kind: Kind,
+    readonly kind: ImageKind,
     readonly head: Head,
     readonly text: Text,
   ) {}
@@ -84,7 +84,7 @@ export class ImageReader {
     const name = input.name;
     if (start < 4)
       throw new BpfimgError('badImage', `${start} bytes, expected an image magic of 4`, { subject: name, offset: 0 });
-    let magic = word(cursor.bytes, cursor.at);
+    let magic = u32At(cursor.bytes, cursor.at);
     const head: Head = magic === HEAD_COMMON ? 'common' : magic === HEAD_SERVICE ? 'service' : 'none';
     if (head !== 'none') {
       if (start < 8)
@@ -92,7 +92,7 @@ export class ImageReader {
           subject: name,
           offset: 4,
         });
-      magic = word(cursor.bytes, cursor.at + 4);
+      magic = u32At(cursor.bytes, cursor.at + 4);
     }
     const kind = kindOfMagic(magic);
     if (kind === undefined) {
@@ -127,7 +127,7 @@ export class ImageReader {
       const message = `${ready} bytes left, expected an entry's size of 4 bytes`;
       throw badEntry(input, index, offset, message, { code: 'trailing-bytes' });
     }
-    const size = word(cursor.bytes, cursor.at);
+    const size = u32At(cursor.bytes, cursor.at);
     cursor.at += 4;
     const left = input.size === undefined ? undefined : input.size - cursor.position;
     if (left !== undefined && size > left) throw this.#bad(index, offset, `message needs ${size} bytes, ${left} left`);
@@ -162,7 +162,7 @@ export class ImageReader {
    * All entries that follow of an image that is to be of `kind`.
    * @throws BpfimgError `badImage` for another kind
    */
-  entriesOf<M extends JsonObject>(kind: Kind<M>): AsyncGenerator<Entry<M>> {
+  entriesOf<M extends JsonObject>(kind: ImageKind<M>): AsyncGenerator<Entry<M>> {
     if (this.kind.name !== kind.name) {
       const what = `it is a ${this.kind.name} image, expected ${kind.name}`;
       throw new BpfimgError('badImage', what, { subject: this.input.name });

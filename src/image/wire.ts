@@ -6,11 +6,11 @@
  * fields, over-long varints, fields out of order, text that is not UTF-8) carries them in one more
  * member, `$raw`, in hex. On the way back `$raw` gives every byte that an edit did not touch.
  */
-import { base64Lines, hex, pathBytes, pathText, unbase64, unhex } from '../bytes.js';
+import { base64Lines, exactInteger, hex, pathBytes, pathText, unbase64, unhex, utf8 } from '../bytes.js';
 import { PointerError, pointerPart } from '../errors.js';
 import type { Json, JsonObject } from '../value.js';
 import { parseShown, quotedPrintable, unquotePrintable } from './display.js';
-import { enumOf, type Field, fieldsOf } from './message.js';
+import { enumOf, type MessageField, messageFields } from './message.js';
 
 /** Broken protobuf: what is wrong, at which byte of the message, in which field. */
 export class WireError extends Error {
@@ -31,18 +31,16 @@ export class WireError extends Error {
  */
 export type Text = 'utf8' | 'latin1';
 
-const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
-
 /** The fields of a message by number, and their names. */
-interface Table {
-  readonly byNumber: ReadonlyMap<number, Field>;
+interface FieldTable {
+  readonly byNumber: ReadonlyMap<number, MessageField>;
   readonly names: ReadonlySet<string>;
 }
-const tables = new Map<string, Table>();
-function tableOf(message: string): Table {
+const tables = new Map<string, FieldTable>();
+function tableOf(message: string): FieldTable {
   let table = tables.get(message);
   if (table === undefined) {
-    const fields = fieldsOf(message);
+    const fields = messageFields(message);
     table = {
       byNumber: new Map(fields.map((field) => [field.no, field])),
       names: new Set(fields.map((field) => field.name)),
@@ -58,7 +56,7 @@ const BYTES = 2;
 const FIXED32 = 5;
 const WIRE_NAMES = ['varint', '64-bit', 'bytes', 'group', 'group end', '32-bit'];
 
-function wireOf(field: Field): number {
+function wireOf(field: MessageField): number {
   switch (field.type) {
     case 'message':
     case 'string':
@@ -79,7 +77,7 @@ function wireOf(field: Field): number {
 // Bytes to JSON
 
 /** One field as it stands on the wire: its number and wire type, all its bytes, and where its value is. */
-interface Record_ {
+interface WireRecord {
   readonly no: number;
   readonly wire: number;
   readonly start: number;
@@ -122,7 +120,7 @@ function bigVarint(bytes: Uint8Array, at: number, limit: number, field: string):
 }
 
 /** Splits `bytes[start..end)` into fields. */
-function* records(bytes: Uint8Array, start: number, end: number, path: string): Generator<Record_> {
+function* wireRecords(bytes: Uint8Array, start: number, end: number, path: string): Generator<WireRecord> {
   for (let at = start; at < end; ) {
     const tag = varint(bytes, at, end, path);
     if (typeof tag.value === 'bigint' || tag.value > 0xffffffff || tag.value < 8) {
@@ -155,10 +153,10 @@ function* records(bytes: Uint8Array, start: number, end: number, path: string): 
   }
 }
 
-const join = (path: string, name: string) => (path === '' ? name : `${path}.${name}`);
+const joinPath = (path: string, name: string) => (path === '' ? name : `${path}.${name}`);
 
 /** Bytes being decoded, and how. */
-interface Source {
+interface WireInput {
   readonly bytes: Uint8Array;
   readonly text: Text;
   /** Whether messages get a `$raw` where they need one. */
@@ -179,7 +177,7 @@ export function decodeMessage(name: string, bytes: Uint8Array, text: Text = 'utf
   return decode(name, { bytes, text, raw: true }, 0, bytes.length, '');
 }
 
-function decode(name: string, source: Source, start: number, end: number, path: string): JsonObject {
+function decode(name: string, source: WireInput, start: number, end: number, path: string): JsonObject {
   const object = decodeFields(name, source, start, end, path);
   if (!source.raw) return object;
   const original = source.bytes.subarray(start, end);
@@ -196,17 +194,17 @@ function rebuilds(name: string, object: JsonObject, original: Uint8Array, text: 
   }
 }
 
-function decodeFields(name: string, source: Source, start: number, end: number, path: string): JsonObject {
+function decodeFields(name: string, source: WireInput, start: number, end: number, path: string): JsonObject {
   const { bytes } = source;
   const { byNumber } = tableOf(name);
-  const found = new Map<Field, Json>();
+  const found = new Map<MessageField, Json>();
   /** Start and end of each piece of a message: it can only be decoded when all are known. */
-  const pieces = new Map<Field, number[]>();
-  for (const record of records(bytes, start, end, path)) {
+  const pieces = new Map<MessageField, number[]>();
+  for (const record of wireRecords(bytes, start, end, path)) {
     const field = byNumber.get(record.no);
     if (field === undefined) continue;
     const wire = wireOf(field);
-    const inner = join(path, field.name);
+    const inner = joinPath(path, field.name);
     if (record.wire !== wire && !(field.label === 'repeated' && record.wire === BYTES)) {
       const names = WIRE_NAMES;
       const message = `wire type ${record.wire} (${names[record.wire]}), expected ${wire} (${names[wire]})`;
@@ -226,9 +224,9 @@ function decodeFields(name: string, source: Source, start: number, end: number, 
     }
   }
   const object: JsonObject = {};
-  for (const field of fieldsOf(name)) {
+  for (const field of messageFields(name)) {
     const list = pieces.get(field);
-    const value = list ? decodePieces(field, source, list, join(path, field.name)) : found.get(field);
+    const value = list ? decodePieces(field, source, list, joinPath(path, field.name)) : found.get(field);
     if (value !== undefined) object[field.name] = value;
     else if (field.label === 'required') {
       throw new WireError(start, path, `required field ${field.name} (${field.no}) is missing in ${name}`);
@@ -238,7 +236,7 @@ function decodeFields(name: string, source: Source, start: number, end: number, 
 }
 
 /** Protobuf merges a message that comes in pieces, which is the same as decoding them joined. */
-function decodePieces(field: Field, source: Source, list: readonly number[], path: string): JsonObject {
+function decodePieces(field: MessageField, source: WireInput, list: readonly number[], path: string): JsonObject {
   const [start = 0, end = 0] = list;
   if (list.length === 2) return decode(field.of as string, source, start, end, path);
   const whole = new Wire();
@@ -247,7 +245,7 @@ function decodePieces(field: Field, source: Source, list: readonly number[], pat
 }
 
 /** Takes the values of a packed list apart. */
-function unpack(field: Field, source: Source, record: Record_, path: string, values: Json[]): void {
+function unpack(field: MessageField, source: WireInput, record: WireRecord, path: string, values: Json[]): void {
   const { bytes } = source;
   const { no } = field;
   const wire = wireOf(field);
@@ -259,7 +257,7 @@ function unpack(field: Field, source: Source, record: Record_, path: string, val
   }
 }
 
-function decodeValue(field: Field, source: Source, record: Record_, path: string): Json {
+function decodeValue(field: MessageField, source: WireInput, record: WireRecord, path: string): Json {
   const { bytes } = source;
   const { value: at, end } = record;
   const view = () => new DataView(bytes.buffer, bytes.byteOffset + at, end - at);
@@ -277,9 +275,9 @@ function decodeValue(field: Field, source: Source, record: Record_, path: string
     case 'sfixed32':
       return view().getInt32(0, true);
     case 'fixed64':
-      return small(view().getBigUint64(0, true));
+      return exactInteger(view().getBigUint64(0, true));
     case 'sfixed64':
-      return small(view().getBigInt64(0, true));
+      return exactInteger(view().getBigInt64(0, true));
     case 'float':
     case 'double':
       throw new Error(`${path}: floating point is not used in CRIU's images`);
@@ -295,40 +293,36 @@ function decodeValue(field: Field, source: Source, record: Record_, path: string
     case 'uint64':
       return raw;
     case 'int64':
-      return small(BigInt.asIntN(64, BigInt(raw)));
+      return exactInteger(BigInt.asIntN(64, BigInt(raw)));
     case 'sint64':
     case 'sint32': {
       const zigzag = BigInt(raw);
-      const value = small((zigzag >> 1n) ^ -(zigzag & 1n));
-      if (field.type === 'sint32' && !fits(value, -0x80000000, 0x7fffffff)) throw tooWide(record, path, field, value);
+      const value = exactInteger((zigzag >> 1n) ^ -(zigzag & 1n));
+      if (field.type === 'sint32' && !inRange(value, -0x80000000, 0x7fffffff))
+        throw tooWide(record, path, field, value);
       return value;
     }
     case 'int32': {
-      const value = small(BigInt.asIntN(64, BigInt(raw)));
-      if (!fits(value, -0x80000000, 0x7fffffff)) throw tooWide(record, path, field, value);
+      const value = exactInteger(BigInt.asIntN(64, BigInt(raw)));
+      if (!inRange(value, -0x80000000, 0x7fffffff)) throw tooWide(record, path, field, value);
       return value;
     }
     default:
-      if (!fits(raw, 0, 0xffffffff)) throw tooWide(record, path, field, raw);
+      if (!inRange(raw, 0, 0xffffffff)) throw tooWide(record, path, field, raw);
       return raw;
   }
 }
 
-function tooWide(record: Record_, path: string, field: Field, value: number | bigint): WireError {
+function tooWide(record: WireRecord, path: string, field: MessageField, value: number | bigint): WireError {
   return new WireError(record.start, path, `${value} does not fit ${field.type}`);
 }
 
-function fits(value: number | bigint, low: number, high: number): value is number {
+function inRange(value: number | bigint, low: number, high: number): value is number {
   return typeof value === 'number' && value >= low && value <= high;
 }
 
-/** A bigint as a number where that is exact. */
-function small(value: bigint): number | bigint {
-  return value >= BigInt(Number.MIN_SAFE_INTEGER) && value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
-}
-
 /** How the strings of a field are read. */
-function textOf({ show }: Field, text: Text): Text | 'path' {
+function textOf({ show }: MessageField, text: Text): Text | 'path' {
   return show?.conv === 'path' || show?.conv === 'utf8' ? show.conv : text;
 }
 
@@ -353,7 +347,7 @@ function enumName(name: string, value: number): string | number {
 export function unknownBytes(name: string, raw: Uint8Array): number {
   const { byNumber } = tableOf(name);
   let size = 0;
-  for (const { no, start, end } of records(raw, 0, raw.length, '')) if (!byNumber.has(no)) size += end - start;
+  for (const { no, start, end } of wireRecords(raw, 0, raw.length, '')) if (!byNumber.has(no)) size += end - start;
   return size;
 }
 
@@ -367,7 +361,7 @@ export function unknownBytes(name: string, raw: Uint8Array): number {
  */
 export function varintFields(bytes: Uint8Array): ReadonlyMap<number, number> {
   const fields = new Map<number, number>();
-  for (const { no, wire, value, end } of records(bytes, 0, bytes.length, '')) {
+  for (const { no, wire, value, end } of wireRecords(bytes, 0, bytes.length, '')) {
     if (wire === VARINT) fields.set(no, Number(varint(bytes, value, end, '').value));
   }
   return fields;
@@ -436,8 +430,8 @@ function putMessage(name: string, object: JsonObject, text: Text, pointer: strin
       throw new PointerError(pointer + pointerPart(member), `unknown member, ${name} has no such field`);
     }
   }
-  const parts = object.$raw === undefined ? undefined : new Map<Field, Uint8Array>();
-  for (const field of fieldsOf(name)) {
+  const parts = object.$raw === undefined ? undefined : new Map<MessageField, Uint8Array>();
+  for (const field of messageFields(name)) {
     const value = object[field.name];
     if (value === undefined) {
       if (field.label === 'required') throw new PointerError(pointer, `required member "${field.name}" is missing`);
@@ -454,7 +448,7 @@ function putMessage(name: string, object: JsonObject, text: Text, pointer: strin
 function mergeRaw(
   name: string,
   raw: Json,
-  parts: Map<Field, Uint8Array>,
+  parts: Map<MessageField, Uint8Array>,
   text: Text,
   pointer: string,
   out: Wire,
@@ -469,13 +463,13 @@ function mergeRaw(
     throw error;
   }
   const { byNumber } = tableOf(name);
-  const unchanged = new Map<Field, boolean>();
+  const unchanged = new Map<MessageField, boolean>();
   for (const [field, part] of parts) {
     const was = before[field.name];
     unchanged.set(field, was !== undefined && Buffer.compare(encodeField(field, was, text, pointer), part) === 0);
   }
-  const written = new Set<Field>();
-  for (const record of records(original, 0, original.length, '')) {
+  const written = new Set<MessageField>();
+  for (const record of wireRecords(original, 0, original.length, '')) {
     const field = byNumber.get(record.no);
     if (field === undefined || unchanged.get(field) === true) {
       out.put(original.subarray(record.start, record.end));
@@ -489,13 +483,13 @@ function mergeRaw(
   for (const [field, part] of parts) if (!written.has(field)) out.put(part);
 }
 
-function encodeField(field: Field, value: Json, text: Text, pointer: string): Uint8Array {
+function encodeField(field: MessageField, value: Json, text: Text, pointer: string): Uint8Array {
   const out = new Wire();
   putField(field, value, text, pointer, out);
   return out.done();
 }
 
-function putField(field: Field, value: Json, text: Text, pointer: string, out: Wire): void {
+function putField(field: MessageField, value: Json, text: Text, pointer: string, out: Wire): void {
   if (field.label === 'repeated') {
     const list = parseShown(field, value);
     if (!Array.isArray(list)) throw new PointerError(pointer, `must be a list, got ${kindOf(value)}`);
@@ -518,7 +512,7 @@ function putField(field: Field, value: Json, text: Text, pointer: string, out: W
   }
 }
 
-function encodeValue(field: Field, value: Json, text: Text, pointer: string, out: Wire): void {
+function encodeValue(field: MessageField, value: Json, text: Text, pointer: string, out: Wire): void {
   switch (field.type) {
     case 'message':
       if (typeof value !== 'object' || value === null || Array.isArray(value)) {
@@ -555,7 +549,7 @@ function encodeValue(field: Field, value: Json, text: Text, pointer: string, out
         const names = Object.keys(values).join(', ');
         throw new PointerError(pointer, `must be a number or one of ${names}, got ${kindOf(value)}`);
       }
-      const int = integer(number, -0x80000000, 0x7fffffff, pointer);
+      const int = integerOf(number, -0x80000000, 0x7fffffff, pointer);
       out.varint(int < 0 ? BigInt.asUintN(64, BigInt(int)) : int);
       return;
     }
@@ -569,7 +563,7 @@ function encodeInteger(type: string, value: Json, pointer: string, out: Wire): v
   const unsigned = type.startsWith('u') || type.startsWith('f');
   const low = unsigned ? 0 : wide ? -(2n ** 63n) : -0x80000000;
   const high = wide ? (unsigned ? 2n ** 64n - 1n : 2n ** 63n - 1n) : unsigned ? 0xffffffff : 0x7fffffff;
-  const int = integer(value, low, high, pointer);
+  const int = integerOf(value, low, high, pointer);
   if (type.includes('fixed')) {
     const bytes = new Uint8Array(wide ? 8 : 4);
     const view = new DataView(bytes.buffer);
@@ -585,12 +579,12 @@ function encodeInteger(type: string, value: Json, pointer: string, out: Wire): v
 }
 
 /** A JSON integer (number, or text in decimal or 0x form, as crit takes them) within a range. */
-function integer(value: Json, low: number | bigint, high: number | bigint, pointer: string): number | bigint {
+function integerOf(value: Json, low: number | bigint, high: number | bigint, pointer: string): number | bigint {
   let int: number | bigint | undefined;
   if (typeof value === 'bigint') int = value;
   else if (typeof value === 'number' && Number.isInteger(value)) int = value;
   else if (typeof value === 'string' && /^-?(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})$/.test(value)) {
-    int = small(value.startsWith('-') ? -BigInt(value.slice(1)) : BigInt(value));
+    int = exactInteger(value.startsWith('-') ? -BigInt(value.slice(1)) : BigInt(value));
   }
   if (int === undefined || int < low || int > high) {
     throw new PointerError(pointer, `must be a whole number from ${low} to ${high}, got ${kindOf(value)}`);

@@ -1,6 +1,6 @@
 /** Writes what reader.ts reads. */
 import type { Output } from '../io/output.js';
-import { HEAD_COMMON, HEAD_SERVICE, type Head, type Kind } from './kinds.js';
+import { HEAD_COMMON, HEAD_SERVICE, type Head, type ImageKind } from './kinds.js';
 
 function put32(out: Output, value: number): void {
   out.room(4);
@@ -9,7 +9,7 @@ function put32(out: Output, value: number): void {
 }
 
 /** Starts an image: head word, unless there is none, and the kind's magic. */
-export function writeHead(out: Output, kind: Kind, head: Head = kind.head): void {
+export function writeHead(out: Output, kind: ImageKind, head: Head = kind.head): void {
   if (head !== 'none') put32(out, head === 'service' ? HEAD_SERVICE : HEAD_COMMON);
   put32(out, kind.magic);
 }

@@ -9,7 +9,7 @@ import { FileOutput } from './output.js';
 import { type Folder, folderAt, type Place, placeOf } from './place.js';
 import { equalBytes } from './stream.js';
 import { removeLeft, temporaryName } from './temporary.js';
-import { finished, unfinished } from './unfinished.js';
+import { noLongerUnfinished, unfinished } from './unfinished.js';
 
 /**
  * Several files of one folder: all appear, or none does.
@@ -150,7 +150,7 @@ export class FolderOutput {
   }
 
   #end(): void {
-    if (!finished(this.#parent.at(this.#temporary))) return;
+    if (!noLongerUnfinished(this.#parent.at(this.#temporary))) return;
     this.#staging.close();
     this.#parent.close();
   }

@@ -21,7 +21,7 @@ export const PLAN = 'plan';
 const TO_DO = `${JOURNAL}/${PLAN}`;
 
 /** Bytes of the longest plan that is read. */
-const MOST = 16 * 1024 * 1024;
+const MAX_PLAN = 16 * 1024 * 1024;
 
 /** Names of images and tables. Others are none of our business, whoever wrote the plan. */
 const NAME = /^\w[\w.-]{0,200}\.(img|txt)$/;
@@ -37,13 +37,13 @@ export function planText(change: Folder, files: readonly string[], remove: reado
   return `${JSON.stringify({ rename, remove })}\n`;
 }
 
-interface Plan {
+interface ChangePlan {
   /** Names, and the inodes of what is to have them. */
   readonly rename: readonly (readonly [name: string, inode: string])[];
   readonly remove: readonly string[];
 }
 
-function parsePlan(text: string): Plan | undefined {
+function parsePlan(text: string): ChangePlan | undefined {
   try {
     const { rename, remove } = JSON.parse(text) as { rename: unknown; remove: unknown };
     const isName = (name: unknown) => typeof name === 'string' && NAME.test(name);
@@ -63,13 +63,13 @@ function notOurs(where: string): BpfimgError {
 }
 
 /** The plan of a change; undefined when it has been made. */
-function readPlan(change: Folder, where: string): Plan | undefined {
+function readPlan(change: Folder, where: string): ChangePlan | undefined {
   const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = fs.constants;
   const fd = orGone(() => fs.openSync(change.at(PLAN), O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
   if (fd === undefined) return undefined;
   try {
     const stat = fs.fstatSync(fd);
-    const plan = stat.isFile() && stat.size <= MOST ? parsePlan(fs.readFileSync(fd, 'utf8')) : undefined;
+    const plan = stat.isFile() && stat.size <= MAX_PLAN ? parsePlan(fs.readFileSync(fd, 'utf8')) : undefined;
     if (plan === undefined) throw notOurs(where);
     return plan;
   } finally {
@@ -77,7 +77,7 @@ function readPlan(change: Folder, where: string): Plan | undefined {
   }
 }
 
-function make(folder: Folder, change: Folder, { rename, remove }: Plan, where: string): void {
+function make(folder: Folder, change: Folder, { rename, remove }: ChangePlan, where: string): void {
   for (const [name, inode] of rename) {
     // It is not in its place either, unless another one has done that: after which the plan goes.
     if (change.look(name) || inodeOf(folder.at(name)) === inode || !change.look(PLAN)) continue;

@@ -8,7 +8,7 @@ import { finishChangeBeside } from './journal.js';
 import { pause } from './pause.js';
 import { type Folder, noOtherLink, type Place, placeOf } from './place.js';
 import { removeLeft, temporaryName } from './temporary.js';
-import { finished, unfinished } from './unfinished.js';
+import { noLongerUnfinished, unfinished } from './unfinished.js';
 import { openWaiting, waiting } from './waiting.js';
 
 const BUFFER = 512 * 1024;
@@ -440,7 +440,7 @@ export class FileOutput extends OpenOutput {
       await this.abort();
       throw error;
     }
-    finished(this.#temporary);
+    noLongerUnfinished(this.#temporary);
     this.#folder.sync();
     this.#folder.close();
   }
@@ -448,7 +448,7 @@ export class FileOutput extends OpenOutput {
   override async abort(): Promise<void> {
     await this.quiet();
     if (this.#open) this.#close();
-    if (!finished(this.#temporary)) return;
+    if (!noLongerUnfinished(this.#temporary)) return;
     fs.rmSync(this.#temporary, { force: true });
     this.#folder.close();
   }

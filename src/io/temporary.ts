@@ -4,14 +4,14 @@ import { errnoOf } from '../errors.js';
 import type { Folder } from './place.js';
 
 /** Bytes of the target's name that are kept: the system takes 255 for all. */
-const BYTES = 150;
+const NAME_BYTES = 150;
 
-const before = (target: string): string => `.${Buffer.from(target).subarray(0, BYTES).toString()}.bpfimg-`;
+const before = (target: string): string => `.${Buffer.from(target).subarray(0, NAME_BYTES).toString()}.bpfimg-`;
 
 let place: string | undefined;
 
 /** Where our pid means us: the boot and the pid namespace. Others (on NFS, in containers) have pids of their own. */
-function here(): string {
+function pidSpace(): string {
   if (place !== undefined) return place;
   try {
     const boot = fs.readFileSync('/proc/sys/kernel/random/boot_id', 'latin1');
@@ -24,7 +24,7 @@ function here(): string {
 
 /** A name that nobody else uses, for what will be `target` in the same folder. */
 export function temporaryName(target: string): string {
-  return `${before(target)}${process.pid}-${here()}-${Math.floor(Math.random() * 0x100000000).toString(36)}`;
+  return `${before(target)}${process.pid}-${pidSpace()}-${Math.floor(Math.random() * 0x100000000).toString(36)}`;
 }
 
 /** Removes what runs that are surely gone have left of `target`. */
@@ -33,7 +33,7 @@ export function removeLeft(folder: Folder, target: string): void {
   for (const name of folder.names()) {
     if (!name.startsWith(prefix)) continue;
     const [, pid, where] = /^(\d+)-([0-9a-f]+)-/.exec(name.slice(prefix.length)) ?? [];
-    if (where !== here() || isAlive(Number(pid))) continue;
+    if (where !== pidSpace() || isAlive(Number(pid))) continue;
     try {
       remove(folder, name);
     } catch (error) {

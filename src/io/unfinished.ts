@@ -14,7 +14,7 @@ export function unfinished(name: string | Buffer, shared = false): void {
 }
 
 /** `name` is meant to stay, or is gone; returns whether it was noted. */
-export function finished(name: string | Buffer): boolean {
+export function noLongerUnfinished(name: string | Buffer): boolean {
   return names.delete(name);
 }
 

@@ -3,7 +3,7 @@
 import { BASE64_LINE, BASE64_LINE_TEXT, base64Lines, putBase64Lines } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { prettyMessage } from '../image/display.js';
-import { BPFMAP_DATA, type Kind } from '../image/kinds.js';
+import { BPFMAP_DATA, type ImageKind } from '../image/kinds.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
 import type { BpfmapDataEntry } from '../image/schema.gen.js';
 import type { Cursor, Input } from '../io/input.js';
@@ -38,7 +38,7 @@ export interface DecodeOptions {
 }
 
 /** A BTF object for a document's `btf`. */
-export interface BtfObject {
+export interface DocumentBtfObject {
   /** As in a bpfmap_btf_entry; `size` is not looked at. */
   readonly message: JsonObject;
   read(): Promise<Uint8Array>;
@@ -47,7 +47,7 @@ export interface BtfObject {
 /** What items look like that are more than plain hex. */
 export interface FormSource {
   /** The BTF objects that the forms of these maps need. */
-  readonly objects: readonly BtfObject[];
+  readonly objects: readonly DocumentBtfObject[];
   of(mapId: number, keySize: number, valueSize: number): MapForms | undefined;
 }
 
@@ -59,7 +59,7 @@ const BLOB_PART = 48 * 1024;
  * @param lines the line start of an object, and of the closing bracket
  */
 export async function writeBtf(
-  objects: readonly BtfObject[],
+  objects: readonly DocumentBtfObject[],
   out: Output,
   style: Style,
   [lineStart, last]: readonly [string, string],
@@ -81,7 +81,7 @@ export async function writeBtf(
 }
 
 /** crit's way to say how much was left out: `... <7.8KB>`. */
-export function leftOut(size: number): string {
+export function leftOutText(size: number): string {
   let value = size;
   for (const unit of ['', 'K', 'M', 'G', 'T', 'P', 'E', 'Z']) {
     if (value < 1024) return `... <${Number.isInteger(value) ? value : value.toFixed(1)}${unit}B>`;
@@ -91,7 +91,7 @@ export function leftOut(size: number): string {
 }
 
 /** The members of an image that stand before its entries. */
-export function imageHeader(reader: { kind: Kind; head: string }): JsonObject {
+export function imageHeader(reader: { kind: ImageKind; head: string }): JsonObject {
   // crit has no word for a head that is not the usual one (v1.0 images); without it the bytes could not
   // be rebuilt.
   const { kind, head } = reader;
@@ -117,11 +117,11 @@ export async function decodeImage(reader: ImageReader, out: Output, options: Dec
   }
   out.text(`"entries"${style.colon}[`);
   let first = true;
-  for await (const entry of chosen(reader, options)) {
+  for await (const entry of chosenEntries(reader, options)) {
     out.text(first ? inner : style.comma + inner);
     first = false;
     const data = asItems ? dataEntry(reader, entry) : undefined;
-    if (data !== undefined) await writeItemsEntry(reader, data, out, options);
+    if (data !== undefined) await printDataEntry(reader, data, out, options);
     else await writeCritEntry(reader, entry, out, options, style, pretty ? 2 : 0);
   }
   if (!first && pretty) out.text(outer);
@@ -134,7 +134,7 @@ function dataEntry(reader: ImageReader, entry: Entry): DataEntry | undefined {
   return reader.kind === BPFMAP_DATA ? (entry as DataEntry) : undefined;
 }
 
-async function* chosen(reader: ImageReader, options: DecodeOptions): AsyncGenerator<Entry> {
+async function* chosenEntries(reader: ImageReader, options: DecodeOptions): AsyncGenerator<Entry> {
   const wanted = new Set(options.maps);
   for await (const entry of reader.entries()) {
     const id = Number(entry.message.map_id);
@@ -162,7 +162,7 @@ async function writeCritEntry(
     out.text(print(message, style, level));
     return;
   }
-  const text = print({ ...message, extra: options.noPayload ? leftOut(entry.extraSize) : '' }, style, level);
+  const text = print({ ...message, extra: options.noPayload ? leftOutText(entry.extraSize) : '' }, style, level);
   if (options.noPayload) {
     out.text(text);
     return;
@@ -224,7 +224,7 @@ function formed(
 }
 
 /** A data entry with its items, or with crit's `extra` when its totals are not equal parts. */
-async function writeItemsEntry(
+async function printDataEntry(
   reader: ImageReader,
   entry: DataEntry,
   out: Output,
@@ -238,7 +238,7 @@ async function writeItemsEntry(
   if (shape === undefined) return writeCritEntry(reader, entry, out, { ...options, pretty: false }, style, level);
   const { header, forms } = formed(entry.message, shape, options);
   if (options.noPayload) {
-    out.text(print({ ...header, items: leftOut(entry.extraSize) }, style, level));
+    out.text(print({ ...header, items: leftOutText(entry.extraSize) }, style, level));
     return;
   }
   const text = print({ ...header, items: [] }, style, level);
@@ -270,7 +270,7 @@ async function decodeLines(reader: ImageReader, out: Output, options: DecodeOpti
     out.text('}');
   }
   out.text('\n');
-  for await (const entry of chosen(reader, options)) {
+  for await (const entry of chosenEntries(reader, options)) {
     const data = dataEntry(reader, entry);
     const { count = 0, keys_bytes = 0, values_bytes = 0 } = data?.message ?? {};
     const shape = data && itemShape(count, keys_bytes, values_bytes);
@@ -278,7 +278,7 @@ async function decodeLines(reader: ImageReader, out: Output, options: DecodeOpti
       await writeCritEntry(reader, entry, out, { ...options, pretty: false }, COMPACT, 0);
     } else if (options.noPayload) {
       const { header } = formed(data.message, shape, options);
-      out.text(print({ ...header, items: leftOut(entry.extraSize) }, COMPACT));
+      out.text(print({ ...header, items: leftOutText(entry.extraSize) }, COMPACT));
     } else {
       const { header, forms } = formed(data.message, shape, options);
       out.text(print(header, COMPACT));

@@ -7,8 +7,16 @@
  */
 
 import { BpfimgError, PointerError } from '../errors.js';
-import { BPFMAP_DATA, HEAD_COMMON, HEAD_SERVICE, type Head, type Kind, kindNames, kindOfName } from '../image/kinds.js';
-import { fieldsOf } from '../image/message.js';
+import {
+  BPFMAP_DATA,
+  HEAD_COMMON,
+  HEAD_SERVICE,
+  type Head,
+  type ImageKind,
+  kindNames,
+  kindOfName,
+} from '../image/kinds.js';
+import { messageFields } from '../image/message.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead, writeMessage } from '../image/writer.js';
 import type { Input } from '../io/input.js';
@@ -44,7 +52,7 @@ export async function readTypes(reader: JsonReader): Promise<DocumentTypes> {
 export async function encodeImage(input: Input, out: Output): Promise<void> {
   const reader = new JsonReader(input);
   await expectJson(reader);
-  const header: { kind?: Kind; head?: Head } = {};
+  const header: { kind?: ImageKind; head?: Head } = {};
   let types: DocumentTypes | undefined;
   let entries: { spool: Spool; origin: Origin } | undefined;
   let written = false;
@@ -110,7 +118,7 @@ export async function expectEnd(reader: JsonReader): Promise<void> {
   if ((await reader.peek()) !== -1) throw await reader.expected('the end of the document');
 }
 
-async function readKind(reader: JsonReader): Promise<Kind> {
+async function readKind(reader: JsonReader): Promise<ImageKind> {
   const start = reader.offset;
   const value = await reader.value();
   const kind = typeof value === 'string' ? kindOfName(value) : undefined;
@@ -130,7 +138,7 @@ async function readHead(reader: JsonReader): Promise<Head> {
 
 async function encodeEntries(
   reader: JsonReader,
-  kind: Kind,
+  kind: ImageKind,
   types: DocumentTypes | undefined,
   out: Output,
 ): Promise<void> {
@@ -143,7 +151,7 @@ async function encodeEntries(
 /** ndjson behind its first line: entries, and for maps their items on the lines that follow. */
 async function encodeLines(
   reader: JsonReader,
-  kind: Kind,
+  kind: ImageKind,
   types: DocumentTypes | undefined,
   out: Output,
 ): Promise<void> {
@@ -169,7 +177,7 @@ async function atItem(reader: JsonReader): Promise<boolean> {
 }
 
 /** Where an entry starts, for what turns out wrong with it after more has been read. */
-interface Place {
+interface EntryStart {
   readonly offset: number;
   readonly pointer: string;
 }
@@ -180,19 +188,19 @@ interface Place {
  */
 async function encodeEntry(
   reader: JsonReader,
-  kind: Kind,
+  kind: ImageKind,
   types: DocumentTypes | undefined,
   out: Output,
   lines?: (items: ItemReader) => Promise<void>,
 ): Promise<void> {
   await reader.peek();
-  const start: Place = { offset: reader.offset, pointer: reader.pointer };
+  const start: EntryStart = { offset: reader.offset, pointer: reader.pointer };
   reader.sawBigint = false;
   const header: JsonObject = Object.create(null) as JsonObject;
   let items: ItemReader | undefined;
   let aside: { spool: Spool; origin: Origin } | undefined;
   let blob: Spool | undefined;
-  const expected = async () => ({ ...itemSizes(header), forms: await formsOf(reader, header, types, start) });
+  const expected = async () => ({ ...expectedItems(header), forms: await entryForms(reader, header, types, start) });
   /** Bytes of `extra` that went straight into the image. */
   let streamed: number | undefined;
   try {
@@ -259,11 +267,11 @@ async function encodeEntry(
 }
 
 /** The forms of an entry's items, from the types that its header names. */
-async function formsOf(
+async function entryForms(
   reader: JsonReader,
   header: JsonObject,
   types: DocumentTypes | undefined,
-  start: Place,
+  start: EntryStart,
 ): Promise<ItemForms | undefined> {
   if (header.types === undefined) return undefined;
   try {
@@ -279,23 +287,23 @@ async function formsOf(
 const ITEMS_MEMBERS: ReadonlySet<string> = new Set(['key_size', 'value_size', 'types']);
 
 /** Whether an entry of `kind` may have a member `name`, in some dialect. */
-function isMember(kind: Kind, name: string): boolean {
+function isMember(kind: ImageKind, name: string): boolean {
   if (name === '$raw' || (kind === BPFMAP_DATA && ITEMS_MEMBERS.has(name))) return true;
-  return fieldsOf(kind.message).some((field) => field.name === name);
+  return messageFields(kind.message).some((field) => field.name === name);
 }
 
 /** The field that go-criu's crit before v7.1 calls `name`: protobuf's names for JSON, `mapId` for `map_id`. */
 function protoName(message: string, name: string): string | undefined {
   const inJson = (field: string) => field.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
-  return fieldsOf(message).find((field) => inJson(field.name) === name)?.name;
+  return messageFields(message).find((field) => inJson(field.name) === name)?.name;
 }
 
 /** A message's JSON with the names that its fields have. */
 function withProtoNames(message: string, object: JsonObject): JsonObject {
   const named: JsonObject = {};
   for (const [member, value] of Object.entries(object)) {
-    const name = fieldsOf(message).some((field) => field.name === member) ? member : protoName(message, member);
-    const field = fieldsOf(message).find((one) => one.name === name);
+    const name = messageFields(message).some((field) => field.name === member) ? member : protoName(message, member);
+    const field = messageFields(message).find((one) => one.name === name);
     const inner = (one: Json): Json =>
       typeof one === 'object' && one !== null && !Array.isArray(one) ? withProtoNames(field?.of as string, one) : one;
     // What stands twice stays, for the check to find.
@@ -311,13 +319,13 @@ function isWhole(header: JsonObject): boolean {
   return ['map_id', 'keys_bytes', 'values_bytes', 'count'].every((name) => header[name] !== undefined);
 }
 
-function itemSizes(header: JsonObject): ExpectedItems {
+function expectedItems(header: JsonObject): ExpectedItems {
   const size = (value: Json | undefined) =>
     typeof value === 'number' && Number.isInteger(value) && value >= 0 ? value : undefined;
   return { keySize: size(header.key_size), valueSize: size(header.value_size) };
 }
 
-function leftOut(reader: JsonReader, offset: number): BpfimgError {
+function incompleteEntry(reader: JsonReader, offset: number): BpfimgError {
   return reader.bad('keys and values were left out (--nopl), there is nothing to encode', offset);
 }
 
@@ -327,11 +335,16 @@ export async function refuseLeftOut(reader: JsonReader): Promise<void> {
   const { cursor } = reader;
   await cursor.fill(6);
   if (Buffer.from(cursor.bytes.subarray(cursor.at, cursor.at + 6)).toString('latin1') === '"... <') {
-    throw leftOut(reader, reader.offset);
+    throw incompleteEntry(reader, reader.offset);
   }
 }
 
-async function encodeHeader(reader: JsonReader, kind: Kind, read: JsonObject, start: Place): Promise<Uint8Array> {
+async function encodeHeader(
+  reader: JsonReader,
+  kind: ImageKind,
+  read: JsonObject,
+  start: EntryStart,
+): Promise<Uint8Array> {
   let header = read;
   const problem = await check(kind.message, header, reader.sawBigint);
   if (problem) header = withProtoNames(kind.message, header);
@@ -347,7 +360,7 @@ async function encodeHeader(reader: JsonReader, kind: Kind, read: JsonObject, st
 }
 
 /** `extra` must have as many bytes as the message promises, or the next entry would be read askew. */
-function expectExtra(reader: JsonReader, kind: Kind, header: JsonObject, got: number, start: Place): void {
+function expectExtra(reader: JsonReader, kind: ImageKind, header: JsonObject, got: number, start: EntryStart): void {
   const numbers = Object.fromEntries(Object.entries(header).map(([name, value]) => [name, Number(value)]));
   const expected = kind.extra?.(numbers) ?? 0;
   if (got === expected) return;
@@ -359,7 +372,7 @@ async function encodeItems(
   reader: JsonReader,
   header: JsonObject,
   items: ReadItems,
-  start: Place,
+  start: EntryStart,
   out: Output,
 ): Promise<void> {
   const problem = await check('items_header', header, reader.sawBigint);

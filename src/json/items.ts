@@ -39,7 +39,7 @@ export function itemShape(count: number, keysBytes: number, valuesBytes: number)
 }
 
 /** What keys, or values, look like in JSON where they are not plain hex. */
-export interface Form {
+export interface JsonForm {
   /** Bytes of one key, or of one (CPU's) value. */
   readonly size: number;
   /** The JSON of the bytes at `at`. */
@@ -54,12 +54,12 @@ export interface Form {
 }
 
 /** The half of a form that shows. */
-export type Shown = Pick<Form, 'show' | 'print'>;
+export type JsonPrinter = Pick<JsonForm, 'show' | 'print'>;
 
 /** Forms of a map's items; what has none is hex. */
 export interface ItemForms {
-  readonly key?: Form | undefined;
-  readonly value?: Form | undefined;
+  readonly key?: JsonForm | undefined;
+  readonly value?: JsonForm | undefined;
 }
 
 /** Forms with the member of a map's header that names them. */
@@ -71,7 +71,7 @@ export interface MapForms extends ItemForms {
 export const FORM_MOST = 1024 * 1024;
 
 /** The forms that fit items of that shape: bytes of another size than the form's are hex. */
-export function fitting(forms: ItemForms | undefined, keySize: number, valueSize: number): ItemForms | undefined {
+export function formsThatFit(forms: ItemForms | undefined, keySize: number, valueSize: number): ItemForms | undefined {
   const key = forms?.key?.size === keySize ? forms.key : undefined;
   const value = forms?.value?.size === valueSize ? forms.value : undefined;
   return key === undefined && value === undefined ? undefined : { key, value };
@@ -162,7 +162,7 @@ function formedItems(shape: ItemShape, style: ItemStyle, forms: ItemForms): Item
     out.at = putHex(from.view, start, end, out.view, out.at);
     out.bytes[out.at++] = QUOTE;
   };
-  const putForm = (out: Output, form: Shown, from: Cursor, at: number) => {
+  const putForm = (out: Output, form: JsonPrinter, from: Cursor, at: number) => {
     if (style.json === undefined) form.print(from.view, at, out);
     else out.text(style.json(form.show(from.view, at)));
   };
@@ -193,7 +193,7 @@ function formedItems(shape: ItemShape, style: ItemStyle, forms: ItemForms): Item
 const QUOTE = 0x22;
 
 /** Bytes that a form would lose, the padding of a CPU's value: `{"$raw": "hex"}`. */
-export function rawForm(size: number): Shown {
+export function rawForm(size: number): JsonPrinter {
   const show = (view: DataView, at: number) => ({
     $raw: hex(new Uint8Array(view.buffer, view.byteOffset + at, size)),
   });
@@ -201,7 +201,7 @@ export function rawForm(size: number): Shown {
 }
 
 /** The bytes of hex text, or of `{"$raw": "hex"}`, when they are `size` bytes. */
-export function rawBytes(value: Json, size: number): Uint8Array | undefined {
+export function itemBytes(value: Json, size: number): Uint8Array | undefined {
   let text = value;
   if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
     text = Object.keys(value).length === 1 ? (value.$raw ?? null) : null;
@@ -271,7 +271,7 @@ export async function writeItems(
 ): Promise<void> {
   const { keySize, valueSize, perCpu } = shape;
   const { keys, values } = cursors;
-  const forms = fitting(mapForms, keySize, perCpu ?? valueSize);
+  const forms = formsThatFit(mapForms, keySize, perCpu ?? valueSize);
   const text = forms === undefined ? hexItems(shape, style) : formedItems(shape, style, forms);
   const between = Buffer.from(separator);
   const big = keySize > WINDOW / 4 || valueSize > WINDOW / 4 || text.most + between.length > WINDOW;
@@ -331,7 +331,7 @@ async function writeBig(
   cursors: ItemCursors,
   from: Cursor,
   size: number,
-  form: Form | undefined,
+  form: JsonForm | undefined,
   style: ItemStyle,
   out: Output,
 ): Promise<void> {
@@ -383,7 +383,7 @@ export interface ExpectedItems {
 function expectedForms({ keySize, valueSize, perCpu, forms }: ExpectedItems): ItemForms {
   const key = forms?.key?.size ?? 0;
   const value = forms?.value?.size ?? 0;
-  return fitting(forms, keySize ?? key, perCpu ?? valueSize ?? value) ?? {};
+  return formsThatFit(forms, keySize ?? key, perCpu ?? valueSize ?? value) ?? {};
 }
 
 const LETTERS = { key: Buffer.from('"key"'), value: Buffer.from('"value"') };
@@ -510,15 +510,15 @@ export class ItemReader implements ReadItems {
   }
 
   /** Writes `size` bytes of a key or value, and zeros up to `stride` unless the JSON has these bytes too. */
-  #parse(form: Form | undefined, value: Json, size: number, stride: number, view: DataView, at: number): void {
-    const padded = stride === size ? undefined : rawBytes(value, stride);
+  #parse(form: JsonForm | undefined, value: Json, size: number, stride: number, view: DataView, at: number): void {
+    const padded = stride === size ? undefined : itemBytes(value, stride);
     if (padded !== undefined) {
       for (let i = 0; i < stride; i++) view.setUint8(at + i, padded[i] as number);
       return;
     }
     if (form !== undefined) form.parse(value, view, at);
     else {
-      const bytes = typeof value === 'string' ? rawBytes(value, size) : undefined;
+      const bytes = typeof value === 'string' ? itemBytes(value, size) : undefined;
       if (bytes === undefined) throw new PointerError('', `must be ${size} bytes in hex, two digits each`);
       for (let i = 0; i < size; i++) view.setUint8(at + i, bytes[i] as number);
     }
@@ -526,7 +526,7 @@ export class ItemReader implements ReadItems {
   }
 
   /** Takes a key or a (CPU's) value that has a form. */
-  async #put(form: Form, size: number, stride: number, into: Spool): Promise<number> {
+  async #put(form: JsonForm, size: number, stride: number, into: Spool): Promise<number> {
     const reader = this.#reader;
     await reader.peek();
     const offset = reader.offset;

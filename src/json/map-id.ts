@@ -1,17 +1,17 @@
 /** Values of maps of maps: the id of an inner map. */
 import { PointerError } from '../errors.js';
 import type { Json } from '../value.js';
-import { type Form, rawBytes } from './items.js';
+import { itemBytes, type JsonForm } from './items.js';
 
 const SIZE = 4;
 
 /** `{"map_id":57}` for the four bytes that say so; editing the number leads to another map. */
-export const mapIdForm: Form = {
+export const mapIdForm: JsonForm = {
   size: SIZE,
   show: (view, at) => ({ map_id: view.getUint32(at, true) }),
   print: (view, at, out) => out.text(`{"map_id":${view.getUint32(at, true)}}`),
   parse(value, view, at) {
-    const bytes = rawBytes(value, SIZE);
+    const bytes = itemBytes(value, SIZE);
     const id = bytes === undefined ? idOf(value) : new DataView(bytes.buffer, bytes.byteOffset).getUint32(0, true);
     view.setUint32(at, id, true);
   },

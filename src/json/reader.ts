@@ -5,7 +5,7 @@
  * small ones come as JavaScript values. Every error names the JSON pointer and, for files, line and column.
  */
 import * as fs from 'node:fs';
-import { Base64Decoder, takeHex, viewOf } from '../bytes.js';
+import { Base64Decoder, takeHex, utf8, viewOf } from '../bytes.js';
 import { BpfimgError, type PointerError, pointerPart } from '../errors.js';
 import { Cursor, type Input, openInput } from '../io/input.js';
 import type { Output } from '../io/output.js';
@@ -20,7 +20,7 @@ import type { Json, JsonObject } from '../value.js';
 const MAX_VALUE = 256 * 1024 * 1024;
 const MAX_STRINGS = 32 * 1024 * 1024;
 const MAX_VALUES = 5.5 * 1024 * 1024;
-const MAX_DEPTH = 64;
+const MAX_JSON_DEPTH = 64;
 /** Most bytes of a member's name, and most members of an object: more than any message or BTF type has. */
 const MAX_NAME = 1024;
 const MAX_MEMBERS = 70_000;
@@ -59,8 +59,6 @@ const escapes: Readonly<Record<number, number>> = {
   0x72: 0x0d,
   0x74: 0x09,
 };
-
-const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 /** Where text that is read from a temporary copy stood at first. */
 export interface Origin {
@@ -403,7 +401,7 @@ export class JsonReader {
         // With 16 digits it may be beyond 2^53.
         if (at - from >= 15) return undefined;
       }
-      if (level + depth > MAX_DEPTH) return undefined;
+      if (level + depth > MAX_JSON_DEPTH) return undefined;
     } while (depth > 0);
     return at > end ? undefined : this.#parsed(at, members, ascii);
   }
@@ -456,7 +454,7 @@ export class JsonReader {
     this.#values = 0;
     const build = async (depth: number): Promise<Json> => {
       if (cursor.position - start > MAX_VALUE) throw this.bad(`a value of more than ${MAX_VALUE} bytes`);
-      if (depth > MAX_DEPTH) throw this.bad(`nested deeper than ${MAX_DEPTH} levels`);
+      if (depth > MAX_JSON_DEPTH) throw this.bad(`nested deeper than ${MAX_JSON_DEPTH} levels`);
       const first = await this.peek();
       const isWhole = first === OPEN_OBJECT || first === OPEN_LIST;
       await cursor.fill(Math.min(QUICK, cursor.bytes.length));

@@ -1,5 +1,5 @@
 /** Types of items in documents: what `types` and `btf` say, both ways. */
-import { Btf } from '../btf/btf.js';
+import { BTF_MAX, Btf } from '../btf/btf.js';
 import { typeName, typeNamed } from '../btf/c.js';
 import { type ValueCodec, valueCodec } from '../btf/values.js';
 import { PointerError, pointed } from '../errors.js';
@@ -9,24 +9,21 @@ import { Cursor } from '../io/input.js';
 import { Spool } from '../io/spool.js';
 import type { Json, JsonObject } from '../value.js';
 import { check } from './check.js';
-import { FORM_MOST, type Form, type ItemForms, type MapForms, rawBytes } from './items.js';
+import { FORM_MOST, type ItemForms, itemBytes, type JsonForm, type MapForms } from './items.js';
 import type { JsonReader } from './reader.js';
-
-/** Largest BTF that is read: what the kernel loads (BTF_MAX_SIZE). */
-const BTF_MAX = 16 * 1024 * 1024;
 
 /**
  * Typed JSON as a form of keys or values. Text of two hex digits for each byte is the bytes, unless it is just
  * what the type's values are written as: a number of 16 decimal digits, say.
  */
-export function typedForm(codec: ValueCodec): Form {
+export function typedForm(codec: ValueCodec): JsonForm {
   const { size } = codec;
   return {
     size,
     show: (view, at) => codec.decode(view, at),
     print: (view, at, out) => codec.print(view, at, out),
     parse(value, view, at) {
-      const bytes = rawBytes(value, size);
+      const bytes = itemBytes(value, size);
       if (bytes === undefined) codec.encode(value, view, at);
       else if (!reads(codec, value, view, at)) new Uint8Array(view.buffer, view.byteOffset + at, size).set(bytes);
     },
@@ -56,9 +53,9 @@ export interface NamedTypes {
 }
 
 /** The forms of items of these types, and the `types` member that leads back to them. */
-export function formsOf({ btfId, btf, key, value }: NamedTypes): MapForms {
+export function namedForms({ btfId, btf, key, value }: NamedTypes): MapForms {
   const types: JsonObject = { btf_id: btfId };
-  const form = (what: 'key' | 'value', id: number): Form | undefined => {
+  const form = (what: 'key' | 'value', id: number): JsonForm | undefined => {
     if (id === 0) return undefined;
     const name = typeName(btf, id);
     types[what] = name;
@@ -157,7 +154,7 @@ export class DocumentTypes {
   async forms(header: JsonObject): Promise<ItemForms> {
     try {
       const { btf, key, value } = await this.resolve(header.types as Json);
-      const form = (what: 'key' | 'value', id: number): Form | undefined => {
+      const form = (what: 'key' | 'value', id: number): JsonForm | undefined => {
         if (id === 0) return undefined;
         const codec = valueCodec(btf, id);
         const size = header[`${what}_size`];

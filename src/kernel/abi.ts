@@ -6,7 +6,7 @@
  */
 
 /** Commands by the kernel's names without `BPF_` (enum bpf_cmd). */
-export const COMMAND = {
+export const BPF_COMMAND = {
   MAP_CREATE: 0,
   MAP_LOOKUP_ELEM: 1,
   MAP_UPDATE_ELEM: 2,
@@ -32,7 +32,7 @@ export const COMMAND = {
   ITER_CREATE: 33,
 } as const;
 
-export type Command = keyof typeof COMMAND;
+export type BpfCommand = keyof typeof BPF_COMMAND;
 
 /** Flags of MAP_CREATE by the kernel's names without `BPF_F_`. */
 export const MAP_FLAG = {
@@ -71,7 +71,7 @@ export interface MapShape {
 export const ELEM_FLAG = { ANY: 0, NOEXIST: 1, EXIST: 2, LOCK: 4 } as const;
 
 /** A member of a kernel structure. */
-export interface Field {
+export interface StructField {
   /** Bytes from the structure's start. */
   readonly offset: number;
   /** 4 and 8 are numbers or pointers, anything else is bytes. */
@@ -81,21 +81,21 @@ export interface Field {
 }
 
 /** A structure, or the part of `union bpf_attr` that a command reads. */
-export interface Layout<F extends string = string> {
+export interface StructLayout<F extends string = string> {
   /** The kernel's name: a structure, or a member of the union. */
   readonly name: string;
   /** Bytes up to the end of the last member we know. */
   readonly size: number;
-  readonly fields: Readonly<Record<F, Field>>;
+  readonly fields: Readonly<Record<F, StructField>>;
 }
 
 type Row = readonly [offset: number, size: number, since?: string];
 
-function layout<F extends string>(name: string, size: number, rows: Readonly<Record<F, Row>>): Layout<F> {
+function layout<F extends string>(name: string, size: number, rows: Readonly<Record<F, Row>>): StructLayout<F> {
   const fields = Object.fromEntries(
     Object.entries<Row>(rows).map(([field, [offset, bytes, since]]) => [field, { offset, size: bytes, since }]),
   );
-  return { name, size, fields: fields as Record<F, Field> };
+  return { name, size, fields: fields as Record<F, StructField> };
 }
 
 /** Bytes of a map's, program's or BTF object's name with its NUL. */

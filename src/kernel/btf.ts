@@ -1,14 +1,11 @@
 /** BTF objects of the kernel: their bytes, and loading them again. */
 import { ATTR, BTF_INFO } from './abi.js';
 import { KernelError } from './error.js';
-import { nameOf } from './map.js';
+import { kernelName } from './map.js';
 import { Attr, ERRNO, pinned, type Sys } from './sys.js';
 
-/** Longest blob the kernel loads (BTF_MAX_SIZE). */
-export const BTF_MAX = 16 * 1024 * 1024;
-
 /** A BTF object as it was loaded. */
-export interface BtfObject {
+export interface LoadedBtf {
   readonly id: number;
   readonly name: string;
   /** Of the kernel or of a module, not loaded by a program. */
@@ -20,7 +17,7 @@ export interface BtfObject {
  * Reads a BTF object by its id. Needs CAP_SYS_ADMIN; since Linux 4.18.
  * @throws KernelError
  */
-export function readBtf(sys: Sys, id: number): BtfObject {
+export function readBtf(sys: Sys, id: number): LoadedBtf {
   const subject = `BTF ${id}`;
   const fd = sys.bpf('BTF_GET_FD_BY_ID', new Attr(ATTR.btfById, sys).set('btf_id', id));
   if (fd < 0) throw new KernelError(subject, 'BPF_BTF_GET_FD_BY_ID', -fd);
@@ -46,7 +43,7 @@ export function readBtf(sys: Sys, id: number): BtfObject {
     const name = pinned(128);
     const blob = pinned(ask(pinned(1), name).get('btf_size'));
     const info = ask(blob, name);
-    return { id, name: nameOf(name), kernel: info.get('kernel_btf') !== 0, blob };
+    return { id, name: kernelName(name), kernel: info.get('kernel_btf') !== 0, blob };
   } finally {
     sys.close(fd);
   }
@@ -74,7 +71,7 @@ export function loadBtf(sys: Sys, blob: Uint8Array): number {
   );
   if (again >= 0) return again;
   const errno = again === -ERRNO.ENOSPC ? -fd : -again;
-  const lines = nameOf(log).trim().split('\n');
+  const lines = kernelName(log).trim().split('\n');
   const said = lines.at(-1);
   throw new KernelError('BTF', 'BPF_BTF_LOAD', errno, said === undefined || said === '' ? undefined : said);
 }

@@ -16,7 +16,7 @@ export function errnoName(errno: number): string {
   return NAMES.get(errno) ?? `errno ${errno}`;
 }
 
-const KINDS = new Map<number, ErrorKind>([
+const ERROR_KINDS = new Map<number, ErrorKind>([
   [ERRNO.ENOENT, 'notFound'],
   [ERRNO.ESRCH, 'notFound'],
   [ERRNO.EEXIST, 'conflict'],
@@ -42,7 +42,7 @@ export class KernelError extends BpfimgError {
     part?: string,
   ) {
     const code = errnoName(errno);
-    super(KINDS.get(errno) ?? 'io', `${call}: ${code} (${reason})`, { subject, part, code });
+    super(ERROR_KINDS.get(errno) ?? 'io', `${call}: ${code} (${reason})`, { subject, part, code });
   }
 
   /** The same failure, of a part of its subject: `item 0a000001`. */

@@ -197,14 +197,14 @@ export function kernelMaps(sys: Sys, btfFile = '/sys/kernel/btf/vmlinux'): Map<n
     const link = opened(sys.bpf('LINK_CREATE', attach));
     if (link < 0) return undefined;
     const iterator = opened(sys.bpf('ITER_CREATE', new Attr(ATTR.iterCreate, sys).set('link_fd', link)));
-    return iterator < 0 ? undefined : records(iterator);
+    return iterator < 0 ? undefined : iteratorRecords(iterator);
   } finally {
     for (const fd of fds) sys.close(fd);
   }
 }
 
 /** Reads an iterator to its end. */
-function records(fd: number): Map<number, KernelMap> {
+function iteratorRecords(fd: number): Map<number, KernelMap> {
   const maps = new Map<number, KernelMap>();
   const buffer = Buffer.alloc(RECORD_SIZE * 1024);
   let filled = 0;

@@ -9,13 +9,13 @@ import { BpfimgError } from '../errors.js';
 import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
 import { KernelError } from './error.js';
 import { type KernelMap, kernelMaps } from './iter.js';
-import { BpfMap, InfoReader, mapSubject, nameOf, openPin } from './map.js';
+import { BpfMap, InfoReader, kernelName, mapSubject, openPin } from './map.js';
 import {
   type Access,
   fdLink,
   givenPath,
-  type Holder,
   type MapFdinfo,
+  type MapHolder,
   mapFdinfo,
   mapsOfProcess,
   openMaps,
@@ -49,7 +49,7 @@ export interface LiveMap {
   btfId: number | undefined;
   /** As {@link pathText} writes them. */
   readonly pins: string[];
-  readonly holders: Holder[];
+  readonly holders: MapHolder[];
   /** Programs that use it; looked for only where neither pins nor holders are seen. */
   programs: readonly Program[];
 }
@@ -155,7 +155,7 @@ export class LiveMaps {
   static look(sys: Sys): LiveMaps {
     // Ids first: what is held then, and still is, shows in what is read after.
     const ids = walkIds(sys, 'MAP_GET_NEXT_ID');
-    const found = new Found(sys);
+    const found = new MapCollector(sys);
     const { open, hidden } = openMaps(sys.proc);
     for (const { holder, map } of open) found.add(map).holders.push(holder);
     found.addPins();
@@ -169,7 +169,7 @@ export class LiveMaps {
 
   /** The maps that these processes hold, and nothing else that is known of them: no pins, no other holders. */
   static ofProcesses(sys: Sys, pids: readonly number[]): LiveMaps {
-    const found = new Found(sys);
+    const found = new MapCollector(sys);
     let hidden = 0;
     for (const pid of pids) {
       const open = mapsOfProcess(pid, sys.proc);
@@ -235,7 +235,7 @@ export class LiveMaps {
 }
 
 /** What is known of each map so far. */
-class Found {
+class MapCollector {
   readonly maps = new Map<number, LiveMap>();
   readonly #info: InfoReader;
 
@@ -247,7 +247,7 @@ class Found {
   add(fdinfo: MapFdinfo): LiveMap {
     let map = this.maps.get(fdinfo.id);
     if (map === undefined) {
-      map = { ...nothing(fdinfo.id), ...known(fdinfo) };
+      map = { ...unknownMap(fdinfo.id), ...known(fdinfo) };
       this.maps.set(fdinfo.id, map);
     }
     return map;
@@ -328,7 +328,7 @@ class Found {
       const seen = kernel?.get(id);
       // Gone since its id was walked.
       if (kernel !== undefined ? seen === undefined : !isLive(this.sys, id)) continue;
-      const map = Object.assign(nothing(id), seen && described(seen));
+      const map = Object.assign(unknownMap(id), seen && iteratorFacts(seen));
       this.maps.set(id, map);
       if (seen === undefined || !opensSafely(this.sys.types.row(seen.type))) continue;
       const fd = this.#open(id);
@@ -350,7 +350,7 @@ function enough(result: number, call: string): number {
   return result;
 }
 
-function nothing(id: number): LiveMap {
+function unknownMap(id: number): LiveMap {
   return {
     id,
     name: undefined,
@@ -374,7 +374,7 @@ function known(fdinfo: MapFdinfo): Partial<LiveMap> {
   return { type, keySize, valueSize, maxEntries, flags, extra, memlock, frozen };
 }
 
-function described(map: KernelMap): Partial<LiveMap> {
+function iteratorFacts(map: KernelMap): Partial<LiveMap> {
   const { name, type, keySize, valueSize, maxEntries, flags, extra, frozen, btfId } = map;
   return { name, type, keySize, valueSize, maxEntries, flags, extra, frozen, btfId };
 }
@@ -399,7 +399,7 @@ export function programsByMap(sys: Sys, wanted: ReadonlySet<number>): Map<number
           ids = pinned(4 * count);
           continue;
         }
-        const program = { id, name: nameOf(info.getBytes('name')) };
+        const program = { id, name: kernelName(info.getBytes('name')) };
         for (let i = 0; i < count; i++) {
           const map = ids.readUInt32LE(4 * i);
           if (wanted.has(map)) users.set(map, [...(users.get(map) ?? []), program]);

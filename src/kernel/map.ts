@@ -7,7 +7,7 @@
  */
 import { isZero, pathBytes, pathText, roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import { ATTR, type Command, ELEM_FLAG, type Field, MAP_FLAG, MAP_INFO, MAP_LINK } from './abi.js';
+import { ATTR, type BpfCommand, ELEM_FLAG, MAP_FLAG, MAP_INFO, MAP_LINK, type StructField } from './abi.js';
 import { causeOf, KernelError } from './error.js';
 import { type Access, bpffsHint, fdLink, isBpffs, type MapFdinfo, mapFdinfo } from './proc.js';
 import { breaches } from './rules.js';
@@ -88,10 +88,10 @@ const BATCH_ROOM = 4096;
 /** Bytes of a value that is long: nobody has several of them in memory at a time. */
 const LONG = 4 * 1024 * 1024;
 /** Times in a row a batch may come back empty because the map changed (EINTR), before that is an error. */
-const PATIENCE = 100;
+const EMPTY_BATCHES = 100;
 
 /** A name as the kernel has it, up to its NUL, one character a byte. */
-export function nameOf(bytes: Buffer): string {
+export function kernelName(bytes: Buffer): string {
   const end = bytes.indexOf(0);
   return bytes.toString('latin1', 0, end < 0 ? bytes.length : end);
 }
@@ -125,7 +125,7 @@ export class InfoReader {
       valueSize: info.get('value_size'),
       maxEntries: info.get('max_entries'),
       flags: info.get('map_flags'),
-      name: nameOf(info.getBytes('name')),
+      name: kernelName(info.getBytes('name')),
       ifindex: info.get('ifindex'),
       extra: info.get64('map_extra'),
       btfId: info.get('btf_id'),
@@ -473,13 +473,13 @@ export class BpfMap implements Disposable {
     return this.#item().room;
   }
 
-  #call(command: Command, attr: Attr): number {
+  #call(command: BpfCommand, attr: Attr): number {
     if (this.#closing) throw new Error(`${this.subject} is closed`);
     return this.sys.bpf(command, attr);
   }
 
   /** The error of a call on this map, with what its state adds to the usual cause. */
-  #failed(command: Command, errno: number): KernelError {
+  #failed(command: BpfCommand, errno: number): KernelError {
     let cause = causeOf(`BPF_${command}`, errno);
     if (errno === ERRNO.EPERM && !this.#closing) {
       const { frozen, access } = this.state();
@@ -516,7 +516,7 @@ export class BpfMap implements Disposable {
     return this.#take('MAP_LOOKUP_AND_DELETE_ELEM', key, flags, into);
   }
 
-  #take(command: Command, key: Uint8Array | undefined, flags: number, into?: Uint8Array): Uint8Array | undefined {
+  #take(command: BpfCommand, key: Uint8Array | undefined, flags: number, into?: Uint8Array): Uint8Array | undefined {
     this.#checkKey(key);
     const one = this.#item();
     const result = this.#call(command, one.with(key, flags));
@@ -634,7 +634,7 @@ export class BpfMap implements Disposable {
     return this.sys.types.row(this.type) === undefined;
   }
 
-  #noBatches(command: Command): BatchResult {
+  #noBatches(command: BpfCommand): BatchResult {
     return { count: 0, end: false, error: this.#failed(command, ERRNO.ENOTSUPP) };
   }
 
@@ -660,7 +660,7 @@ export class BpfMap implements Disposable {
   }
 
   /** Runs a call on another thread: what it uses is marked, and the file descriptor stays open, until it ends. */
-  async #onPool(used: readonly { busy: boolean }[], command: Command, attr: Attr): Promise<number> {
+  async #onPool(used: readonly { busy: boolean }[], command: BpfCommand, attr: Attr): Promise<number> {
     if (this.#closing) throw new Error(`${this.subject} is closed`);
     for (const one of used) one.busy = true;
     this.#running++;
@@ -768,7 +768,7 @@ function createCause(sys: Sys, spec: MapSpec, name: Buffer, attr: Attr, errno: n
   if (errno === ERRNO.E2BIG && spec.keySize > 0) return 'key_size, value_size or max_entries is too large';
   if (spec.btf !== undefined) return 'its BTF is no BTF object, or does not fit its sizes';
   if ((asked.flags & MAP_FLAG.NUMA_NODE) !== 0) return `NUMA node ${spec.numaNode ?? 0} is perhaps not there`;
-  const newest = Object.entries<Field>(attr.layout.fields)
+  const newest = Object.entries<StructField>(attr.layout.fields)
     .filter(([, { offset, size, since }]) => since !== undefined && !isZero(attr.bytes, offset, offset + size))
     .at(-1);
   const parts = newest === undefined ? '' : `, or ${newest[0]}, which came with Linux ${newest[1].since}`;
@@ -797,7 +797,7 @@ function partOf(batch: Batch, asked: number): number {
 
 /** One reading of a batch, through growing and trying again. */
 class BatchWalk {
-  #left = PATIENCE;
+  #left = EMPTY_BATCHES;
   #asked: number;
 
   constructor(

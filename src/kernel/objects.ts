@@ -9,7 +9,7 @@ import { hex, pathBytes, pathText } from '../bytes.js';
 import { ATTR, PROG_INFO, PROG_LINK } from './abi.js';
 import { KernelError } from './error.js';
 import { walkIds } from './live.js';
-import { nameOf, openPin } from './map.js';
+import { kernelName, openPin } from './map.js';
 import { fdLink, interfacesOf, networkOf, openMaps, pinFiles, processes } from './proc.js';
 import { Attr, ERRNO, type Result, type Sys } from './sys.js';
 
@@ -56,7 +56,7 @@ export function programInfo(sys: Sys, fd: number): LoadedProgram | undefined {
   return {
     id: info.get('id'),
     type: info.get('type'),
-    name: nameOf(info.getBytes('name')),
+    name: kernelName(info.getBytes('name')),
     tag: Uint8Array.from(info.getBytes('tag')),
   };
 }

@@ -32,7 +32,7 @@ export interface MapFdinfo extends MapShape {
 }
 
 /** One open file that is a map. */
-export interface Holder {
+export interface MapHolder {
   readonly pid: number;
   /** Name of the process, as it calls itself. */
   readonly command: string;
@@ -92,7 +92,7 @@ function readSmall(file: string): string {
 }
 
 /** Not to be taken for a file that is not there: then whatever one looks for would seem not to be there either. */
-function notForWant(error: unknown): void {
+function rethrowOutOfFiles(error: unknown): void {
   const code = errnoOf(error);
   if (code !== 'EMFILE' && code !== 'ENFILE') return;
   throw ioError((error as NodeJS.ErrnoException).path ?? 'procfs', 'read it', error);
@@ -103,7 +103,7 @@ function attempt<T>(read: () => T): T | undefined {
   try {
     return read();
   } catch (error) {
-    notForWant(error);
+    rethrowOutOfFiles(error);
     return undefined;
   }
 }
@@ -113,7 +113,7 @@ function orErrno(read: () => string[]): string[] | string {
   try {
     return read();
   } catch (error) {
-    notForWant(error);
+    rethrowOutOfFiles(error);
     return errnoOf(error) ?? '';
   }
 }
@@ -140,7 +140,7 @@ export function commandOf(pid: number, proc = PROC): string {
 
 /** An open map of a process. */
 export interface OpenMap {
-  readonly holder: Holder;
+  readonly holder: MapHolder;
   readonly map: MapFdinfo;
 }
 

@@ -5,7 +5,7 @@
 import { MAP_FLAG, type MapShape, NAME_SIZE } from './abi.js';
 
 /** Smallest and largest value a size may have, and what it must be a multiple of, or whether a power of two. */
-export interface Range {
+export interface SizeRange {
   readonly min: number;
   readonly max: number;
   readonly step?: number;
@@ -14,9 +14,9 @@ export interface Range {
 
 /** What one map type demands of MAP_CREATE. */
 export interface CreateRule {
-  readonly key: Range;
-  readonly value: Range;
-  readonly entries: Range;
+  readonly key: SizeRange;
+  readonly value: SizeRange;
+  readonly entries: SizeRange;
   /** Bits of map_flags that are accepted. */
   readonly flags: number;
   /** Bits of map_flags that must be set. */
@@ -27,7 +27,7 @@ export interface CreateRule {
   /** map_extra: the largest, and what it must be a multiple of; 0 where nothing is said. */
   readonly extra?: { readonly max: bigint; readonly step: bigint };
   /** With this flag, values must have other sizes. */
-  readonly flagged?: { readonly flag: number; readonly value: Range };
+  readonly flagged?: { readonly flag: number; readonly value: SizeRange };
   /** Key and value together may not be longer. */
   readonly item?: number;
   /**
@@ -65,9 +65,9 @@ export interface KnownTypes {
 }
 
 const F = MAP_FLAG;
-const RW = F.RDONLY | F.WRONLY;
-const PROG = F.RDONLY_PROG | F.WRONLY_PROG;
-const U32 = 0xffff_ffff;
+export const RW = F.RDONLY | F.WRONLY;
+export const PROG = F.RDONLY_PROG | F.WRONLY_PROG;
+export const U32 = 0xffff_ffff;
 
 /**
  * Whether a map of this type may be opened by id when nobody else surely holds it. False for types that
@@ -89,7 +89,7 @@ export function takenEntries({ create }: KnownType, wanted: number, pageSize: nu
 }
 
 /** What MAP_CREATE is asked for, as far as {@link breaches} looks at it. */
-export interface Asked extends MapShape {
+export interface CreateRequest extends MapShape {
   readonly extra: bigint;
   readonly ifindex: number;
   readonly name: Uint8Array;
@@ -105,7 +105,10 @@ export function misfits(map: MapShape, template: MapShape, types: KnownTypes): s
   if (within === 'same entries' || flagged) same.push('maxEntries');
   return same
     .filter((member) => map[member] !== template[member])
-    .map((member) => `${MEMBERS[member]} ${shown(member, map, types)}, expected ${shown(member, template, types)}`);
+    .map(
+      (member) =>
+        `${MEMBERS[member]} ${memberText(member, map, types)}, expected ${memberText(member, template, types)}`,
+    );
 }
 
 const MEMBERS: Readonly<Record<keyof MapShape, string>> = {
@@ -116,7 +119,7 @@ const MEMBERS: Readonly<Record<keyof MapShape, string>> = {
   flags: 'map_flags',
 };
 
-function shown(member: keyof MapShape, map: MapShape, types: KnownTypes): string {
+function memberText(member: keyof MapShape, map: MapShape, types: KnownTypes): string {
   const value = map[member];
   if (member === 'type') return types.row(value)?.name ?? String(value);
   return member === 'flags' ? flagsText(value) || '0' : String(value);
@@ -148,7 +151,7 @@ function flagsText(flags: number): string {
   return [...names.map(([name]) => `BPF_F_${name}`), ...(rest === 0 ? [] : [`0x${rest.toString(16)}`])].join('|');
 }
 
-function rangeText({ min, max, step, power }: Range): string {
+function rangeText({ min, max, step, power }: SizeRange): string {
   if (min === max) return `${min}`;
   const range = max === U32 ? `${min} or more` : `${min} to ${max}`;
   if (power) return `a power of two from ${range}`;
@@ -164,12 +167,12 @@ export function nameByteAllowed(byte: number): boolean {
  * Everything in `asked` that breaks the rules of its type, as text: `key_size 3, expected 4`.
  * @param type its row; undefined for a type without one
  */
-export function breaches(asked: Asked, type: KnownType | undefined): string[] {
+export function breaches(asked: CreateRequest, type: KnownType | undefined): string[] {
   if (type === undefined) return [`map_type ${asked.type} is not known to bpfimg, and perhaps not to this kernel`];
   const rule = type.create;
   if (rule === undefined) return [];
   const found: string[] = [];
-  const size = (field: string, value: number, range: Range) => {
+  const size = (field: string, value: number, range: SizeRange) => {
     const { min, max, step = 1, power } = range;
     const odd = value % step !== 0 || (power === true && !Number.isInteger(Math.log2(value)));
     if (value < min || value > max || odd) found.push(`${field} ${value}, expected ${rangeText(range)}`);

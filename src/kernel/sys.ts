@@ -10,7 +10,7 @@
 import { readdirSync } from 'node:fs';
 import { endianness, constants as os } from 'node:os';
 import { BpfimgError, firstLine } from '../errors.js';
-import { COMMAND, type Command, type Layout, SYSCALL } from './abi.js';
+import { BPF_COMMAND, type BpfCommand, type StructLayout, SYSCALL } from './abi.js';
 import { PROC, possibleCpus } from './proc.js';
 import type { KnownTypes } from './rules.js';
 
@@ -60,9 +60,9 @@ export interface Sys {
    * bpf(2). A result that is a file descriptor belongs to the caller, who gives it back to {@link close}.
    * EINTR and EAGAIN are tried again where the call has no effect of its own, see {@link repeatable}.
    */
-  bpf(command: Command, attr: Attr): Result;
+  bpf(command: BpfCommand, attr: Attr): Result;
   /** The same on a thread of libuv's pool: for calls longer than half a millisecond, never two with one Attr. */
-  bpfAsync(command: Command, attr: Attr): Promise<Result>;
+  bpfAsync(command: BpfCommand, attr: Attr): Promise<Result>;
   /** Address of `bytes`, good as long as something else refers to them: an address does not keep them. */
   address(bytes: Uint8Array): bigint;
   /** Opens a process as a file descriptor, since Linux 5.3; or one of its threads, since 6.9. */
@@ -117,7 +117,7 @@ export class Attr<F extends string = string> {
   readonly #kept = new Map<F, Uint8Array>();
 
   constructor(
-    readonly layout: Layout<F>,
+    readonly layout: StructLayout<F>,
     readonly memory: Pick<Sys, 'address'>,
   ) {
     this.bytes = pinned(layout.size);
@@ -178,7 +178,7 @@ export class Attr<F extends string = string> {
 }
 
 /** Commands whose result is a file descriptor. */
-const OPENS: ReadonlySet<Command> = new Set<Command>([
+const OPENS: ReadonlySet<BpfCommand> = new Set<BpfCommand>([
   'MAP_CREATE',
   'PROG_LOAD',
   'OBJ_GET',
@@ -194,7 +194,7 @@ const OPENS: ReadonlySet<Command> = new Set<Command>([
  * Commands that are not simply made again: the batches' `count` has been overwritten with what was done
  * (they say EINTR when a map changed too fast, not for a signal), and a value that was taken away is gone.
  */
-const ONCE: ReadonlySet<Command> = new Set<Command>([
+const ONCE: ReadonlySet<BpfCommand> = new Set<BpfCommand>([
   'MAP_LOOKUP_BATCH',
   'MAP_LOOKUP_AND_DELETE_BATCH',
   'MAP_UPDATE_BATCH',
@@ -206,12 +206,12 @@ const ONCE: ReadonlySet<Command> = new Set<Command>([
 const REPEATS = 5;
 
 /** Whether a call that failed with `errno` for the `failures`th time is worth making again. */
-export function repeatable(command: Command, errno: number, failures: number): boolean {
+export function repeatable(command: BpfCommand, errno: number, failures: number): boolean {
   return (errno === ERRNO.EINTR || errno === ERRNO.EAGAIN) && failures <= REPEATS && !ONCE.has(command);
 }
 
 /** Commands whose memory counts as locked before Linux 5.11. */
-const LOCKS: ReadonlySet<Command> = new Set(['MAP_CREATE', 'PROG_LOAD']);
+const LOCKS: ReadonlySet<BpfCommand> = new Set(['MAP_CREATE', 'PROG_LOAD']);
 const RLIMIT_MEMLOCK = 8;
 
 const PROT_READ = 1;
@@ -309,10 +309,10 @@ class KernelSys implements Sys {
     return fd;
   }
 
-  bpf(command: Command, attr: Attr): Result {
+  bpf(command: BpfCommand, attr: Attr): Result {
     inUse.attr = attr;
     for (let failures = 1; ; failures++) {
-      const result = this.#result(this.#bpf(this.#numbers.bpf, COMMAND[command], attr.bytes, attr.bytes.length));
+      const result = this.#result(this.#bpf(this.#numbers.bpf, BPF_COMMAND[command], attr.bytes, attr.bytes.length));
       if (result < 0 && repeatable(command, -result, failures)) continue;
       if (result === -ERRNO.EPERM && LOCKS.has(command) && this.#raiseMemlock()) continue;
       return OPENS.has(command) ? this.#opened(result, `BPF_${command}`) : result;
@@ -336,7 +336,7 @@ class KernelSys implements Sys {
     return prlimit(0, RLIMIT_MEMLOCK, limit, null) === 0;
   }
 
-  async bpfAsync(command: Command, attr: Attr): Promise<Result> {
+  async bpfAsync(command: BpfCommand, attr: Attr): Promise<Result> {
     if (this.#running.has(attr)) throw new Error(`BPF_${command}: its attributes are in use by another call`);
     this.#running.add(attr);
     try {
@@ -350,9 +350,9 @@ class KernelSys implements Sys {
     }
   }
 
-  #onPool(command: Command, attr: Attr): Promise<Result> {
+  #onPool(command: BpfCommand, attr: Attr): Promise<Result> {
     return new Promise((resolve, reject) => {
-      this.#bpf.async(this.#numbers.bpf, COMMAND[command], attr.bytes, attr.bytes.length, (error, result) => {
+      this.#bpf.async(this.#numbers.bpf, BPF_COMMAND[command], attr.bytes, attr.bytes.length, (error, result) => {
         // errno is this call's only here, inside the callback: another call's by the time a promise resolves.
         if (error) reject(error);
         else resolve(this.#result(result));

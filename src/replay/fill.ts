@@ -22,7 +22,7 @@ export function itemsInCall(map: BpfMap): number {
   return Math.max(1, Math.min(WRITE_ITEMS, fit));
 }
 
-function keyOf(map: BpfMap, batch: Batch, index: number): Buffer {
+function batchKey(map: BpfMap, batch: Batch, index: number): Buffer {
   return batch.keys.subarray(index * map.keySize, (index + 1) * map.keySize);
 }
 
@@ -38,7 +38,7 @@ function refused(error: unknown, key: Uint8Array): unknown {
 /** Writes items `from` to `to - 1` of a batch one by one. */
 function updateEach(map: BpfMap, batch: Batch, from: number, to: number): void {
   for (let i = from; i < to; i++) {
-    const key = keyOf(map, batch, i);
+    const key = batchKey(map, batch, i);
     try {
       map.update(key, valueAt(map, batch, i));
     } catch (error) {
@@ -60,12 +60,12 @@ async function update(map: BpfMap, batch: Batch, count: number, from = 0): Promi
     updateEach(map, batch, from, from + count);
     return;
   }
-  throw refused(error, keyOf(map, batch, from + done));
+  throw refused(error, batchKey(map, batch, from + done));
 }
 
 /** Inserts an item of a batch, unless its key is there already. */
 function insert(map: BpfMap, batch: Batch, index: number): void {
-  const key = keyOf(map, batch, index);
+  const key = batchKey(map, batch, index);
   try {
     map.update(key, valueAt(map, batch, index), ELEM_FLAG.NOEXIST);
   } catch (error) {
@@ -83,7 +83,7 @@ interface FillOptions {
 }
 
 /** Items that are remembered for being written again; of more, all are. */
-const AGAIN = 65_536;
+const REMEMBERED_ITEMS = 65_536;
 
 /**
  * Fills a map from its image, some parts of it at a time. Of several items with one key the last counts, as in
@@ -103,7 +103,7 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
     const count = failed ? 0 : Math.min(step, items.count - from);
     next += count;
     if (count > 0) await items.read(from, count, batch.keys, batch.values);
-    for (let i = 0; i < count; i++) if (seen(batch.keys, i) && again.length <= AGAIN) again.push(from + i);
+    for (let i = 0; i < count; i++) if (seen(batch.keys, i) && again.length <= REMEMBERED_ITEMS) again.push(from + i);
     return count;
   };
 
@@ -139,7 +139,7 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
 async function writeAgain(map: BpfMap, items: ItemSource, places: readonly number[]): Promise<void> {
   if (places.length === 0) return;
   const batch = map.batch(Math.min(itemsInCall(map), items.count));
-  if (places.length > AGAIN) {
+  if (places.length > REMEMBERED_ITEMS) {
     for (let done = 0; done < items.count; done += batch.room) {
       const count = Math.min(batch.room, items.count - done);
       await items.read(done, count, batch.keys, batch.values);
@@ -209,7 +209,7 @@ async function fillLong(map: BpfMap, items: ItemSource, work: Work): Promise<Rep
 }
 
 /** Bytes of a map's memory that are mapped at a time. */
-const WINDOW = 64 * 1024 * 1024;
+const MAPPED_WINDOW = 64 * 1024 * 1024;
 /** Bytes of a long value that are read at a time. */
 const PIECE = 1024 * 1024;
 
@@ -280,7 +280,7 @@ class Window {
   /** Maps the part that begins at byte `from`, of `least` bytes or more. */
   open(from: number, least = 0): void {
     this.close();
-    const length = Math.min(Math.max(WINDOW, least), this.map.maxEntries * this.#stride - from);
+    const length = Math.min(Math.max(MAPPED_WINDOW, least), this.map.maxEntries * this.#stride - from);
     this.#memory = this.map.mmap({ writable: true, offset: from, length, populate: true });
     this.#bytes = this.#memory.bytes;
     this.#from = from;
@@ -422,11 +422,11 @@ async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise
       if (from === to) return;
       const { error, count: done } = map.updateBatch(batch, to - from, from);
       if (error === undefined) return;
-      if (done > 0) throw refused(error, keyOf(map, batch, from + done));
+      if (done > 0) throw refused(error, batchKey(map, batch, from + done));
       updateEach(map, batch, from, to);
     };
     const value = Buffer.alloc(map.valueStride);
-    const isThere = (i: number) => map.lookup(keyOf(map, batch, i), 0, value) !== undefined;
+    const isThere = (i: number) => map.lookup(batchKey(map, batch, i), 0, value) !== undefined;
     await each((count, seen) => {
       let from = 0;
       for (let i = 0; i < count; i++) {

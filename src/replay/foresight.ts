@@ -41,7 +41,7 @@ export async function fillForeseen(
   const problem = (what: string): Foreseen => ({ problems: [what], report: FULL });
   const many = `${items.count} items do not fit, max_entries is ${maxEntries}`;
   // What hangs on other objects is not counted, nor what is no item for bpf(2).
-  const full = maxEntries > 0 && items.count > maxEntries && type.kept === undefined;
+  const full = maxEntries > 0 && items.count > maxEntries && type.imageItem === undefined;
   if (full && type.evicts !== true && type.dense !== true) return problem(many);
   if (type.key === 'index' && items.keySize === 4) {
     // What is zero is in a fresh array already.
@@ -103,12 +103,12 @@ export class Foresight {
 
 /** What is said of inner maps that the dump does not have. */
 export function lostInner(missing: readonly number[]): string {
-  const ids = missing.slice(0, TOLD).join(', ');
-  return `inner maps that are not in the dump: ${ids}${missing.length > TOLD ? `, and ${missing.length - TOLD} more` : ''}`;
+  const ids = missing.slice(0, NAMED_IDS).join(', ');
+  return `inner maps that are not in the dump: ${ids}${missing.length > NAMED_IDS ? `, and ${missing.length - NAMED_IDS} more` : ''}`;
 }
 
 /** Ids that a line names. */
-const TOLD = 5;
+const NAMED_IDS = 5;
 
 /** What is said of a map type that no plugin fills. */
 export function noReplay(type: MapType): string {

@@ -4,7 +4,7 @@
  */
 
 import * as fs from 'node:fs';
-import { roundUp8 } from '../bytes.js';
+import { roundUp8, SMALLEST_PAGE } from '../bytes.js';
 import { MAP_FLAG, type MapShape } from '../kernel/abi.js';
 import { PROC } from '../kernel/proc.js';
 import type { MapType } from '../maptype.js';
@@ -14,7 +14,6 @@ const ELEMENT = 48;
 const BUCKET = 16;
 /** Bytes of a node of a trie, beside its key and value; and one between two of them. */
 const NODE = 2 * 40;
-const PAGE = 4096;
 
 /**
  * Bytes of kernel memory that a fresh map needs, roughly.
@@ -27,7 +26,7 @@ export function memoryNeed(shape: MapShape, type: MapType, count: number, cpus: 
   if (type.dense === true) return maxEntries * (type.perCpu === true ? 8 + value * cpus : value);
   if (type.key === 'index') return maxEntries * 8;
   // Its pages are made when they are touched.
-  if (type.kept?.value === 'page') return count * PAGE;
+  if (type.imageItem?.value === 'page') return count * SMALLEST_PAGE;
   if (type.key === 'none') return maxEntries * Math.max(1, valueSize);
   if (type.key === 'fd') return 0;
   if (type.key === 'prefix') return count * (NODE + roundUp8(keySize) + value);

@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError, errnoOf, ioError } from '../errors.js';
-import { finished, unfinished } from '../io/unfinished.js';
+import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
 import { bpffsHint, givenPath, isBpffs, PROC } from '../kernel/proc.js';
 
 /** Longest name of a pin, in bytes (NAME_MAX). */
@@ -59,7 +59,7 @@ export interface PinPlan {
 }
 
 /** Names that an error lists. */
-const LISTED = 5;
+const LISTED_PINS = 5;
 
 /**
  * Plans the pins of `maps` in `folder`, and makes nothing.
@@ -78,7 +78,9 @@ export function planPins(given: string, maps: readonly Pinned[], rename = false,
 }
 
 function takenError(folder: string, taken: readonly string[]): BpfimgError {
-  const list = taken.slice(0, LISTED).join(', ') + (taken.length > LISTED ? `, and ${taken.length - LISTED} more` : '');
+  const list =
+    taken.slice(0, LISTED_PINS).join(', ') +
+    (taken.length > LISTED_PINS ? `, and ${taken.length - LISTED_PINS} more` : '');
   const ways = '--pin names another folder, --rename-taken gives the new maps other names';
   return new BpfimgError('conflict', `${list}: pinned there already; ${ways}`, { subject: folder, code: 'EEXIST' });
 }
@@ -166,14 +168,14 @@ export class PinFolder {
 
   /** The pins stay. */
   keep(): void {
-    for (const file of this.#made) finished(file);
+    for (const file of this.#made) noLongerUnfinished(file);
     this.#made.length = 0;
   }
 
   /** Removes what was made. */
   undo(): void {
     for (const file of this.#made.reverse()) {
-      finished(file);
+      noLongerUnfinished(file);
       try {
         if (file === this.#folder) fs.rmdirSync(file);
         else fs.unlinkSync(file);

@@ -1,5 +1,5 @@
 /** What a replay will create, worked out from a dump before anything is touched. */
-import { roundUp8 } from '../bytes.js';
+import { roundUp8, SMALLEST_PAGE } from '../bytes.js';
 import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpBtf, type DumpMap, dataShape } from '../dump/model.js';
 import { wholeName } from '../dump/select.js';
@@ -13,7 +13,7 @@ import { takenEntries } from '../kernel/rules.js';
 import {
   type ItemSource,
   isBare,
-  isKept,
+  isImageItem,
   type MapFacts,
   type MapType,
   type MapTypes,
@@ -141,7 +141,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const notes: string[] = [];
   let maxEntries = options.maxEntries ?? file.max_entries;
   if (options.maxEntries !== undefined) {
-    maxEntries = takenEntries(type, options.maxEntries, options.pageSize ?? PAGE);
+    maxEntries = takenEntries(type, options.maxEntries, options.pageSize ?? SMALLEST_PAGE);
     if (maxEntries !== options.maxEntries) {
       const why = `a ${type.name} takes a power of two in whole pages`;
       notes.push(`max_entries is rounded up from ${options.maxEntries} to ${maxEntries}: ${why}`);
@@ -149,7 +149,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   }
   const spec = mapSpec(file, types, maxEntries);
   if (spec.name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
-  const items = itemsOf(dump, map, file, types, options, bad);
+  const items = itemSource(dump, map, file, types, options, bad);
   if (types.row(file.map_type) === undefined) lacks.push(STRANGE);
   const captured = captureReport(map.meta);
   if (captured.kind !== 'full') lacks.push(`captured ${reportText(captured)}`);
@@ -185,8 +185,6 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
 
 /** What is said of a map whose type no plugin names. */
 export const STRANGE = 'bpfimg does not know its type, nor perhaps this kernel: its keys and values are plain bytes';
-
-const PAGE = 4096;
 
 /**
  * Works out `maps`, those of the dump that they lead to, and the order in which they must be created.
@@ -268,7 +266,7 @@ function accessOf(map: DumpMap): Access {
   return modes.has(0) ? 'ro' : modes.has(1) ? 'wo' : 'rw';
 }
 
-function itemsOf(
+function itemSource(
   dump: Dump,
   map: DumpMap,
   file: BpfmapFileEntry,
@@ -287,16 +285,16 @@ function itemsOf(
   const odd = oddKey || oddValue;
   if (
     shape === undefined ||
-    (type.kept === undefined ? odd : !isKept(type, shape.keySize, shape.valueSize, oddValue))
+    (type.imageItem === undefined ? odd : !isImageItem(type, shape.keySize, shape.valueSize, oddValue))
   ) {
     const got = `${keysBytes} bytes of keys and ${valuesBytes} of values`;
-    const { key = file.key_size, value = file.value_size } = type.kept ?? {};
+    const { key = file.key_size, value = file.value_size } = type.imageItem ?? {};
     throw bad(
       `its ${count} items have ${got}, expected ${key} and ${value === 'page' ? 'those of a page' : value} bytes each`,
     );
   }
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);
-  if (items.valueSize === stride || type.kept !== undefined) return items;
+  if (items.valueSize === stride || type.imageItem !== undefined) return items;
   const from = shape.valueSize / roundUp8(file.value_size);
   const subject = mapSubject(map.mapId, wholeName(map) ?? '');
   if (from > MOST_CPUS) throw bad(`it has values of ${from} CPUs, expected at most ${MOST_CPUS}`);

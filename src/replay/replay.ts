@@ -12,7 +12,7 @@ import { noReplay } from './foresight.js';
 import { type Available, memoryAvailable } from './memory.js';
 import { PinFolder } from './pins.js';
 import type { PlannedMap } from './plan.js';
-import { kernelFields, Types } from './types.js';
+import { kernelFields, ReplayTypes } from './types.js';
 
 /** How to create and fill the maps. */
 export interface ReplayOptions {
@@ -80,7 +80,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
   if (short !== undefined) throw new BpfimgError('unsupported', `${short}; --force tries all the same`);
   const { pin: folder, renameTaken, skip } = options;
   const pins = folder === undefined ? undefined : PinFolder.open(folder, plans, renameTaken, sys.proc);
-  const types = new Types(sys);
+  const types = new ReplayTypes(sys);
   const made: { plan: PlannedMap; map: BpfMap; report: Report }[] = [];
   const skipped = new Set<number>();
   const make = async (plan: PlannedMap): Promise<void> => {
@@ -94,7 +94,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
     const { map, untyped, hidden } = await createMap(sys, plan, work, types, options.requireBtf === true);
     const one = { plan, map, report: FULL };
     made.push(one);
-    one.report = await named(plan, map, () =>
+    one.report = await asDumpMap(plan, map, () =>
       fillMap(plan, map, work, untyped, options.verify === true ? hidden : undefined),
     );
   };
@@ -111,7 +111,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
     }
     // Pins last of all, when nothing can fail any more but pinning itself.
     const fresh = made.map(({ plan, map, report }) => {
-      const pin = named(plan, map, () => pins?.add(plans.indexOf(plan), (path) => map.pin(path)));
+      const pin = asDumpMap(plan, map, () => pins?.add(plans.indexOf(plan), (path) => map.pin(path)));
       return { plan, map, report, pin };
     });
     await options.done?.(fresh);
@@ -147,10 +147,11 @@ async function createMap(
   sys: Sys,
   plan: PlannedMap,
   work: ReplayWork,
-  types: Types,
+  types: ReplayTypes,
   required: boolean,
 ): Promise<Created> {
-  const make = (spec: MapSpec) => named(plan, undefined, () => (plan.plugin.create ?? BpfMap.create)(sys, spec, work));
+  const make = (spec: MapSpec) =>
+    asDumpMap(plan, undefined, () => (plan.plugin.create ?? BpfMap.create)(sys, spec, work));
   const { btf, facts } = plan;
   const rule = plan.type.create?.btf;
   if (btf === undefined || facts.types === undefined || rule === 'no') {
@@ -183,7 +184,7 @@ function workOf(plan: PlannedMap, options: ReplayOptions, fresh: ReplayWork['fre
   };
   const { subject, needed } = plan;
   const skips = options.unresolved === 'skip' || (options.unresolved === 'skip-files' && type.files === true);
-  return { type, subject, facts, needed, unresolved: skips ? 'skip' : 'fail', fresh, progress };
+  return { type, subject, facts, needed, unresolved: skips ? 'skip' : 'fail', fresh, progress: progress };
 }
 
 async function fillMap(
@@ -196,7 +197,8 @@ async function fillMap(
   const { items, plugin, type } = plan;
   const filled = (await plugin.replay?.(map, items, work)) as Report;
   // Of a map that is known to lack items, nothing else would be found; keys that are file descriptors name nothing.
-  const keyed = type.key !== 'none' && type.key !== 'fd' && type.kept === undefined && type.refers !== true;
+  const keyed =
+    type.key !== 'none' && type.key !== 'fd' && type.imageItem === undefined && type.holdsReferences !== true;
   if (verify !== undefined && filled.kind === 'full' && keyed) {
     await compareItems(map, items, type, verify);
   }
@@ -212,7 +214,7 @@ async function fillMap(
 }
 
 /** Runs `work`; errors about the fresh map become errors about the map of the dump. */
-function named<T>(plan: PlannedMap, map: BpfMap | undefined, work: () => T): T {
+function asDumpMap<T>(plan: PlannedMap, map: BpfMap | undefined, work: () => T): T {
   const rename = (error: unknown): never => {
     // A map that could not be made has no name of its own yet.
     const ours = error instanceof BpfimgError && map !== undefined && error.subject === map.subject;

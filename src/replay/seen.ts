@@ -35,7 +35,7 @@ const MOST_INDEXES = 29;
 export function seenIndexes(map: Pick<BpfMap, 'maxEntries'>): Seen {
   const { maxEntries } = map;
   if (maxEntries > 2 ** MOST_INDEXES) return () => false;
-  const words = new Words();
+  const words = new BitWords();
   /** All below were there. As a rule that is all: images have the indexes in their order. */
   let next = 0;
   let bits: Int32Array | undefined;
@@ -55,7 +55,7 @@ export function seenIndexes(map: Pick<BpfMap, 'maxEntries'>): Seen {
 }
 
 /** A batch's keys as words of 4 bytes. */
-class Words {
+class BitWords {
   #keys: Buffer | undefined;
   #words: Uint32Array = new Uint32Array(0);
 
@@ -76,7 +76,7 @@ function mixed(hash: number, word: number): number {
 
 const START = 0x3c6ef372;
 
-function finished(hash: number): number {
+function finalHash(hash: number): number {
   const next = Math.imul(hash, 0xc2b2ae35);
   return (next ^ (next >>> 16)) >>> 0;
 }
@@ -95,14 +95,14 @@ class WordHash {
     const words = this.#words;
     let hash = START;
     for (let i = at >>> 2; i < (at + size) >>> 2; i++) hash = mixed(hash, words[i] as number);
-    return finished(hash);
+    return finalHash(hash);
   };
 }
 
 function byteHash(keys: Buffer, at: number, size: number): number {
   let hash = START;
   for (let i = at; i < at + size; i++) hash = mixed(hash, keys[i] as number);
-  return finished(hash);
+  return finalHash(hash);
 }
 
 /** Of keys of a trie, where the bits behind the prefix make no difference. */
@@ -113,5 +113,5 @@ function prefixHash(keys: Buffer, at: number, size: number): number {
     const byte = keys[i] as number;
     hash = mixed(hash, left >= 8 ? byte : byte & (0xff << (8 - left)));
   }
-  return finished(hash);
+  return finalHash(hash);
 }

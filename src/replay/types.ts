@@ -1,6 +1,6 @@
 /** Types of a dump, loaded into the kernel for the maps that have them. */
 import { Btf } from '../btf/btf.js';
-import { hasSpinLock, SPECIAL, specialFields } from '../btf/special.js';
+import { hasSpinLock, SPECIAL_FIELDS, specialFields } from '../btf/special.js';
 import type { DumpBtf } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { loadBtf } from '../kernel/btf.js';
@@ -9,7 +9,7 @@ import type { Sys } from '../kernel/sys.js';
 import type { Span } from '../maptype.js';
 
 /** BTF objects that were loaded for this replay: one for all maps that share it. */
-export class Types {
+export class ReplayTypes {
   readonly #loaded = new Map<number, number | BpfimgError>();
 
   constructor(readonly sys: Sys) {}
@@ -51,7 +51,7 @@ export function kernelFields(blob: Buffer, name: string, id: number): KernelFiel
   if (id === 0) return NO_FIELDS;
   try {
     const btf = Btf.parse(blob, { name });
-    const hidden = specialFields(btf, id).filter(({ kind }) => SPECIAL[kind].reads !== 'bytes');
+    const hidden = specialFields(btf, id).filter(({ kind }) => SPECIAL_FIELDS[kind].reads !== 'bytes');
     return { hidden, locked: hasSpinLock(btf, id) };
   } catch (error) {
     // Types that only the kernel understands.

@@ -2,10 +2,12 @@
  * CRIU's own part of a dump, without which it restores no process: which images there must be, and whether they
  * end where they should. Measured with CRIU 4.1.1: what it refuses, and where it crashes or waits for ever.
  */
+
 import * as path from 'node:path';
+import { SMALLEST_PAGE } from '../bytes.js';
 import { type Dump, FINISHED, isCriu, unfinishedDump } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
-import { FDINFO, HEAD_COMMON, IDS, INVENTORY, type Kind, magicOf, PSTREE } from '../image/kinds.js';
+import { FDINFO, HEAD_COMMON, IDS, type ImageKind, INVENTORY, magicOf, PSTREE } from '../image/kinds.js';
 import { ImageReader, MAX_MESSAGE } from '../image/reader.js';
 import { varintFields, WireError } from '../image/wire.js';
 import { Cursor, type Input, openFile } from '../io/input.js';
@@ -19,11 +21,8 @@ export interface ImageProblem {
   readonly message: string;
 }
 
-/** Bytes of the smallest page there is. */
-const PAGE = 4096;
-
 /** flags of a pagemap_entry (CRIU's pagemap.h): its pages are in the image of pages. */
-const PRESENT = 4;
+const PAGE_PRESENT = 4;
 /** Fields of pagemap_head and pagemap_entry (CRIU's pagemap.proto); the count has moved in CRIU 4.1. */
 const PAGES_ID = 1;
 const OLD_COUNT = 2;
@@ -33,7 +32,7 @@ const COUNT = 5;
 /** Looks at the images of a dump's processes; those that {@link openDump} has read are not read again. */
 export async function imageProblems(dump: Dump): Promise<ImageProblem[]> {
   if (!isCriu(dump.present)) return [];
-  const finder = new Finder(dump);
+  const finder = new ProcessChecker(dump);
   const end = unfinishedDump(dump.name);
   if (end !== undefined) finder.add('unfinished', FINISHED, end);
   else await finder.entries(FINISHED, INVENTORY);
@@ -48,9 +47,9 @@ export async function imageProblems(dump: Dump): Promise<ImageProblem[]> {
 /** Images of processes, of kinds that do not decode. */
 const NEEDED: ReadonlySet<string> = new Set(['core', 'mm', 'fs', 'pagemap']);
 /** Images of namespaces that have an entry where they are there. */
-const FIRST: ReadonlySet<string> = new Set(['timens', 'utsns']);
+const NAMESPACES: ReadonlySet<string> = new Set(['timens', 'utsns']);
 
-class Finder {
+class ProcessChecker {
   readonly problems: ImageProblem[] = [];
 
   constructor(readonly dump: Dump) {}
@@ -79,7 +78,7 @@ class Finder {
   }
 
   /** The entries of an image that decodes: there must be some. */
-  async entries(name: string, kind: Kind, what?: string): Promise<JsonObject[]> {
+  async entries(name: string, kind: ImageKind, what?: string): Promise<JsonObject[]> {
     const found: JsonObject[] = [];
     await this.#read(name, what, async (input) => {
       const reader = await ImageReader.open(input, 'latin1');
@@ -110,8 +109,8 @@ class Finder {
       for await (const message of messages(input, 'PAGEMAP')) {
         const fields = numbersOf(message, input);
         if (pagesId === undefined) pagesId = fields.get(PAGES_ID) ?? 0;
-        else if (((fields.get(FLAGS) ?? PRESENT) & PRESENT) !== 0) {
-          bytes += (fields.get(COUNT) ?? fields.get(OLD_COUNT) ?? 0) * PAGE;
+        else if (((fields.get(FLAGS) ?? PAGE_PRESENT) & PAGE_PRESENT) !== 0) {
+          bytes += (fields.get(COUNT) ?? fields.get(OLD_COUNT) ?? 0) * SMALLEST_PAGE;
         }
         await pause();
       }
@@ -134,7 +133,7 @@ class Finder {
     const [, stem = ''] = /^([a-z]+)(?:-\d{1,10})*\.img$/.exec(name) ?? [];
     if (NEEDED.has(stem) || magicOf(stem.toUpperCase()) === undefined) return;
     const kind = stem.toUpperCase();
-    if (FIRST.has(stem)) await this.#one(name, kind, 0);
+    if (NAMESPACES.has(stem)) await this.#one(name, kind, 0);
     else await this.#read(name, undefined, async (input) => void (await begins(input, kind)));
   }
 

@@ -21,7 +21,7 @@ import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
-import { isBare, isKept, type MapTypes, reportText } from '../maptype.js';
+import { isBare, isImageItem, type MapTypes, reportText } from '../maptype.js';
 import type { JsonObject } from '../value.js';
 import { imageProblems } from './processes.js';
 
@@ -138,7 +138,7 @@ async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: 
 }
 
 /** Findings of one kind that are told one by one; more are counted. */
-const TOLD = 5;
+const LISTED_FINDINGS = 5;
 
 /** Collects findings while a dump is read and examined. */
 export class Verifier {
@@ -349,13 +349,13 @@ export class Verifier {
       return;
     }
     const type = this.types.get(file.map_type);
-    const { kept } = type;
+    const { imageItem: kept } = type;
     // Where nothing is, nothing has a size.
     if (count > 0 && (kept === undefined ? oddKey : shape.keySize !== kept.key)) {
       const expected = kept === undefined ? `key_size is ${file.key_size}` : `items of ${type.name} have ${kept.key}`;
       add('key-size', `keys of ${shape.keySize} bytes, ${expected}`);
     }
-    if (count > 0 && (kept === undefined ? oddValue : !isKept(type, kept.key, shape.valueSize, oddValue))) {
+    if (count > 0 && (kept === undefined ? oddValue : !isImageItem(type, kept.key, shape.valueSize, oddValue))) {
       const expected = type.perCpu
         ? `a multiple of ${roundUp8(file.value_size)} (value_size ${file.value_size} for each CPU)`
         : kept?.value === 'page'
@@ -391,14 +391,14 @@ export class Verifier {
       for (const end = i + ready; i < end; i++, cursor.at += 4) {
         const index = cursor.view.getUint32(cursor.at, true);
         if (index <= before && unordered++ === 0) add('index-order', `item ${i} has index ${index}, after ${before}`);
-        if (index >= file.max_entries && outside++ < TOLD) {
+        if (index >= file.max_entries && outside++ < LISTED_FINDINGS) {
           add('index-range', `item ${i} has index ${index}, max_entries is ${file.max_entries}`);
         }
         before = index;
       }
       await pause();
     }
-    if (outside > TOLD) add('index-range', `${outside - TOLD} more indexes outside`);
+    if (outside > LISTED_FINDINGS) add('index-range', `${outside - LISTED_FINDINGS} more indexes outside`);
     return unordered === 0;
   }
 
@@ -409,12 +409,12 @@ export class Verifier {
     add: (code: FindingCode, message: string) => void,
   ): Promise<void> {
     const { extraAt } = data.entry;
-    const found = await duplicateKeys(input, extraAt, data.count, keySize, TOLD + 1);
-    for (const { first, index } of found.slice(0, TOLD)) {
+    const found = await duplicateKeys(input, extraAt, data.count, keySize, LISTED_FINDINGS + 1);
+    for (const { first, index } of found.slice(0, LISTED_FINDINGS)) {
       const at = extraAt + index * keySize;
       const key = await new Cursor(input, at, at + Math.min(keySize, 32)).take(Math.min(keySize, 32));
       add('duplicate-key', `items ${first} and ${index} have the key ${hex(key)}${keySize > 32 ? '…' : ''}`);
     }
-    if (found.length > TOLD) add('duplicate-key', 'further keys stand twice');
+    if (found.length > LISTED_FINDINGS) add('duplicate-key', 'further keys stand twice');
   }
 }

@@ -3,7 +3,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
-import { enumOf, type Field } from '../../src/image/message.js';
+import { enumOf, type MessageField } from '../../src/image/message.js';
 import type { Choice } from './messages.js';
 import { required } from './needs.js';
 
@@ -73,7 +73,7 @@ export function critKnows(): Choice & { readonly kinds: readonly string[] } {
   const known = JSON.parse(execFileSync(python, ['-c', ASK], { encoding: 'utf8' })) as Known;
   return {
     kinds: known.kinds,
-    fields: (message: string, field: Field) => known.messages[message]?.includes(field.no) === true,
+    fields: (message: string, field: MessageField) => known.messages[message]?.includes(field.no) === true,
     enums: (name) => known.enums[name] ?? Object.values(enumOf(name)),
     addresses: true,
   };

@@ -129,7 +129,7 @@ function goodItems(shape: Shape, inner: readonly number[], random: Random): Item
       : [Buffer.from([8, 0, 0, 0, 0, 0, 0, 0]), random.bytes(8)].map((word): Item => [Buffer.alloc(0), word]);
   }
   if (row.name === 'arena') return random.below(2) ? [] : [[Buffer.from(words(random.below(2))), random.bytes(4096)]];
-  const { key = shape.key, value } = row.kept ?? {};
+  const { key = shape.key, value } = row.imageItem ?? {};
   const size = typeof value === 'number' ? value : row.perCpu ? cpus * 4 * 1 : shape.value;
   const bytes = row.perCpu ? Math.ceil(shape.value / 8) * 16 : size;
   const many = row.dense ? shape.max : Math.min(shape.max, random.below(4));
@@ -155,7 +155,7 @@ function goodMap(id: number, type: number, inner: readonly Model[], random: Rand
     name: Buffer.from(random.of(['m', 'flows', 'a.b_c', ''])),
     extra: 0n,
     ifindex: 0,
-    frozen: !row.refers && random.below(6) === 0 && type !== 26,
+    frozen: !row.holdsReferences && random.below(6) === 0 && type !== 26,
     files: random.below(5) ? [{}] : [{}, {}],
     items: goodItems(
       shape,
@@ -400,7 +400,9 @@ async function replayed(folder: string, sys: Sys): Promise<readonly string[] | u
     const plans = await planMaps(dump, dump.maps, types, { cpus: sys.cpus, perCpu: 'first', pageSize: sys.pageSize });
     if (!plans.every((plan) => isHarmless(plan) && isHere(plan) && isWithinLimits(plan))) return undefined;
     // What this host has of programs, sockets and devices is not the dump's.
-    if (plans.some(({ type, items }) => items.count > 0 && ((type.refers && !type.inner) || type.key === 'fd')))
+    if (
+      plans.some(({ type, items }) => items.count > 0 && ((type.holdsReferences && !type.inner) || type.key === 'fd'))
+    )
       return undefined;
     const fresh = await replay(sys, plans, {});
     for (const { map } of fresh) map.close();

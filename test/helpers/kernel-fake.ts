@@ -1,6 +1,6 @@
 /** A kernel that does what a test says: for errors that a real one shows rarely, and without privilege. */
 
-import { type Command, MAP_INFO } from '../../src/kernel/abi.js';
+import { type BpfCommand, MAP_INFO } from '../../src/kernel/abi.js';
 import { BpfMap } from '../../src/kernel/map.js';
 import { type Attr, ERRNO, type MapResult, type Result, type Sys } from '../../src/kernel/sys.js';
 import { types } from './types.js';
@@ -10,7 +10,7 @@ export type Reply = number | ((attr: Attr) => number);
 
 /** A call as it was made: the attributes' bytes, and what its pointers pointed at. */
 export interface Call {
-  readonly command: Command;
+  readonly command: BpfCommand;
   readonly attr: Attr;
   readonly bytes: Buffer;
 }
@@ -24,14 +24,14 @@ export class FakeSys implements Sys {
   /** Set to hold asynchronous calls back; call it to let one go. */
   readonly held: (() => void)[] = [];
   hold = false;
-  readonly #script = new Map<Command, Reply[]>();
+  readonly #script = new Map<BpfCommand, Reply[]>();
   readonly #addresses = new WeakMap<ArrayBufferLike, bigint>();
   readonly #open = new Map<number, string>();
   #nextAddress = 0x7000_0000_0000n;
   #nextFd = 1000;
 
   /** Replies to calls of `command`, one after the other; the last goes on for ever. */
-  on(command: Command, ...replies: Reply[]): this {
+  on(command: BpfCommand, ...replies: Reply[]): this {
     this.#script.set(command, replies);
     return this;
   }
@@ -42,7 +42,7 @@ export class FakeSys implements Sys {
     return this.#nextFd++;
   }
 
-  bpf(command: Command, attr: Attr): Result {
+  bpf(command: BpfCommand, attr: Attr): Result {
     this.calls.push({ command, attr, bytes: Buffer.from(attr.bytes) });
     const replies = this.#script.get(command);
     const reply = replies !== undefined && replies.length > 1 ? replies.shift() : replies?.[0];
@@ -50,7 +50,7 @@ export class FakeSys implements Sys {
     return typeof reply === 'number' ? reply : reply(attr);
   }
 
-  async bpfAsync(command: Command, attr: Attr): Promise<Result> {
+  async bpfAsync(command: BpfCommand, attr: Attr): Promise<Result> {
     if (this.hold) await new Promise<void>((resolve) => this.held.push(resolve));
     return this.bpf(command, attr);
   }

@@ -11,7 +11,7 @@ import fc from 'fast-check';
 import protobuf from 'protobufjs';
 import { pathText } from '../../src/bytes.js';
 import { quotedPrintable } from '../../src/image/display.js';
-import { enumOf, type Field, fieldsOf } from '../../src/image/message.js';
+import { enumOf, type MessageField, messageFields } from '../../src/image/message.js';
 import type { Json, JsonObject } from '../../src/value.js';
 
 export type Value = number | bigint | boolean | string | Uint8Array | Model | Value[];
@@ -22,7 +22,7 @@ export interface Model {
 /** What of the messages to make. */
 export interface Choice {
   /** Leaves out fields that this refuses, such as those an older crit does not know. */
-  readonly fields?: (message: string, field: Field) => boolean;
+  readonly fields?: (message: string, field: MessageField) => boolean;
   /** Which numbers of an enum may stand besides `any`; all numbers when left out. */
   readonly enums?: (name: string) => readonly number[];
   /** Addresses have one word or four; else lists of any length. */
@@ -71,7 +71,7 @@ const address = fc.oneof(
     }),
 );
 
-function fieldValue(field: Field, choice: Choice): fc.Arbitrary<Value> {
+function fieldValue(field: MessageField, choice: Choice): fc.Arbitrary<Value> {
   switch (field.type) {
     case 'message':
       return messageOf(field.of as string, choice);
@@ -102,7 +102,7 @@ function fieldValue(field: Field, choice: Choice): fc.Arbitrary<Value> {
 export function messageOf(message: string, choice: Choice = {}): fc.Arbitrary<Model> {
   const arbitraries: Record<string, fc.Arbitrary<Value>> = {};
   const required: string[] = [];
-  for (const field of fieldsOf(message)) {
+  for (const field of messageFields(message)) {
     if (choice.fields?.(message, field) === false) continue;
     const one = fieldValue(field, choice);
     if (field.label === 'required') required.push(field.name);
@@ -117,7 +117,7 @@ export function messageOf(message: string, choice: Choice = {}): fc.Arbitrary<Mo
 /** A model as the JSON that its bytes decode to. */
 export function jsonOf(message: string, model: Model): JsonObject {
   const object: JsonObject = {};
-  for (const field of fieldsOf(message)) {
+  for (const field of messageFields(message)) {
     const value = model[field.name];
     if (value === undefined) continue;
     object[field.name] = Array.isArray(value) ? value.map((one) => jsonValue(field, one)) : jsonValue(field, value);
@@ -125,7 +125,7 @@ export function jsonOf(message: string, model: Model): JsonObject {
   return object;
 }
 
-function jsonValue(field: Field, value: Value): Json {
+function jsonValue(field: MessageField, value: Value): Json {
   if (field.type === 'message') return jsonOf(field.of as string, value as Model);
   if (field.type === 'bytes') {
     const bytes = Buffer.from(value as Uint8Array);

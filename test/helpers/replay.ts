@@ -6,7 +6,7 @@ import type { Io } from '../../src/cli/io.js';
 import { main } from '../../src/cli/main.js';
 import { bufferInput } from '../../src/io/input.js';
 import { MemoryOutput, type Output } from '../../src/io/output.js';
-import type { Command } from '../../src/kernel/abi.js';
+import type { BpfCommand } from '../../src/kernel/abi.js';
 import type { BpfMap } from '../../src/kernel/map.js';
 import type { Attr, MapResult, Result, Sys } from '../../src/kernel/sys.js';
 import type { ItemSource, KnownTypes } from '../../src/maptype.js';
@@ -130,11 +130,11 @@ export function ioOf(out: Output, said: string[], { input = '', env = {} }: CliO
 }
 
 /** What a test does instead of a call, or undefined to let the kernel do it. */
-export type Meddle = (command: Command, attr: Attr) => Result | undefined;
+export type Meddle = (command: BpfCommand, attr: Attr) => Result | undefined;
 
 /** The real kernel, with a test between: it sees every call of bpf(2), and may answer in the kernel's place. */
 export class MeddledSys implements Sys {
-  readonly commands: Command[] = [];
+  readonly commands: BpfCommand[] = [];
 
   constructor(
     readonly real: Sys,
@@ -154,12 +154,12 @@ export class MeddledSys implements Sys {
     return this.real.pageSize;
   }
 
-  bpf(command: Command, attr: Attr): Result {
+  bpf(command: BpfCommand, attr: Attr): Result {
     this.commands.push(command);
     return this.meddle(command, attr) ?? this.real.bpf(command, attr);
   }
 
-  async bpfAsync(command: Command, attr: Attr): Promise<Result> {
+  async bpfAsync(command: BpfCommand, attr: Attr): Promise<Result> {
     this.commands.push(command);
     return this.meddle(command, attr) ?? (await this.real.bpfAsync(command, attr));
   }

@@ -1,5 +1,5 @@
 import { checkTree, type HeldObject, type Outcome, type TreeCheck } from '../../criu/check.js';
-import { type CriuHost, lookAtCriu } from '../../criu/criu-program.js';
+import { type CriuHost, inspectCriu } from '../../criu/criu-program.js';
 import { BpfimgError, EXIT, oneLine } from '../../errors.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { mapFlagNames } from '../../maptype.js';
@@ -35,7 +35,7 @@ export async function run(args: CriuCheckArguments, io: Io, sys?: Sys, etc?: str
   const pid = /^\d{1,10}$/.test(args.pid) ? Number(args.pid) : 0;
   if (pid < 1 || pid > 0x7fff_ffff)
     throw new BpfimgError('usage', 'expected a process id', { subject: `criu check ${args.pid}` });
-  const host = lookAtCriu({ env: io.env, program, version, ...(etc === undefined ? {} : { etc }) });
+  const host = inspectCriu({ env: io.env, program, version, ...(etc === undefined ? {} : { etc }) });
   const types = await mapTypes(host.config.libdir, io);
   const check = await checkTree(sys ?? (await openSys(types)), pid, types, host);
   const unseen = unseenText({ ...check.unseen, types: 0 });
@@ -127,7 +127,7 @@ const COLUMNS = [
 ];
 
 function* lines(check: TreeCheck, host: CriuHost, look: Colours): Generator<string> {
-  const { processes, blocked, blocks, warnings, strangers } = check;
+  const { processes, blocked, blocks, warnings, otherFiles } = check;
   for (const { pid, parent, command, objects } of processes) {
     if (objects.length === 0) continue;
     const child = parent === undefined ? '' : `, child of ${parent}`;
@@ -146,13 +146,13 @@ function* lines(check: TreeCheck, host: CriuHost, look: Colours): Generator<stri
   for (const line of blocks) yield `${look.red('blocked:')} ${oneLine(line)}`;
   for (const line of warnings) yield `${look.yellow('warning:')} ${oneLine(line)}`;
   if (blocks.length + warnings.length > 0) yield '';
-  yield verdict(blocked.length + blocks.length, warnings.length, strangers, look);
+  yield verdict(blocked.length + blocks.length, warnings.length, otherFiles, look);
 }
 
-function verdict(blocks: number, warnings: number, strangers: number, look: Colours): string {
+function verdict(blocks: number, warnings: number, otherFiles: number, look: Colours): string {
   if (blocks > 0)
     return look.red(`it will not dump: ${plural(blocks, 'line')} above ${blocks === 1 ? 'says' : 'say'} why`);
-  if (strangers > 0) {
+  if (otherFiles > 0) {
     return look.yellow('nothing of BPF blocks a dump, but CRIU may refuse other files: see the warnings');
   }
   return look.green(`it will dump${warnings === 0 ? '' : `, with ${plural(warnings, 'warning')}`}`);

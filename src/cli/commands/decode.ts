@@ -119,14 +119,14 @@ async function decodeFolder(folder: string, args: DecodeArguments, io: Io): Prom
   if (args.format === 'crit') {
     throw new BpfimgError('usage', `--format crit: crit has no form for a whole dump, name one image of ${folder}`);
   }
-  const { itemForms, mapTypes, openDump, selectMaps, typeFinder, writeDocument } = await ofDumps();
+  const { documentForms: itemForms, mapTypes, openDump, selectMaps, typeFinder, writeDocument } = await ofDumps();
   const types = await mapTypes(args.libdir, io);
   const dump = await openDump(folder);
   try {
     const maps = selectMaps(dump, args.map);
     const finder = args.typed === false ? undefined : await typeFinder(dump, types, args);
     const forms = await itemForms(finder, maps, io);
-    if (args.typed && !maps.some((map) => forms?.of(map))) io.say(NO_TYPES);
+    if (args.typed && !maps.some((map) => forms?.of(map))) io.say(NO_TYPES_WARNING);
     await written(args.out, io, async (out) => {
       const bytes = args.typed === false;
       const options = { lines: args.format === 'ndjson', pretty: args.pretty, noPayload: args.nopl, forms, bytes };
@@ -138,7 +138,7 @@ async function decodeFolder(folder: string, args: DecodeArguments, io: Io): Prom
   }
 }
 
-const NO_TYPES = 'bpfimg: warning: no types are known; --btf FILE or --type NAME=KEY:VALUE names them';
+const NO_TYPES_WARNING = 'bpfimg: warning: no types are known; --btf FILE or --type NAME=KEY:VALUE names them';
 
 /** How the items of an image look: what its maps are, the images beside it say. */
 async function imageForms(
@@ -157,7 +157,7 @@ async function imageForms(
     const maps = dump.maps.filter((map: DumpMap) => chosen === undefined || chosen.has(map.mapId));
     const forms = await finder.imageForms(maps);
     sayProblems(finder, maps, io);
-    if (forms.objects.length === 0) io.say(NO_TYPES);
+    if (forms.objects.length === 0) io.say(NO_TYPES_WARNING);
     return forms;
   } finally {
     dump.close();

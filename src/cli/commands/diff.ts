@@ -16,7 +16,7 @@ import { coloured, type Io } from '../io.js';
 import { boolean, json, libdir, map as mapOption, number, types as typeOptions } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { DASH } from '../source.js';
-import { itemForms, typeFinder } from '../types.js';
+import { documentForms, typeFinder } from '../types.js';
 import { written } from '../written.js';
 
 const takes = {
@@ -229,7 +229,7 @@ class Diff {
     for (const [side, dump] of [this.a, this.b].entries()) {
       const type = args.type.filter((text) => named(text) === '' || has(dump, text));
       const maps = pairs.flatMap(({ a, b }) => [side === 0 ? a : b].filter((map) => map !== undefined));
-      forms.push(await itemForms(await typeFinder(dump, this.types, { btf: args.btf, type }), maps, io, said));
+      forms.push(await documentForms(await typeFinder(dump, this.types, { btf: args.btf, type }), maps, io, said));
     }
     return forms;
   }

@@ -7,7 +7,7 @@ import { BpfimgError, ClosedPipe, EXIT, errorText, ioError } from '../../errors.
 import { inAscii } from '../../json/print.js';
 import { BpfMap } from '../../kernel/map.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
-import { flagWords, lacking, type MapTypes, mapFlagNames, reportText } from '../../maptype.js';
+import { flagWords, type MapTypes, mapFlagNames, reportText, withMissing } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { Foresight, unsupported } from '../../replay/foresight.js';
 import { pinNames, planPins } from '../../replay/pins.js';
@@ -164,14 +164,14 @@ async function create(
 const LISTEN_FDS_START = 3;
 
 /** An fd for whoever gets the map, good for what the original was. */
-interface Handed {
+interface HandedMaps {
   readonly fd: number;
   readonly note?: string;
   close(): void;
 }
 
 /** The map's own fd, or another one where the original was only for reading or only for writing. */
-function hand(sys: Sys, { map, plan }: FreshMap): Handed {
+function hand(sys: Sys, { map, plan }: FreshMap): HandedMaps {
   const own = { fd: map.fd, close: () => {} };
   if (plan.access === 'rw') return own;
   const mode = plan.access === 'ro' ? 'read-only' : 'write-only';
@@ -212,7 +212,7 @@ async function keep(
 /** Runs a command that inherits the maps, and ends as it does. */
 async function runCommand(
   fresh: readonly FreshMap[],
-  handed: readonly Handed[],
+  handed: readonly HandedMaps[],
   words: readonly string[],
 ): Promise<number> {
   const names = pinNames(fresh.map(({ plan }) => plan));
@@ -267,7 +267,7 @@ const COLUMNS = [
 async function tell(
   fresh: readonly FreshMap[],
   skipped: readonly Skipped[],
-  handed: readonly Handed[] | undefined,
+  handed: readonly HandedMaps[] | undefined,
   args: ReplayArguments,
   io: Io,
 ): Promise<void> {
@@ -278,7 +278,7 @@ async function tell(
       new_id: map.id,
       fd: handed?.[i]?.fd ?? null,
       pin: pin ?? null,
-      report: reportText(note === undefined ? report : lacking(report, note)),
+      report: reportText(note === undefined ? report : withMissing(report, note)),
     };
   });
   const left = skipped.map(({ plan, why }) => {

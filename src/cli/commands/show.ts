@@ -9,7 +9,7 @@ import type { BpfmapFileEntry } from '../../image/schema.gen.js';
 import { Cursor, type Input, openInput } from '../../io/input.js';
 import type { Output } from '../../io/output.js';
 import { decodeImage } from '../../json/decode.js';
-import { fitting, type ItemForms, type ItemShape } from '../../json/items.js';
+import { formsThatFit, type ItemForms, type ItemShape } from '../../json/items.js';
 import { flagWords, type MapTypes, mapFlagNames } from '../../maptype.js';
 import {
   asciiText,
@@ -27,8 +27,8 @@ import { coloured, type Io } from '../io.js';
 import { boolean, image, json, libdir, map, namesTypes, number, source, types as typeOptions } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { isFolder, sourceOf } from '../source.js';
-import { fieldsOf, TypedTable } from '../typed-table.js';
-import { itemForms, sayProblems, typeFinder } from '../types.js';
+import { cellFields, TypedTable } from '../typed-table.js';
+import { documentForms, sayProblems, typeFinder } from '../types.js';
 import { sayUnfinished } from '../unfinished.js';
 import { printLines, written } from '../written.js';
 
@@ -102,7 +102,7 @@ async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> 
   try {
     const maps = selectMaps(dump, args.map);
     if (args.types) return await showTypes(dump, maps, types, args, io);
-    const forms = args.raw ? undefined : await itemForms(await typeFinder(dump, types, args), maps, io);
+    const forms = args.raw ? undefined : await documentForms(await typeFinder(dump, types, args), maps, io);
     await written(undefined, io, async (out) => {
       if (args.json) {
         await writeDocument(dump, maps, types, out, {
@@ -133,7 +133,8 @@ async function showTypes(
   const finder = await typeFinder(dump, types, args);
   const all = (await finder?.definitions(maps)) ?? [];
   if (finder !== undefined) sayProblems(finder, maps, io);
-  if (all.length === 0) throw new BpfimgError('notFound', `no types are known of ${NO_TYPES}`, { subject: dump.name });
+  if (all.length === 0)
+    throw new BpfimgError('notFound', `no types are known of ${NO_TYPES_HINT}`, { subject: dump.name });
   await written(undefined, io, async (out) => {
     for (const [i, { map, key, value, texts }] of all.entries()) {
       const name = mapName(map);
@@ -146,7 +147,7 @@ async function showTypes(
   });
 }
 
-const NO_TYPES = 'these maps; --btf FILE or --type NAME=KEY:VALUE names them';
+const NO_TYPES_HINT = 'these maps; --btf FILE or --type NAME=KEY:VALUE names them';
 
 class Show {
   /** Names of the dump's maps by id. */
@@ -231,7 +232,7 @@ class Show {
     this.#line(`${look.bold(title)}: ${plural(data.count, 'item')}`);
     const { limit } = this.args;
     const shown = limit === 0 ? data.count : Math.min(limit, data.count);
-    const forms = fitting(this.forms?.of(map), shape.keySize, shape.perCpu ?? shape.valueSize);
+    const forms = formsThatFit(this.forms?.of(map), shape.keySize, shape.perCpu ?? shape.valueSize);
     if (forms === undefined) await this.#bytesOf(data, shape, shown, file);
     else await this.#typed(data, shape, shown, forms);
     if (shown < data.count) this.#line(look.dim(`  … ${data.count - shown} more (--limit N shows N, 0 all)`));
@@ -283,11 +284,11 @@ class Show {
     const table = new TypedTable(this.look, shape.perCpu !== undefined, (line) => this.#line(line));
     for (let item = 0; item < shown; item++) {
       const keyAt = item * shape.keySize;
-      const key = fieldsOf(forms.key, await this.#bytes(data, keyAt, shape.keySize, forms.key?.size));
+      const key = cellFields(forms.key, await this.#bytes(data, keyAt, shape.keySize, forms.key?.size));
       const valueAt = data.keysBytes + item * shape.valueSize;
       for (let cpu = 0; cpu < cpus; cpu++) {
         const at = valueAt + cpu * cpuSize;
-        const value = fieldsOf(forms.value, await this.#bytes(data, at, valueSize, forms.value?.size));
+        const value = cellFields(forms.value, await this.#bytes(data, at, valueSize, forms.value?.size));
         table.row(key, cpu, value);
       }
       await this.out.turn();
@@ -300,7 +301,8 @@ class Show {
     if (file === undefined) return undefined;
     const type = this.types.get(file.map_type);
     const plugin = this.types.plugin(file.map_type);
-    const shown = type.key === 'index' || type.kept !== undefined || (type.key === 'prefix' && this.args.text === true);
+    const shown =
+      type.key === 'index' || type.imageItem !== undefined || (type.key === 'prefix' && this.args.text === true);
     return shown && plugin.keyText !== undefined ? (key) => plugin.keyText?.(key, type) : undefined;
   }
 

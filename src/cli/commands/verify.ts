@@ -26,7 +26,7 @@ export const command: Command = {
   run,
 };
 
-/** Exit code 1 when something is wrong; doubts alone are 0. */
+/** Exit code 1 when something is wrong; warnings alone are 0. */
 async function run(args: VerifyArguments, io: Io): Promise<number> {
   const source = sourceOf(args.source, args.in);
   const types = await mapTypes(args.libdir, io);
@@ -49,9 +49,9 @@ async function run(args: VerifyArguments, io: Io): Promise<number> {
       printLines(out, [`${mark}: ${code}: ${image}: ${map}${message}`]);
     }
     const warnings = findings.length - errors;
-    const doubts = plural(warnings, 'warning');
-    const sound = `${look.green('sound')}${warnings > 0 ? `, ${doubts}` : ''}`;
-    printLines(out, [errors > 0 ? `${plural(errors, 'error')}, ${doubts}` : sound]);
+    const warningCount = plural(warnings, 'warning');
+    const sound = `${look.green('sound')}${warnings > 0 ? `, ${warningCount}` : ''}`;
+    printLines(out, [errors > 0 ? `${plural(errors, 'error')}, ${warningCount}` : sound]);
   });
   return errors > 0 ? EXIT.failed : EXIT.ok;
 }

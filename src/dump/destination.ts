@@ -3,7 +3,7 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, ioError, PointerError } from '../errors.js';
-import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type Kind } from '../image/kinds.js';
+import { BPFMAP_BTF, BPFMAP_DATA, BPFMAP_FILE, BPFMAP_META, FILES, type ImageKind } from '../image/kinds.js';
 import type { BpfmapFileEntry, BpfmapMetaEntry } from '../image/schema.gen.js';
 import { encodeMessage } from '../image/wire.js';
 import { writeHead } from '../image/writer.js';
@@ -15,7 +15,7 @@ import { Spool } from '../io/spool.js';
 import { copyInput } from '../io/stream.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import type { JsonObject } from '../value.js';
-import { equal, fileMessage, mapText } from './attributes.js';
+import { documentFileMessage, equalJson, mapText } from './attributes.js';
 import { factMembers } from './facts.js';
 import type { DocumentFile, MapHeader } from './maps-document.js';
 import {
@@ -51,7 +51,7 @@ export interface MapToWrite {
 }
 
 /** Where the maps of a document go. */
-export interface Target {
+export interface DumpDestination {
   /** Takes a BTF object, whose blob is `size` bytes of `input` from `at` on. */
   btf(message: JsonObject, input: Input, at: number, size: number): Promise<void>;
   map(map: MapToWrite): Promise<void>;
@@ -66,7 +66,7 @@ const MAP_IMAGES = [IMAGE, PLUGIN_IMAGE].flatMap((names) => [names.files, names.
  * Opens what a document is encoded into.
  * @param force replace the BPF parts of a dump that stands there
  */
-export async function openTarget(folder: string, force: boolean, types: MapTypes): Promise<Target> {
+export async function openTarget(folder: string, force: boolean, types: MapTypes): Promise<DumpDestination> {
   const names = namesIn(folder);
   const images = names.filter((name) => name.endsWith('.img'));
   if (images.length > 0 && !force) {
@@ -75,7 +75,7 @@ export async function openTarget(folder: string, force: boolean, types: MapTypes
   if (names.length > 0 && images.length === 0) {
     throw new BpfimgError('conflict', 'not empty and no dump, expected a new or empty folder', { subject: folder });
   }
-  if (!MAP_IMAGES.some((name) => names.includes(name))) return new FreshDump(folder, types);
+  if (!MAP_IMAGES.some((name) => names.includes(name))) return new NewDump(folder, types);
   const dump = await openDump(folder);
   const broken = dump.lost.plugin.find(({ code }) => code !== 'plugin-stale');
   if (broken !== undefined) {
@@ -99,7 +99,7 @@ function namesIn(folder: string): string[] {
 }
 
 /** Passes a message on that can be encoded; what does not fit is news about `pointer` within the map. */
-async function fitting(kind: Kind, message: JsonObject, map: MapToWrite, pointer: string): Promise<JsonObject> {
+async function encodable(kind: ImageKind, message: JsonObject, map: MapToWrite, pointer: string): Promise<JsonObject> {
   try {
     encodeMessage(kind.message, message, 'latin1');
     return message;
@@ -119,7 +119,7 @@ async function messageOf(
 ): Promise<JsonObject> {
   const file = filesOf(map)[index] ?? {};
   try {
-    return await fitting(BPFMAP_FILE, fileMessage(before, id, map.header, file, types), map, '');
+    return await encodable(BPFMAP_FILE, documentFileMessage(before, id, map.header, file, types), map, '');
   } catch (error) {
     if (!(error instanceof PointerError)) throw error;
     const own = error.pointer !== '' && Object.hasOwn(file, error.pointer.slice(1));
@@ -132,7 +132,7 @@ function filesOf(map: MapToWrite): readonly DocumentFile[] {
 }
 
 /** What a document may say only once. */
-interface Taken {
+interface UsedIds {
   /** Ids of open files, those of the dump as well. */
   readonly ids: Set<number>;
   /** `PID:FD`: an fd leads to one open file. */
@@ -140,7 +140,7 @@ interface Taken {
 }
 
 /** The descriptors of an open file as bpfmap-meta.img has them; they are taken then. */
-async function holdersOf(map: MapToWrite, index: number, id: number, { fds }: Taken): Promise<JsonObject[]> {
+async function holdersOf(map: MapToWrite, index: number, id: number, { fds }: UsedIds): Promise<JsonObject[]> {
   const holders: JsonObject[] = [];
   for (const [place, { pid, fd, cloexec }] of (filesOf(map)[index]?.fds ?? []).entries()) {
     const held = `${pid}:${fd}`;
@@ -155,13 +155,13 @@ async function holdersOf(map: MapToWrite, index: number, id: number, { fds }: Ta
 }
 
 /** The messages of a map that its dump does not have yet. */
-interface FreshMap {
+interface NewMapMessages {
   readonly files: readonly JsonObject[];
   readonly meta: JsonObject;
 }
 
 /** @param taken what the dump has; what the map has is added */
-async function freshMap(map: MapToWrite, taken: Taken, types: MapTypes): Promise<FreshMap> {
+async function newMapMessages(map: MapToWrite, taken: UsedIds, types: MapTypes): Promise<NewMapMessages> {
   const { header } = map;
   const { ids } = taken;
   const files: JsonObject[] = [];
@@ -179,7 +179,7 @@ async function freshMap(map: MapToWrite, taken: Taken, types: MapTypes): Promise
   if (holders.length > 0) meta.holders = holders;
   // Where the map had types of its own, those it is shown by are but a way to look at it.
   if (meta.btf_id === undefined && map.types !== undefined) Object.assign(meta, factMembers({ types: map.types }));
-  return { files, meta: await fitting(BPFMAP_META, meta, map, '/meta') };
+  return { files, meta: await encodable(BPFMAP_META, meta, map, '/meta') };
 }
 
 function freeId(ids: ReadonlySet<number>): number {
@@ -189,13 +189,13 @@ function freeId(ids: ReadonlySet<number>): number {
 }
 
 /** A new dump of our own images. */
-class FreshDump implements Target {
+class NewDump implements DumpDestination {
   readonly #folder: FolderOutput;
   readonly #files: Output;
   readonly #data: Output;
   readonly #meta: Output;
   #btf: Output | undefined;
-  readonly #taken: Taken = { ids: new Set(), fds: new Set() };
+  readonly #taken: UsedIds = { ids: new Set(), fds: new Set() };
 
   constructor(
     folder: string,
@@ -219,14 +219,14 @@ class FreshDump implements Target {
   }
 
   async map(map: MapToWrite): Promise<void> {
-    const { files, meta } = await freshMap(map, this.#taken, this.types);
+    const { files, meta } = await newMapMessages(map, this.#taken, this.types);
     for (const message of files) await writeEntry({ message }, BPFMAP_FILE, this.#files);
     await writeEntry({ message: meta }, BPFMAP_META, this.#meta);
     for (const { message, parts } of map.bodies) {
       const extra = async (out: Output) => {
         for (const part of parts) await copyInput(part.input(), 0, part.length, out);
       };
-      await writeEntry({ message: await fitting(BPFMAP_DATA, message, map, ''), extra }, BPFMAP_DATA, this.#data);
+      await writeEntry({ message: await encodable(BPFMAP_DATA, message, map, ''), extra }, BPFMAP_DATA, this.#data);
     }
   }
 
@@ -242,7 +242,7 @@ class FreshDump implements Target {
 type ImageName = keyof ImageNames;
 type Extra = NonNullable<NewEntry['extra']>;
 
-const KIND: Readonly<Record<ImageName, Kind>> = {
+const KIND: Readonly<Record<ImageName, ImageKind>> = {
   files: FILES,
   bpfmapFile: BPFMAP_FILE,
   data: BPFMAP_DATA,
@@ -262,7 +262,7 @@ interface Changes {
  * A dump whose maps change; this one is CRIU's own. Entries keep their order and everything else its bytes: maps that
  * the document does not mention, and what it does not say of those it does.
  */
-class ChangedDump implements Target {
+class ChangedDump implements DumpDestination {
   /** New keys and values, in the order of the document. */
   readonly #store = new Spool();
   /** The same, once all are there. */
@@ -393,7 +393,7 @@ class ChangedDump implements Target {
     if (before.btf_id !== undefined && said?.btf_id === undefined && map.types !== undefined) {
       Object.assign(message, factMembers({ types: map.types }));
     }
-    return fitting(BPFMAP_META, message, map, '/meta');
+    return encodable(BPFMAP_META, message, map, '/meta');
   }
 
   /** Notes the types of a map. */
@@ -419,7 +419,7 @@ class ChangedDump implements Target {
         delete message.$raw;
         if (entry.message.$raw !== undefined) message.$raw = entry.message.$raw;
       }
-      const changed = { message: await fitting(BPFMAP_DATA, message, map, ''), extra: extras[body] };
+      const changed = { message: await encodable(BPFMAP_DATA, message, map, ''), extra: extras[body] };
       this.replace('data', entry.index, () => changed);
     }
     if (data.length === 0) await this.freshData(map, extras);
@@ -429,7 +429,7 @@ class ChangedDump implements Target {
   protected async freshData(map: MapToWrite, extras?: readonly Extra[]): Promise<void> {
     const kept = extras ?? (await this.#keep(map.bodies));
     for (const [i, { message }] of map.bodies.entries()) {
-      this.add('data', { message: await fitting(BPFMAP_DATA, message, map, ''), extra: kept[i] });
+      this.add('data', { message: await encodable(BPFMAP_DATA, message, map, ''), extra: kept[i] });
     }
   }
 
@@ -497,7 +497,7 @@ function fdsText(fds: readonly (JsonObject | Holder)[]): string {
 class ChangedOwnDump extends ChangedDump {
   /** New holders of open files, by the file's id. */
   readonly #holders = new Map<number, JsonObject[]>();
-  readonly #has: Taken = { ids: new Set(), fds: new Set() };
+  readonly #has: UsedIds = { ids: new Set(), fds: new Set() };
 
   constructor(folder: string, dump: Dump, types: MapTypes) {
     super(folder, dump, types);
@@ -505,7 +505,7 @@ class ChangedOwnDump extends ChangedDump {
   }
 
   protected override async fresh(map: MapToWrite): Promise<void> {
-    const { files, meta } = await freshMap(map, this.#has, this.types);
+    const { files, meta } = await newMapMessages(map, this.#has, this.types);
     for (const message of files) this.add('bpfmapFile', { message });
     this.add('meta', { message: meta });
     this.refer(meta);
@@ -535,7 +535,7 @@ class ChangedOwnDump extends ChangedDump {
     );
     const { holders: _, ...rest } = message;
     const holders = [...others, ...changed.flatMap((id) => this.#holders.get(id) as JsonObject[])];
-    return fitting(BPFMAP_META, holders.length === 0 ? rest : { ...rest, holders }, map, '/meta');
+    return encodable(BPFMAP_META, holders.length === 0 ? rest : { ...rest, holders }, map, '/meta');
   }
 }
 
@@ -564,7 +564,7 @@ class ChangedPluginDump extends ChangedDump {
       throw await map.bad(`/files/${index}/map_id`, `must be ${mapId}, as ${PLUGIN_TABLE} has it`);
     }
     await this.#sameId(map, mapId);
-    if (!equal(message.fown, before.message.fown)) {
+    if (!equalJson(message.fown, before.message.fown)) {
       throw await map.bad(`/files/${index}/fown`, `stands in ${IMAGE.files}, which is left alone`);
     }
     const entry = this.#entry(mapId, message);

@@ -13,16 +13,16 @@ import type { Template } from '../maptype.js';
 /** File descriptors that a capture needs beside those of maps that it holds. */
 const OTHERS = 64;
 /** Inner maps that are named in one line. */
-const NAMED = 5;
+const NAMED_IDS = 5;
 
 /** A map whose turn it is, open if it was held. */
-export interface Turn {
+export interface QueuedMap {
   readonly live: LiveMap;
   readonly held: BpfMap | undefined;
 }
 
 /** The maps of one capture. Those that it holds open are its own until a turn hands them over. */
-export class Wanted {
+export class CaptureQueue {
   readonly #live: Map<number, LiveMap>;
   /** Grows while it is gone over. */
   readonly #ids: Set<number>;
@@ -45,7 +45,7 @@ export class Wanted {
   }
 
   /** Each map in turn. Whoever gets one that is held closes it. */
-  *turns(): Generator<Turn> {
+  *turns(): Generator<QueuedMap> {
     for (const id of this.#ids) {
       if (this.#lost.has(id)) continue;
       let held = this.#held.get(id);
@@ -53,7 +53,7 @@ export class Wanted {
       const live = this.#live.get(id) ?? this.find(id);
       // One that came after the maps were looked at is known by itself alone.
       if (live === undefined) held ??= this.#attempt(id);
-      const turn = live ?? (held && described(held));
+      const turn = live ?? (held && openMapFacts(held));
       if (turn !== undefined) yield { live: turn, held };
     }
   }
@@ -126,8 +126,8 @@ export class Wanted {
 function goneText(ids: readonly number[]): string {
   const [first] = ids;
   if (ids.length === 1) return `its inner map ${first} is gone`;
-  const more = ids.length > NAMED ? ` and ${ids.length - NAMED} more` : '';
-  return `its inner maps ${ids.slice(0, NAMED).join(', ')}${more} are gone`;
+  const more = ids.length > NAMED_IDS ? ` and ${ids.length - NAMED_IDS} more` : '';
+  return `its inner maps ${ids.slice(0, NAMED_IDS).join(', ')}${more} are gone`;
 }
 
 /** Whether opening a map failed because it, or the process that held it, is no more. */
@@ -146,7 +146,7 @@ function fileLimit(proc: string): number {
 }
 
 /** What an open map says of itself. */
-function described(map: BpfMap): LiveMap {
+function openMapFacts(map: BpfMap): LiveMap {
   const { id, name, type, keySize, valueSize, maxEntries, flags } = map;
   const { extra, btfId } = map.info();
   const { frozen, memlock } = map.state();

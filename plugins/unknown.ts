@@ -4,8 +4,8 @@ import type { Plugin } from '../src/maptype.js';
 import { fillInOrder } from '../src/replay/fill.js';
 
 /** Map types newer than bpfimg: keys and values as plain bytes, where the kernel gives and takes them so. */
-export const strangers: Plugin = {
-  name: 'strangers',
+export const unknownTypes: Plugin = {
+  name: 'unknown',
   types: [],
 
   async capture(map, sink, work) {
