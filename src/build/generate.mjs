@@ -90,7 +90,7 @@ function messageType([name, fields]) {
 write(
   'src/image/schema.gen.ts',
   `// Made from images/ by src/build/generate.mjs. Do not edit.
-import type { Field } from './message.js';
+import type { MessageField } from './message.js';
 import type { KindRow } from './kinds.js';
 
 ${Object.entries(messages).map(messageType).join('\n')}
@@ -104,7 +104,7 @@ ${kinds.decoded.map(({ name, magic, ...row }) => `  ${name}: ${JSON.stringify({ 
 export const otherKinds: readonly { readonly name: string; readonly magic: number; readonly crit?: false }[] = [
 ${kinds.others.map((row) => `  ${JSON.stringify({ ...row, magic: Number(row.magic) })},\n`).join('')}];
 
-export const messages: Readonly<Record<string, readonly Field[]>> = {
+export const messages: Readonly<Record<string, readonly MessageField[]>> = {
 ${Object.entries(messages)
   .map(([name, fields]) => `  ${name}: [\n${fields.map((field) => `    ${JSON.stringify(field)},\n`).join('')}  ],\n`)
   .join('')}};
