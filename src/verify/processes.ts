@@ -1,6 +1,6 @@
 /**
- * CRIU's own part of a dump, without which it restores no process: which images there must be, and whether they
- * end where they should. Measured with CRIU 4.1.1: what it refuses, and where it crashes or waits for ever.
+ * The images that CRIU itself needs in order to restore a process: whether they exist and are complete. Based on
+ * experiments with CRIU 4.1.1: what it refuses, and where it crashes or waits forever.
  */
 
 import * as path from 'node:path';
@@ -14,7 +14,7 @@ import { Cursor, type Input, openFile } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import type { JsonObject } from '../value.js';
 
-/** What is wrong with an image that CRIU needs. */
+/** A defect of an image that CRIU needs. */
 export interface ImageProblem {
   readonly code: 'unfinished' | 'missing-image' | 'bad-image' | 'trailing-bytes' | 'no-pages';
   readonly image: string;
@@ -23,20 +23,20 @@ export interface ImageProblem {
 
 /** flags of a pagemap_entry (CRIU's pagemap.h): its pages are in the image of pages. */
 const PAGE_PRESENT = 4;
-/** Fields of pagemap_head and pagemap_entry (CRIU's pagemap.proto); the count has moved in CRIU 4.1. */
+/** Fields of pagemap_head and pagemap_entry (CRIU's pagemap.proto); CRIU 4.1 moved the count. */
 const PAGES_ID = 1;
 const OLD_COUNT = 2;
 const FLAGS = 4;
 const COUNT = 5;
 
-/** Looks at the images of a dump's processes; those that {@link openDump} has read are not read again. */
+/** Checks the images of a dump's processes, except those that {@link openDump} has already read. */
 export async function imageProblems(dump: Dump): Promise<ImageProblem[]> {
   if (!isCriu(dump.present)) return [];
   const finder = new ProcessChecker(dump);
   const end = unfinishedDump(dump.name);
   if (end !== undefined) finder.add('unfinished', FINISHED, end);
   else await finder.entries(FINISHED, INVENTORY);
-  if (!dump.present.has(dump.names.files)) finder.missing(dump.names.files, 'it says what every fd leads to');
+  if (!dump.present.has(dump.names.files)) finder.missing(dump.names.files, 'it has the open files of all processes');
   for (const { pid = 0, threads = [] } of await finder.entries('pstree.img', PSTREE)) {
     await finder.process(pid as number, threads as number[]);
   }
@@ -44,9 +44,9 @@ export async function imageProblems(dump: Dump): Promise<ImageProblem[]> {
   return finder.problems;
 }
 
-/** Images of processes, of kinds that do not decode. */
+/** Kinds of images of processes that bpfimg does not decode. */
 const NEEDED: ReadonlySet<string> = new Set(['core', 'mm', 'fs', 'pagemap']);
-/** Images of namespaces that have an entry where they are there. */
+/** Images of namespaces, which must have an entry if they exist. */
 const NAMESPACES: ReadonlySet<string> = new Set(['timens', 'utsns']);
 
 class ProcessChecker {
@@ -59,10 +59,10 @@ class ProcessChecker {
   }
 
   missing(image: string, what: string): void {
-    this.add('missing-image', image, `it is missing: ${what}`);
+    this.add('missing-image', image, `missing: ${what}`);
   }
 
-  /** The images of one process. One that had ended, and nobody had waited for, has a core image alone. */
+  /** The images of one process. A zombie has only a core image. */
   async process(pid: number, threads: readonly number[]): Promise<void> {
     const own = ['ids', 'mm', 'fs', 'pagemap'].map((kind) => `${kind}-${pid}.img`);
     const ended = !own.some((name) => this.dump.present.has(name));
@@ -70,42 +70,42 @@ class ProcessChecker {
     if (ended) return;
     const [ids = '', mm = '', fs = '', pagemap = ''] = own;
     for (const { files_id } of await this.entries(ids, IDS)) {
-      await this.entries(`fdinfo-${files_id}.img`, FDINFO, `fds of process ${pid}`);
+      await this.entries(`fdinfo-${files_id}.img`, FDINFO, `it has the fds of process ${pid}`);
     }
     await this.#one(mm, 'MM', pid);
     await this.#one(fs, 'FS', pid);
     await this.#pages(pagemap, pid);
   }
 
-  /** The entries of an image that decodes: there must be some. */
+  /** The entries of an image that bpfimg decodes; it must have some. */
   async entries(name: string, kind: ImageKind, what?: string): Promise<JsonObject[]> {
     const found: JsonObject[] = [];
     await this.#read(name, what, async (input) => {
       const reader = await ImageReader.open(input, 'latin1');
-      // Of another kind: opening the dump has said so, but for the inventory.
+      // Opening the dump has already reported a wrong kind, except for the inventory.
       if (reader.kind !== kind) throw bad(input, `it is a ${reader.kind.name} image, expected ${kind.name}`);
       for await (const { message } of reader.entries()) {
         found.push(message);
         await pause();
       }
-      if (found.length === 0) throw bad(input, 'no entry in it, which CRIU expects');
+      if (found.length === 0) throw bad(input, 'it has no entries, and CRIU needs one');
     });
     return found;
   }
 
-  /** An image of which CRIU reads one entry, whatever follows. */
+  /** An image from which CRIU reads one entry, whatever follows. */
   async #one(name: string, kind: string, id: number): Promise<void> {
-    await this.#read(name, `a part of process ${id}`, async (input) => {
+    await this.#read(name, `it has a part of process ${id}`, async (input) => {
       for await (const _ of messages(input, kind)) return;
-      throw bad(input, 'no entry in it, which CRIU expects');
+      throw bad(input, 'it has no entries, and CRIU needs one');
     });
   }
 
-  /** The map of a process's memory, and the image of its pages. */
+  /** The pagemap of a process, and the image of its pages. */
   async #pages(name: string, pid: number): Promise<void> {
     let pagesId: number | undefined;
     let bytes = 0;
-    await this.#read(name, `a part of process ${pid}`, async (input) => {
+    await this.#read(name, `it has a part of process ${pid}`, async (input) => {
       for await (const message of messages(input, 'PAGEMAP')) {
         const fields = numbersOf(message, input);
         if (pagesId === undefined) pagesId = fields.get(PAGES_ID) ?? 0;
@@ -114,21 +114,21 @@ class ProcessChecker {
         }
         await pause();
       }
-      if (pagesId === undefined) throw bad(input, 'no entry in it, which CRIU expects');
+      if (pagesId === undefined) throw bad(input, 'it has no entries, and CRIU needs one');
     });
     const pages = `pages-${pagesId}.img`;
     if (bytes === 0) return;
     if (!this.dump.present.has(pages)) {
-      this.add('no-pages', pages, `it is missing: the memory of process ${pid}`);
+      this.add('no-pages', pages, `missing: it has the memory of process ${pid}`);
       return;
     }
-    // CRIU 4.1.1 waits for ever for the pages that are not there.
+    // CRIU 4.1.1 waits forever for missing pages.
     await this.#read(pages, undefined, async ({ size = 0, name }) => {
       if (size < bytes) throw bad({ name }, `${size} bytes, expected ${bytes} (is the image cut off?)`);
     });
   }
 
-  /** An image that CRIU does without, but must be able to open where it is there. */
+  /** An image that CRIU does not require, but must be able to open if it exists. */
   async other(name: string): Promise<void> {
     const [, stem = ''] = /^([a-z]+)(?:-\d{1,10})*\.img$/.exec(name) ?? [];
     if (NEEDED.has(stem) || magicOf(stem.toUpperCase()) === undefined) return;
@@ -137,10 +137,10 @@ class ProcessChecker {
     else await this.#read(name, undefined, async (input) => void (await begins(input, kind)));
   }
 
-  /** Looks at one image; what is wrong with it is noted, once. */
+  /** Checks one image and records what is wrong with it, once. */
   async #read(name: string, what: string | undefined, look: (input: Input) => Promise<void>): Promise<void> {
     if (!this.dump.present.has(name)) {
-      this.missing(name, what ?? 'CRIU restores nothing without');
+      this.missing(name, what ?? 'CRIU restores nothing without it');
       return;
     }
     const input = openFile(path.join(this.dump.name, name));
@@ -148,7 +148,7 @@ class ProcessChecker {
       await look(input);
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
-      // Of an image that the dump was read from, that has told it already.
+      // Opening the dump has already reported this image.
       if (this.dump.broken.has(name)) return;
       this.add(error.code === 'trailing-bytes' ? error.code : 'bad-image', name, error.text);
     } finally {
@@ -166,23 +166,23 @@ function numbersOf(message: Uint8Array, input: Input): ReadonlyMap<number, numbe
   try {
     return varintFields(message);
   } catch (error) {
-    throw error instanceof WireError ? bad(input, `a message in it makes no sense: ${error.message}`) : error;
+    throw error instanceof WireError ? bad(input, `invalid message: ${error.message}`) : error;
   }
 }
 
-/** What follows the head of an image of a kind that does not decode. */
+/** A cursor behind the head of an image that bpfimg does not decode. */
 async function begins(input: Input, kind: string): Promise<Cursor> {
   const cursor = new Cursor(input);
   await cursor.fill(8);
   const expected = [HEAD_COMMON, magicOf(kind)];
   if (cursor.ready < 8 || expected.some((word, i) => cursor.view.getUint32(cursor.at + 4 * i, true) !== word)) {
-    throw bad(input, `it does not begin as a ${kind} image`);
+    throw bad(input, `it does not begin like a ${kind} image`);
   }
   cursor.at += 8;
   return cursor;
 }
 
-/** The messages of an image of a kind that does not decode, and has nothing but messages. */
+/** The messages of an image that bpfimg does not decode and that has nothing but messages. */
 async function* messages(input: Input, kind: string): AsyncGenerator<Uint8Array> {
   const cursor = await begins(input, kind);
   for (let entry = 0; (await cursor.fill(4)) > 0; entry++) {

@@ -1,4 +1,4 @@
-/** Says what is wrong or doubtful in a dump, each thing with a code that a script can match. */
+/** Finds what is wrong or suspicious in a dump; each finding has a code that scripts can match. */
 
 import { hex, roundUp8 } from '../bytes.js';
 import { captureReport } from '../dump/facts.js';
@@ -25,7 +25,7 @@ import { isBare, isImageItem, type MapTypes, reportText } from '../maptype.js';
 import type { JsonObject } from '../value.js';
 import { imageProblems } from './processes.js';
 
-/** Codes of findings: `error` means that a restore fails or restores something else. */
+/** Codes of findings. `error` means that a restore fails, or restores something different. */
 export const FINDINGS = {
   unfinished: ['error', 'inventory.img, which CRIU writes last, is missing or empty'],
   'missing-image': ['error', 'CRIU cannot restore a process because an image is missing'],
@@ -76,11 +76,11 @@ export const FINDINGS = {
 
 export type FindingCode = keyof typeof FINDINGS;
 
-/** One thing that `verify` found. */
+/** One error or warning. */
 export interface Finding {
   readonly code: FindingCode;
   readonly severity: 'error' | 'warning';
-  /** Image it stands in. */
+  /** The image it is about. */
   readonly image: string;
   readonly map_id?: number;
   readonly name?: string;
@@ -88,18 +88,18 @@ export interface Finding {
   readonly message: string;
 }
 
-/** Whether a file stands for a map that the plugin captured because another one leads to it. */
+/** Whether a file entry describes an inner map that nobody had open, captured by the plugin with its outer map. */
 function neverOpen({ plugin }: Dump, file: MapFile): boolean {
   return plugin !== undefined && file.image !== IMAGE.files && !plugin.files.has(file.message.id);
 }
 
-/** What the plan of a replay has against a map. */
+/** Why a replay would refuse a map, or lose part of it. */
 interface Refusals {
-  /** Attributes that no kernel takes. */
+  /** Attributes that no kernel accepts. */
   readonly asked: readonly string[];
   readonly lost?: string | undefined;
   readonly refused?: string | undefined;
-  /** What it brings back no more than in part. */
+  /** What it would lose. */
   readonly left?: string | undefined;
 }
 
@@ -107,11 +107,11 @@ async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: 
   const { mapFacts, mapSpec, needsOf, planMap, takesNoTypes } = await import('../replay/plan.js');
   const { createProblems, fillForeseen, lostInner, noReplay } = await import('../replay/foresight.js');
   const problems = (plan: Parameters<typeof createProblems>[0]) => {
-    const nul = plan.spec.name === file.map_name ? [] : ['a NUL byte in the name, which ends there'];
+    const nul = plan.spec.name === file.map_name ? [] : ['the name contains a NUL byte, which ends it'];
     return [...createProblems(plan), ...nul];
   };
   try {
-    // Values of another number of CPUs are no fault of a dump.
+    // It is no fault of the dump if this machine has another number of CPUs.
     const planned = planMap(dump, map, types, { cpus: 1, perCpu: 'first' });
     const plan = { ...planned, ...(await needsOf(dump, planned, types)) };
     const asked = problems(plan);
@@ -137,7 +137,7 @@ async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: 
   }
 }
 
-/** Findings of one kind that are told one by one; more are counted. */
+/** How many findings of one kind are reported one by one; the rest are counted. */
 const LISTED_FINDINGS = 5;
 
 /** Collects findings while a dump is read and examined. */
@@ -146,16 +146,16 @@ export class Verifier {
   /** Maps with an error. */
   readonly #faulty = new Set<number>();
   #names: ImageNames = IMAGE;
-  /** What is worth saying and no finding. */
+  /** Worth a note, but not a finding. */
   readonly notes: string[] = [];
 
-  /** @param single name of the image, when one image is examined and not a folder */
+  /** @param single name of the image, if a single image is examined instead of a folder */
   constructor(
     readonly types: MapTypes,
     readonly single?: string,
   ) {}
 
-  /** For {@link openDump}: a broken image is a finding, and the others are still looked at. */
+  /** For {@link openDump}: a broken image becomes a finding, and the others are still checked. */
   readonly onBroken = (error: BpfimgError, image: string): void => {
     const code = error.code !== undefined && error.code in FINDINGS ? (error.code as FindingCode) : 'bad-image';
     this.#add(code, image, undefined, error.text);
@@ -174,7 +174,7 @@ export class Verifier {
     });
   }
 
-  /** Reads an image that has no maps in it to its end, which is all there is to check. */
+  /** Reads an image without maps to its end; there is nothing else to check in it. */
   async readThrough(input: Input): Promise<void> {
     try {
       const entries = (await ImageReader.open(input)).entries();
@@ -187,7 +187,7 @@ export class Verifier {
 
   /**
    * Examines everything in `dump`.
-   * @param types those that its maps should have, besides what the dump says itself
+   * @param types the types that its maps should have, besides those in the dump
    */
   async check(dump: Dump, types: TypeOptions = {}): Promise<void> {
     this.#names = dump.names;
@@ -196,7 +196,7 @@ export class Verifier {
         'duplicate-file',
         file.image,
         undefined,
-        `entry ${file.entry}: file id ${file.message.id} stands twice`,
+        `entry ${file.entry}: file id ${file.message.id} occurs twice`,
       );
     }
     for (const { pid, fd, id } of dump.lost.fds) {
@@ -231,7 +231,7 @@ export class Verifier {
     for (const map of dump.maps) await finder.types(map);
     for (const { code, map, message } of finder.problems) {
       if (code === undefined) continue;
-      // Sizes are the map's, wherever its types come from.
+      // A size is an attribute of the map, wherever its types come from.
       const image = code.endsWith('-size') ? (map?.files[0]?.image ?? this.#names.data) : this.#names.meta;
       const lost = code === 'btf-missing' && dump.plugin !== undefined;
       this.#add(lost ? 'lost-btf' : code, map === undefined ? this.#names.btf : image, map, message);
@@ -241,12 +241,12 @@ export class Verifier {
   }
 
   #noData(dump: Dump, map: DumpMap): void {
-    // What was not captured has none, and that is told.
+    // If the map could not be captured, it has no data, and another finding says so.
     if (isBare(captureReport(map.meta))) return;
     this.#add(isCriu(dump.present) ? 'lost-data' : 'no-data', this.#names.data, map, 'no data entry');
   }
 
-  /** Asks a replay's plan what it would refuse. */
+  /** Adds what the plan of a replay would refuse or lose. */
   async #plan(dump: Dump, map: DumpMap): Promise<void> {
     const [file] = map.files;
     if (file === undefined) return;
@@ -255,10 +255,10 @@ export class Verifier {
     const { asked, lost, refused, left } = await refusals(dump, map, file.message, this.types);
     if (asked.length > 0) this.#add('attributes', file.image, map, asked.join('; '));
     if (lost !== undefined) this.#add('lost-inner', this.#names.data, map, lost);
-    // What is wrong with its items has a code of its own.
+    // Wrong items have findings of their own.
     if (this.#faulty.has(map.mapId)) return;
     if (refused !== undefined) this.#add('refused', file.image, map, refused);
-    // What has not been captured cannot be left out.
+    // If its items were not captured, nothing else can be left out.
     else if (left !== undefined && left !== '' && !isBare(captured)) {
       this.#add('left-out', this.#names.data, map, left);
     }
@@ -269,25 +269,25 @@ export class Verifier {
     if (first === undefined) return;
     const { message, image } = first;
     const type = this.types.get(message.map_type);
-    // Only CRIU restores as CRIU does.
+    // Only CRIU's own restore has these limits.
     const native = isCriu(dump.present) && dump.plugin === undefined;
     if (this.types.row(message.map_type) === undefined) {
       this.#add('unknown-type', image, map, `map type ${message.map_type}`);
     } else if (!type.criu && native) {
-      this.#add('criu-type', image, map, `type ${type.name}, CRIU dumps hash and array`);
+      this.#add('criu-type', image, map, `type ${type.name}; CRIU dumps only hash and array`);
     }
     if (native && message.map_extra !== undefined && BigInt(message.map_extra) !== 0n) {
       this.#add('map-extra', image, map, `map_extra 0x${(message.map_extra).toString(16)}`);
     }
     if (native && others.length > 0) {
       const ids = map.files.map((file) => file.message.id).join(', ');
-      this.#add('criu-splits', image, map, `open files ${ids}: CRIU restores ${map.files.length} maps in its place`);
+      this.#add('criu-splits', image, map, `open files ${ids}: CRIU restores ${map.files.length} separate maps`);
     }
     for (const other of others) this.#sameAttributes(map, first, other);
     for (const file of map.files) {
       this.#encoding(file.image, map, 'bpfmap_file_entry', file.message, `file ${file.message.id}`);
-      // Only images of processes can say that nobody holds a file; that of an inner map was never open, and one on
-      // its way through a socket is in nobody's table.
+      // Only images of processes can show that nobody holds a file. The file of an inner map was never open, and a
+      // file in flight in a socket is in no process's table.
       const held = file.holders.length > 0 || neverOpen(dump, file) || dump.present.has('sk-queues.img');
       if (!held && dump.images.has('pstree.img')) {
         this.#add('unheld-file', file.image, map, `no fd leads to file ${file.message.id}`);
@@ -296,7 +296,7 @@ export class Verifier {
   }
 
   #sameAttributes(map: DumpMap, first: MapFile, other: MapFile): void {
-    // What each open file has of its own, and what is measured anew each time.
+    // Each open file has its own of these, or they are measured anew each time.
     const own = new Set(['id', 'flags', 'pos', 'fown', 'mnt_id', 'memlock', '$raw']);
     const [one, another]: readonly [JsonObject, JsonObject] = [first.message, other.message];
     const differing = Object.keys({ ...one, ...another }).filter(
@@ -304,15 +304,15 @@ export class Verifier {
     );
     if (differing.length === 0) return;
     const { message } = other;
-    this.#add('files-differ', other.image, map, `file ${message.id} has another ${differing.join(', ')}`);
+    this.#add('files-differ', other.image, map, `file ${message.id} has a different ${differing.join(', ')}`);
   }
 
-  /** Says what a message has in `$raw`: fields without a name, or known ones in an unusual form. */
+  /** Reports what a message has in `$raw`: unknown fields, or known ones in an unusual encoding. */
   #encoding(image: string, map: DumpMap, name: string, message: JsonObject, where: string): void {
     if (typeof message.$raw !== 'string') return;
     const unknown = unknownBytes(name, Buffer.from(message.$raw, 'hex'));
     if (unknown > 0) this.#add('unknown-field', image, map, `${where} has ${unknown} bytes of unknown fields`);
-    else this.#add('odd-encoding', image, map, `${where} is encoded in another way than CRIU does`);
+    else this.#add('odd-encoding', image, map, `${where} is not encoded the way CRIU does it`);
   }
 
   async #data(input: Input, map: DumpMap): Promise<void> {
@@ -327,10 +327,10 @@ export class Verifier {
           'copies-differ',
           this.#names.data,
           map,
-          `entries ${data.entry.index} and ${index} differ, CRIU restores ${index}`,
+          `entries ${data.entry.index} and ${index} differ; CRIU restores ${index}`,
         );
       }
-      // What stands twice is told once.
+      // Equal copies are checked once.
       if (i === 0 || differs) await this.#items(input, map, data, file);
     }
   }
@@ -350,30 +350,31 @@ export class Verifier {
     }
     const type = this.types.get(file.map_type);
     const { imageItem: kept } = type;
-    // Where nothing is, nothing has a size.
+    // Without items there are no sizes to compare.
     if (count > 0 && (kept === undefined ? oddKey : shape.keySize !== kept.key)) {
-      const expected = kept === undefined ? `key_size is ${file.key_size}` : `items of ${type.name} have ${kept.key}`;
-      add('key-size', `keys of ${shape.keySize} bytes, ${expected}`);
+      const expected =
+        kept === undefined ? `key_size is ${file.key_size}` : `${type.name} items have keys of ${kept.key}`;
+      add('key-size', `keys have ${shape.keySize} bytes, but ${expected}`);
     }
     if (count > 0 && (kept === undefined ? oddValue : !isImageItem(type, kept.key, shape.valueSize, oddValue))) {
       const expected = type.perCpu
         ? `a multiple of ${roundUp8(file.value_size)} (value_size ${file.value_size} for each CPU)`
         : kept?.value === 'page'
-          ? 'pages'
+          ? 'whole pages'
           : (kept?.value ?? `value_size ${file.value_size}`);
-      add('value-size', `values of ${shape.valueSize} bytes, expected ${expected}`);
+      add('value-size', `values have ${shape.valueSize} bytes, expected ${expected}`);
     }
-    // Of an array they stand twice, or beyond its end: see below.
+    // In an array, extra items are duplicates or out of range: see below.
     const indexed = type.key === 'index' && shape.keySize === 4;
     if (file.max_entries > 0 && count > file.max_entries && !indexed) {
-      add('too-many-items', `${count} items, max_entries is ${file.max_entries}`);
+      add('too-many-items', `${count} items, but max_entries is ${file.max_entries}`);
     }
     const ordered = indexed && (await this.#indexes(input, data, file, add));
-    if (type.dense && count < file.max_entries) add('index-missing', `${count} of ${file.max_entries} indexes`);
+    if (type.dense && count < file.max_entries) add('index-missing', `only ${count} of ${file.max_entries} indexes`);
     if (!ordered) await this.#duplicates(input, data, shape.keySize, add);
   }
 
-  /** Checks the indexes of an array; returns whether each is above the one before. */
+  /** Checks the indexes of an array; returns whether they ascend. */
   async #indexes(
     input: Input,
     data: MapData,
@@ -392,13 +393,13 @@ export class Verifier {
         const index = cursor.view.getUint32(cursor.at, true);
         if (index <= before && unordered++ === 0) add('index-order', `item ${i} has index ${index}, after ${before}`);
         if (index >= file.max_entries && outside++ < LISTED_FINDINGS) {
-          add('index-range', `item ${i} has index ${index}, max_entries is ${file.max_entries}`);
+          add('index-range', `item ${i} has index ${index}, but max_entries is ${file.max_entries}`);
         }
         before = index;
       }
       await pause();
     }
-    if (outside > LISTED_FINDINGS) add('index-range', `${outside - LISTED_FINDINGS} more indexes outside`);
+    if (outside > LISTED_FINDINGS) add('index-range', `${outside - LISTED_FINDINGS} more indexes out of range`);
     return unordered === 0;
   }
 
@@ -415,6 +416,6 @@ export class Verifier {
       const key = await new Cursor(input, at, at + Math.min(keySize, 32)).take(Math.min(keySize, 32));
       add('duplicate-key', `items ${first} and ${index} have the key ${hex(key)}${keySize > 32 ? '…' : ''}`);
     }
-    if (found.length > LISTED_FINDINGS) add('duplicate-key', 'further keys stand twice');
+    if (found.length > LISTED_FINDINGS) add('duplicate-key', 'more keys occur twice');
   }
 }
