@@ -273,6 +273,11 @@ t.test('bad input leaves everything as it was', async (t) => {
       /\/maps\/0\/items\/0\/key: the key has 2 bytes, expected 1/,
     ],
     [
+      'items without a byte',
+      [{ ...good, type: 'ringbuf', key_size: 0, value_size: 0, items: [{ key: '', value: '' }] }],
+      /\/maps\/0\/items: items without a byte in key and value/,
+    ],
+    [
       'a per-CPU form',
       [{ ...good, items: [{ key: '01', values: ['03'] }] }],
       /only the items of a per-CPU map have "values"/,

@@ -310,13 +310,12 @@ class DocumentReader {
     const message: JsonObject = { map_id: header.map_id as number };
     if (header.$raw !== undefined) message.$raw = header.$raw;
     if (items !== undefined) {
-      let problem: string | undefined;
-      const totals = itemTotals(items, (text) => {
-        problem = text;
-        return new Error(text);
-      });
-      if (problem !== undefined) throw await bad('/items', problem);
-      Object.assign(message, totals);
+      try {
+        Object.assign(message, itemTotals(items));
+      } catch (error) {
+        if (error instanceof PointerError) throw await bad('/items', error.text);
+        throw error;
+      }
       return { message, parts: [items.keys, items.values] };
     }
     const { count, keys_bytes, values_bytes } = header;

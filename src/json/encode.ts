@@ -387,13 +387,11 @@ async function encodeItems(
       throw await reader.badAt(odd, start.offset, start.pointer);
     }
   }
-  const message: JsonObject = {
-    map_id: header.map_id as number,
-    ...itemTotals(items, (text) => reader.bad(text, start.offset, start.pointer)),
-  };
-  if (header.$raw !== undefined) message.$raw = header.$raw;
+  const message: JsonObject = { map_id: header.map_id as number };
   let bytes: Uint8Array;
   try {
+    Object.assign(message, itemTotals(items));
+    if (header.$raw !== undefined) message.$raw = header.$raw;
     bytes = encodeMessage(BPFMAP_DATA.message, message);
   } catch (error) {
     if (error instanceof PointerError) throw await reader.badAt(error, start.offset, start.pointer);
@@ -402,8 +400,11 @@ async function encodeItems(
   await writeItemsEntry(bytes, items, out);
 }
 
-/** Count and totals of a data entry from what its items turned out to be. */
-export function itemTotals(items: ReadItems, bad: (message: string) => Error): JsonObject {
+/**
+ * Count and totals of a data entry from what its items turned out to be.
+ * @throws PointerError where no entry can have these
+ */
+export function itemTotals(items: ReadItems): JsonObject {
   const { keys, values, count } = items;
   for (const [what, size] of [
     ['keys', keys.length],
@@ -411,10 +412,12 @@ export function itemTotals(items: ReadItems, bad: (message: string) => Error): J
     ['items', count],
   ] as const) {
     if (size > MAX_REGION) {
-      throw bad(`${size} ${what === 'items' ? what : `bytes of ${what}`}, an entry holds at most ${MAX_REGION}`);
+      const has = `${size} ${what === 'items' ? what : `bytes of ${what}`}`;
+      throw new PointerError('', `${has}, an entry holds at most ${MAX_REGION}`);
     }
   }
-  if (count > 0 && keys.length + values.length === 0) throw bad('items without a byte in key and value');
+  if (count > 0 && keys.length + values.length === 0)
+    throw new PointerError('', 'items without a byte in key and value');
   return { keys_bytes: keys.length, values_bytes: values.length, count };
 }
 
