@@ -46,8 +46,7 @@ t.test('the files of the package', async (t) => {
   const files = fs.readdirSync(home, { recursive: true, encoding: 'utf8' });
   for (const name of [
     'dist/bpfimg',
-    'dist/bpfimg.cjs',
-    'dist/validators.cjs',
+    'dist/bin.cjs',
     'dist/THIRD-PARTY.txt',
     'build/src/index.js',
     'build/src/index.d.ts',

@@ -1,86 +1,90 @@
-// Makes dist/: the command line as one minified file, so that starting bpfimg costs little more than
-// starting Node, and its launcher. What few commands need is loaded when they ask for it.
+// Makes dist/: the command line as minified chunks, so that a command reads the code it needs and no other, and their
+// launcher. Starting bpfimg must cost little more than starting Node.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
 import { createRequire, isBuiltin } from 'node:module';
 import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { build } from 'esbuild';
+import { build, transform } from 'esbuild';
 
 const here = import.meta.dirname ?? path.dirname(fileURLToPath(import.meta.url));
 const top = path.resolve(here, '../..');
 const dist = path.join(top, `.dist-${process.pid}`); // becomes dist/ when it is whole
 const { version } = JSON.parse(fs.readFileSync(path.join(top, 'package.json'), 'utf8'));
 
-/** Modules that stay outside of the bundle and are loaded by a plain `require`, cheaper than `import()`. */
-const APART = /^(node:.*|koffi|\.\/validators\.cjs)$/;
-
 const parts = {
   name: 'parts',
   setup({ onResolve, onLoad }) {
-    onResolve({ filter: /\/platform-shims\/esm\.mjs$/ }, () => ({ path: path.join(here, 'yargs-platform.mjs') }));
-    onResolve({ filter: /\/validators\.gen\.js$/ }, () => ({ path: './validators.cjs', namespace: 'apart' }));
-    onResolve({ filter: /^\.\/import\.js$/ }, () => ({ path: 'import', namespace: 'launcher' }));
-    onLoad({ filter: /^/, namespace: 'launcher' }, () => ({
-      contents: 'exports.importModule = require.importModule ?? ((url) => import(url));',
+    const virtual = (namespace, contents) => onLoad({ filter: /^/, namespace }, contents);
+    onResolve({ filter: /^yargs$/ }, () => ({ path: path.join(here, 'yargs.mjs') }));
+    onLoad({ filter: /\/yargs\/build\/lib\/(argsert|utils\/apply-extends)\.js$/ }, () => ({
+      contents: 'export const argsert = () => {};\nexport const applyExtends = argsert;',
     }));
-    onResolve({ filter: APART }, ({ path: name, kind }) => {
-      if (kind === 'dynamic-import') return { path: name, namespace: 'apart' };
-      return kind === 'import-statement' && isBuiltin(name)
-        ? { path: name, namespace: 'node' }
-        : { path: name, external: true };
-    });
-    // Else each module that imports it makes a copy of it, with an accessor for every name.
-    onLoad({ filter: /^/, namespace: 'node' }, ({ path: name }) => {
-      const builtin = Object.getOwnPropertyDescriptors(createRequire(import.meta.url)(name));
-      const names = Object.keys(builtin).filter(
-        (one) => ('value' in builtin[one] || one === 'parseArgs') && /^[A-Za-z_]\w*$/.test(one) && one !== 'default',
-      );
-      return {
-        contents: `const all = require(${JSON.stringify(name)});\nexport default all;\nexport const { ${names.join(', ')} } = all;`,
-        resolveDir: top,
-      };
-    });
-    onLoad({ filter: APART, namespace: 'apart' }, ({ path: name }) => ({
-      contents: `module.exports = require(${JSON.stringify(name)});`,
+    onResolve({ filter: /^\.\/import\.js$/ }, ({ path: name }) => ({ path: name, namespace: 'launcher' }));
+    virtual('launcher', () => ({
+      contents: 'export const importModule = REQUIRE.importModule ?? ((url) => import(url));',
     }));
+    onResolve({ filter: /^koffi$/ }, ({ path: name }) => ({ path: name, namespace: 'package' }));
+    virtual('package', ({ path: name }) => ({ contents: `export default REQUIRE('${name}');` }));
+    onResolve({ filter: /^/ }, ({ path: name, kind }) =>
+      isBuiltin(name) && kind === 'import-statement' ? { path: name, namespace: 'node' } : undefined,
+    );
+    // Only what is used of it, for some members load more of Node when they are read.
+    virtual('node', ({ path: name }) => {
+      const names = Object.keys(createRequire(import.meta.url)(name)).filter((one) => /^[A-Za-z_]\w*$/.test(one));
+      const used = names.map((one) => `export const ${one} = /* @__PURE__ */ (() => all.${one})();\n`);
+      return { contents: `const all = /* @__PURE__ */ REQUIRE('${name}');\nexport default all;\n${used.join('')}` };
+    });
   },
 };
 
-const options = {
+process.on('exit', () => fs.rmSync(dist, { recursive: true, force: true }));
+const options = { minifySyntax: true, legalComments: 'none', logLevel: 'warning', sourcesContent: false };
+
+// esbuild splits only what stays in ES modules.
+const { metafile, outputFiles } = await build({
+  ...options,
   absWorkingDir: top,
   bundle: true,
   platform: 'node',
   target: 'node20',
-  format: 'cjs',
-  minify: true,
-  legalComments: 'none',
-  logLevel: 'warning',
+  splitting: true,
+  format: 'esm',
+  entryPoints: ['src/cli/bin.ts', 'src/cli/criu-bin.ts'],
+  outdir: dist,
+  outExtension: { '.js': '.cjs' },
+  write: false,
   metafile: true,
-};
-
-process.on('exit', () => fs.rmSync(dist, { recursive: true, force: true }));
-/** A bundle of `entry` in dist/. */
-const bundle = (entry, name, more = {}) =>
-  build({
-    ...options,
-    entryPoints: [entry],
-    outfile: path.join(dist, name),
-    sourcemap: 'linked', // for --debug
-    sourcesContent: false,
-    define: { BPFIMG_VERSION: JSON.stringify(version), ...more.define },
-    banner: more.banner,
-    plugins: [parts],
-  });
-
-const { metafile } = await bundle('src/cli/bin.ts', 'bpfimg.cjs', {
-  banner: { js: 'const bundleUrl=require("node:url").pathToFileURL(__filename).href;' },
-  define: { 'import.meta.url': 'bundleUrl' },
+  sourcemap: 'inline', // for --debug
+  minifyIdentifiers: true,
+  define: { BPFIMG_VERSION: JSON.stringify(version), 'import.meta.url': 'URL_OF_CHUNK' },
+  plugins: [parts],
 });
-await bundle('src/cli/criu-bin.ts', 'criu.cjs');
 
-await build({ ...options, entryPoints: ['src/json/validators.gen.ts'], outfile: path.join(dist, 'validators.cjs') });
+// The launcher, and V8's code cache, need functions. What a chunk exports never changes, so that no accessors are needed.
+fs.mkdirSync(dist);
+const renamed = (names, form) => names.replace(/(\S+) as ([^\s,]+)/g, form);
+for (const { path: file, text } of outputFiles) {
+  const plain = text
+    .replace(
+      /^import \{([^}]*)\} from (".*");$/gm,
+      (_, names, from) => `const {${renamed(names, '$1: $2')}} = require(${from});`,
+    )
+    .replace(/^import (".*");$/gm, 'require($1);')
+    .replace(/^export \{([^}]*)\};$/gm, (_, names) => `module.exports = {${renamed(names, '$2: $1')}};`)
+    .replace(/\bimport\(("(\.\/|node:)[\w.-]+")\)/g, 'Promise.resolve().then(() => require($1))')
+    .replaceAll('URL_OF_CHUNK', 'require("node:url").pathToFileURL(__filename).href')
+    .replaceAll('REQUIRE', 'require');
+  const { code, map } = await transform(plain, {
+    ...options,
+    minifyWhitespace: true,
+    sourcefile: file,
+    sourcemap: 'external',
+  });
+  fs.writeFileSync(file, `${code}//# sourceMappingURL=${path.basename(file)}.map\n`);
+  fs.writeFileSync(`${file}.map`, map);
+}
 
 // The bundle carries code of others: their licences go with it.
 const bundled = new Set(

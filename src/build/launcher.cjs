@@ -1,15 +1,14 @@
 #!/usr/bin/env node
 'use strict';
-// Runs a bundle with what V8 compiled of it before: half of what bpfimg costs over starting Node is
-// compiling it.
+// Runs the chunks of the command line, with what V8 compiled of them before: half of what bpfimg costs over starting
+// Node is compiling it.
 //
-// The compiled code lies beside the bundle, a file for each command and version of Node, much as Python's
-// __pycache__. It may run as root, so nobody must be able to change it who could not change the bundle
-// itself: it is written only into this folder, and only when the folder is ours and nobody else's to write,
-// never into a user's cache or a shared temporary folder. V8 checks little of what it loads: the file is
-// synced before it gets its name, and ends with a checksum of the rest, for what a disk does to it later. A
-// cache that is missing, damaged, or that V8 rejects costs milliseconds and nothing else: no failure here is
-// an error.
+// What a command loads lies together beside the chunks, a file for each command and version of Node, much as Python's
+// __pycache__. It may run as root, so nobody must be able to change it who could not change the chunks themselves: it is
+// written only into this folder, and only when the folder is ours and nobody else's to write, never into a user's cache
+// or a shared temporary folder. V8 checks little of what it loads: the file is synced before it gets its name, and has
+// everything twice, for what a disk does to it later (comparing is several times as fast as a checksum in JavaScript).
+// A file that is missing, damaged, or that V8 rejects costs milliseconds and nothing else: no failure here is an error.
 const fs = require('node:fs');
 const vm = require('node:vm');
 
@@ -17,54 +16,93 @@ const BUILD = '@BUILD@'; // V8 tells sources apart by length only
 const COMMANDS = /^(decode|encode|info|show|verify|list|capture|replay|diff)$/;
 const helper = /^criu-(dump|restore)$/.test(process.argv[2]); // what the CRIU plugin runs
 const command = helper ? process.argv[2] : (process.argv.find((word) => COMMANDS.test(word)) ?? 'other');
-const bundle = helper ? 'criu.cjs' : 'bpfimg.cjs';
+const entry = helper ? './criu-bin.cjs' : './bin.cjs';
+const cache = `${__dirname}/${command}.${BUILD}-${process.version}-${process.arch}.cache`;
 
-/** Runs a file of this folder as `require` would. */
-function run(name) {
-  const file = `${__dirname}/${name}`;
-  const cache = `${file}.${BUILD}-${process.version}-${process.arch}-${command}.cache`;
-  let cachedData;
-  try {
-    const kept = fs.readFileSync(cache);
-    const data = kept.subarray(0, kept.length - 4);
-    if (checksum(data) === kept.readUInt32LE(data.length)) cachedData = data;
-  } catch {}
-  // As Node's own loader wraps a module.
-  const text = fs.readFileSync(file, 'latin1');
-  const source = `(function (exports, require, module, __filename, __dirname) { ${text}\n});`;
-  const script = new vm.Script(source, { filename: file, cachedData });
-  if (cachedData === undefined || script.cachedDataRejected) {
-    process.once('exit', (code) => code === 0 && keep(script, cache));
-  }
-  const module = { exports: {} };
-  const load = (id) => (id.startsWith('./') ? run(id.slice(2)) : require(id));
-  // Code from the cache cannot do it itself.
-  load.importModule = (url) => import(url);
-  script.runInThisContext()(module.exports, load, module, file, __dirname);
+/** Chunks that have run, by name. */
+const chunks = new Map();
+const kept = {};
+
+/** Loads a chunk, or a module of Node's or of a package, as `require` would. */
+function load(name) {
+  if (!name.startsWith('./')) return require(name);
+  const { module } = chunks.get(name) ?? run(name);
   return module.exports;
 }
+// Code from the cache cannot do it itself.
+load.importModule = (url) => import(url);
 
-/** A checksum in which each bit of each word counts: against accidents, not against anybody. */
-function checksum({ buffer, byteOffset, length }) {
-  const words = new Int32Array(buffer, byteOffset, length >> 2);
-  let sum = length;
-  // Three bytes of its end at most are left out: V8 pads its data.
-  for (let i = 0; i < words.length; i++) sum = Math.imul(sum ^ words[i], 0x9e3779b1);
-  return sum >>> 0;
+function run(name) {
+  const filename = `${__dirname}/${name.slice(2)}`;
+  const { text = wrapped(fs.readFileSync(filename, 'latin1')), code: cachedData } = kept[name] ?? {};
+  const script = new vm.Script(text, { filename, cachedData });
+  const chunk = { module: { exports: {} }, text, script };
+  chunks.set(name, chunk);
+  script.runInThisContext()(chunk.module.exports, load, chunk.module, filename, __dirname);
+  return chunk;
 }
 
+/** As Node's own loader wraps a module. */
+const wrapped = (text) => `(function (exports, require, module, __filename, __dirname) { ${text}\n});`;
+
+/** Reads what is kept: a table of names and lengths, the code of each, the texts, and all of that again. */
+function readKept() {
+  const file = fs.openSync(cache);
+  try {
+    const size = fs.fstatSync(file).size / 2;
+    const whole = Buffer.allocUnsafeSlow(size);
+    const again = Buffer.allocUnsafeSlow(32768);
+    fs.readSync(file, whole, 0, size, 0);
+    for (let at = 0; at < size; at += again.length) {
+      const length = Math.min(again.length, size - at);
+      fs.readSync(file, again, 0, length, size + at);
+      if (again.compare(whole, at, at + length, 0, length) !== 0) return;
+    }
+    const [names, codes] = [whole.readUInt32LE(0), whole.readUInt32LE(4)];
+    // One long string and pieces of it: short ones V8 would copy when it collects garbage.
+    const texts = whole.latin1Slice(codes);
+    let [code, text] = [names, 0];
+    for (const [name, codeLength, textLength] of JSON.parse(whole.latin1Slice(8, names))) {
+      kept[name] = {
+        code: whole.subarray(code, code + codeLength),
+        text: texts.slice(text, text + textLength),
+      };
+      code += padded(codeLength);
+      text += textLength;
+    }
+  } finally {
+    fs.closeSync(file);
+  }
+}
+
+/** Where V8 wants its data to begin. */
+const padded = (length) => Math.ceil(length / 8) * 8;
+
 /** Keeps what is compiled by now, unless options of Node made it unlike what others will run. */
-function keep(script, cache) {
+function keep() {
   const { env, execArgv } = process;
   if (execArgv.length > 0 || env.NODE_OPTIONS || env.NODE_V8_COVERAGE || env.NODE_DISABLE_COMPILE_CACHE) return;
   const aside = `${cache}.${process.pid}`;
   try {
     const { uid, mode } = fs.statSync(__dirname);
     if (uid !== process.geteuid() || mode & 0o022) return;
-    const data = script.createCachedData();
-    const sum = Buffer.alloc(4);
-    sum.writeUInt32LE(checksum(data));
-    fs.writeFileSync(aside, Buffer.concat([data, sum]), { flag: 'wx', flush: true });
+    const table = [];
+    const parts = [];
+    let texts = '';
+    for (const [name, { script, text }] of chunks) {
+      const code = script.createCachedData();
+      table.push([name, code.length, text.length]);
+      parts.push(code, Buffer.alloc(padded(code.length) - code.length));
+      texts += text;
+    }
+    const names = JSON.stringify(table);
+    const head = Buffer.alloc(8 + padded(names.length), ' ');
+    head.write(names, 8);
+    const codes = Buffer.concat([head, ...parts]);
+    const whole = Buffer.concat([codes, Buffer.from(texts, 'latin1')]);
+    whole.writeUInt32LE(head.length, 0);
+    whole.writeUInt32LE(codes.length, 4);
+    fs.writeFileSync(aside, Buffer.concat([whole, whole]), { flag: 'wx', flush: true });
     fs.renameSync(aside, cache);
   } catch {
     try {
@@ -76,7 +114,15 @@ function keep(script, cache) {
 if (process.argv.includes('--debug')) {
   // Traces are wanted, which shall name the sources.
   process.setSourceMapsEnabled(true);
-  require('./bpfimg.cjs');
+  require(entry);
 } else {
-  run(bundle);
+  try {
+    readKept();
+  } catch {}
+  const whole = kept[entry] !== undefined;
+  process.once('exit', (code) => {
+    const rejected = [...chunks.values()].some(({ script }) => script.cachedDataRejected);
+    if (code === 0 && (!whole || rejected)) keep();
+  });
+  load(entry);
 }

@@ -14,8 +14,8 @@ export const PLUGIN_FILE = 'bpfimg.so';
 export const MARKER = 'bpfimg-plugin\n';
 
 const ownPath = fileURLToPath(import.meta.url);
-/** In the bundle this module is dist/bpfimg.cjs, else build/src/criu/build.js. */
-const bundled = path.basename(ownPath) === 'bpfimg.cjs';
+/** Bundled, this module is in dist/, else it is build/src/criu/build.js. */
+const bundled = path.extname(ownPath) === '.cjs';
 const top = path.resolve(path.dirname(ownPath), bundled ? '..' : '../../..');
 
 /** The script that node runs as the plugin's helper, and the plugin's source. */
