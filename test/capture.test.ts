@@ -604,6 +604,20 @@ t.test('a type that nobody can capture: the others are, and it is told by name',
     dataOf(dir).map(({ mapId }) => mapId),
     [map.id],
   );
+
+  t.comment('none but such: the capture that is there stays');
+  const before = fs.readdirSync(dir).map((name) => [name, fs.readFileSync(path.join(dir, name))]);
+  const { sys: only } = quiet(t, [odd.id]);
+  for (const into of [dir, path.join(cwd, 'none')]) {
+    const none = await captured({ ...all, dir: into, skipUnsupported: true }, only);
+    t.match(none, { code: 1, rows: [{ map_id: odd.id, report: /^not supported/ }] });
+    t.equal(none.said.at(-1), `bpfimg: ${into}: not written, no map could be captured`);
+  }
+  t.same(
+    fs.readdirSync(dir).map((name) => [name, fs.readFileSync(path.join(dir, name))]),
+    before,
+  );
+  t.notOk(fs.existsSync(path.join(cwd, 'none')));
 });
 
 t.test('what becomes too large for an entry is given up, and the next map stands in its place', { skip }, async (t) => {

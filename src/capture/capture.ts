@@ -50,6 +50,8 @@ export interface CaptureOptions {
   readonly images?: ImageNames;
   /** Maps that are gone before they could be opened are left out, and not told. */
   readonly lenient?: boolean;
+  /** Nothing is written unless at least one map is captured; else attributes are, of maps that are not. */
+  readonly orNothing?: boolean;
   /** Which holders the images name; all of them when not said. */
   readonly holders?: (holder: MapHolder) => boolean;
   readonly drain?: Drain;
@@ -99,8 +101,9 @@ export async function capture(
     }
     if (!left && rows.length === 0) throw new BpfimgError('notFound', 'nothing to capture: all maps are gone');
     const done = rows.map((row) => row());
+    const captured = done.some(({ report }) => report.kind !== 'not supported');
     // Of maps that are gone there is nothing to write.
-    if (left) await writer.commit();
+    if (left && (captured || options.orNothing !== true)) await writer.commit();
     else await writer.abort();
     return done;
   } catch (error) {

@@ -70,6 +70,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
     rows = await capture(kernel, maps, args.dir, types, {
       force: args.force,
       lenient: args.all,
+      orNothing: true,
       drain,
       find: (id) => find(live, id),
       holders: ({ pid, fd }) => pids.length === 0 || (pids.includes(pid) && (fds.length === 0 || fds.includes(fd))),
@@ -93,7 +94,11 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
     printLines(out, lines);
   });
   const failed = rows.filter(({ report }) => report.kind === 'not supported');
-  return failed.length > 0 && (!args.skipUnsupported || failed.length === rows.length) ? EXIT.failed : EXIT.ok;
+  if (failed.length === rows.length) {
+    io.say(`bpfimg: ${args.dir}: not written, no map could be captured`);
+    return EXIT.failed;
+  }
+  return failed.length > 0 && !args.skipUnsupported ? EXIT.failed : EXIT.ok;
 }
 
 /** Why there is nothing to capture, and where there is something. */
