@@ -67,6 +67,7 @@ export type { AttributeChange } from './diff/diff.js';
 export { type DiffedMap, type DumpDiffOptions, diffDumps as diff, type ItemChange } from './diff/dumps.js';
 export { type DocumentForms, type DocumentOptions, writeDocument } from './dump/document.js';
 export { encodeDocument } from './dump/encode.js';
+export type { DumpFiles } from './dump/files.js';
 export { type Item, items, type RawItem, rawItems } from './dump/items.js';
 export type {
   DocumentBtf,
@@ -96,7 +97,6 @@ export {
 } from './dump/model.js';
 export type { TableLine } from './dump/plugin-table.js';
 export { mapName, mapsNamed, selectMaps, wholeName } from './dump/select.js';
-export { type OpenedImage, openImageSource } from './dump/source.js';
 export { type Definitions, TypeFinder, type TypeOptions, type TypeProblem } from './dump/types.js';
 export { BpfimgError, type ErrorDetails, type ErrorKind, EXIT, PointerError } from './errors.js';
 export {
@@ -180,6 +180,16 @@ export type { CpuFold } from './replay/items.js';
 export type { Available } from './replay/memory.js';
 export { type PlannedMap, type PlanOptions, planMap, planMaps } from './replay/plan.js';
 export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
+export {
+  type DumpSource,
+  type ImageSource,
+  mapsOf,
+  openMaps,
+  openSource,
+  type Source,
+  type SourceHost,
+  type Watcher,
+} from './source/source.js';
 export { type Toolkit, toolkit } from './toolkit.js';
 export type { Json, JsonObject } from './value.js';
 export { FINDINGS, type Finding, type FindingCode, Verifier } from './verify/verify.js';

@@ -357,7 +357,7 @@ t.test('without CAP_BPF it says what it needs', { skip }, async (t) => {
 // --dry-run
 
 const usual: ReplayArguments = {
-  dir: '',
+  source: '',
   map: [],
   hold: false,
   command: [],
@@ -400,7 +400,7 @@ t.test('--dry-run says what would be created, and creates nothing', { skip }, as
     { hold: true },
     { command: ['touch', path.join(place, 'x')] },
   ]) {
-    const { status, out, said, calls } = await spied({ dir: FLOWD, dryRun: true, json: true, ...keeper });
+    const { status, out, said, calls } = await spied({ source: FLOWD, dryRun: true, json: true, ...keeper });
     t.equal(status, 0);
     t.same(said, []);
     t.same(calls, [], 'the kernel was not asked for anything');
@@ -420,7 +420,7 @@ t.test('--dry-run says what would be created, and creates nothing', { skip }, as
       report: 'full',
     });
   }
-  const { out } = await spied({ dir: FLOWD, dryRun: true });
+  const { out } = await spied({ source: FLOWD, dryRun: true });
   const lines = out.trimEnd().split('\n');
   t.match(lines[0], /^OLD ID +NAME +TYPE +KEY +VALUE +MAX +FLAGS +FROZEN +ITEMS +MEMORY +REPORT$/);
   t.match(lines[2], /^ +378 +cfg +array +4 +64 +4 +yes +4 +256 bytes +full$/);
@@ -465,23 +465,27 @@ t.test('--dry-run finds what would fail', { skip }, async (t) => {
     ],
   ];
   for (const [what, maps, args, message] of cases) {
-    const { status, said, calls } = await spied({ dir: dumpOf(folder, ...maps), dryRun: true, ...args });
+    const { status, said, calls } = await spied({ source: dumpOf(folder, ...maps), dryRun: true, ...args });
     t.equal(status, 1, what);
     t.equal(said.length, 1);
     t.match(said[0], message);
     t.same(calls, []);
   }
   const forced = await spied({
-    dir: dumpOf(folder, { id: 5, type: ARRAY, max: 2 ** 32 - 1, value: 4096 }),
+    source: dumpOf(folder, { id: 5, type: ARRAY, max: 2 ** 32 - 1, value: 4096 }),
     dryRun: true,
     force: true,
   });
   t.match(forced, { status: 0, said: [] });
-  const several = await spied({ dir: dumpOf(folder, { id: 5, max: 0, name: 'x y' }, flows), dryRun: true, json: true });
+  const several = await spied({
+    source: dumpOf(folder, { id: 5, max: 0, name: 'x y' }, flows),
+    dryRun: true,
+    json: true,
+  });
   t.match(JSON.parse(several.out), {
     maps: [{ report: /^not supported: max_entries 0, expected .*; byte 0x20 in the name$/ }, { report: 'full' }],
   });
-  const pin = await spied({ dir: dumpOf(folder, flows), dryRun: true, pin: folder });
+  const pin = await spied({ source: dumpOf(folder, flows), dryRun: true, pin: folder });
   t.match(pin, { status: 1, said: [/: not on a BPF file system, where pins go; /] });
 });
 
@@ -525,8 +529,8 @@ t.test('what is no dump', { skip }, async (t) => {
     );
   }
   const cases: [string, RegExp][] = [
-    [at('no/such'), /no\/such: no such folder, expected a dump\n$/],
-    [at('text'), /text: not a folder, expected a dump\n$/],
+    [at('no/such'), /no\/such: cannot open it: no such file or folder\n$/],
+    [at('text'), /text: 1 bytes, expected an image magic of 4\n$/],
     [at('empty'), /empty: no files\.img, bpfmap-file\.img or bpfmap-data\.img in it, expected a dump\n$/],
     [at('broken'), /broken\/bpfmap-file\.img: /],
     [at('cut'), /cut\/bpfmap-data\.img: entry 0 at offset 8: /],
@@ -649,9 +653,9 @@ t.test('a type that no plugin fills is named before anything is created', { skip
   });
   const dump = dumpOf(folder, flows, { id: 12, type: 27, key: 0, value: 0, max: 4096, name: 'events' });
   const why = 'map 12 (events): bpfimg cannot replay ringbuf maps yet';
-  const { status, said, calls } = await spied({ dir: dump, dryRun: true, json: true, libdir: [folder] });
+  const { status, said, calls } = await spied({ source: dump, dryRun: true, json: true, libdir: [folder] });
   t.same({ status, said, calls }, { status: 1, said: [`bpfimg: ${why}`], calls: [] });
-  await t.rejects(spied({ dir: dump, hold: true, libdir: [folder] }), {
+  await t.rejects(spied({ source: dump, hold: true, libdir: [folder] }), {
     message: `${why}; --map chooses others, --skip-unsupported leaves it out`,
   });
   t.match(await cli(['replay', dump, '--map', 'flows', '--dry-run', '-L', folder]), { status: 0, stderr: '' });

@@ -509,7 +509,7 @@ t.test('data that no file describes', { skip }, async (t) => {
 });
 
 const usual: ReplayArguments = {
-  dir: '',
+  source: '',
   map: [],
   hold: false,
   command: [],
@@ -548,7 +548,7 @@ t.test('when pinning fails in the middle nothing is left', { skip }, async (t) =
     const kernel = new MeddledSys(sys, (command) =>
       command === 'OBJ_PIN' && ++pins === 2 ? -ERRNO.ENOMEM : undefined,
     );
-    await t.rejects(runWith(kernel, { dir: dump, pin: folder }), {
+    await t.rejects(runWith(kernel, { source: dump, pin: folder }), {
       message: `map 2 (other), pin ${path.join(folder, 'other')}: BPF_OBJ_PIN: ENOMEM (not enough memory)`,
     });
     t.equal(pins, 2);
@@ -565,7 +565,7 @@ t.test('when pinning fails in the middle nothing is left', { skip }, async (t) =
       return -ERRNO.ENOMEM;
     });
     await t.rejects(
-      runWith(kernel, { dir: dump, pin: folder }),
+      runWith(kernel, { source: dump, pin: folder }),
       { message: /BPF_OBJ_PIN: ENOMEM/ },
       'the first reason',
     );
@@ -586,10 +586,10 @@ t.test('when pinning fails in the middle nothing is left', { skip }, async (t) =
     const kernel = new MeddledSys(sys);
     const full = new Error('no space left');
     const folder = path.join(place, 'told');
-    await t.rejects(runWith(kernel, { dir: dump, pin: folder }, new Failing(full)), full);
+    await t.rejects(runWith(kernel, { source: dump, pin: folder }, new Failing(full)), full);
     t.same(fs.readdirSync(place), []);
     // But nobody needs to read it to its end.
-    t.equal(await runWith(kernel, { dir: dump, pin: folder }, new Failing(new ClosedPipe())), 0);
+    t.equal(await runWith(kernel, { source: dump, pin: folder }, new Failing(new ClosedPipe())), 0);
     t.same(fs.readdirSync(folder).sort(), ['good-1', 'good-3', 'other']);
   });
 });
@@ -604,12 +604,12 @@ t.test('when --verify finds a difference nothing is left', { skip }, async (t) =
     if (command === 'MAP_UPDATE_BATCH' && creates === 2) (attr.pointee('values') as Buffer)[8] = 0x99;
     return undefined;
   });
-  await t.rejects(runWith(kernel, { dir: dump, pin: path.join(place, 'new'), verify: true }), {
+  await t.rejects(runWith(kernel, { source: dump, pin: path.join(place, 'new'), verify: true }), {
     message: 'map 2 (other), item 01000000: read back, it has another value than in the image',
   });
   t.same(fs.readdirSync(place), []);
   creates = 0;
-  t.equal(await runWith(kernel, { dir: dump, pin: path.join(place, 'new') }), 0, 'which only --verify finds');
+  t.equal(await runWith(kernel, { source: dump, pin: path.join(place, 'new') }), 0, 'which only --verify finds');
 });
 
 // ---------------------------------------------------------------------------------------------------
@@ -730,13 +730,13 @@ t.test('somebody else pins while a replay does', { skip }, async (t) => {
     }
     return undefined;
   });
-  await t.rejects(runWith(kernel, { dir: dump, pin: place }), {
+  await t.rejects(runWith(kernel, { source: dump, pin: place }), {
     message: /: quick: pinned there already; --pin names/,
   });
   t.same(fs.readdirSync(place), ['quick'], 'theirs stays, ours is gone');
   fs.rmSync(path.join(place, 'quick'));
   other = path.join(place, 'quick');
-  t.equal(await runWith(kernel, { dir: dump, pin: place, renameTaken: true }), 0);
+  t.equal(await runWith(kernel, { source: dump, pin: place, renameTaken: true }), 0);
   t.same(fs.readdirSync(place).sort(), ['quick', 'quick-2']);
 });
 

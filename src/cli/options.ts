@@ -7,7 +7,10 @@ export const number = { type: 'number', requiresArg: true } as const;
 export const several = { ...string, array: true, default: [] as string[], defaultDescription: 'all' } as const;
 export const json = { ...boolean, describe: 'print JSON' } as const;
 export const image = { ...string, alias: 'i', describe: 'image to read (default: standard input)' } as const;
-export const source = { type: 'string', describe: 'an image, a dump folder, or - for standard input' } as const;
+export const source = {
+  type: 'string',
+  describe: 'a dump folder, image, archive, JSON document or live maps; - is standard input',
+} as const;
 export const map = {
   ...several,
   mayBeEmpty: true,

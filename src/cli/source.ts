@@ -1,6 +1,10 @@
-/** What a command is given to read: a path, or standard input for `-` and for nothing. */
-import * as fs from 'node:fs';
+/** Sources as a command line names them: a path or live maps, and standard input for `-` and for nothing. */
+import type { DumpFiles } from '../dump/files.js';
 import { BpfimgError } from '../errors.js';
+import type { Sys } from '../kernel/sys.js';
+import type { MapTypes } from '../maptype.js';
+import { openSource, type Source, type SourceHost } from '../source/source.js';
+import type { Io } from './io.js';
 
 /**
  * What a lone `-` is turned into before yargs sees it, which would make empty text of it. No argument of
@@ -8,7 +12,7 @@ import { BpfimgError } from '../errors.js';
  */
 export const DASH = '\0';
 
-/** The path named by position or by `-i`; undefined for standard input. */
+/** The source named by position or by `-i`; undefined for standard input. */
 export function sourceOf(positional: string | undefined, option: string | undefined): string | undefined {
   if (positional !== undefined && option !== undefined) {
     const [one, other] = [positional, option].map((name) => (name === DASH ? '-' : name));
@@ -18,11 +22,52 @@ export function sourceOf(positional: string | undefined, option: string | undefi
   return source === DASH ? undefined : source;
 }
 
-/** Whether `path` is a folder. A path that cannot be looked at is left for opening it to explain. */
-export function isFolder(path: string): boolean {
-  try {
-    return fs.statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
-  } catch {
-    return false;
+/** Opens sources for one command, whose map types are loaded when something asks for them. */
+export class Sources {
+  #types: Promise<MapTypes> | undefined;
+  readonly #host: Partial<SourceHost>;
+
+  /** @param sys the kernel; tests have their own */
+  constructor(
+    readonly io: Io,
+    readonly libdir: readonly string[],
+    sys?: Sys,
+  ) {
+    this.#host = {
+      stdin: () => io.stdin(),
+      types: () => this.types(),
+      sys: async (types) => sys ?? (await import('../kernel/sys.js')).openSys(types),
+      watch: async () => {
+        const { Progress } = await import('./progress.js');
+        return new Progress(io);
+      },
+    };
+  }
+
+  /** The table of map types. */
+  types(): Promise<MapTypes> {
+    this.#types ??= import('./plugins.js').then(({ mapTypes }) => mapTypes(this.libdir, this.io));
+    return this.#types;
+  }
+
+  /**
+   * Opens what `text` names; undefined is standard input. Says what a dump lacks: one that CRIU has not finished, or
+   * live maps that could not be captured whole.
+   * @param judged the command says that itself
+   */
+  async open(text: string | undefined, judged = false): Promise<Source> {
+    const source = await openSource(
+      text,
+      judged ? this.#host : { ...this.#host, warn: (line) => this.io.say(`bpfimg: warning: ${line}`) },
+    );
+    if (source.kind === 'dump' && !judged) await this.#sayUnfinished(source.files);
+    return source;
+  }
+
+  /** What is in an unfinished dump may be less than there was, or broken. */
+  async #sayUnfinished(files: DumpFiles): Promise<void> {
+    const { FINISHED, unfinishedDump } = await import('../dump/model.js');
+    const why = unfinishedDump(files);
+    if (why !== undefined) this.io.say(`bpfimg: warning: ${files.name}/${FINISHED}: ${why}`);
   }
 }

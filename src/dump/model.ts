@@ -6,11 +6,10 @@
  * files of one map are one map here, although CRIU writes its data once for each of them.
  */
 
-import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BTF_MAX } from '../btf/btf.js';
 import { roundUp8 } from '../bytes.js';
-import { BpfimgError, ioError } from '../errors.js';
+import { BpfimgError } from '../errors.js';
 import {
   BPFMAP_BTF,
   BPFMAP_DATA,
@@ -32,13 +31,13 @@ import type {
   ExtFileEntry,
   FileEntry,
 } from '../image/schema.gen.js';
-import { Cursor, type Input, openFile } from '../io/input.js';
-import { atOneTime } from '../io/journal.js';
+import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { equalBytes } from '../io/stream.js';
 import { type ItemShape, itemShape } from '../json/items.js';
 import type { MapType, MapTypes } from '../maptype.js';
 import type { JsonObject } from '../value.js';
+import { type DumpFiles, folderFiles } from './files.js';
 import { readTable, type TableLine } from './plugin-table.js';
 
 /** A descriptor that leads to an open file. */
@@ -117,8 +116,10 @@ export interface PluginDump {
 
 /** A dump that was read: everything but the items, which stay in {@link data}. */
 export interface Dump {
-  /** The folder, or the one image that was read in place of a folder. */
+  /** The folder, archive or image that was read, as messages name it. */
   readonly name: string;
+  /** Its files; undefined for a single image. */
+  readonly files: DumpFiles | undefined;
   readonly maps: readonly DumpMap[];
   /** What its images are called. */
   readonly names: ImageNames;
@@ -134,7 +135,7 @@ export interface Dump {
   readonly images: ReadonlySet<string>;
   /** Those of them that could not be read to their end. */
   readonly broken: ReadonlySet<string>;
-  /** Names of all files of the folder; none for one image. */
+  /** Names of all its files; none for a single image. */
   readonly present: ReadonlySet<string>;
   close(): void;
 }
@@ -181,12 +182,12 @@ export function isCriu(names: Iterable<string>): boolean {
   return [...names].some((name) => CRIUS.test(name));
 }
 
-/** What is wrong with {@link FINISHED} when CRIU has not finished the dump in `folder`, as far as that shows. */
-export function unfinishedDump(folder: string): string | undefined {
-  const names = fs.readdirSync(folder);
-  const size = fs.statSync(path.join(folder, FINISHED), { throwIfNoEntry: false })?.size ?? 0;
+/** What is wrong with {@link FINISHED} when CRIU has not finished the dump with these files, as far as that shows. */
+export function unfinishedDump(files: DumpFiles): string | undefined {
+  const names = files.names();
+  const size = files.size(FINISHED) ?? 0;
   if (size > 0 || !isCriu(names)) return undefined;
-  const how = names.includes(FINISHED) ? 'empty' : 'missing';
+  const how = names.has(FINISHED) ? 'empty' : 'missing';
   return `it is ${how}, and CRIU writes it last: the dump has failed, or was not copied whole`;
 }
 
@@ -198,45 +199,41 @@ const rethrow: OnBroken = (error) => {
 };
 
 /**
- * Reads a dump folder.
+ * Reads a dump.
+ * @param dump its files, or the path of its folder
  * @throws BpfimgError `notFound` when no image in it can hold maps
  */
-export async function openDump(folder: string, onBroken: OnBroken = rethrow): Promise<Dump> {
+export async function openDump(dump: string | DumpFiles, onBroken: OnBroken = rethrow): Promise<Dump> {
+  const files = typeof dump === 'string' ? folderFiles(dump) : dump;
   // What is broken is not, when it was read while the images changed.
   let broken: Parameters<OnBroken>[] = [];
-  const dump = await atOneTime(folder, () => {
+  const result = await files.atOneTime(() => {
     broken = [];
-    return readDump(folder, (...one) => broken.push(one));
+    return readDump(files, (...one) => broken.push(one));
   });
   try {
     for (const one of broken) onBroken(...one);
   } catch (error) {
-    dump.close();
+    result.close();
     throw error;
   }
-  return dump;
+  return result;
 }
 
-async function readDump(folder: string, onBroken: OnBroken): Promise<Dump> {
-  let names: Set<string>;
-  try {
-    names = new Set(fs.readdirSync(folder));
-  } catch (error) {
-    throw ioError(folder, 'read it', error);
-  }
+async function readDump(files: DumpFiles, onBroken: OnBroken): Promise<Dump> {
+  const names = files.names();
   const known = [IMAGE.files, IMAGE.bpfmapFile, IMAGE.data, PLUGIN_IMAGE.bpfmapFile, PLUGIN_IMAGE.data];
   if (!known.some((name) => names.has(name))) {
     throw new BpfimgError(
       'notFound',
       `no ${IMAGE.files}, ${IMAGE.bpfmapFile} or ${IMAGE.data} in it, expected a dump`,
-      { subject: folder },
+      { subject: files.name },
     );
   }
-  const builder = new DumpBuilder(folder, onBroken, names);
-  const open = async (name: string) => openFile(path.join(folder, name));
+  const builder = new DumpBuilder(files.name, onBroken, names, files);
   const each: EachEntry = async (name, kind, take) => {
     if (!names.has(name)) return;
-    const input = await open(name);
+    const input = files.open(name);
     try {
       await builder.read(input, name, kind, take);
     } finally {
@@ -252,7 +249,7 @@ async function readDump(folder: string, onBroken: OnBroken): Promise<Dump> {
     if (builder.files.size === 0) {
       for (const image of ownImages(IMAGE)) if (names.has(image)) builder.stale(image, 'the dump is one of the plugin');
     }
-    const table = names.has(PLUGIN_TABLE) ? await open(PLUGIN_TABLE) : undefined;
+    const table = names.has(PLUGIN_TABLE) ? files.open(PLUGIN_TABLE) : undefined;
     try {
       await builder.pluginFiles(table, part);
     } finally {
@@ -262,8 +259,8 @@ async function readDump(folder: string, onBroken: OnBroken): Promise<Dump> {
   await readHolders(names, builder, each);
   const { meta, btf, data } = builder.names;
   await each(meta, BPFMAP_META, (entry) => builder.meta(entry));
-  if (names.has(btf)) await builder.btfImage(await open(btf), btf);
-  if (names.has(data)) await builder.dataImage(await open(data), data);
+  if (names.has(btf)) await builder.btfImage(files.open(btf), btf);
+  if (names.has(data)) await builder.dataImage(files.open(data), data);
   return builder.dump();
 }
 
@@ -361,6 +358,7 @@ class DumpBuilder {
     readonly name: string,
     readonly onBroken: OnBroken,
     readonly present: ReadonlySet<string> = new Set(),
+    readonly dumpFiles?: DumpFiles,
   ) {}
 
   #count(): void {
@@ -546,6 +544,7 @@ class DumpBuilder {
   dump(): Dump {
     return {
       name: this.name,
+      files: this.dumpFiles,
       maps: [...this.#maps].map(([mapId, map]) => ({ mapId, ...map })),
       names: this.names,
       plugin: this.#plugin

@@ -5,7 +5,7 @@
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import { ioError } from '../errors.js';
-import { bufferInput, fileInput, type Input } from './input.js';
+import { bufferInput, Cursor, fileInput, type Input } from './input.js';
 import { Output } from './output.js';
 import { Folder } from './place.js';
 
@@ -87,4 +87,22 @@ export class Spool extends Output {
     if (this.#fd !== undefined) fs.closeSync(this.#fd);
     this.#fd = undefined;
   }
+}
+
+/** The bytes of a pipe, put aside so that they can be read at any place. Owns `input`. */
+export async function setAside(input: Input): Promise<Input> {
+  const spool = new Spool();
+  try {
+    const cursor = new Cursor(input);
+    while ((await cursor.fill()) > 0) {
+      spool.write(cursor.bytes.subarray(cursor.at, cursor.end));
+      cursor.at = cursor.end;
+    }
+  } catch (error) {
+    spool.close();
+    throw error;
+  } finally {
+    input.close();
+  }
+  return { ...spool.input(input.name), close: () => spool.close() };
 }

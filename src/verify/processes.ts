@@ -3,14 +3,14 @@
  * experiments with CRIU 4.1.1: what it refuses, and where it crashes or waits forever.
  */
 
-import * as path from 'node:path';
 import { SMALLEST_PAGE } from '../bytes.js';
+import type { DumpFiles } from '../dump/files.js';
 import { type Dump, FINISHED, isCriu, unfinishedDump } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { FDINFO, HEAD_COMMON, IDS, type ImageKind, INVENTORY, magicOf, PSTREE } from '../image/kinds.js';
 import { ImageReader, MAX_MESSAGE } from '../image/reader.js';
 import { varintFields, WireError } from '../image/wire.js';
-import { Cursor, type Input, openFile } from '../io/input.js';
+import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import type { JsonObject } from '../value.js';
 
@@ -31,9 +31,10 @@ const COUNT = 5;
 
 /** Checks the images of a dump's processes, except those that {@link openDump} has already read. */
 export async function imageProblems(dump: Dump): Promise<ImageProblem[]> {
-  if (!isCriu(dump.present)) return [];
-  const finder = new ProcessChecker(dump);
-  const end = unfinishedDump(dump.name);
+  const { files } = dump;
+  if (files === undefined || !isCriu(dump.present)) return [];
+  const finder = new ProcessChecker(dump, files);
+  const end = unfinishedDump(files);
   if (end !== undefined) finder.add('unfinished', FINISHED, end);
   else await finder.entries(FINISHED, INVENTORY);
   if (!dump.present.has(dump.names.files)) finder.missing(dump.names.files, 'it has the open files of all processes');
@@ -52,7 +53,10 @@ const NAMESPACES: ReadonlySet<string> = new Set(['timens', 'utsns']);
 class ProcessChecker {
   readonly problems: ImageProblem[] = [];
 
-  constructor(readonly dump: Dump) {}
+  constructor(
+    readonly dump: Dump,
+    readonly files: DumpFiles,
+  ) {}
 
   add(code: ImageProblem['code'], image: string, message: string): void {
     this.problems.push({ code, image, message });
@@ -143,7 +147,7 @@ class ProcessChecker {
       this.missing(name, what ?? 'CRIU restores nothing without it');
       return;
     }
-    const input = openFile(path.join(this.dump.name, name));
+    const input = this.files.open(name);
     try {
       await look(input);
     } catch (error) {

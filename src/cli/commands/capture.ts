@@ -5,12 +5,13 @@ import { commandOf, mapsOfProcess } from '../../kernel/proc.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { type Drain, type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
+import { selected, selectorsOf } from '../../source/selectors.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { boolean, json, libdir, selectors as selectorOptions, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { Progress } from '../progress.js';
-import { selected, selectorsOf, unseenText } from '../selectors.js';
+import { unseenText } from '../unseen.js';
 import { printLines, written } from '../written.js';
 
 const takes = {

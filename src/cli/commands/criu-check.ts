@@ -9,7 +9,7 @@ import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { json as jsonOption, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
-import { unseenText } from '../selectors.js';
+import { unseenText } from '../unseen.js';
 import { printLines, written } from '../written.js';
 
 const takes = {

@@ -3,12 +3,13 @@ import type { Dump, DumpMap } from '../../dump/model.js';
 import { BpfimgError } from '../../errors.js';
 import { BPFMAP_DATA } from '../../image/kinds.js';
 import { ImageReader } from '../../image/reader.js';
-import { type Input, openInput } from '../../io/input.js';
 import { decodeImage, type FormSource } from '../../json/decode.js';
+import type { MapTypes } from '../../maptype.js';
+import type { DumpSource, ImageSource } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
 import { boolean, image, libdir, map, namesTypes, source, string, types } from '../options.js';
-import { isFolder, sourceOf } from '../source.js';
+import { Sources, sourceOf } from '../source.js';
 import { written } from '../written.js';
 
 const takes = {
@@ -39,7 +40,7 @@ type DecodeArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'decode',
-  summary: 'convert an image or a dump folder to JSON',
+  summary: 'convert an image or a dump to JSON',
   ...takes,
   examples: [
     ['decode bpfmap-data.img', 'the items of every map'],
@@ -55,16 +56,23 @@ async function run(args: DecodeArguments, io: Io): Promise<void> {
   if (args.format === 'crit' && (args.typed || namesTypes(args))) {
     throw new BpfimgError('usage', '--format crit: crit has no form for types');
   }
-  if (source !== undefined && isFolder(source)) return decodeFolder(source, args, io);
-  const input = source === undefined ? await io.stdin() : await openInput(source);
+  const sources = new Sources(io, args.libdir);
+  const opened = await sources.open(source);
   try {
-    await decodeOne(input, source, args, io);
+    if (opened.kind === 'dump') await decodeDump(opened, await sources.types(), args, io);
+    else await decodeOne(opened, opened.form === 'image' ? source : undefined, args, io);
   } finally {
-    input.close();
+    opened.close();
   }
 }
 
-async function decodeOne(input: Input, source: string | undefined, args: DecodeArguments, io: Io): Promise<void> {
+/** @param file the image's path, where it is a file */
+async function decodeOne(
+  { input }: ImageSource,
+  file: string | undefined,
+  args: DecodeArguments,
+  io: Io,
+): Promise<void> {
   const reader = await ImageReader.open(input);
   const maps = args.map.length > 0 ? mapIds(args.map, reader.kind === BPFMAP_DATA) : undefined;
   const typed = args.typed || namesTypes(args);
@@ -73,7 +81,7 @@ async function decodeOne(input: Input, source: string | undefined, args: DecodeA
       subject: input.name,
     });
   }
-  const forms = typed ? await imageForms(source, maps, args, io) : undefined;
+  const forms = typed ? await imageForms(file, maps, args, io) : undefined;
   await written(args.out, io, async (out) => {
     await decodeImage(reader, out, {
       dialect: args.format,
@@ -115,13 +123,12 @@ async function ofDumps() {
 }
 
 /** Decodes a whole dump. */
-async function decodeFolder(folder: string, args: DecodeArguments, io: Io): Promise<void> {
+async function decodeDump({ files, name }: DumpSource, types: MapTypes, args: DecodeArguments, io: Io): Promise<void> {
   if (args.format === 'crit') {
-    throw new BpfimgError('usage', `--format crit: crit has no form for a whole dump, name one image of ${folder}`);
+    throw new BpfimgError('usage', `--format crit: crit has no form for a whole dump, name one image of ${name}`);
   }
-  const { documentForms: itemForms, mapTypes, openDump, selectMaps, typeFinder, writeDocument } = await ofDumps();
-  const types = await mapTypes(args.libdir, io);
-  const dump = await openDump(folder);
+  const { documentForms: itemForms, openDump, selectMaps, typeFinder, writeDocument } = await ofDumps();
+  const dump = await openDump(files);
   try {
     const maps = selectMaps(dump, args.map);
     const finder = args.typed === false ? undefined : await typeFinder(dump, types, args);
@@ -142,13 +149,13 @@ const NO_TYPES_WARNING = 'bpfimg: warning: no types are known; --btf FILE or --t
 
 /** How the items of an image look: what its maps are, the images beside it say. */
 async function imageForms(
-  source: string | undefined,
+  file: string | undefined,
   chosen: ReadonlySet<number> | undefined,
   args: DecodeArguments,
   io: Io,
 ): Promise<FormSource> {
   const { mapTypes, sayProblems, TypeFinder } = await ofDumps();
-  const dump = source === undefined ? undefined : await beside(source);
+  const dump = file === undefined ? undefined : await beside(file);
   if (dump === undefined) {
     throw new BpfimgError('usage', 'types need a dump: the image alone does not say what its maps are');
   }

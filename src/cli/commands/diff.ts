@@ -9,13 +9,12 @@ import { mapIdForm } from '../../json/map-id.js';
 import type { Sys } from '../../kernel/sys.js';
 import type { MapTypes } from '../../maptype.js';
 import { colours, nameText } from '../../render.js';
+import { mapsOf } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
-import { openSource, sourceName } from '../diff-sources.js';
 import { coloured, type Io } from '../io.js';
 import { boolean, json, libdir, map as mapOption, number, types as typeOptions } from '../options.js';
-import { mapTypes } from '../plugins.js';
-import { DASH } from '../source.js';
+import { DASH, Sources } from '../source.js';
 import { documentForms, typeFinder } from '../types.js';
 import { written } from '../written.js';
 
@@ -91,17 +90,20 @@ async function diff(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
   if (args.a === DASH && args.b === DASH) {
     throw new BpfimgError('usage', 'two inputs from standard input: name a file for one of them');
   }
-  const types = await mapTypes(args.libdir, io);
-  const a = await openSource(args.a, types, io, sys);
+  const sources = new Sources(io, args.libdir, sys);
+  const open: { close(): void }[] = [];
+  const maps = async (text: string) => {
+    const source = await sources.open(text === DASH ? undefined : text, true);
+    open.unshift(source);
+    const dump = await mapsOf(source);
+    open.unshift(dump);
+    return dump;
+  };
   try {
-    const b = await openSource(args.b, types, io, sys);
-    try {
-      return await new Diff(a, b, types, args, io).run();
-    } finally {
-      b.close();
-    }
+    const [a, b] = [await maps(args.a), await maps(args.b)];
+    return await new Diff(a, b, await sources.types(), args, io).run();
   } finally {
-    a.close();
+    for (const one of open) one.close();
   }
 }
 
@@ -117,7 +119,8 @@ class Diff {
     readonly args: DiffArguments,
     readonly io: Io,
   ) {
-    this.#labels = [sourceName(args.a), sourceName(args.b)];
+    const label = (text: string) => (text === DASH ? 'standard input' : text);
+    this.#labels = [label(args.a), label(args.b)];
     const limit = args.limit ?? (args.json ? 0 : SHOWN);
     this.#options = { holders: args.holders, limit, once: args.quiet };
   }

@@ -2,11 +2,12 @@ import { type LiveMap, LiveMaps } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames } from '../../maptype.js';
 import { colours, nameText, table } from '../../render.js';
+import { selectorsOf } from '../../source/selectors.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { json, libdir, selectors as options } from '../options.js';
 import { mapTypes } from '../plugins.js';
-import { selectorsOf, unseenText } from '../selectors.js';
+import { unseenText } from '../unseen.js';
 import { printLines, written } from '../written.js';
 
 const takes = { options: { ...options, ...libdir, json } } as const;

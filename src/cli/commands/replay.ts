@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import { constants } from 'node:os';
-import { type Dump, openDump } from '../../dump/model.js';
+import type { Dump } from '../../dump/model.js';
 import { selectMaps } from '../../dump/select.js';
 import { BpfimgError, ClosedPipe, EXIT, errorText, ioError } from '../../errors.js';
 import { inAscii } from '../../json/print.js';
@@ -13,17 +13,16 @@ import { Foresight, unsupported } from '../../replay/foresight.js';
 import { pinNames, planPins } from '../../replay/pins.js';
 import { type PlannedMap, planMaps } from '../../replay/plan.js';
 import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
+import { mapsOf, type Source } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
-import { boolean, json, libdir, map, number, string } from '../options.js';
-import { mapTypes } from '../plugins.js';
+import { boolean, json, libdir, map, number, source, string } from '../options.js';
 import { Progress } from '../progress.js';
-import { isFolder } from '../source.js';
-import { sayUnfinished } from '../unfinished.js';
+import { Sources, sourceOf } from '../source.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
-  words: { dir: { type: 'string', demandOption: true, describe: 'dump folder' } },
+  words: { source: { ...source, demandOption: true } },
   options: {
     map,
     pin: { ...string, describe: 'pin each map in this folder of a BPF file system' },
@@ -59,7 +58,7 @@ export type ReplayArguments = Given<typeof takes> & {
 export const command: Command = {
   name: 'replay',
   summary: 'create fresh maps from a dump',
-  usage: 'replay DIR (--pin FOLDER | --hold | -- COMMAND…)',
+  usage: 'replay SOURCE (--pin FOLDER | --hold | -- COMMAND…)',
   ...takes,
   examples: [
     ['replay dump --pin /sys/fs/bpf/app', 'maps that outlive bpfimg'],
@@ -83,14 +82,18 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   if (maxEntries !== undefined && (!Number.isInteger(maxEntries) || maxEntries < 1 || maxEntries > 0xffff_ffff)) {
     throw new BpfimgError('usage', '--max-entries takes a whole number from 1 to 4294967295');
   }
-  if (!isFolder(args.dir)) {
-    const what = fs.existsSync(args.dir) ? 'not a folder' : 'no such folder';
-    throw new BpfimgError('notFound', `${what}, expected a dump`, { subject: args.dir });
+  const sources = new Sources(io, args.libdir, sys);
+  const given = await sources.open(sourceOf(args.source, undefined));
+  try {
+    return await replaySource(given, await sources.types(), args, io, sys);
+  } finally {
+    given.close();
   }
-  const types = await mapTypes(args.libdir, io);
+}
+
+async function replaySource(given: Source, types: MapTypes, args: ReplayArguments, io: Io, sys?: Sys): Promise<number> {
   const kernel = sys ?? (await openSys(types));
-  sayUnfinished(args.dir, io);
-  const dump = await openDump(args.dir);
+  const dump = await mapsOf(given);
   try {
     const plans = await plansOf(dump, args, types, kernel);
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);

@@ -1,12 +1,11 @@
 import { roundUp8, viewOf } from '../../bytes.js';
 import { type DocumentForms, writeDocument } from '../../dump/document.js';
-import { type Dump, type DumpMap, dataShape, type MapData, openDump } from '../../dump/model.js';
+import { type Dump, type DumpMap, dataShape, type MapData } from '../../dump/model.js';
 import { mapName, selectMaps } from '../../dump/select.js';
-import { openImageSource } from '../../dump/source.js';
 import { BpfimgError } from '../../errors.js';
 import { ImageReader } from '../../image/reader.js';
 import type { BpfmapFileEntry } from '../../image/schema.gen.js';
-import { Cursor, type Input, openInput } from '../../io/input.js';
+import { Cursor, type Input } from '../../io/input.js';
 import type { Output } from '../../io/output.js';
 import { decodeImage } from '../../json/decode.js';
 import { formsThatFit, type ItemForms, type ItemShape } from '../../json/items.js';
@@ -22,14 +21,13 @@ import {
   sizeText,
   table,
 } from '../../render.js';
+import { openMaps } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { boolean, image, json, libdir, map, namesTypes, number, source, types as typeOptions } from '../options.js';
-import { mapTypes } from '../plugins.js';
-import { isFolder, sourceOf } from '../source.js';
+import { Sources, sourceOf } from '../source.js';
 import { cellFields, TypedTable } from '../typed-table.js';
 import { documentForms, sayProblems, typeFinder } from '../types.js';
-import { sayUnfinished } from '../unfinished.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
@@ -74,31 +72,27 @@ async function run(args: ShowArguments, io: Io): Promise<void> {
   if (args.types && (args.raw || args.json))
     throw new BpfimgError('usage', '--types prints C, without --raw and --json');
   if (args.raw && namesTypes(args)) throw new BpfimgError('usage', '--raw has no use for types');
-  const source = sourceOf(args.source, args.in);
-  if (source !== undefined && isFolder(source)) {
-    sayUnfinished(source, io);
-    await showDump(await openDump(source), args, io);
-    return;
-  }
-  const opened = await openImageSource(source === undefined ? await io.stdin() : await openInput(source));
-  if (opened.dump !== undefined) {
-    await showDump(opened.dump, args, io);
-    return;
-  }
-  // An image without maps: what crit's show prints.
+  const sources = new Sources(io, args.libdir);
+  const source = await sources.open(sourceOf(args.source, args.in));
   try {
-    const reader = await ImageReader.open(opened.input);
-    await written(undefined, io, async (out) => {
-      await decodeImage(reader, out, { dialect: 'crit', pretty: true, noPayload: true });
-      out.text('\n');
-    });
+    const dump = await openMaps(source);
+    if (dump !== undefined) await showDump(dump, await sources.types(), args, io);
+    else if (source.kind === 'image') await showImage(source.input, io);
   } finally {
-    opened.input.close();
+    source.close();
   }
 }
 
-async function showDump(dump: Dump, args: ShowArguments, io: Io): Promise<void> {
-  const types = await mapTypes(args.libdir, io);
+/** An image without maps: what crit's show prints. */
+async function showImage(input: Input, io: Io): Promise<void> {
+  const reader = await ImageReader.open(input);
+  await written(undefined, io, async (out) => {
+    await decodeImage(reader, out, { dialect: 'crit', pretty: true, noPayload: true });
+    out.text('\n');
+  });
+}
+
+async function showDump(dump: Dump, types: MapTypes, args: ShowArguments, io: Io): Promise<void> {
   try {
     const maps = selectMaps(dump, args.map);
     if (args.types) return await showTypes(dump, maps, types, args, io);

@@ -1,17 +1,13 @@
-import { openDump } from '../../dump/model.js';
-import { openImageSource } from '../../dump/source.js';
 import { EXIT } from '../../errors.js';
-import { type Input, openInput } from '../../io/input.js';
 import { COMPACT, print } from '../../json/print.js';
-import type { MapTypes } from '../../maptype.js';
 import { colours, nameText, plural } from '../../render.js';
+import { openMaps } from '../../source/source.js';
 import type { JsonObject } from '../../value.js';
 import { Verifier } from '../../verify/verify.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
-import { image, json, libdir, source, type TypeArguments, types as typeOptions } from '../options.js';
-import { mapTypes } from '../plugins.js';
-import { isFolder, sourceOf } from '../source.js';
+import { image, json, libdir, source, types as typeOptions } from '../options.js';
+import { Sources, sourceOf } from '../source.js';
 import { printLines, written } from '../written.js';
 
 const takes = { words: { source }, options: { in: image, ...typeOptions, ...libdir, json } } as const;
@@ -28,12 +24,7 @@ export const command: Command = {
 
 /** Exit code 1 when something is wrong; warnings alone are 0. */
 async function run(args: VerifyArguments, io: Io): Promise<number> {
-  const source = sourceOf(args.source, args.in);
-  const types = await mapTypes(args.libdir, io);
-  const verifier =
-    source !== undefined && isFolder(source)
-      ? await verifyFolder(source, new Verifier(types), args)
-      : await verifyImage(source === undefined ? await io.stdin() : await openInput(source), types, args);
+  const verifier = await verified(args, io);
   const { findings } = verifier;
   for (const note of verifier.notes) io.say(`bpfimg: warning: ${note}`);
   const errors = findings.filter(({ severity }) => severity === 'error').length;
@@ -56,25 +47,20 @@ async function run(args: VerifyArguments, io: Io): Promise<number> {
   return errors > 0 ? EXIT.failed : EXIT.ok;
 }
 
-async function verifyFolder(folder: string, verifier: Verifier, args: TypeArguments): Promise<Verifier> {
-  const dump = await openDump(folder, verifier.onBroken);
+async function verified(args: VerifyArguments, io: Io): Promise<Verifier> {
+  const sources = new Sources(io, args.libdir);
+  const source = await sources.open(sourceOf(args.source, args.in), true);
   try {
-    await verifier.check(dump, args);
+    const verifier = new Verifier(await sources.types(), source.kind === 'image' ? source.name : undefined);
+    const dump = await openMaps(source, verifier.onBroken);
+    try {
+      if (dump !== undefined) await verifier.check(dump, args);
+      else if (source.kind === 'image') await verifier.readThrough(source.input);
+    } finally {
+      dump?.close();
+    }
+    return verifier;
   } finally {
-    dump.close();
+    source.close();
   }
-  return verifier;
-}
-
-async function verifyImage(given: Input, types: MapTypes, args: TypeArguments): Promise<Verifier> {
-  const verifier = new Verifier(types, given.name);
-  const opened = await openImageSource(given, verifier.onBroken);
-  try {
-    if (opened.dump) await verifier.check(opened.dump, args);
-    else await verifier.readThrough(opened.input);
-  } finally {
-    if (opened.dump) opened.dump.close();
-    else opened.input.close();
-  }
-  return verifier;
 }

@@ -1,7 +1,9 @@
-/** Selectors on the command line: `--id`, `--name`, `--pinned`, `--pid` with `--fd` or `--tree`, `--all`. */
+/**
+ * Which live maps are meant: by `--id`, `--name`, `--pinned`, `--pid` with `--fd` or `--tree`, `--all`, or by a source
+ * such as `pinned:PATH`.
+ */
 import { BpfimgError } from '../errors.js';
-import type { Selectors, Unseen } from '../kernel/live.js';
-import { plural } from '../render.js';
+import type { Selectors } from '../kernel/live.js';
 
 /** What a command line says of the maps it means, as text. */
 export interface SelectorArguments {
@@ -59,18 +61,28 @@ function number(option: string, text: string, least = 1): number {
   throw new BpfimgError('usage', 'expected a number', { subject: `${option} ${text}` });
 }
 
-/** One line about what is not shown; empty when everything is. */
-export function unseenText({ ids, processes, types }: Unseen): string {
-  const parts: string[] = [];
-  if (ids) parts.push('without CAP_SYS_ADMIN, maps that no visible process or pin holds are not shown');
-  if (processes > 0) {
-    const which = processes === 1 ? '1 process' : `${processes} processes`;
-    parts.push(`${which} may not be looked at (no right to trace), so maps and holders may be missing`);
+/** What the text behind each word of a source selects. */
+const LIVE: Readonly<Record<string, (text: string) => Partial<SelectorArguments>>> = {
+  id: (text) => ({ id: [text] }),
+  name: (text) => ({ name: [text] }),
+  pinned: (text) => ({ pinned: [text] }),
+  pid: (text) => {
+    const [pid = '', ...fds] = text.split(':');
+    return { pid: [pid], fd: fds };
+  },
+  tree: (text) => ({ pid: [text], tree: true }),
+  all: () => ({ all: true }),
+};
+
+/** The live maps that a source such as `id:315` names; undefined for any other text. */
+export function liveSelectors(source: string): Selectors | undefined {
+  const [, word = '', rest = ''] = /^([a-z]+):(.*)$/s.exec(source) ?? [];
+  const select = Object.hasOwn(LIVE, word) ? LIVE[word] : undefined;
+  if (select === undefined) return undefined;
+  if ((rest === '') !== (word === 'all')) {
+    throw new BpfimgError('usage', 'expected id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD, tree:PID or all:', {
+      subject: source,
+    });
   }
-  if (types > 0) {
-    parts.push(
-      `of ${plural(types, 'map')} only the id is shown: opening could harm, and a look without needs Linux 5.8`,
-    );
-  }
-  return parts.join('; ');
+  return selectorsOf({ ...NO_SELECTORS, ...select(rest) });
 }

@@ -1,0 +1,37 @@
+/** Live maps as a source: what a capture makes of them, in a folder that goes afterwards. */
+import * as path from 'node:path';
+import { capture } from '../capture/capture.js';
+import { folderFiles } from '../dump/files.js';
+import { LiveMaps, type Selectors } from '../kernel/live.js';
+import { mapSubject } from '../kernel/map.js';
+import { reportText } from '../maptype.js';
+import { privateFolder } from './private.js';
+import type { DumpSource, SourceHost } from './source.js';
+
+/** Captures the maps that `selectors` name, which messages call `name`. */
+export async function openLiveMaps(name: string, selectors: Selectors, host: SourceHost): Promise<DumpSource> {
+  const types = await host.types();
+  const sys = await host.sys(types);
+  const live = LiveMaps.look(sys);
+  const find = (maps: LiveMaps, id: number) => maps.maps.find((map) => map.id === id);
+  const chosen = live.select(selectors);
+  const watcher = await host.watch?.();
+  const folder = privateFolder();
+  try {
+    const dump = path.join(folder.path, 'dump');
+    const rows = await capture(sys, chosen, dump, types, {
+      lenient: true,
+      find: (id) => find(live, id) ?? find(LiveMaps.look(sys), id),
+      progress: (doing) => watcher?.update(doing),
+    });
+    for (const row of rows) {
+      if (row.report.kind !== 'full') host.warn?.(`${mapSubject(row.id, row.name)}: ${reportText(row.report)}`);
+    }
+    return { kind: 'dump', name, form: 'live', files: folderFiles(dump, name), close: () => folder.close() };
+  } catch (error) {
+    folder.close();
+    throw error;
+  } finally {
+    watcher?.end();
+  }
+}

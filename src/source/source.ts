@@ -1,0 +1,152 @@
+/**
+ * Any source that a user names: an image, a dump, a document, standard input or live maps. What it is shows in its
+ * content, never in its name. Every command opens its sources here; what a small image does not need is loaded when it
+ * is asked for.
+ */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import type { DumpFiles } from '../dump/files.js';
+import type { Dump, OnBroken } from '../dump/model.js';
+import { BpfimgError, ioError } from '../errors.js';
+import type { ImageKind } from '../image/kinds.js';
+import { ImageReader } from '../image/reader.js';
+import { type Input, openInput, peek, standardInput } from '../io/input.js';
+import { setAside } from '../io/spool.js';
+import type { Sys } from '../kernel/sys.js';
+import type { Doing, MapTypes } from '../maptype.js';
+import { liveSelectors } from './selectors.js';
+
+/** What is told how far a capture has come. */
+export interface Watcher {
+  update(doing: Doing): void;
+  end(): void;
+}
+
+/** What opening a source may need. */
+export interface SourceHost {
+  /** Standard input; the process's when not said. */
+  stdin(): Promise<Input>;
+  /** The table of map types, for documents and live maps; that of bpfimg's own plugins when not said. */
+  types(): Promise<MapTypes>;
+  /** The kernel, for live maps; the one that is running when not said. */
+  sys(types: MapTypes): Promise<Sys>;
+  /** Watches captures of live maps. */
+  watch?(): Promise<Watcher>;
+  /** A line about what of live maps could not be captured. */
+  warn?(line: string): void;
+}
+
+/** A source of several images: a dump. */
+export interface DumpSource {
+  readonly kind: 'dump';
+  /** How messages name it. */
+  readonly name: string;
+  /** What it was opened from. */
+  readonly form: 'folder' | 'archive' | 'document' | 'live';
+  readonly files: DumpFiles;
+  close(): void;
+}
+
+/** A source of one image, or of the JSON of one. */
+export interface ImageSource {
+  readonly kind: 'image';
+  readonly name: string;
+  readonly form: 'image' | 'document';
+  /** The image; without a size when it comes from a pipe, which can be read once. */
+  readonly input: Input;
+  close(): void;
+}
+
+export type Source = DumpSource | ImageSource;
+
+const DEFAULTS: SourceHost = {
+  stdin: standardInput,
+  types: async () => (await import('../../plugins/index.js')).typeTable(),
+  sys: async (types) => (await import('../kernel/sys.js')).openSys(types),
+};
+
+/**
+ * Opens what `text` names; undefined is standard input.
+ * @throws BpfimgError for what is not there, cannot be opened, or is none of a source's forms
+ */
+export async function openSource(text: string | undefined, given: Partial<SourceHost> = {}): Promise<Source> {
+  const host: SourceHost = { ...DEFAULTS, ...given };
+  if (text === undefined) return openStream(await host.stdin(), host);
+  const stat = statOf(text);
+  if (stat?.isDirectory()) return folderSource(text);
+  const selectors = stat === undefined ? liveSelectors(text) : undefined;
+  if (selectors === undefined) return openStream(await openInput(text), host);
+  const { openLiveMaps } = await import('./live.js');
+  return openLiveMaps(text, selectors, host);
+}
+
+/**
+ * Opens the maps of a source; undefined for an image of a kind that has none. The caller closes them, and the source
+ * after them.
+ */
+export async function openMaps(source: Source, onBroken?: OnBroken): Promise<Dump | undefined> {
+  const opened = await dumpOf(source, onBroken);
+  return 'maps' in opened ? opened : undefined;
+}
+
+/** The dump of a source, or the kind of an image that has no maps. */
+async function dumpOf(source: Source, onBroken?: OnBroken): Promise<Dump | ImageKind> {
+  const { openDump, openDumpImage } = await import('../dump/model.js');
+  if (source.kind === 'dump') return openDump(source.files, onBroken);
+  // Items are read at two places in turn, which a pipe cannot do.
+  const input = source.input.size === undefined ? await setAside(source.input) : { ...source.input, close() {} };
+  let dump: Dump | undefined;
+  try {
+    const { kind } = await ImageReader.open(input);
+    dump = await openDumpImage(input, kind, onBroken);
+    return dump ?? kind;
+  } finally {
+    if (dump === undefined) input.close();
+  }
+}
+
+/** As {@link openMaps}, of a source that must have maps. */
+export async function mapsOf(source: Source, onBroken?: OnBroken): Promise<Dump> {
+  const opened = await dumpOf(source, onBroken);
+  if ('maps' in opened) return opened;
+  throw new BpfimgError('unsupported', `a ${opened.name} image has no BPF maps`, { subject: source.name });
+}
+
+function statOf(file: string): fs.Stats | undefined {
+  try {
+    return fs.statSync(file, { throwIfNoEntry: false });
+  } catch (error) {
+    throw ioError(file, 'look at it', error);
+  }
+}
+
+/** Bytes that tell what an input is. */
+const TELLING = 512;
+
+/** Owns `given`. */
+async function openStream(given: Input, host: SourceHost): Promise<Source> {
+  const { start, input } = await peek(given, TELLING).catch((error: unknown) => {
+    given.close();
+    throw error;
+  });
+  // No image begins as an object or a list does.
+  if (!/^\s*[{[]/.test(Buffer.from(start).toString('latin1'))) return imageSource(input, 'image');
+  const { openDocument } = await import('./document.js');
+  return openDocument(input, host);
+}
+
+/** An image as a source, which owns `input`. */
+export function imageSource(input: Input, form: ImageSource['form']): ImageSource {
+  return { kind: 'image', name: input.name, form, input, close: () => input.close() };
+}
+
+/** A folder: a dump, or what podman and others make of one, with the dump in `checkpoint`. */
+async function folderSource(folder: string): Promise<DumpSource> {
+  const { folderFiles } = await import('../dump/files.js');
+  const { IMAGE, PLUGIN_IMAGE } = await import('../dump/model.js');
+  const telling = [...Object.values(IMAGE), ...Object.values(PLUGIN_IMAGE)];
+  const inner = path.join(folder, 'checkpoint');
+  const isDump = (one: string) => telling.some((name) => fs.existsSync(path.join(one, name)));
+  const files = folderFiles(!isDump(folder) && isDump(inner) ? inner : folder);
+  return { kind: 'dump', name: files.name, form: 'folder', files, close() {} };
+}
