@@ -1,10 +1,11 @@
 /**
  * Checks JSON against the schemas in docs/schema, with the validators that ajv made of them at build time.
  *
- * They are a large module that only `encode` needs, so it is loaded with the first check.
+ * They are large modules that only `encode` needs, so each is loaded with its first check.
  */
 import { PointerError } from '../errors.js';
 import type { Json, JsonObject } from '../value.js';
+import { validators } from './validators.gen.js';
 
 interface SchemaError {
   readonly instancePath: string;
@@ -17,7 +18,7 @@ interface Validator {
   readonly errors?: readonly SchemaError[] | null;
 }
 
-let validators: Readonly<Record<string, Validator>> | undefined;
+const loaded = new Map<string, Validator>();
 
 /**
  * What `value` breaks, if anything.
@@ -25,13 +26,19 @@ let validators: Readonly<Record<string, Validator>> | undefined;
  * @param hasBigint whether `value` may hold bigints, which JSON Schema has no type for
  */
 export async function check(schema: string, value: Json, hasBigint: boolean): Promise<PointerError | undefined> {
-  validators ??= (await import('./validators.gen.js')) as unknown as Readonly<Record<string, Validator>>;
-  const validate = validators[schema];
-  if (validate === undefined) throw new Error(`no schema ${schema}`);
+  const validate = loaded.get(schema) ?? (await load(schema));
   if (validate(hasBigint ? withoutBigint(value) : value)) return undefined;
   const error = validate.errors?.[0];
   if (error === undefined) return new PointerError('', 'does not fit its schema');
   return new PointerError(error.instancePath, sentence(error));
+}
+
+async function load(schema: string): Promise<Validator> {
+  const module = (validators as Readonly<Record<string, () => Promise<unknown>>>)[schema];
+  if (module === undefined) throw new Error(`no schema ${schema}`);
+  const { validate } = (await module()) as { validate: Validator };
+  loaded.set(schema, validate);
+  return validate;
 }
 
 function sentence({ keyword, params, message }: SchemaError): string {
