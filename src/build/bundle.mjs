@@ -58,7 +58,11 @@ const { metafile, outputFiles } = await build({
   metafile: true,
   sourcemap: 'inline', // for --debug
   minifyIdentifiers: true,
-  define: { BPFIMG_VERSION: JSON.stringify(version), 'import.meta.url': 'URL_OF_CHUNK' },
+  define: {
+    BPFIMG_VERSION: JSON.stringify(version),
+    'import.meta.url': 'URL_OF_CHUNK',
+    fetch: 'undefined', // zstddec would load its own code through Node's HTTP client
+  },
   plugins: [parts],
 });
 

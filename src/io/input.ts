@@ -89,6 +89,42 @@ export function streamInput(chunks: AsyncIterable<Uint8Array>, name: string, clo
   };
 }
 
+/** `size` bytes of an input that has a size, as one of its own, which does not close it. */
+export function sliceInput(input: Input, from: number, size: number, name = input.name): Input {
+  return {
+    name,
+    size,
+    path: undefined,
+    read(into, position) {
+      const left = Math.max(0, size - position);
+      return input.read(left < into.length ? into.subarray(0, left) : into, from + position);
+    },
+    close() {},
+  };
+}
+
+/**
+ * The first bytes of an input, `size` of them unless it is shorter, to tell what it is.
+ * @returns them, and what to read from then on: they come again
+ */
+export async function peeked(
+  input: Input,
+  size: number,
+): Promise<{ readonly head: Uint8Array; readonly input: Input }> {
+  const cursor = new Cursor(input, 0, size, size);
+  // Short inputs have a window of their size.
+  await cursor.fill(Math.min(size, cursor.bytes.length));
+  const head = cursor.bytes.subarray(cursor.at, cursor.end);
+  if (input.size !== undefined) return { head, input };
+  const read: Input['read'] = (into, position) => {
+    if (position >= head.length) return input.read(into, position);
+    const part = head.subarray(position, position + into.length);
+    into.set(part);
+    return part.length;
+  };
+  return { head, input: { ...input, read, close: () => input.close() } };
+}
+
 /**
  * Opens `path` for reading: a regular file with its size, anything else as a stream. A change of images that was cut
  * off beside it is finished first.

@@ -1,0 +1,137 @@
+/**
+ * A checkpoint archive, as podman, CRI-O, containerd and others write it, and what of it is wanted: an archive that is
+ * not compressed is read where it is, of others the wanted entries are put aside.
+ */
+import * as fs from 'node:fs';
+import { BpfimgError, errnoOf } from '../errors.js';
+import { type Input, peeked, sliceInput } from '../io/input.js';
+import { Spool, spoolFolder } from '../io/spool.js';
+import { copyInput } from '../io/stream.js';
+import { archiveFormat, decompressed, type Format, HEAD } from './compression.js';
+import { type ArrivingEntry, type Entry, entryText, TarReader } from './reader.js';
+
+/** An archive that was read to its end. */
+export interface Archive {
+  /** How messages name it. */
+  readonly name: string;
+  readonly format: Format;
+  /** What is in it, by name. Of several entries of one name it is the last, as when it is unpacked. */
+  readonly entries: ReadonlyMap<string, Entry>;
+  /**
+   * Opens a file that was wanted; undefined for any other name. It is readable until the archive is closed.
+   * @throws BpfimgError for what is wanted but no plain file: a link, a device, a sparse file
+   */
+  open(name: string): Input | undefined;
+  close(): void;
+}
+
+/** An archive whose entries come in order. */
+export interface ArrivingArchive {
+  readonly name: string;
+  readonly format: Format;
+  entries(): AsyncGenerator<ArrivingEntry, void, undefined>;
+  close(): void;
+}
+
+/** Most bytes that are put aside of one archive, however much room there is. */
+export const MOST_ASIDE = 64 * 1024 ** 3;
+
+/**
+ * Opens an archive to read its entries in the order they come, and owns `given`.
+ * @throws BpfimgError when it is none
+ */
+export async function arrivingArchive(given: Input): Promise<ArrivingArchive> {
+  const { head, input } = await peeked(given, HEAD);
+  const format = archiveFormat(head);
+  try {
+    if (format === undefined) {
+      throw new BpfimgError('badImage', 'neither a tar archive nor gzip or zstd', { subject: input.name });
+    }
+    const plain = await decompressed(input, format);
+    return { name: input.name, format, entries: () => all(plain, format), close: () => plain.close() };
+  } catch (error) {
+    input.close();
+    throw error;
+  }
+}
+
+async function* all(plain: Input, format: Format): AsyncGenerator<ArrivingEntry, void, undefined> {
+  yield* new TarReader(plain).entries();
+  if (format === 'tar') return;
+  // What was compressed has a sum behind it, and whoever writes to a pipe wants to come to an end.
+  const rest = new Uint8Array(64 * 1024);
+  while ((await plain.read(rest, 0)) > 0);
+}
+
+/**
+ * Reads an archive, and owns `input`.
+ * @param wanted whether a file of that name is going to be opened
+ * @throws BpfimgError when it is none, is broken or cut off, or when what is wanted of it does not fit
+ */
+export async function openArchive(input: Input, wanted: (name: string) => boolean): Promise<Archive> {
+  const archive = await arrivingArchive(input);
+  const inPlace = archive.format === 'tar' && input.size !== undefined;
+  const spool = new Spool(`what is needed of ${archive.name}`);
+  const close = () => {
+    spool.close();
+    archive.close();
+  };
+  try {
+    const entries = new Map<string, Entry>();
+    /** Where the wanted files are. */
+    const places = new Map<string, number>();
+    let room: number | undefined;
+    for await (const entry of archive.entries()) {
+      const { name, type, size, dataAt, offset } = entry;
+      // Without what stands in the archive only.
+      entries.set(name, { name, type, size, offset, dataAt });
+      places.delete(name);
+      if (type !== 'file' || !wanted(name)) continue;
+      places.set(name, inPlace ? dataAt : spool.length);
+      if (inPlace) continue;
+      room ??= roomAside();
+      if (spool.length + size > room) throw tooLarge(archive.name, entry, spool.length, room);
+      await copyInput(entry.body, 0, size, spool);
+    }
+    const all = inPlace ? input : spool.input();
+    const open = (name: string): Input | undefined => {
+      const entry = entries.get(name);
+      if (entry === undefined || entry.type === 'folder' || !wanted(name)) return undefined;
+      const place = places.get(name);
+      if (place === undefined) throw notPlain(archive.name, entry);
+      return sliceInput(all, place, entry.size, `${archive.name}:${entryText(name)}`);
+    };
+    return { name: archive.name, format: archive.format, entries, open, close };
+  } catch (error) {
+    close();
+    throw error;
+  }
+}
+
+/** Bytes that may be put aside: some of the free space is left to others. */
+function roomAside(): number {
+  try {
+    const { bavail, bsize } = fs.statfsSync(spoolFolder());
+    return Math.min(MOST_ASIDE, Math.floor(bavail * bsize * 0.9));
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error;
+    return MOST_ASIDE;
+  }
+}
+
+function tooLarge(subject: string, { name, size }: Entry, before: number, room: number): BpfimgError {
+  const text = `too large to put aside: ${before + size} bytes with those before it, at most ${room} in ${spoolFolder()}`;
+  return new BpfimgError('unsupported', text, { subject, part: entryText(name) });
+}
+
+const OTHERS = {
+  link: 'it is a link',
+  device: 'it is a device or FIFO',
+  sparse: 'it is stored as a sparse file, which is not supported: pack it without --sparse',
+  other: 'it is of a kind that is not known',
+} as const;
+
+function notPlain(subject: string, { name, type }: Entry): BpfimgError {
+  const what = OTHERS[type as keyof typeof OTHERS] ?? type;
+  return new BpfimgError('unsupported', `${what}; expected a regular file`, { subject, part: entryText(name) });
+}

@@ -1,0 +1,180 @@
+/**
+ * Headers of tar archives, as blocks of 512 bytes: ustar, GNU's and those before both. Names are bytes, one character
+ * each, and nothing in them is trusted.
+ */
+import { BpfimgError } from '../errors.js';
+
+/** Headers and the bytes of entries stand in blocks of this size. */
+export const BLOCK = 512;
+
+/** Bytes that fill up the last block of `size` bytes. */
+export function padding(size: number): number {
+  return (BLOCK - (size % BLOCK)) % BLOCK;
+}
+
+/** What a header says by itself; headers before it may say otherwise. */
+export interface Header {
+  readonly name: string;
+  /** The character that says what the entry is. */
+  readonly type: string;
+  readonly size: number;
+}
+
+/** Where fields are: from, and behind their last byte. */
+const FIELD = {
+  name: [0, 100],
+  mode: [100, 108],
+  uid: [108, 116],
+  gid: [116, 124],
+  size: [124, 136],
+  mtime: [136, 148],
+  checksum: [148, 156],
+  magic: [257, 265],
+  prefix: [345, 500],
+} as const;
+
+/** Most that a size of octal digits can say. */
+const OCTAL_MOST = 0o77777777777;
+
+function field(block: Uint8Array, [from, to]: readonly [number, number]): Buffer {
+  return Buffer.from(block.buffer, block.byteOffset + from, to - from);
+}
+
+/** The text before the first NUL, one character a byte. */
+function text(bytes: Buffer): string {
+  const end = bytes.indexOf(0);
+  return bytes.toString('latin1', 0, end < 0 ? bytes.length : end);
+}
+
+function octal(bytes: Buffer): number | undefined {
+  const digits = text(bytes).trim();
+  return /^[0-7]*$/.test(digits) ? Number.parseInt(digits || '0', 8) : undefined;
+}
+
+/** The sum of a block's bytes, its own sum counted as spaces. */
+function sum(block: Uint8Array): number {
+  const [from, to] = FIELD.checksum;
+  let all = 0;
+  for (let i = 0; i < BLOCK; i++) all += i >= from && i < to ? 0x20 : (block[i] as number);
+  return all;
+}
+
+/** Whether a block says the right sum of its bytes; some old programs took them as signed. */
+export function isHeader(block: Uint8Array): boolean {
+  const said = octal(field(block, FIELD.checksum));
+  const unsigned = sum(block);
+  if (said === unsigned) return true;
+  const [from, to] = FIELD.checksum;
+  const negative = block.reduce((count, byte, i) => count + (byte > 0x7f && (i < from || i >= to) ? 1 : 0), 0);
+  return said === unsigned - 256 * negative;
+}
+
+/** Whether it is a block of zeros, as at the end of an archive. */
+export function isZero(block: Uint8Array): boolean {
+  return block.every((byte) => byte === 0);
+}
+
+/** A number in octal digits, or as GNU and star write it where those do not suffice: base 256. */
+function numberOf(bytes: Buffer): number | undefined {
+  const first = bytes[0] as number;
+  if (first < 0x80) return octal(bytes);
+  let value = first & 0x7f;
+  for (const byte of bytes.subarray(1)) value = value * 256 + byte;
+  return value;
+}
+
+/** What stands in a block. @throws BpfimgError without a subject */
+export function parseHeader(block: Uint8Array): Header {
+  if (!isHeader(block)) {
+    throw new BpfimgError('badImage', 'no header of a tar archive: its checksum is wrong');
+  }
+  const size = numberOf(field(block, FIELD.size));
+  if (size === undefined || !Number.isSafeInteger(size)) {
+    throw new BpfimgError('badImage', `a header has no size, but ${field(block, FIELD.size).toString('hex')}`);
+  }
+  const magic = field(block, FIELD.magic).toString('latin1');
+  const star = field(block, [508, 512]).toString('latin1') === 'tar\0';
+  const [from, to] = FIELD.prefix;
+  const prefix = magic.startsWith('ustar\0') ? text(field(block, [from, star ? from + 131 : to])) : '';
+  const name = text(field(block, FIELD.name));
+  return {
+    name: prefix === '' ? name : `${prefix}/${name}`,
+    type: String.fromCharCode(block[156] as number),
+    size,
+  };
+}
+
+/** The same header, with another size. One that octal digits cannot say is left to a record before it. */
+export function withSize(block: Uint8Array, size: number): Buffer {
+  const copy = Buffer.from(block);
+  const digits = (size > OCTAL_MOST ? 0 : size).toString(8);
+  copy.write(`${digits.padStart(11, '0')}\0`, FIELD.size[0], 'latin1');
+  return summed(copy);
+}
+
+function summed(block: Buffer): Buffer {
+  block.write(`${sum(block).toString(8).padStart(6, '0')}\0 `, FIELD.checksum[0], 'latin1');
+  return block;
+}
+
+/** What a new header says besides name, type and size. */
+export interface HeaderOptions {
+  readonly mode: number;
+  /** Seconds since 1970. */
+  readonly mtime: number;
+}
+
+/** A ustar header of our own, for a name of at most 100 bytes and a size that {@link needsRecord} does not ask for. */
+export function makeHeader(name: string, type: string, size: number, { mode, mtime }: HeaderOptions): Buffer {
+  const block = Buffer.alloc(BLOCK);
+  const put = ([from, to]: readonly [number, number], value: number) =>
+    block.write(`${value.toString(8).padStart(to - from - 1, '0')}\0`, from, 'latin1');
+  block.write(name, 0, FIELD.name[1], 'latin1');
+  put(FIELD.mode, mode);
+  put(FIELD.uid, 0);
+  put(FIELD.gid, 0);
+  put(FIELD.mtime, mtime);
+  block.write(type, 156, 'latin1');
+  block.write('ustar\x0000', FIELD.magic[0], 'latin1');
+  put([329, 337], 0);
+  put([337, 345], 0);
+  return withSize(block, size);
+}
+
+/** Whether a size is more than a header can say. */
+export function needsRecord(size: number): boolean {
+  return size > OCTAL_MOST;
+}
+
+/** Records of a PAX header, in order: name and value, one character a byte. @throws BpfimgError without a subject */
+export function parseRecords(bytes: Uint8Array): [name: string, value: string][] {
+  const records: [string, string][] = [];
+  const all = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  for (let at = 0; at < all.length; ) {
+    const space = all.indexOf(0x20, at);
+    const said = space < 0 || space - at > 10 ? '' : all.toString('latin1', at, space);
+    const end = at + Number(said);
+    const equals = all.indexOf(0x3d, space);
+    const fits = /^[1-9][0-9]*$/.test(said) && end <= all.length && end > space + 1 && all[end - 1] === 0x0a;
+    if (!fits || equals < 0 || equals >= end - 1) {
+      // Some programs fill a header up with zeros.
+      if (all.subarray(at).every((byte) => byte === 0)) break;
+      throw new BpfimgError('badImage', `a PAX header breaks its form at its byte ${at}`);
+    }
+    records.push([all.toString('latin1', space + 1, equals), all.toString('latin1', equals + 1, end - 1)]);
+    at = end;
+  }
+  return records;
+}
+
+/** The bytes of such records. */
+export function makeRecords(records: readonly (readonly [name: string, value: string])[]): Buffer {
+  const lines = records.map(([name, value]) => {
+    const rest = ` ${name}=${value}\n`;
+    // A record says its length, which counts the digits that say it.
+    let length = rest.length + 1;
+    while (length < rest.length + String(length).length) length++;
+    return `${length}${rest}`;
+  });
+  return Buffer.from(lines.join(''), 'latin1');
+}

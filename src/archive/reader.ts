@@ -1,0 +1,255 @@
+/**
+ * A tar archive, entry by entry, as they arrive: headers are taken together with those before them that say more of
+ * the same entry, bytes are read or skipped.
+ */
+import { pathText } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
+import { Cursor, type Input } from '../io/input.js';
+import { BLOCK, type Header, isZero, padding, parseHeader, parseRecords } from './header.js';
+
+/** What an entry is. A hard link counts as a link. */
+export type EntryType = 'file' | 'folder' | 'link' | 'device' | 'sparse' | 'other';
+
+/** One entry of an archive. */
+export interface Entry {
+  /** Without `./` before it and `/` behind it; one character a byte. */
+  readonly name: string;
+  readonly type: EntryType;
+  /** Bytes that follow its headers, those that fill up the last block left out. */
+  readonly size: number;
+  /** Where its headers begin, and its bytes, in the archive once it is not compressed. */
+  readonly offset: number;
+  readonly dataAt: number;
+}
+
+/** A block of {@link ArrivingEntry.headers}, and the bytes of a header that only says more of the next one. */
+export interface HeaderBlock {
+  readonly type: string;
+  readonly block: Uint8Array;
+  /** With what fills up the last block. */
+  readonly body: Uint8Array;
+  readonly size: number;
+}
+
+/** An entry whose bytes come next. */
+export interface ArrivingEntry extends Entry {
+  /** What stands before its bytes. */
+  readonly headers: readonly HeaderBlock[];
+  /** Its bytes, to be read in order and before the next entry is asked for. What is not read is skipped. */
+  readonly body: Input;
+}
+
+/** Entries that an archive may have: checkpoints have hundreds. */
+const MAX_ENTRIES = 100_000;
+/** Bytes of a name, as of a path in Linux; and of all names of an archive. */
+const MAX_NAME = 4096;
+const MAX_NAMES = 32 * 1024 * 1024;
+/** Bytes of a header that says more of the next one, and such headers in a row. */
+const MAX_EXTENSION = 1024 * 1024;
+const MAX_EXTENSIONS = 16;
+
+const TYPES: Readonly<Record<string, EntryType>> = {
+  '\0': 'file',
+  '0': 'file',
+  '7': 'file',
+  '1': 'link',
+  '2': 'link',
+  '3': 'device',
+  '4': 'device',
+  '5': 'folder',
+  '6': 'device',
+  S: 'sparse',
+};
+
+/** A name of an entry as messages show it. */
+export function entryText(name: string): string {
+  return pathText(Buffer.from(name, 'latin1'));
+}
+
+/** A name as it is compared: `./checkpoint//files.img` is `checkpoint/files.img`. */
+function plainName(name: string): string {
+  return name
+    .replaceAll(/\/{2,}/g, '/')
+    .replaceAll(/(?<=^|\/)(\.\/)+/g, '')
+    .replace(/\/$/, '');
+}
+
+/** What headers before an entry say of it. */
+interface More {
+  name?: string | undefined;
+  size?: number | undefined;
+  sparse?: boolean;
+}
+
+/** Reads an archive that is not compressed. */
+export class TarReader {
+  readonly #cursor: Cursor;
+  readonly #name: string;
+  #entries = 0;
+  #names = 0;
+  /** Where the next header is. */
+  #next = 0;
+
+  /** @param input read in order when it has no size; else only where headers and bytes are that somebody wants */
+  constructor(input: Input) {
+    // Small: between the headers of an archive there is much that nobody reads.
+    this.#cursor = new Cursor(input, 0, Number.POSITIVE_INFINITY, input.size === undefined ? undefined : 16 * 1024);
+    this.#name = input.name;
+  }
+
+  /** @throws BpfimgError where it is no tar archive any more, or cut off */
+  async *entries(): AsyncGenerator<ArrivingEntry, void, undefined> {
+    for (;;) {
+      const entry = await this.#entry();
+      if (entry === undefined) return;
+      yield entry;
+      await this.#skipTo(entry.dataAt + entry.size + padding(entry.size), entry);
+    }
+  }
+
+  async #skipTo(position: number, { name, size }: { readonly name: string; readonly size: number }): Promise<void> {
+    const cursor = this.#cursor;
+    await cursor.skip(position - cursor.position);
+    // The last block may lack what fills it up.
+    if (cursor.position < position - padding(size)) this.#cutOff(name, position - padding(size) - cursor.position);
+    this.#next = cursor.position;
+  }
+
+  #cutOff(name: string | undefined, missing: number): never {
+    const { position } = this.#cursor;
+    throw new BpfimgError('badImage', `the archive ends at byte ${position}, expected ${missing} more`, {
+      subject: this.#name,
+      part: name === undefined ? undefined : entryText(name),
+      offset: position,
+    });
+  }
+
+  #fail(text: string, offset: number, part?: string): never {
+    throw new BpfimgError('badImage', `${text} (at byte ${offset})`, { subject: this.#name, part, offset });
+  }
+
+  /** The next block; undefined at the end of the archive. */
+  async #block(inside: string | undefined): Promise<Uint8Array | undefined> {
+    const cursor = this.#cursor;
+    const at = cursor.position;
+    const block = await cursor.take(BLOCK);
+    if (block.length === BLOCK && !isZero(block)) return block;
+    if (block.length === BLOCK && inside === undefined) return undefined;
+    if (block.length === BLOCK) this.#fail('the archive ends where a header should follow', at, inside);
+    if (block.length === 0 && inside === undefined) {
+      this.#fail('the archive has no end mark, so it is cut off', at);
+    }
+    return this.#cutOff(inside, BLOCK - block.length);
+  }
+
+  async #entry(): Promise<ArrivingEntry | undefined> {
+    const offset = this.#next;
+    const headers: HeaderBlock[] = [];
+    const more: More = {};
+    for (;;) {
+      const at = this.#cursor.position;
+      const block = await this.#block(headers.length === 0 ? undefined : 'a header');
+      if (block === undefined) return undefined;
+      const header = this.#parsed(() => parseHeader(block), at);
+      if (++this.#entries > MAX_ENTRIES) this.#fail(`more than ${MAX_ENTRIES} headers`, at);
+      if (!/[xgLKX]/.test(header.type)) return await this.#made(header, more, offset, headers, block);
+      if (headers.length === MAX_EXTENSIONS) this.#fail(`more than ${MAX_EXTENSIONS} headers of one entry`, at);
+      headers.push(await this.#extension(header, block, more, at));
+    }
+  }
+
+  #parsed<T>(parse: () => T, at: number): T {
+    try {
+      return parse();
+    } catch (error) {
+      if (error instanceof BpfimgError) this.#fail(error.text, at);
+      throw error;
+    }
+  }
+
+  /** A header that says more of the next one. */
+  async #extension({ type, size }: Header, block: Uint8Array, more: More, at: number): Promise<HeaderBlock> {
+    if (size > MAX_EXTENSION) this.#fail(`a header of type ${type} has ${size} bytes, most are ${MAX_EXTENSION}`, at);
+    const whole = size + padding(size);
+    const body = await this.#cursor.take(whole);
+    if (body.length < whole) this.#cutOff(undefined, whole - body.length);
+    const bytes = Buffer.from(body.buffer, body.byteOffset, size);
+    if (type === 'L') more.name = bytes.toString('latin1').replace(/\0.*$/s, '');
+    if (type === 'x' || type === 'X' || type === 'g') {
+      for (const [name, value] of this.#parsed(() => parseRecords(bytes), at)) {
+        if (!/^(path|size|GNU\.sparse\..*)$/.test(name)) continue;
+        if (type === 'g') this.#fail(`a header for all that follows says ${name}, which is not supported`, at);
+        if (name === 'path') more.name = value;
+        else if (name === 'GNU.sparse.name') [more.name, more.sparse] = [value, true];
+        else if (name !== 'size') more.sparse = true;
+        else {
+          more.size = /^[0-9]+$/.test(value) ? Number(value) : Number.NaN;
+          if (!Number.isSafeInteger(more.size))
+            this.#fail(`a PAX header has no size, but ${JSON.stringify(value)}`, at);
+        }
+      }
+    }
+    return { type, block, body, size };
+  }
+
+  async #made(
+    header: Header,
+    more: More,
+    offset: number,
+    headers: HeaderBlock[],
+    block: Uint8Array,
+  ): Promise<ArrivingEntry> {
+    const cursor = this.#cursor;
+    const given = more.name ?? header.name;
+    const name = plainName(given);
+    this.#names += name.length;
+    if (name.length > MAX_NAME) this.#fail(`a name of ${name.length} bytes, the longest have ${MAX_NAME}`, offset);
+    if (this.#names > MAX_NAMES) this.#fail(`names of more than ${MAX_NAMES} bytes`, offset);
+    const folder = given.endsWith('/') && /[\0 0]/.test(header.type);
+    const type = folder ? 'folder' : more.sparse ? 'sparse' : (TYPES[header.type] ?? 'other');
+    headers.push({ type: header.type, block, body: await this.#sparseMap(header, block, name), size: 0 });
+    // As Go's writers and readers have it, for whom these have no bytes.
+    const size = /[1-6]/.test(header.type) || folder ? 0 : (more.size ?? header.size);
+    const dataAt = cursor.position;
+    const known = cursor.input.size;
+    if (!Number.isSafeInteger(dataAt + size)) this.#fail(`a size of ${size} bytes`, offset, entryText(name));
+    if (known !== undefined && dataAt + size > known) {
+      this.#fail(`the archive ends at byte ${known}, expected ${dataAt + size - known} more`, offset, entryText(name));
+    }
+    const body = this.#body(name, dataAt, size);
+    return { name, type, size, offset, dataAt, headers, body };
+  }
+
+  /** GNU's old map of a sparse file, as far as it stands behind the header. */
+  async #sparseMap({ type }: Header, header: Uint8Array, name: string): Promise<Uint8Array> {
+    const blocks: Uint8Array[] = [];
+    for (let goesOn = type === 'S' && header[482] === 1; goesOn; ) {
+      const block = await this.#cursor.take(BLOCK);
+      if (block.length < BLOCK) this.#cutOff(name, BLOCK - block.length);
+      if (blocks.length * BLOCK >= MAX_EXTENSION) this.#fail('a sparse file in too many parts', this.#cursor.position);
+      blocks.push(block);
+      goesOn = block[504] === 1;
+    }
+    return Buffer.concat(blocks);
+  }
+
+  #body(name: string, from: number, size: number): Input {
+    const cursor = this.#cursor;
+    return {
+      name: `${this.#name}:${entryText(name)}`,
+      size: undefined,
+      path: undefined,
+      read: async (into) => {
+        const left = from + size - cursor.position;
+        if (left <= 0) return 0;
+        const ready = await cursor.fill();
+        if (ready === 0) this.#cutOff(name, left);
+        const part = cursor.bytes.subarray(cursor.at, cursor.at + Math.min(ready, left, into.length));
+        into.set(part);
+        cursor.at += part.length;
+        return part.length;
+      },
+      close() {},
+    };
+  }
+}
