@@ -34,7 +34,7 @@ export const kernel: Plugin = {
       since: '5.6',
       key: 'index',
       holdsReferences: true,
-      carries: only('the operations: they are programs, which whoever loads them registers'),
+      carries: only('the operations: they are programs, registered by whoever loads them'),
       create: {
         ...indexed(ANY),
         ...TYPES,
@@ -49,7 +49,7 @@ export const kernel: Plugin = {
       name: 'bloom_filter',
       since: '5.16',
       key: 'none',
-      carries: only('what was put in: it can be tested for, not read'),
+      carries: only('elements: the map can test for them, but not list them'),
       create: {
         ...PUSHED,
         ...TYPES,

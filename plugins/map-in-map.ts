@@ -25,7 +25,7 @@ const VALUE = 4;
 const CARRIES: Carries = {
   captured: 'items',
   replayed: 'items',
-  lost: 'what inner maps must be like, of a map that has none',
+  lost: 'for an empty map, what its inner maps must be like',
 };
 
 /** Maps whose values are other maps: user space reads ids and writes file descriptors. */
@@ -72,7 +72,7 @@ export const mapInMap: Plugin = {
     work.innerMaps(inner.ids);
     work.keep({ template: inner.template });
     if (inner.ids.size > 0 || report.kind !== 'full') return report;
-    return { kind: 'partial', why: 'it is empty, and the kernel does not tell what its inner maps must be' };
+    return { kind: 'partial', why: 'it is empty, and the kernel does not reveal what its inner maps must be like' };
   },
 
   async needs(items) {
@@ -94,7 +94,7 @@ export const mapInMap: Plugin = {
       // Made for a moment, without a name and types.
       const asked = { ...template, extra: 0n, ifindex: 0, name: Buffer.alloc(0), btf: false, inner: false };
       problems.push(
-        ...(kind === undefined ? [] : breaches(asked, kind)).map((what) => `what its inner maps must be: ${what}`),
+        ...(kind === undefined ? [] : breaches(asked, kind)).map((what) => `what its inner maps must be like: ${what}`),
       );
     }
     for (const [id, map] of problems.length > 0 ? [] : maps) {
@@ -111,7 +111,7 @@ export const mapInMap: Plugin = {
     if (template === undefined && given === undefined) {
       const none =
         work.needed.length === 0 ? 'it was empty when it was captured' : 'none of its inner maps is in the dump';
-      const why = `${none}, so what its inner maps must be is not known`;
+      const why = `${none}, so it is unknown what its inner maps must be like`;
       throw new BpfimgError('unsupported', why, { subject: work.subject });
     }
     const wanted = wantedOf(template, inner);
@@ -202,7 +202,7 @@ function wantedOf(
 }
 
 function neverInner(name: string): string {
-  return `the kernel takes no ${name} as an inner map`;
+  return `the kernel accepts no ${name} as an inner map`;
 }
 
 /** Creates a map by a template that goes away again: the kernel needs it for a moment. */

@@ -66,14 +66,14 @@ const foundOnHost = (what: string): Carries => ({
 const unreadable = (what: string): Carries => ({
   captured: 'metadata only',
   replayed: 'empty',
-  lost: `${what}: the kernel does not tell which it holds`,
+  lost: `${what}: the kernel does not reveal which it holds`,
 });
 const PROGRAMS = 'program (by pin and tag, else by tag, name and type)';
 const DEVICES = foundOnHost(`interface (by name) or ${PROGRAMS}`);
 const SOCKETS: Carries = {
   captured: 'some items',
   replayed: 'some items',
-  lost: 'sockets that no process has open any more, all of them after a reboot; with value_size 4 all, for their cookies cannot be read',
+  lost: 'sockets that no process has open any more; after a reboot, all of them; with value_size 4, all of them, because their cookies cannot be read',
 };
 
 /** What the kernel says of a socket that it does not take now. */
@@ -194,7 +194,7 @@ export const references: Plugin = {
     const { most = Infinity } = LAYOUTS[type.number] ?? {};
     if (spec.maxEntries > most) {
       const what = `${type.name} map${spec.name ? ` (${spec.name})` : ''}`;
-      const why = 'the kernel takes long to clear them, and leaks a map that is looked at meanwhile';
+      const why = 'the kernel is slow to clear them, and leaks a map that is opened during that time';
       throw new BpfimgError('unsupported', `${spec.maxEntries} slots, expected at most ${most}: ${why}`, {
         subject: what,
       });
@@ -213,14 +213,17 @@ export const references: Plugin = {
     } catch (error) {
       // Kernels of the first years of these types let user space write them, and not read.
       if (!(error instanceof KernelError) || !UNREADABLE.has(error.code ?? '') || sink.count > 0) throw error;
-      return { kind: 'metadata only', why: `lost: its items: this kernel does not tell what it holds (${error.code})` };
+      return {
+        kind: 'metadata only',
+        why: `lost: its items: this kernel does not let user space read them (${error.code})`,
+      };
     }
     const lines = new ReportLines();
     const reader = new ReferenceReader(map, work, lines);
     const references = noted.items.map((item) => reader.referenceOf(item));
     const kept = referencesThatFit(references);
     if (kept.length < references.length && layout.cookie === undefined) {
-      lines.add('too many items: bpfimg keeps what each number means, not what each item does');
+      lines.add('too many items: bpfimg records once what each id refers to, not for each item');
     }
     work.keep({ references: kept });
     return lines.report(report);
@@ -328,7 +331,9 @@ class ReferenceReader {
   #program(id: number): ProgramFacts {
     const facts = { id, ...this.#programs.get(id), pins: this.#programs.pins(id) };
     if (!('tag' in facts)) {
-      this.lines.add(`of program ${id} only the id is kept: it is gone, or may not be opened (needs CAP_SYS_ADMIN)`);
+      this.lines.add(
+        `program ${id} is recorded by its id only: it is gone, or there is no permission to open it (needs CAP_SYS_ADMIN)`,
+      );
     }
     return facts;
   }
@@ -356,7 +361,7 @@ async function captureKeys(map: BpfMap, sink: ItemSink, work: CaptureWork): Prom
   const kept = referencesThatFit(references);
   work.keep({ references: kept });
   const some = kept.length === references.length ? '' : `the first ${kept.length} of `;
-  return { ...report, why: `${report.why}; kept are ${some}its ${references.length} keys` };
+  return { ...report, why: `${report.why}; ${some}its ${references.length} keys are recorded` };
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -427,7 +432,7 @@ class ReferenceWriter {
     if (ifindex !== undefined) parts.push(this.#interface(name, ifindex));
     if (id === undefined) {
       // A number that was edited: every slot of this map is a program, or empty and no item.
-      if (this.layout.program === 0) throw new Unresolved('program 0, which is none');
+      if (this.layout.program === 0) throw new Unresolved('program 0, which does not exist');
       this.#update(key, parts);
       return;
     }
@@ -443,7 +448,7 @@ class ReferenceWriter {
       if (this.#interfaces.nameOf(recorded) === undefined) {
         throw new Unresolved(`interface ${recorded}, which ${where} does not have`);
       }
-      this.#lines.add(`item ${key}: interface ${recorded} goes by its index, for its name is not known`);
+      this.#lines.add(`item ${key}: interface ${recorded} is identified by its index, because its name is unknown`);
       return `interface ${recorded}`;
     }
     const index = this.#interfaces.indexOf(ifname);
@@ -463,7 +468,7 @@ class ReferenceWriter {
     } catch (error) {
       // Of one that has been shut down meanwhile, or is in another map that does not share.
       if (!(error instanceof KernelError) || !REFUSED.has(error.code ?? '')) throw error;
-      throw new Unresolved(`${text}, which the kernel does not take: ${error.code} (${error.reason})`);
+      throw new Unresolved(`${text}, which the kernel does not accept: ${error.code} (${error.reason})`);
     } finally {
       this.map.sys.close(fd);
     }
@@ -489,8 +494,8 @@ class ReferenceWriter {
       }
       this.#check(key, program.id);
       if (i === 0 && candidates.length > 1 && program.id !== wanted.id && !this.#isPinned(wanted, program.id)) {
-        const many = `${candidates.length} programs are ${programText({ ...wanted, id: undefined })}`;
-        this.#lines.add(`item ${hex(key)}: ${many}; it has the newest, ${text}`);
+        const many = `${candidates.length} programs match ${programText({ ...wanted, id: undefined })}`;
+        this.#lines.add(`item ${hex(key)}: ${many}; the item refers to the newest, ${text}`);
       }
       return;
     }
@@ -511,7 +516,7 @@ class ReferenceWriter {
   #notFound(wanted: ProgramFacts): string {
     const { tag, pins = [] } = wanted;
     const text = programText(wanted);
-    if (tag === undefined) return `${text}, of which only the id is known: it means nothing on another day`;
+    if (tag === undefined) return `${text}, of which only the id is known; another program may have that id now`;
     const pin = pins.length === 0 ? '' : `, and not pinned at ${pins.join(' or ')}`;
     if (this.#programs.all() === undefined)
       return `${text}${pin}; loaded programs cannot be seen without CAP_SYS_ADMIN`;

@@ -58,7 +58,7 @@ export function referencesThatFit(references: readonly Reference[]): readonly Re
 /** What an item refers to is not here; the message says what. */
 export class Unresolved extends Error {}
 
-/** The items of a replay that refer to what is not to be had here: the first is an error, unless they are to be skipped. */
+/** The items of a replay that refer to objects that this host does not have: the first is an error, unless they are to be skipped. */
 export class UnresolvedItems {
   count = 0;
   readonly #lines = new ReportLines();
@@ -83,7 +83,7 @@ export class UnresolvedItems {
   report(report: Report): Report {
     if (this.count === 0) return report;
     const some = this.count === 1 ? '1 item refers' : `${this.count} items refer`;
-    const why = `${some} to what is not to be had here: ${this.#lines}`;
+    const why = `${some} to objects that this host does not have: ${this.#lines}`;
     return { kind: 'partial', why: report.kind === 'full' ? why : `${why}; ${report.why}` };
   }
 }
@@ -123,7 +123,7 @@ export async function putEach(
   }
   const repeats = items.count - seen.size;
   if (repeats === 0) return lacking.report(FULL);
-  const why = `${repeats} of its ${items.count} items have the key of a later one, which counts`;
+  const why = `${repeats} of its ${items.count} items have the same key as a later one, which counts`;
   return lacking.report({ kind: 'partial', why });
 }
 
@@ -135,9 +135,9 @@ export async function putEach(
 export function socketOf(cookie: bigint, sockets: Sockets, { facts: { boot } }: ReplayWork): number {
   const text = `socket with cookie ${cookie}`;
   if (boot === undefined || boot !== bootId(sockets.sys.proc)) {
-    throw new Unresolved(`${text} ${boot === undefined ? 'of a boot that is not known' : 'of another boot'}`);
+    throw new Unresolved(`${text} ${boot === undefined ? 'of an unknown boot' : 'of another boot'}`);
   }
   const fd = sockets.open(cookie);
-  if (fd === undefined) throw new Unresolved(`${text}, which no process is seen to have open`);
+  if (fd === undefined) throw new Unresolved(`${text}, which no visible process has open`);
   return fd;
 }

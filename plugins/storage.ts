@@ -22,7 +22,7 @@ import { cgroupKeyed, LOCAL, NUMA_RW, PERCPU_VALUE, PROG, TYPES } from './rules.
 const CGROUP: Carries = {
   captured: 'items',
   replayed: 'empty',
-  lost: 'values: the kernel has room for them only when a program that uses the map is attached to the cgroup',
+  lost: 'values: the kernel stores them only while a program that uses the map is attached to the cgroup',
 };
 
 /** An object that a value may hang on. */
@@ -62,7 +62,7 @@ const OWNERS: Readonly<Record<number, Owners>> = {
         }
       }
     },
-    unseen: () => 'sockets that no process is seen to have open',
+    unseen: () => 'sockets that no visible process has open',
     opener({ sys }, work) {
       const sockets = new Sockets(sys);
       return (key) => {
@@ -84,16 +84,16 @@ const OWNERS: Readonly<Record<number, Owners>> = {
       for (const { id, path, fd } of new Cgroups(sys.proc).all()) yield { key: ownerKey(id, 8), fd, cgroup: path };
     },
     unseen({ sys }) {
-      if (new Cgroups(sys.proc).mount === undefined) return 'cgroups, for no cgroup2 file system is mounted';
+      if (new Cgroups(sys.proc).mount === undefined) return 'cgroups, because no cgroup2 file system is mounted';
       return seesAll('cgroup', sys.proc) ? undefined : 'cgroups outside of our namespace';
     },
     opener({ sys }) {
       const cgroups = new Cgroups(sys.proc);
       return (key, known) => {
         if (known?.cgroup === undefined)
-          throw new Unresolved(`cgroup ${viewOf(key).getBigUint64(0, true)}, whose path is not known`);
+          throw new Unresolved(`cgroup ${viewOf(key).getBigUint64(0, true)}, whose path is unknown`);
         const fd = cgroups.open(known.cgroup);
-        if (fd === undefined) throw new Unresolved(`cgroup ${known.cgroup}, which is not here`);
+        if (fd === undefined) throw new Unresolved(`cgroup ${known.cgroup}, which does not exist here`);
         return { fd, close: () => cgroups.close(fd) };
       };
     },
@@ -156,14 +156,13 @@ export const storage: Plugin = {
       28,
       'inode_storage',
       '5.10',
-      local('metadata only', 'empty', 'values: they hang on files, and only who has one open can ask for its value'),
+      local(
+        'metadata only',
+        'empty',
+        'values: they belong to files, and only a process that has a file open can read its value',
+      ),
     ),
-    row(
-      29,
-      'task_storage',
-      '5.11',
-      local('items', 'empty', 'values: they hang on tasks, which ids do not name for good'),
-    ),
+    row(29, 'task_storage', '5.11', local('items', 'empty', 'values: they belong to tasks, whose ids may be reused')),
     row(
       32,
       'cgrp_storage',
@@ -231,8 +230,8 @@ async function captureOwned(map: BpfMap, sink: ItemSink, work: CaptureWork, owne
   const lines = new ReportLines();
   const unseen = owners.unseen(map);
   if (unseen !== undefined) lines.add(`lost: values of ${unseen}`);
-  if (unopened > 0) lines.add(`${unopened} ${owners.name}s could not be opened, and asked for their values`);
+  if (unopened > 0) lines.add(`${unopened} ${owners.name}s could not be opened to read their values`);
   if (kept.length < references.length)
-    lines.add(`of ${references.length - kept.length} ${owners.name}s the path is not kept`);
+    lines.add(`the paths of ${references.length - kept.length} ${owners.name}s are not recorded`);
   return lines.report(FULL);
 }

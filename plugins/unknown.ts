@@ -11,7 +11,7 @@ export const unknownTypes: Plugin = {
   async capture(map, sink, work) {
     try {
       const report = await readKeys(map, sink, work);
-      const why = 'bpfimg does not know this type: keys and values are as the kernel gave them';
+      const why = 'bpfimg does not know this type: keys and values are the bytes that the kernel returned';
       return report.kind === 'full' ? { kind: 'partial', why } : report;
     } catch (error) {
       if (!(error instanceof KernelError)) throw error;

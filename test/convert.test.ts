@@ -102,7 +102,7 @@ t.test('the real dump', async (t) => {
   t.same(contents(dump), after);
 
   t.same(await reports(dump, 'native'), {
-    377: 'partial: 2 open files become as many maps',
+    377: 'partial: 2 open files become 2 maps',
     378: 'full',
     379: 'full',
     380: 'full',
@@ -182,7 +182,7 @@ t.test('owners and open flags of files come along', async (t) => {
   t.same(await reports(folder, 'plugin'), { 7: 'full' });
   t.equal(fs.readFileSync(path.join(folder, 'bpfimg-files.txt'), 'utf8'), '4 7 0\n5 7 04001\n6 7 02\n');
   t.same(await reports(folder, 'native'), {
-    7: 'partial: 3 open files become as many maps; read-only fds become read-write; write-only fds become read-write',
+    7: 'partial: 3 open files become 3 maps; read-only fds become read-write; write-only fds become read-write',
   });
   t.same(contents(folder), before);
 });
@@ -210,7 +210,7 @@ t.test('maps that nobody had open stay, and stale images go', async (t) => {
     'bpfmap-meta.img': meta(100, scalar(4, 99)),
   });
   const document = bpfimg(['decode', folder]).stdout;
-  t.same(await reports(folder, 'native'), { 100: 'full', 8: 'partial: not restored, for no process had it open' });
+  t.same(await reports(folder, 'native'), { 100: 'full', 8: 'partial: not restored, because no process had it open' });
   const names = fs.readdirSync(folder).filter((name) => name.startsWith('bpf'));
   t.same(names, ['bpfmap-data.img', 'bpfmap-file.img']);
   t.equal(bpfimg(['decode', folder]).stdout, document);
@@ -252,7 +252,7 @@ const fates: [name: string, images: Images, fate: string | RegExp][] = [
   [
     'a queue',
     dumpOf([{ type: 22, key: 0 }, [item('', eight)]]),
-    /type queue: it has 1 items, CRIU can make it only empty/,
+    /type queue: it has 1 items, but CRIU can only create it empty/,
   ],
   ['array_of_maps', dumpOf([{ type: 12, value: 4 }, []]), /map 100 \(m\), type array_of_maps: its values are maps/],
   ['prog_array', dumpOf([{ type: 3, value: 4 }, []]), /type prog_array: its values are numbers that mean nothing/],
@@ -262,28 +262,28 @@ const fates: [name: string, images: Images, fate: string | RegExp][] = [
   [
     'percpu_hash',
     { ...dumpOf([{ type: 5 }, [item('01000000', eight + eight)]]), 'bpfimg-meta.img': meta(100, scalar(2, 2)) },
-    'partial: right only where the host has 2 possible CPUs',
+    'partial: right only on a host with 2 possible CPUs',
   ],
   [
     'percpu_hash of other CPUs',
     { ...dumpOf([{ type: 5 }, [item('01000000', eight + eight)]]), 'bpfimg-meta.img': meta(100, scalar(2, 3)) },
-    /its values are of 2 CPUs, the host of the dump had 3/,
+    /its values are for 2 CPUs, but the dumped host had 3/,
   ],
   [
     'percpu_array of half a CPU',
     dumpOf([{ type: 6 }, [item('00000000', `${eight}00000000`)]]),
-    /its items are not of its key_size/,
+    /its items do not match its key_size/,
   ],
-  ['keys of another size', dumpOf([{}, [item('0100', eight)]]), /its items are not of its key_size/],
+  ['keys of another size', dumpOf([{}, [item('0100', eight)]]), /its items do not match its key_size/],
   [
     'too many items',
     dumpOf([{ max: 1 }, [item('01000000', eight), item('02000000', eight)]]),
-    /it has 2 items, max_entries is 1/,
+    /it has 2 items, but max_entries is 1/,
   ],
   [
     'no data',
     { ...dumpOf([{}, []]), 'bpfimg-data.img': data() },
-    'partial: no items, for the dump has no data entry of it',
+    'partial: no items, because the dump has no data entry for it',
   ],
   [
     'captured in part',
@@ -324,7 +324,7 @@ t.test('each CPU has its share of a map with BPF_F_NO_COMMON_LRU', async (t) => 
     };
   };
   t.same(await reports(folderOf(t, lru(2)), 'native'), { 100: 'full' });
-  t.match(await refusal(folderOf(t, lru(3)), 'native'), /it has 3 items, CRIU can write 2 of them/);
+  t.match(await refusal(folderOf(t, lru(3)), 'native'), /it has 3 items, but CRIU can write only 2 of them/);
 });
 
 t.test('refused to plugin', async (t) => {
@@ -336,12 +336,12 @@ t.test('refused to plugin', async (t) => {
   const cases: [images: Images, message: RegExp][] = [
     [
       native(one, mapFile({ id: 2, map_id: 7, max: 3 })),
-      /map 7 \(m\), type hash: its open files disagree about what it is/,
+      /map 7 \(m\), type hash: its open files have different attributes/,
     ],
-    [native(one, one), /file id 1 stands twice; bpfimg verify/],
-    [native(mapFile({ id: 1, map_id: 8 })), /no open file of map 7, which has data/],
+    [native(one, one), /file id 1 occurs twice; bpfimg verify/],
+    [native(mapFile({ id: 1, map_id: 8 })), /map 7 has data but no open file/],
     [{ ...native(one), ...processOf({ 3: [19, 5] }) }, /fd 3 of process 1 is file 5, which no image describes/],
-    [{ 'bpfmap-file.img': image('BPFMAP_FILE', entry(one)) }, /no files\.img in it, so it is no dump of CRIU's/],
+    [{ 'bpfmap-file.img': image('BPFMAP_FILE', entry(one)) }, /it has no files\.img, so it is not a CRIU dump/],
     [{ 'x.img': Buffer.from('x') }, /expected a dump/],
     [{ 'files.img': (native(one)['files.img'] as Buffer).subarray(0, 30) }, /files\.img: entry 0 at offset 8: /],
   ];
@@ -374,7 +374,7 @@ t.test('refused to native: images that contradict each other', async (t) => {
       },
       /1 open files of maps that CRIU itself has dumped/,
     ],
-    [{ ...good, 'bpfimg-data.img': data(mapData(100, []), mapData(8, [])) }, /no open file of map 8, which has data/],
+    [{ ...good, 'bpfimg-data.img': data(mapData(100, []), mapData(8, [])) }, /map 8 has data but no open file/],
   ];
   for (const [images, message] of cases) t.match(await refusal(folderOf(t, images), 'native'), message);
 });
@@ -383,7 +383,7 @@ t.test('no maps: nothing to do, and no failure', async (t) => {
   const folder = folderOf(t, { 'files.img': image('FILES') });
   for (const to of ['native', 'plugin']) {
     const ran = bpfimg(['criu', 'convert', folder, '--to', to]);
-    t.match(ran, { status: 0, stdout: '', stderr: `bpfimg: ${folder}: nothing to convert, no BPF maps in it\n` });
+    t.match(ran, { status: 0, stdout: '', stderr: `bpfimg: ${folder}: nothing to convert, it has no BPF maps\n` });
   }
   t.same(contents(folder), hexOf({ 'files.img': image('FILES') }));
 });

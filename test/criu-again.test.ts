@@ -150,7 +150,7 @@ t.test(
     change.close();
     const files = filesOf(folder, '.img');
     const message =
-      'Error (bpfimg): a change of the images was cut off, they are not of one time: ' +
+      'Error (bpfimg): a change to the images was interrupted: ' +
       `\`bpfimg verify ${fs.realpathSync(folder)}\` finishes it\n`;
     const again = await dump(witness.pid, folder, bench);
     t.equal(again.status, 1);
@@ -189,7 +189,7 @@ t.test('CRIU is killed: no helper is left, and the old maps are', { skip }, asyn
       );
       const { status, log } = await restore(folder, bench);
       t.equal(status, 1);
-      t.match(log, /a dump into this folder was broken off/);
+      t.match(log, /a dump into this folder was interrupted/);
     }
     await witness.end();
   }
@@ -205,13 +205,13 @@ t.test('two copies of the plugin: refused, by name', { skip }, async (t) => {
   t.equal(status, 1);
   t.match(
     log,
-    /Error \(bpfimg\): \S+\/both\/(bpfimg|old)\.so is there a second time, as \S+\/both\/(old|bpfimg)\.so: remove one/,
+    /Error \(bpfimg\): \S+\/both\/(bpfimg|old)\.so has a second copy, \S+\/both\/(old|bpfimg)\.so: remove one/,
   );
   t.match(log, /Failed in init\(0\) of "bpfimg"/);
   t.same(filesOf(folder), first);
   const ran = await restore(folder, { plugin: both });
   t.equal(ran.status, 1);
-  t.match(ran.log, /is there a second time/);
+  t.match(ran.log, /has a second copy/);
 });
 
 // ---------------------------------------------------------------------------------------------------

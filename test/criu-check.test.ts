@@ -220,7 +220,7 @@ t.test('maps of a tree: what becomes of each, and what stays behind', { skip }, 
     });
     t.match(root?.objects, [{}, { id: flows, fds: [held.more[0]], access: 'ro', report: 'full' }], 'another open file');
     t.equal(report('ck_queue'), 'full');
-    t.match(report('ck_bloom'), /^metadata only: lost: what was put in/, 'as the plugin of its type says');
+    t.match(report('ck_bloom'), /^metadata only: lost: elements/, 'as the plugin of its type says');
     t.match(report('ck_tail'), /^partial: lost: items whose program/);
     t.equal(report('ck_no_tail'), 'full', 'it has no items that could be lost');
     t.equal(report('ck_stacks'), 'full');
@@ -236,7 +236,7 @@ t.test('maps of a tree: what becomes of each, and what stays behind', { skip }, 
     );
     t.match(json.warnings[0], ` ${other.pid} (sh)`);
     t.notMatch(json.warnings[0], `${held.child} (`);
-    t.match(json.warnings[1], new RegExp(`^map ${queue} \\(ck_queue\\): its items are taken out and put back`));
+    t.match(json.warnings[1], new RegExp(`^map ${queue} \\(ck_queue\\): a dump removes its items and puts them back`));
 
     t.match(
       out,
@@ -270,7 +270,7 @@ t.test('a map that a loaded program uses', { skip }, async (t) => {
     sys.close(program);
     t.equal(status, 0);
     t.match(json.warnings, [
-      /^map \d+ \(ck_used\): used by program \d+ \(ck_user\): after a restore these still have the old map/,
+      /^map \d+ \(ck_used\): used by program \d+ \(ck_user\): after a restore these keep the old map/,
     ]);
   } finally {
     await held.stop();
@@ -391,7 +391,7 @@ t.test('epoll sets, duplicates, and files that are not ours', { skip }, async (t
     t.match(out, /^3,9 +map \d+ +ck_ring/m);
     t.equal(status, 0);
     if (perf < 0) return t.comment('no perf events here');
-    t.match(json.warnings.join('\n'), `, fd ${perf}: anon_inode:[perf_event] is no BPF object`);
+    t.match(json.warnings.join('\n'), `, fd ${perf}: anon_inode:[perf_event] is not a BPF object`);
     t.match(out, /\nnothing of BPF blocks a dump, but CRIU may refuse other files: see the warnings\n$/);
   } finally {
     await held.stop();
@@ -415,7 +415,7 @@ t.test('a CRIU built with libbpf goes its own way', { skip }, async (t) => {
     const rowOf = (name: string, access: string) =>
       rows.find((one) => one.name === name && one.access === access)?.report;
     t.equal(rowOf('ck_hash', 'rw'), 'full');
-    t.equal(rowOf('ck_hash', 'ro'), 'partial: its fd comes back for writing too');
+    t.equal(rowOf('ck_hash', 'ro'), 'partial: its fd comes back writable');
     t.equal(rowOf('ck_array', 'rw'), 'full');
     t.match(rowOf('ck_wo', 'wo'), /^blocked: .*write-only/);
     t.match(rowOf('ck_lru', 'rw'), /^blocked: .*"CRIU does not currently support dumping BPF map type 9!"$/);
@@ -458,9 +458,9 @@ t.test('settings of the plugin decide as well', { skip }, async (t) => {
       const { json } = await check(held.pid, criu);
       return [...(json.processes[0]?.objects ?? []).map(({ report }) => report), json.dumps];
     };
-    t.match(await reports(''), ['full', /^metadata only: lost: what was put in/, true]);
+    t.match(await reports(''), ['full', /^metadata only: lost: elements/, true]);
     t.match(await reports('drain no\n'), [
-      /^blocked: reading it takes its items out, and .* says "drain no"$/,
+      /^blocked: reading it removes its items, and .* says "drain no"$/,
       /^metadata only/,
       false,
     ]);
@@ -521,7 +521,7 @@ t.test('a sound host', { skip }, async (t) => {
   const wrapped = look(script);
   t.match(wrapped, { program: script, version: '4.1.1', folder: host.folder });
   t.match(findings(wrapped), [
-    /^nothing: .*cannot tell whether it is built with libbpf; taken as if it is not \(--criu/,
+    /^nothing: .*cannot tell whether it is built with libbpf; assuming that it is not \(--criu/,
   ]);
 });
 
@@ -531,12 +531,12 @@ t.test('CRIU in PATH, or nowhere', { skip }, async (t) => {
   const silent = path.join(folder, 'silent');
   fs.writeFileSync(silent, '#!/bin/sh\necho broken >&2\nexit 1\n');
   fs.chmodSync(silent, 0o755);
-  t.match(findings(look(silent))[0], `every dump: ${silent}: it does not say its version: broken`);
+  t.match(findings(look(silent))[0], `every dump: ${silent}: it does not print its version: broken`);
 });
 
 t.test('releases', { skip }, async (t) => {
   const of = (release: string) => findings(look(fakeCriu(pluginFolder(), { release })));
-  t.match(of('1.8'), [/^maps: .*CRIU 1\.8: its plugins are of another make/]);
+  t.match(of('1.8'), [/^maps: .*CRIU 1\.8: its plugin interface is different/]);
   t.match(of('3.16.1'), [/^nothing: .*not tested with releases before 3\.17/]);
   t.match(of('3.17.1'), [/^nothing: .*do not say that they need the plugin/]);
   t.same(of('4.2'), []);
@@ -569,24 +569,24 @@ t.test('plugin folders: who says which', { skip }, async (t) => {
   fs.writeFileSync(path.join(etc, 'default.conf'), 'libdir plugins\n');
   t.match(findings(look(criu, {}, etc)), [/^every dump: .*libdir plugins is not absolute/, /^maps: /]);
   fs.writeFileSync(path.join(etc, 'default.conf'), 'libdir /nowhere\n');
-  t.match(findings(look(criu, {}, etc)), [
-    /^every dump: \/nowhere \(.*\): the plugin folder cannot be read/,
-    /^maps: /,
-  ]);
+  t.match(findings(look(criu, {}, etc)), [/^every dump: \/nowhere \(.*\): cannot read the plugin folder/, /^maps: /]);
   fs.rmSync(path.join(etc, 'default.conf'));
   fs.writeFileSync(path.join(etc, 'runc.conf'), 'libdir /opt/criu\n');
-  t.match(findings(look(criu, {}, etc)), [/^nothing: .*runc\.conf: containers have plugins of \/opt\/criu/]);
+  t.match(findings(look(criu, {}, etc)), [/^nothing: .*runc\.conf: containers use the plugins in \/opt\/criu/]);
 });
 
 /** Files in the plugin folder that stop every dump, and why. */
 const BROKEN: Readonly<Record<string, readonly [make: (file: string) => void, why: RegExp]>> = {
-  text: [(file) => fs.writeFileSync(file, 'no library'), /it is no ELF file/],
-  empty: [(file) => fs.writeFileSync(file, ''), /it is no ELF file/],
-  dangling: [(file) => fs.symlinkSync('/nowhere/x.so', file), /a link to what is not there/],
+  text: [(file) => fs.writeFileSync(file, 'no library'), /it is not an ELF file/],
+  empty: [(file) => fs.writeFileSync(file, ''), /it is not an ELF file/],
+  dangling: [(file) => fs.symlinkSync('/nowhere/x.so', file), /a broken link/],
   folder: [(file) => fs.mkdirSync(file), /it is a folder/],
   'cut off': [(file) => changed(file, (bytes) => bytes.subarray(0, 3000)), /it is cut off/],
-  'for another machine': [(file) => changed(file, (bytes) => bytes.fill(0xf3, 18, 19)), /it is for another machine/],
-  'for 32 bits': [(file) => changed(file, (bytes) => bytes.fill(1, 4, 5)), /it is not for 64 bits/],
+  'for another machine': [
+    (file) => changed(file, (bytes) => bytes.fill(0xf3, 18, 19)),
+    /it was built for another kind of machine/,
+  ],
+  'for 32 bits': [(file) => changed(file, (bytes) => bytes.fill(1, 4, 5)), /it is not a 64-bit file/],
 };
 
 /** bpfimg's plugin with something done to it. */
@@ -603,13 +603,13 @@ t.test('files in the plugin folder', { skip }, async (t) => {
   }
   const harmless = compile('int nothing;');
   t.match(findings(look(fakeCriu(pluginFolder({ 'lib.so': harmless, 'lib.so.1': 'text' })))), [
-    /^nothing: .*lib\.so: no plugin \(it has no CR_PLUGIN_DESC\)/,
+    /^nothing: .*lib\.so: not a plugin \(it has no CR_PLUGIN_DESC\)/,
   ]);
   const gpu = look(fakeCriu(pluginFolder({ 'amdgpu_plugin.so': compile('int CR_PLUGIN_DESC = 1;') })));
   t.match(findings(gpu), [/^nothing: amdgpu_plugin\.so is in the same folder/]);
   t.same(gpu.others, ['amdgpu_plugin.so']);
   const twice = look(fakeCriu(pluginFolder({ 'old.so': (file) => changed(file, (bytes) => bytes) })));
-  t.match(findings(twice), [/^every dump: .*old\.so: bpfimg's plugin a second time/]);
+  t.match(findings(twice), [/^every dump: .*old\.so: a second copy of bpfimg's plugin/]);
   const none = fakeCriu(path.join(folder, 'nothing'));
   t.match(findings(look(none)), [/^maps: bpfimg's plugin is not in .*nothing \(built in\)/]);
 });
@@ -631,9 +631,9 @@ t.test('a plugin that was built for another bpfimg', { skip }, async (t) => {
   compiled(path.join(place, 'bpfimg.so'), source, '-shared', '-fPIC', '-fvisibility=hidden', ...defines);
   const criu = fakeCriu(place);
   t.match(findings(look(criu)), [
-    /^maps: .*it runs .*a node, which is not there; "bpfimg criu build"/,
-    /^maps: .*it runs .*gone, which is not there/,
-    /^nothing: .*it is of bpfimg 0\.0\.9, this is /,
+    /^maps: .*it runs .*a node, which does not exist; run "bpfimg criu build"/,
+    /^maps: .*it runs .*gone, which does not exist/,
+    /^nothing: .*it was built by bpfimg 0\.0\.9, this is /,
   ]);
   fs.copyFileSync('/bin/true', node);
   fs.writeFileSync(path.join(folder, 'gone'), '');

@@ -65,10 +65,10 @@ const HELPERS: readonly [what: string, script: string, lines: readonly (string |
   ['crashes', 'kill -SEGV $$', ['Error (bpfimg): criu-dump: ended by signal 11'], ROUNDS],
   ['crashes after its answer', 'echo map $4; echo end; kill -SEGV $$', [/ended by signal 11$/]],
   ['ends without an answer', 'exit 0', ['Error (bpfimg): criu-dump: it ended before it was done']],
-  ['says nothing of the map', 'echo end', ['Error (bpfimg): the helper says nothing of it']],
+  ['says nothing of the map', 'echo end', ['Error (bpfimg): the helper did not report on it']],
   ['cannot dump the map', 'echo skip $4 some reason; echo end', ['Error (bpfimg): some reason']],
   ['babbles', 'echo hello; echo end', ['Error (bpfimg): unexpected answer: hello', failed]],
-  ['babbles without end', 'head -c 9999 /dev/zero', ['Error (bpfimg): an answer without end', failed]],
+  ['babbles without end', 'head -c 9999 /dev/zero', ['Error (bpfimg): an answer line is too long', failed]],
 ];
 
 for (const [what, script, lines, rounds = FEW] of HELPERS) {

@@ -219,7 +219,7 @@ const IMAGES: readonly [what: string, spoil: (folder: string) => void, message: 
   [
     'items are lost',
     (folder) => fs.rmSync(path.join(folder, 'bpfimg-data.img')),
-    /Error \(bpfimg\): map \d+ \(m\w+\): its items are lost: bpfimg-data\.img has none of it\n/,
+    /Error \(bpfimg\): map \d+ \(m\w+\): its items are lost: bpfimg-data\.img has none of them\n/,
     FEW,
   ],
   [

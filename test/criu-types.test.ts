@@ -121,11 +121,11 @@ t.test('sockmap: without its sockets, and both logs say so', { skip }, async (t)
   value.writeUInt32LE(fd);
   await witness.tell(`set m 00000000 ${value.toString('hex')}`);
   const log = await bench.dumped(t, { witness, folder });
-  t.match(log, /bpfimg: BPF map \d+ \(m\): what it holds of sockets \(1 of its items\) does not come back/);
+  t.match(log, /bpfimg: BPF map \d+ \(m\): the sockets in it are not restored \(1 of its items\)/);
   const restored = await bench.restored(t, folder);
   t.match(
     restored,
-    /bpfimg: BPF map \d+ \(m\): partial: 1 item refers to what is not to be had here: 00000000 to socket/,
+    /bpfimg: BPF map \d+ \(m\): partial: 1 item refers to objects that this host does not have: 00000000 to socket/,
   );
   const [map] = await witness.see();
   t.equal(map?.type, 15);

@@ -315,7 +315,7 @@ t.test('reuse yes: a map that is still there is taken, for reading and for writi
   const reusing = buildPlugin(path.join(bench.folder, 'reusing'), ['reuse yes']);
   const { status, log } = await restore(folder, { plugin: reusing });
   t.equal(status, 0, errors(log).join('; '));
-  t.match(log, new RegExp(`bpfimg: BPF map ${before[0]?.id} is still there, and taken as it is`));
+  t.match(log, new RegExp(`bpfimg: BPF map ${before[0]?.id} still exists and is reused`));
   const after = await witness.see();
   t.same(lasting(after), lasting(before));
   const same = (seen: readonly Seen[]) => seen.filter(({ map_name }) => map_name === 'm').map(({ id }) => id);

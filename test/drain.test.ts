@@ -113,14 +113,14 @@ for (const { type, name } of KINDS) {
     for (const how of ['--drain', '--drain=keep-empty']) {
       const { status, stdout, stderr } = bpfimg(drained(map, path.join(disk, 'a'), how));
       t.same([status, stdout], [1, '']);
-      const wanted = `map ${map.id} (numbers): nothing was taken out: ${disk}: cannot reserve 12288000 bytes`;
+      const wanted = `map ${map.id} (numbers): no items were removed: ${disk}: cannot reserve 12288000 bytes`;
       t.equal(stderr, `bpfimg: ${wanted}: no space left on the device\n`);
       t.same(fs.readdirSync(disk), []);
     }
     // Where the file system cannot promise, the bytes are written beforehand.
     const FALLOCATE = process.arch === 'x64' ? 's285' : 's47';
     const without = denying(EOPNOTSUPP, FALLOCATE);
-    t.match(bpfimg(drained(map, path.join(disk, 'a')), without), { status: 1, stderr: /nothing was taken out: / });
+    t.match(bpfimg(drained(map, path.join(disk, 'a')), without), { status: 1, stderr: /no items were removed: / });
     const dir = path.join(here.folder, 'a');
     t.match(bpfimg(drained(map, dir), without), { status: 0 });
     t.same(
@@ -145,7 +145,7 @@ for (const { type, name } of KINDS) {
     };
     syncBuiltinESMExports();
     try {
-      const message = /nothing was taken out: .*no space left on the device$/;
+      const message = /no items were removed: .*no space left on the device$/;
       await t.rejects(captured(map, path.join(here.folder, 'a'), 'restore', kernel), { message });
     } finally {
       realFs.fdatasyncSync = fdatasyncSync;
@@ -199,7 +199,7 @@ for (const { type, name } of KINDS) {
     const { status, stdout } = bpfimg([...drained(map, dir), '--json'], denying(EPERM, BPF_COMMAND.MAP_UPDATE_ELEM));
     t.equal(status, 1);
     const why =
-      'what is taken out could not go back: BPF_MAP_UPDATE_ELEM: EPERM (frozen, or its file descriptor is read-only)';
+      'its items could not be put back: BPF_MAP_UPDATE_ELEM: EPERM (frozen, or its file descriptor is read-only)';
     t.match(JSON.parse(stdout), { maps: [{ report: `not supported: ${why}` }] });
     t.same(pops(map), order(type, 30));
   });
@@ -240,7 +240,7 @@ for (const { type, name } of KINDS) {
     });
     t.match(await captured(map, dir, 'restore', kernel), {
       kind: 'partial',
-      why: '20 of its items did not go back: BPF_MAP_UPDATE_ELEM: EPERM (it is frozen)',
+      why: '20 of its items could not be put back: BPF_MAP_UPDATE_ELEM: EPERM (it is frozen)',
     });
     t.equal(dataOf(dir)[0]?.count, 30, 'the image has them all');
     t.same(removeUnfinished(), []);
@@ -268,7 +268,7 @@ t.test(
     const maps = LiveMaps.look(sys).select({ ids: [map.id], names: [], pins: [], pids: [] });
     const before = fdCount();
     await t.rejects(capture(sys, maps, path.join(here.folder, 'a'), failing, { drain: 'keep-empty' }), {
-      message: `at last; map ${map.id} (numbers): 30 of its items did not go back: BPF_MAP_UPDATE_ELEM: EPERM (it is frozen)`,
+      message: `at last; map ${map.id} (numbers): 30 of its items could not be put back: BPF_MAP_UPDATE_ELEM: EPERM (it is frozen)`,
     });
     t.equal(fdCount(), before);
     t.same(removeUnfinished(), []);
@@ -366,7 +366,8 @@ t.test('others push at full speed meanwhile: it ends, and what did not go back i
     const total = Number(said.split('\n')[1]);
     const found = pops(map);
     const lost = Number(
-      /(\d+) of its items did not go back: something else was put in meanwhile/.exec(row?.report ?? '')?.[1] ?? 0,
+      /(\d+) of its items could not be put back: other items were added in the meantime/.exec(row?.report ?? '')?.[1] ??
+        0,
     );
     t.equal(found.length + lost, total, `${name}: ${total} items, ${row?.items} in the image, ${row?.report}`);
     t.equal(new Set(found).size, found.length, 'none twice');

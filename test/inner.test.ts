@@ -176,7 +176,7 @@ t.test('what is gone for good is on the outer map’s line, and can be skipped',
   const { stdout, status } = bpfimg(['replay', dir, '--pin', pin, '--unresolved', 'skip', '--json']);
   t.equal(status, 0);
   const made = (JSON.parse(stdout) as { maps: Row[] }).maps.find(({ name }) => name === 'outer');
-  t.match(made?.report, `1 item refers to what is not to be had here: 02000000 to ${refers}`);
+  t.match(made?.report, `1 item refers to objects that this host does not have: 02000000 to ${refers}`);
   using fresh = BpfMap.openPinned(sys, path.join(pin, 'outer'));
   const there = [0, 1, 2, 3, 4, 5].filter((slot) => fresh.lookup(u32(slot)) !== undefined);
   t.same(there, [1, 5]);

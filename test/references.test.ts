@@ -265,7 +265,7 @@ async function tests(): Promise<void> {
     const without = await replayed(t, before.folder, { unresolved: 'skip' });
     t.match(
       without.text,
-      /^partial: 1 item refers to what is not to be had here: 05000000 to program \d+ ref_again tag \w{16}, which is not loaded$/,
+      /^partial: 1 item refers to objects that this host does not have: 05000000 to program \d+ ref_again tag \w{16}, which is not loaded$/,
     );
     t.same(filled(without.map), {});
 
@@ -310,7 +310,7 @@ async function tests(): Promise<void> {
     const tag = shown(newest.id).tag;
     t.equal(
       twice.text,
-      `partial: item 01000000: 2 programs are program ref_same tag ${tag}; it has the newest, program ${newest.id} ref_same tag ${tag}`,
+      `partial: item 01000000: 2 programs match program ref_same tag ${tag}; the item refers to the newest, program ${newest.id} ref_same tag ${tag}`,
     );
     t.same(filled(twice.map), { [le(1)]: le(newest.id) });
 
@@ -344,7 +344,7 @@ async function tests(): Promise<void> {
     const skipped = await refilled(t, jumps, fds, {}, { unresolved: 'skip' });
     t.match(
       skipped.text,
-      /^partial: 1 item refers to what is not to be had here: 00000000 to program \d+, of which only the id is known/,
+      /^partial: 1 item refers to objects that this host does not have: 00000000 to program \d+, of which only the id is known/,
     );
     t.same(filled(skipped.map), {});
 
@@ -360,9 +360,9 @@ async function tests(): Promise<void> {
       [u32(9), u32(900_002)],
     ];
     const { map, text } = await refilled(t, jumps, items, { references });
-    t.equal(text, 'partial: 1 of its 4 items have the key of a later one, which counts');
+    t.equal(text, 'partial: 1 of its 4 items have the same key as a later one, which counts');
     t.same(filled(map), { [le(0)]: le(two.id), [le(1)]: le(two.id), [le(9)]: le(two.id) });
-    await t.rejects(refilled(t, jumps, [[u32(0), u32(0)]]), /it refers to program 0, which is none/);
+    await t.rejects(refilled(t, jumps, [[u32(0), u32(0)]]), /it refers to program 0, which does not exist/);
   });
 
   await t.test('a program of another kind is an error that names it', { skip }, async (t) => {
@@ -387,7 +387,7 @@ async function tests(): Promise<void> {
     const folder = dumpOf(t.testdir(), { id: 7, type: PROG_ARRAY, key: 4, value: 4, max: 2 ** 20 + 1, name: 'huge' });
     await t.rejects(
       replayed(t, folder),
-      /^prog_array map \(huge\): 1048577 slots, expected at most 1048576: the kernel takes long/,
+      /^prog_array map \(huge\): 1048577 slots, expected at most 1048576: the kernel is slow to clear them/,
     );
   });
 
@@ -399,7 +399,7 @@ async function tests(): Promise<void> {
     const { report, items } = await captured(t, map, old);
     t.same(
       [report, items],
-      ['metadata only: lost: its items: this kernel does not tell what it holds (EOPNOTSUPP)', {}],
+      ['metadata only: lost: its items: this kernel does not let user space read them (EOPNOTSUPP)', {}],
     );
     const broken = new MeddledSys(sys, (command) => (command === 'MAP_LOOKUP_ELEM' ? -ERRNO.EPERM : undefined));
     await t.rejects(captured(t, map, broken), /BPF_MAP_LOOKUP_ELEM: EPERM/);
@@ -414,7 +414,7 @@ async function tests(): Promise<void> {
     const hidden = await captured(t, map, blind);
     t.equal(
       hidden.report,
-      `partial: of program ${one.id} only the id is kept: it is gone, or may not be opened (needs CAP_SYS_ADMIN)`,
+      `partial: program ${one.id} is recorded by its id only: it is gone, or there is no permission to open it (needs CAP_SYS_ADMIN)`,
     );
     t.same(hidden.items, { [le(2)]: le(one.id) });
     t.same(
@@ -422,7 +422,7 @@ async function tests(): Promise<void> {
       [{ id: one.id, type: undefined, name: undefined, tag: undefined, pins: undefined }],
     );
     const fresh = await replayed(t, hidden.folder, { unresolved: 'skip' });
-    t.match(fresh.text, /^partial: captured partial: of program .*; 1 item refers to .* of which only the id is known/);
+    t.match(fresh.text, /^partial: captured partial: program .*; 1 item refers to .* of which only the id is known/);
 
     const { folder, remove } = bpffs();
     t.teardown(remove);
@@ -532,7 +532,7 @@ async function tests(): Promise<void> {
         const part = await replayed(t, before.folder, { unresolved: 'skip' });
         t.equal(
           part.text,
-          'partial: 1 item refers to what is not to be had here: 07000000 to interface ref1, which this network namespace does not have',
+          'partial: 1 item refers to objects that this host does not have: 07000000 to interface ref1, which this network namespace does not have',
         );
         t.same(filled(part.map), { [le(1)]: hexOf(value(302, xdp.id)) });
       });
@@ -558,7 +558,7 @@ async function tests(): Promise<void> {
   await t.test('an interface whose name is not known goes by its index, which is said', { skip }, async (t) => {
     const spec: MapSpec = { type: DEVMAP, keySize: 4, valueSize: 4, maxEntries: 4, name: 'nameless' };
     const { map, text } = await refilled(t, spec, [[u32(0), u32(1)]]);
-    t.equal(text, 'partial: item 00000000: interface 1 goes by its index, for its name is not known');
+    t.equal(text, 'partial: item 00000000: interface 1 is identified by its index, because its name is unknown');
     t.same(filled(map), { [le(0)]: le(1) });
     await t.rejects(
       refilled(t, spec, [[u32(0), u32(999)]]),
@@ -662,7 +662,7 @@ async function tests(): Promise<void> {
       const part = await refilled(t, wide, far, {}, { unresolved: 'skip' });
       t.equal(
         part.text,
-        'partial: 1 item refers to what is not to be had here: c8000000 to CPU 200, which this machine does not have',
+        'partial: 1 item refers to objects that this host does not have: c8000000 to CPU 200, which this machine does not have',
       );
       t.same(filled(part.map), { [le(0)]: hexOf(value(32)) });
     });
@@ -696,13 +696,13 @@ async function tests(): Promise<void> {
         t.same(Object.fromEntries(before.references.map(({ key, cookie }) => [hexOf(key), cookie])), cookies);
         t.same(filled(map), before.items);
         // A socket can be in one map of reuseport sockets only.
-        const taken = 'which the kernel does not take: EBUSY (in use at the moment)';
+        const taken = 'which the kernel does not accept: EBUSY (in use at the moment)';
         if (type === REUSEPORT) {
           await t.rejects(replayed(t, before.folder), { kind: 'notFound', message: new RegExp(escaped(taken)) });
           const part = await replayed(t, before.folder, { unresolved: 'skip' });
           t.match(
             part.text,
-            /^partial: 2 items refer to what is not to be had here: \w+ to socket with cookie \d+, which/,
+            /^partial: 2 items refer to objects that this host does not have: \w+ to socket with cookie \d+, which/,
           );
           t.same(filled(part.map), {});
           for (const key of keys) map.delete(key);
@@ -724,13 +724,9 @@ async function tests(): Promise<void> {
         const boot = bootId() as string;
         const cookie = Buffer.from(first[1]).readBigUInt64LE();
         for (const [facts, item, why] of [
-          [{}, first, `${cookie} of a boot that is not known`],
+          [{}, first, `${cookie} of an unknown boot`],
           [{ boot: boot.replace(/^./, 'x') }, first, `${cookie} of another boot`],
-          [
-            { boot },
-            [first[0], Buffer.alloc(8, 0x7f)],
-            `${0x7f7f7f7f7f7f7f7fn}, which no process is seen to have open`,
-          ],
+          [{ boot }, [first[0], Buffer.alloc(8, 0x7f)], `${0x7f7f7f7f7f7f7f7fn}, which no visible process has open`],
         ] as const) {
           const message = `item ${hexOf(first[0])}: it refers to socket with cookie ${why}; --unresolved skip`;
           await t.rejects(refilled(t, spec, [item], facts), {
@@ -744,7 +740,7 @@ async function tests(): Promise<void> {
         const blind = await captured(t, small);
         const walks = type === SOCKHASH;
         const lost = `lost: ${types.get(type).carries?.lost}`;
-        t.equal(blind.report, `metadata only: ${lost}${walks ? '; kept are its 2 keys' : ''}`);
+        t.equal(blind.report, `metadata only: ${lost}${walks ? '; its 2 keys are recorded' : ''}`);
         t.same(blind.references.map(({ key }) => hexOf(key)).sort(), walks ? Object.keys(cookies).sort() : []);
         const empty = await replayed(t, blind.folder);
         t.equal(empty.text, `metadata only: ${lost}`);
@@ -776,7 +772,7 @@ async function tests(): Promise<void> {
         if (fd >= 0) map.update(u32(2), u32(fd));
         else t.comment(`no ${what} here`);
         const before = await captured(t, map);
-        const report = `metadata only: lost: ${what}: the kernel does not tell which it holds`;
+        const report = `metadata only: lost: ${what}: the kernel does not reveal which it holds`;
         t.equal(before.report, report);
         t.same([before.items, before.references], [{}, []]);
         const fresh = await replayed(t, before.folder);

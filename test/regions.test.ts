@@ -139,7 +139,7 @@ t.test('records that are being written are left out, and said', { skip }, async 
   using map = BpfMap.create(sys, { type: USER_RINGBUF, keySize: 0, valueSize: 0, maxEntries: 4096, name: 'busy' });
   write(map, ['whole'], ['half', BUSY], ['behind']);
   const captured = await told(t, 'capture', '--id', String(map.id), '-D', here.dump);
-  const why = 'a record was being written: it and what follows, 32 bytes, are left out';
+  const why = 'a record was still being written: it and everything after it (32 bytes) are left out';
   t.equal(captured.report, `partial: ${why}`);
   t.equal(dataOf(here.dump)[0]?.values.join(''), image([['whole']]));
   const replayed = await told(t, 'replay', here.dump, '--pin', path.join(here.pins, 'fresh'));
@@ -149,7 +149,7 @@ t.test('records that are being written are left out, and said', { skip }, async 
   using broken = BpfMap.create(sys, { type: USER_RINGBUF, keySize: 0, valueSize: 0, maxEntries: 4096, name: 'broken' });
   write(broken, ['long', 0x1000_0000]);
   const none = await told(t, 'capture', '--id', String(broken.id), '-D', here.dump, '--force');
-  t.equal(none.report, 'metadata only: lost: unread records: its memory has no whole records');
+  t.equal(none.report, 'metadata only: lost: unread records: its memory does not contain whole records');
   using far = BpfMap.create(sys, { type: USER_RINGBUF, keySize: 0, valueSize: 0, maxEntries: 4096, name: 'far' });
   {
     using ring = new Ring(far, true);
@@ -173,7 +173,7 @@ t.test('records in an image that cannot be written back are news', { skip }, asy
   t.equal((await cli(['encode', '-D', edited], { input: text })).status, 0);
   const odd = await cli(['replay', edited, '--pin', pin]);
   t.equal(odd.status, 1);
-  t.match(odd.stderr, /^bpfimg: map \d+ \(edited\): its 4960 bytes are no whole records\n$/);
+  t.match(odd.stderr, /^bpfimg: map \d+ \(edited\): its 4960 bytes are not whole records\n$/);
   t.notOk(fs.existsSync(pin));
 });
 
@@ -258,7 +258,7 @@ t.test(
     const here = place(t);
     const { id, stop } = await holder(t, { spec: arena, pages: { 1: 'one', 2: 'two', 6: 'six' } });
     const before = await told(t, 'capture', '--id', String(id), '-D', here.dump);
-    const lost = 'lost: pages that only programs have touched, for looking at one that is not there would make it';
+    const lost = 'lost: pages that only programs have touched: reading a missing page would create it';
     t.same([before.items, before.report], [3, `partial: ${lost}`]);
     t.same(pagesOf(here.dump), { 1: 'one', 2: 'two', 6: 'six' });
     const again = await told(t, 'capture', '--id', String(id), '-D', here.dump, '--force');
@@ -316,14 +316,14 @@ t.test('pages that a program has made', { skip: skip || skipWithout('python3') }
     t.same(pagesOf(here.dump), pages);
   }
   const replayed = await told(t, 'replay', here.dump, '--pin', path.join(here.pins, 'fresh'));
-  t.equal(replayed.report, 'metadata only: lost: its 2 pages: with BPF_F_SEGV_ON_FAULT only programs can make them');
+  t.equal(replayed.report, 'metadata only: lost: its 2 pages: with BPF_F_SEGV_ON_FAULT only programs can create them');
 });
 
 t.test('arenas that cannot be read say why', { skip }, async (t) => {
   const here = place(t);
   const cases = [
-    [{ ...arena, extra: 0n }, /^metadata only: lost: its pages: it was made without an address/],
-    [{ ...arena, extra: BigInt(ADDRESS) }, /^metadata only: lost: its pages: no process is seen to have it mapped/],
+    [{ ...arena, extra: 0n }, /^metadata only: lost: its pages: it was created without an address/],
+    [{ ...arena, extra: BigInt(ADDRESS) }, /^metadata only: lost: its pages: no visible process has it mapped/],
   ] as const;
   for (const [spec, why] of cases) {
     using map = BpfMap.create(sys, spec);

@@ -353,7 +353,7 @@ t.test('a map without a data entry, or captured in part, says what it lacks', { 
   const rows = await pinned(t, dump, place);
   t.same(
     rows.map(({ report }) => report),
-    ['partial: no items, for the dump has no data entry of it', 'full'],
+    ['partial: no items, because the dump has no data entry for it', 'full'],
   );
 });
 

@@ -122,12 +122,12 @@ t.test('values of cgroups come back by the path', { skip: skipCgroups }, async (
   t.equal(gone.status, 1);
   t.match(
     gone.stderr,
-    new RegExp(`item \\w{16}: it refers to cgroup ${two.path}, which is not here; --unresolved skip`),
+    new RegExp(`item \\w{16}: it refers to cgroup ${two.path}, which does not exist here; --unresolved skip`),
   );
   const part = await replayed(t, here.dump, here.pin('c'), '--unresolved', 'skip');
   t.match(
     part.row.report,
-    /1 item refers to what is not to be had here: \w{16} to cgroup \/bpfimg-\d+-2, which is not here$/,
+    /1 item refers to objects that this host does not have: \w{16} to cgroup \/bpfimg-\d+-2, which does not exist here$/,
   );
   t.equal(get(part.map, anew.fd), 11);
 
@@ -141,9 +141,9 @@ t.test('values of cgroups come back by the path', { skip: skipCgroups }, async (
   for (const [text, why] of [
     [
       document.replaceAll(onePath, '/\\\\x2e./../../../tmp').replaceAll(two.path, '/../../../../tmp'),
-      /cgroup \/(\.\.\/){4}tmp, which is not here/,
+      /cgroup \/(\.\.\/){4}tmp, which does not exist here/,
     ],
-    [document.replace(/"references":\[.*?\],?/, ''), /cgroup \d+, whose path is not known/],
+    [document.replace(/"references":\[.*?\],?/, ''), /cgroup \d+, whose path is unknown/],
     [short, /its 2 items have 16 bytes of keys and 8 of values, expected 8 and 8 bytes each/],
     [
       bytes.replaceAll(/"key":"(\w{8})\w{8}"/g, '"key":"$1"').replace('"data_key_size":8,', ''),
@@ -156,7 +156,7 @@ t.test('values of cgroups come back by the path', { skip: skipCgroups }, async (
     t.match(refused.stderr, why);
     const found = (await cli(['verify', edited])).stdout;
     if (!why.source.startsWith('cgroup'))
-      t.match(found, /error: (key|value)-size: .* expected value_size 8|items of cgrp_storage have 8/);
+      t.match(found, /error: (key|value)-size: .* expected value_size 8|cgrp_storage items have keys of 8/);
     fs.rmSync(edited, { recursive: true });
   }
 });
@@ -169,7 +169,7 @@ t.test('values of sockets come back while the sockets live', { skip: skip || ski
   const [one, two] = holder.opened.listening;
   set(map, one?.fd as number, 33);
   set(map, two?.fd as number, 44);
-  const lost = 'lost: values of sockets that no process is seen to have open';
+  const lost = 'lost: values of sockets that no visible process has open';
   const before = await captured(t, map, here.dump);
   t.equal(before.row.report, `partial: ${lost}`);
   t.same(before.items, { [one?.cookie ?? '']: 33, [two?.cookie ?? '']: 44 });
@@ -240,7 +240,7 @@ t.test('values of tasks are in the image, threads and all', { skip }, async (t) 
   t.match(before.row.report, /^(full|partial: lost: values of tasks of other PID namespaces)/);
   t.same(before.items, expected);
   const fresh = await replayed(t, here.dump, here.pin('a'));
-  t.equal(fresh.row.report, 'metadata only: lost: values: they hang on tasks, which ids do not name for good');
+  t.equal(fresh.row.report, 'metadata only: lost: values: they belong to tasks, whose ids may be reused');
   t.same((await captured(t, fresh.map, `${here.dump}-again`)).items, {});
   // Whose keys nobody can walk.
   const empty = await replayed(t, `${here.dump}-again`, here.pin('b'));
@@ -254,7 +254,8 @@ t.test('values of files are left where they are', { skip }, async (t) => {
   t.teardown(() => fs.closeSync(fd));
   set(map, fd, 60);
   const { row } = await captured(t, map, here.dump);
-  const report = 'metadata only: lost: values: they hang on files, and only who has one open can ask for its value';
+  const report =
+    'metadata only: lost: values: they belong to files, and only a process that has a file open can read its value';
   t.equal(row.report, report);
   t.equal((await replayed(t, here.dump, here.pin('a'))).row.report, report);
 });

@@ -8,13 +8,13 @@ import { Arena } from './memory.js';
 /** Bytes that are read in one go. */
 const STEP = 1024 * 1024;
 
-const UNSEEN = 'pages that only programs have touched, for looking at one that is not there would make it';
+const UNSEEN = 'pages that only programs have touched: reading a missing page would create it';
 
 /** Reads every page where a page that is not there is an error, else those that processes have touched. */
 export async function readArena(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   const { extra } = map.info();
   const lost = (why: string): Report => ({ kind: 'metadata only', why: `lost: its pages: ${why}` });
-  if (extra === 0n) return lost('it was made without an address, and the kernel does not tell which it has');
+  if (extra === 0n) return lost('it was created without an address, and the kernel does not reveal which one it has');
   let arena: Arena;
   try {
     arena = new Arena(map, extra);
@@ -28,7 +28,7 @@ export async function readArena(map: BpfMap, sink: ItemSink, work: Work): Promis
       return FULL;
     }
     const touched = arena.touched();
-    if (touched === undefined) return lost('no process is seen to have it mapped; looking would make pages');
+    if (touched === undefined) return lost('no visible process has it mapped, and reading it would create pages');
     await readRuns(arena, sink, work, touched);
     return { kind: 'partial', why: `lost: ${UNSEEN}` };
   } finally {

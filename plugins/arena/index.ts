@@ -18,7 +18,7 @@ export const arena: Plugin = {
       carries: {
         captured: 'some items',
         replayed: 'some items',
-        lost: 'pages that only programs have touched; all pages of one without map_extra, or (replayed) with BPF_F_SEGV_ON_FAULT',
+        lost: 'pages that only programs have touched; all pages of an arena without map_extra, or (on replay) with BPF_F_SEGV_ON_FAULT',
       },
       create: {
         ...TYPES,

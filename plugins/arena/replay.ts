@@ -19,7 +19,7 @@ export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Pro
   const { extra } = map.info();
   if (extra === 0n) return lost(NO_ADDRESS);
   if (items.valueSize !== sys.pageSize) {
-    return lost(`they are of ${items.valueSize} bytes, here they have ${sys.pageSize}`);
+    return lost(`they have ${items.valueSize} bytes, but pages on this machine have ${sys.pageSize}`);
   }
   let arena: Arena;
   try {
@@ -52,7 +52,7 @@ export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Pro
 }
 
 const NO_ADDRESS = 'it has no address';
-const ASKS = 'with BPF_F_SEGV_ON_FAULT only programs can make them';
+const ASKS = 'with BPF_F_SEGV_ON_FAULT only programs can create them';
 const beyond = (page: number, most: number) => `page ${page} is beyond its end, max_entries is ${most}`;
 
 function lostPages(count: number, why: string): Report {

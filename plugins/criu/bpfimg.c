@@ -387,7 +387,7 @@ static int listen_to(int from, int *end, int timeout, int (*line)(char *))
 		}
 		used -= start - text;
 		if (used == sizeof(text))
-			return error("an answer without end");
+			return error("an answer line is too long");
 		memmove(text, start, used);
 	}
 }
@@ -658,7 +658,7 @@ static int dump_map(int fd, unsigned int id, const struct info *info)
 			return -1;
 		map = find_map(info->id);
 		if (!map)
-			return error("the helper says nothing of it");
+			return error("the helper did not report on it");
 		if (!map->problem && put_in_place() != 0)
 			return -1;
 	}
@@ -669,7 +669,7 @@ static int dump_map(int fd, unsigned int id, const struct info *info)
 	if (fprintf(table, "%x %u %#o\n", id, info->id, fcntl(fd, F_GETFL)) < 0 || fflush(table) != 0)
 		return error("%s: %s", TABLE, strerror(errno));
 	if (file_count++ == 0 && add_inventory_plugin && add_inventory_plugin(NAME) != 0)
-		return error("CRIU does not note that the plugin is needed");
+		return error("CRIU failed to record that the dump needs the plugin");
 	return 0;
 }
 
@@ -710,7 +710,7 @@ static int restore_line(char *text)
 		/* At once, while the helper holds it. */
 		file->fd = open_map(file, -1, 0);
 		if (file->fd < 0)
-			return error("map %u, made of map %u: %s", to, from, strerror(errno));
+			return error("map %u, created from map %u: %s", to, from, strerror(errno));
 	}
 	return 0;
 }
@@ -765,7 +765,7 @@ static int prepare_restore(void)
 	if (!needed)
 		return 0;
 	if (is_there(NEW) || is_there(MOVING))
-		return error("a dump into this folder was broken off: its images are not all of one dump");
+		return error("a dump into this folder was interrupted: its images are not all from one dump");
 	failed = read_table();
 	/* Where CRIU has no list of plugins (before 4.1), every one seems to be needed. */
 	if (failed == 1 && faccessat(criu_get_image_dir(), "bpfimg-file.img", F_OK, 0) != 0)
@@ -791,7 +791,7 @@ static int restore_ext_file(int id, bool *retry)
 	int fd;
 
 	if (!file && file_count == 0)
-		say(LOG_WARNING, "file 0x%x: no BPF map, as far as one can tell without %s", id, TABLE);
+		say(LOG_WARNING, "file 0x%x: probably not a BPF map, but %s is missing", id, TABLE);
 	if (!file)
 		return -ENOTSUP;
 	fd = open_map(file, -1, 0);
@@ -828,12 +828,12 @@ static int take_over(void)
 	if (bpfmap_dump_ops.type == TYPE_EXT)
 		return 0;
 	if (bpfmap_dump_ops.type != TYPE_BPFMAP || ext_dump_ops.type != TYPE_EXT)
-		return error("take-over: this is another CRIU than those it was made for");
+		return error("take-over: this version of CRIU is not supported");
 	if (mprotect(from, size, PROT_READ | PROT_WRITE) != 0)
 		return error("take-over: %s", strerror(errno));
 	memcpy(&bpfmap_dump_ops, &ext_dump_ops, sizeof(ext_dump_ops));
 	mprotect(from, size, PROT_READ);
-	say(LOG_INFO, "takes over from CRIU's own BPF support");
+	say(LOG_INFO, "taking over from CRIU's own BPF support");
 	return 0;
 }
 
@@ -884,7 +884,7 @@ static int check_alone(void)
 	while (folder && !failed && (entry = readdir(folder)))
 		if (strcmp(entry->d_name, name) != 0 && fnmatch("*.so", entry->d_name, 0) == 0 &&
 		    is_copy(dirfd(folder), entry->d_name))
-			failed = error("%s is there a second time, as %s/%s: remove one of them", self, path, entry->d_name);
+			failed = error("%s has a second copy, %s/%s: remove one of them", self, path, entry->d_name);
 	if (folder)
 		closedir(folder);
 	return failed;
@@ -900,7 +900,7 @@ static int check_whole(void)
 		return 0;
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", criu_get_image_dir());
 	size = readlink(path, folder, sizeof(folder));
-	return error("a change of the images was cut off, they are not of one time: `bpfimg verify %.*s` finishes it",
+	return error("a change to the images was interrupted: `bpfimg verify %.*s` finishes it",
 		     size < 0 ? 0 : (int)size, folder);
 }
 

@@ -54,13 +54,13 @@ export async function drain(map: BpfMap, sink: ItemSink, work: CaptureWork, stac
 
 /** Why nothing can be put into `map`; undefined when something can. */
 function whyNotBack(map: BpfMap): string | undefined {
-  if (map.state().frozen === true) return 'it is frozen, so its items cannot be taken out';
+  if (map.state().frozen === true) return 'it is frozen, so its items cannot be popped';
   try {
     // Queues take no such flag, which the kernel sees when nothing else (access, freezing, a filter) forbids the call.
     map.update(undefined, new Uint8Array(map.valueStride), ELEM_FLAG.NOEXIST);
   } catch (error) {
     if (!(error instanceof KernelError)) throw error;
-    if (error.errno !== ERRNO.EINVAL) return `what is taken out could not go back: ${callText(error)}`;
+    if (error.errno !== ERRNO.EINVAL) return `its items could not be put back: ${callText(error)}`;
   }
   return undefined;
 }
@@ -161,12 +161,12 @@ class Drained {
   }
 
   #problem(): string {
-    return `${this.#lost} of its items did not go back: ${this.#why}`;
+    return `${this.#lost} of its items could not be put back: ${this.#why}`;
   }
 
   report(): Report {
     const parts = this.#lost === 0 ? [] : [this.#problem()];
-    if (this.#written) parts.push(`others put items in meanwhile: it is read no further than max_entries`);
+    if (this.#written) parts.push(`others added items during the capture: only max_entries items were read`);
     return parts.length === 0 ? FULL : { kind: 'partial', why: parts.join('; ') };
   }
 
@@ -177,5 +177,5 @@ class Drained {
 
 function lostText(error: unknown): string {
   if (!(error instanceof KernelError)) return errorText(error);
-  return error.errno === ERRNO.E2BIG ? 'something else was put in meanwhile' : callText(error);
+  return error.errno === ERRNO.E2BIG ? 'other items were added in the meantime' : callText(error);
 }

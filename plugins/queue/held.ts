@@ -122,7 +122,7 @@ function reserve(sys: Sys, folder: string, name: string, size: number): number {
   } catch (error) {
     if (fd !== undefined) fs.closeSync(fd);
     const { message } = ioError(folder, `reserve ${size} bytes`, error);
-    throw new BpfimgError('io', `nothing was taken out: ${message}`, { subject: name, cause: error });
+    throw new BpfimgError('io', `no items were removed: ${message}`, { subject: name, cause: error });
   }
 }
 

@@ -38,7 +38,7 @@ export async function readRing(map: BpfMap, sink: ItemSink, work: Work): Promise
         copy.bytes.close();
       }
       if (copy.unfinished === 0) return FULL;
-      const why = `a record was being written: it and what follows, ${copy.unfinished} bytes, are left out`;
+      const why = `a record was still being written: it and everything after it (${copy.unfinished} bytes) are left out`;
       return { kind: 'partial', why };
     }
   } finally {
@@ -55,9 +55,9 @@ async function copied(ring: Ring): Promise<RingCopy | string | undefined> {
   if (unread < 0n || unread > BigInt(maxEntries)) return `its positions are ${unread} bytes apart`;
   const from = Number(consumer % BigInt(maxEntries));
   const to = from + Number(unread);
-  if (to > data.length) return 'they are too many to be mapped at once';
+  if (to > data.length) return 'they are too large to map at once';
   const end = recordsEnd(data, from, to);
-  if (end === undefined) return ring.consumer === consumer ? 'its memory has no whole records' : undefined;
+  if (end === undefined) return ring.consumer === consumer ? 'its memory does not contain whole records' : undefined;
   const bytes = new Spool('records of a ring buffer');
   for (let at = from; at < end; at += STEP) {
     bytes.write(data.subarray(at, Math.min(end, at + STEP)));

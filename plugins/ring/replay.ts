@@ -32,7 +32,7 @@ export async function fillRing(map: BpfMap, items: ItemSource, work: Work): Prom
 }
 
 const tooLong = (size: number, most: number) => `${size} bytes of unread records do not fit, max_entries is ${most}`;
-const noRecords = (size: number) => `its ${size} bytes are no whole records`;
+const noRecords = (size: number) => `its ${size} bytes are not whole records`;
 
 /** What comes of {@link fillRing}. */
 export async function ringForeseen({ items, spec: { maxEntries } }: Planned): Promise<Foreseen> {

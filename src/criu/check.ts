@@ -293,7 +293,7 @@ class TreeChecker {
     // It grows while it is gone over.
     for (const [pid, parent] of queue) {
       if (this.own.includes(pid)) {
-        this.#warnings.push('bpfimg itself runs in that tree: CRIU must run outside of what it dumps');
+        this.#warnings.push('bpfimg itself runs in that tree: CRIU must run outside the tree it dumps');
         continue;
       }
       const process = this.#look(pid, parent);
@@ -315,13 +315,9 @@ class TreeChecker {
     const mappings = files === 'gone' ? files : anonymousMappings(pid, proc);
     if (files === 'gone' || mappings === 'gone') return undefined;
     if (files === 'hidden' || mappings === 'hidden') {
-      const hidden = new BpfimgError(
-        'io',
-        'its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE)',
-        {
-          subject: `process ${pid}`,
-        },
-      );
+      const hidden = new BpfimgError('io', 'no permission to inspect its files (needs CAP_SYS_PTRACE)', {
+        subject: `process ${pid}`,
+      });
       if (parent === undefined) throw hidden;
       this.#blocks.push(hidden.message);
       return { pid, parent, command: commandOf(pid, proc), files: [], mappings: [] };
@@ -403,11 +399,11 @@ class TreeChecker {
     if (access === 'wo')
       return { kind: 'blocked', why: 'CRIU reads through the fd it dumps, and this one is write-only' };
     const lost = outcome.kind === 'full' ? '' : `; ${outcome.why}`;
-    return { kind: 'partial', why: `its fd comes back for writing too${lost}` };
+    return { kind: 'partial', why: `its fd comes back writable${lost}` };
   }
 
   async #pluginOutcome(map: LiveMap): Promise<Outcome> {
-    if (map.type === undefined) return { kind: 'blocked', why: 'its type cannot be seen' };
+    if (map.type === undefined) return { kind: 'blocked', why: 'its type cannot be determined' };
     const type = this.types.get(map.type);
     const captured = await this.#captured(map, type);
     if (captured.kind !== 'full' && captured.kind !== 'not supported' && this.criu.config.partial === 'fail') {
@@ -421,13 +417,16 @@ class TreeChecker {
     const unable: Report = { kind: 'not supported', why: `bpfimg cannot capture ${type.name} maps` };
     if (this.types.plugin(type.number).capture === undefined) return unable;
     if (type.drains === true) {
-      if (map.frozen === true) return { kind: 'not supported', why: 'it is frozen, so its items cannot be taken out' };
+      if (map.frozen === true) return { kind: 'not supported', why: 'it is frozen, so its items cannot be popped' };
       if (this.criu.config.drain) return FULL;
-      const why = `reading it takes its items out, and ${this.criu.configFile} says "drain no"`;
+      const why = `reading it removes its items, and ${this.criu.configFile} says "drain no"`;
       return { kind: 'not supported', why };
     }
     if (this.types.row(type.number) === undefined) {
-      return { kind: 'partial', why: 'bpfimg does not know this type: its items are carried as they are, if at all' };
+      return {
+        kind: 'partial',
+        why: 'bpfimg does not know this type: it copies the items as plain bytes, if that is possible',
+      };
     }
     // Of all others every item is carried.
     if (type.carries === undefined && type.inner !== true) return FULL;
@@ -527,7 +526,7 @@ class TreeChecker {
           row.kind === 'program' ? (PROGRAM_TYPES[Number(typeText)] ?? typeText) : (typeText ?? otherName(row, kind)),
         outcome: {
           kind: 'blocked',
-          why: `${row.what} cannot be dumped: to be closed before the dump, and opened again after the restore`,
+          why: `${row.what} cannot be dumped: close it before the dump and open it again after the restore`,
         },
       });
     }
@@ -552,8 +551,8 @@ class TreeChecker {
       );
       if (left.length > 0) {
         const after = reuse
-          ? 'a restore takes it as it is while it is there; else these still have the old map, and the process a new one'
-          : 'after a restore these still have the old map, and the process a new one';
+          ? 'a restore reuses the map if it still exists; otherwise these keep the old map, and the process gets a new one'
+          : 'after a restore these keep the old map, and the process gets a new one';
         this.#warnings.push(`${subject}: ${left.join('; ')}: ${after}`);
       }
       if (
@@ -562,14 +561,14 @@ class TreeChecker {
         this.#outcomes.get(map.id)?.kind === 'full'
       ) {
         this.#warnings.push(
-          `${subject}: its items are taken out and put back while the processes are frozen; others must not use it meanwhile`,
+          `${subject}: a dump removes its items and puts them back while the processes are frozen; nothing else may use it during that time`,
         );
       }
       // Whether two file descriptors are one open file, only kcmp(2) tells.
       const files = objects.filter(({ id }) => id === map.id).flatMap(({ fds }) => fds);
       if (this.#native && files.length > 1 && this.#outcomes.get(map.id)?.kind !== 'blocked') {
         this.#warnings.push(
-          `${subject}: it has several file descriptors; those that were opened on their own, and are no duplicates, come back as different maps`,
+          `${subject}: it has several file descriptors; unless they are duplicates, they come back as different maps`,
         );
       }
     }
@@ -589,7 +588,7 @@ class TreeChecker {
       for (const [kind, where] of kinds) {
         count++;
         this.#warnings.push(
-          `process ${pid} (${command}), ${where.join(', ')}: anon_inode:${kind} is no BPF object, and CRIU is not known to dump it`,
+          `process ${pid} (${command}), ${where.join(', ')}: anon_inode:${kind} is not a BPF object, and CRIU may be unable to dump it`,
         );
       }
     }
@@ -613,7 +612,7 @@ class TreeChecker {
       const dump = options((point, name) => `${point}]:${name}`);
       const restore = options((_, name) => `${name}]:${here}`);
       this.#blocks.push(
-        `process ${pid} (${command}): CRIU cannot dump the BPF file system at ${where} in its mount namespace ("FS mnt … unsupported"); it can with: criu dump ${dump}, then criu restore ${restore}`,
+        `process ${pid} (${command}): CRIU cannot dump the BPF file system at ${where} in its mount namespace ("FS mnt … unsupported"), except with: criu dump ${dump}, then criu restore ${restore}`,
       );
     }
   }

@@ -57,10 +57,10 @@ export async function convert(folder: string, to: DumpForm, types: MapTypes): Pr
   const dump = await openDump(folder);
   try {
     if (!dump.images.has(IMAGE.files)) {
-      throw new BpfimgError('unsupported', `no ${IMAGE.files} in it, so it is no dump of CRIU's`, { subject: folder });
+      throw new BpfimgError('unsupported', `it has no ${IMAGE.files}, so it is not a CRIU dump`, { subject: folder });
     }
     checkSound(dump);
-    if (dump.plugin === undefined && dump.maps.length === 0) return { nothing: 'no BPF maps in it' };
+    if (dump.plugin === undefined && dump.maps.length === 0) return { nothing: 'it has no BPF maps' };
     if ((dump.plugin === undefined ? 'native' : 'plugin') === to) {
       const who = to === 'native' ? 'CRIU built with libbpf' : 'the CRIU plugin';
       return { nothing: `${who} restores it already` };
@@ -91,12 +91,10 @@ function checkSound(dump: Dump): void {
   const wrong =
     plugin.find(({ code }) => code !== 'plugin-stale')?.message ??
     fds.map(({ pid, fd, id }) => `fd ${fd} of process ${pid} is file ${id}, which no image describes`)[0] ??
-    files.map(({ message }) => `file id ${message.id} stands twice`)[0] ??
-    dump.maps
-      .filter((map) => map.files.length === 0)
-      .map(({ mapId }) => `no open file of map ${mapId}, which has data`)[0];
+    files.map(({ message }) => `file id ${message.id} occurs twice`)[0] ??
+    dump.maps.filter((map) => map.files.length === 0).map(({ mapId }) => `map ${mapId} has data but no open file`)[0];
   if (wrong === undefined) return;
-  throw new BpfimgError('badImage', `${wrong}; bpfimg verify tells more`, { subject: dump.name });
+  throw new BpfimgError('badImage', `${wrong}; bpfimg verify has the details`, { subject: dump.name });
 }
 
 interface MapVerdict {
@@ -119,12 +117,12 @@ function pluginRow(_dump: Dump, map: DumpMap, types: MapTypes): MapVerdict {
   const [first, ...others] = map.files.map(({ message }) => mapText(message));
   const { map_type: type } = (map.files[0] as DumpMap['files'][0]).message;
   const problem = others.some((one) => one !== first)
-    ? 'its open files disagree about what it is'
+    ? 'its open files have different attributes'
     : types.plugin(type).replay === undefined
       ? 'bpfimg cannot fill maps of that type'
       : undefined;
   const lacks = types.row(type) === undefined ? [STRANGE] : [];
-  if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
+  if (map.data.length === 0) lacks.push('no items, because the dump has no data entry for it');
   return mapVerdict(map, problem, lacks);
 }
 

@@ -77,9 +77,13 @@ const DESCRIPTOR = 'CR_PLUGIN_DESC';
 
 /** What CRIU releases before these lack, newest last. */
 const RELEASES: readonly (readonly [before: string, stops: Stops, why: string])[] = [
-  ['2.0', 'maps', 'its plugins are of another make; CRIU 2.0 or later is needed'],
+  ['2.0', 'maps', 'its plugin interface is different; CRIU 2.0 or later is needed'],
   ['3.17', 'nothing', 'bpfimg is not tested with releases before 3.17'],
-  ['4.1', 'nothing', 'its images do not say that they need the plugin: a restore without it fails with less to go by'],
+  [
+    '4.1',
+    'nothing',
+    'its images do not say that they need the plugin, so a restore without it fails with a less helpful message',
+  ],
 ];
 
 /**
@@ -103,7 +107,7 @@ class CriuInspection {
     if (program !== undefined && libbpf === undefined) {
       this.#note(
         'nothing',
-        `${program}: one cannot tell whether it is built with libbpf; taken as if it is not (--criu names another program)`,
+        `${program}: cannot tell whether it is built with libbpf; assuming that it is not (--criu names another program)`,
       );
     }
     const folder = said?.folder === undefined ? undefined : this.#folder(said.folder);
@@ -111,7 +115,7 @@ class CriuInspection {
     const plugins = names.flatMap((name) => this.#plugin(path.join((folder as PluginFolder).path, name), binary) ?? []);
     const [plugin, second] = plugins;
     if (second !== undefined) {
-      this.#note('every dump', `${second.path}: bpfimg's plugin a second time: remove one of them`);
+      this.#note('every dump', `${second.path}: a second copy of bpfimg's plugin: remove one of them`);
     }
     const others = names.filter((name) => !plugins.some((one) => path.basename(one.path) === name));
     const { config, configFile } = this.#config(plugin);
@@ -120,7 +124,7 @@ class CriuInspection {
       this.#checkOthers(others);
     } else if (folder !== undefined && libbpf !== true) {
       const text = `bpfimg's plugin is not in ${folder.path} (${folder.from}), where CRIU looks for plugins`;
-      this.#note('maps', `${text}; "bpfimg criu build" makes it`);
+      this.#note('maps', `${text}; "bpfimg criu build" builds it`);
     }
     this.#checkContainers(folder);
     return {
@@ -152,7 +156,7 @@ class CriuInspection {
     if (this.options.program !== undefined) {
       throw new BpfimgError('notFound', 'no such program', { subject: `--criu ${program}` });
     }
-    this.#note('every dump', 'there is no criu in PATH; --criu names one that is elsewhere');
+    this.#note('every dump', 'criu is not in PATH; name the program with --criu');
     return undefined;
   }
 
@@ -169,7 +173,7 @@ class CriuInspection {
     const version = /^Version:\s*(\S+)/m.exec(stdout ?? '')?.[1];
     if (version === undefined) {
       const why = error?.message ?? (stderr ?? '').split('\n').find((line) => line !== '');
-      this.#note('every dump', `${program}: it does not say its version: ${why ?? 'it says nothing'}`);
+      this.#note('every dump', `${program}: it does not print its version: ${why ?? 'no output'}`);
     } else this.#checkRelease(program, version);
     const folder = /plugin directory \(by default ([^)\n]+)\)/.exec(run('--help').stdout ?? '')?.[1];
     return { version, folder };
@@ -224,7 +228,7 @@ class CriuInspection {
         .sort();
     } catch (error) {
       const missing = errnoOf(error) === 'ENOENT' && from === 'built in';
-      if (!missing) this.#note('every dump', `${where} (${from}): the plugin folder cannot be read: ${errnoOf(error)}`);
+      if (!missing) this.#note('every dump', `${where} (${from}): cannot read the plugin folder: ${errnoOf(error)}`);
       return [];
     }
   }
@@ -240,23 +244,24 @@ class CriuInspection {
       bytes = readLoadable(file);
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
-      if (error.kind === 'notFound') return stop('it is a link to what is not there');
+      if (error.kind === 'notFound') return stop('it is a broken link');
       return stop(error.textAbout(file));
     }
-    if (criu !== undefined && machineOf(bytes) !== machineOf(criu)) return stop('it is for another machine');
+    if (criu !== undefined && machineOf(bytes) !== machineOf(criu))
+      return stop('it was built for another kind of machine');
     if (!bytes.includes(DESCRIPTOR)) {
-      this.#note('nothing', `${file}: no plugin (it has no ${DESCRIPTOR}); CRIU only warns of it`);
+      this.#note('nothing', `${file}: not a plugin (it has no ${DESCRIPTOR}); CRIU only warns about it`);
     }
     const marker = markerIn(bytes);
     return marker && { path: file, ...marker };
   }
 
   #checkPlugin({ path: file, version, node, bpfimg }: OurPlugin): void {
-    const again = '"bpfimg criu build" makes it anew';
-    if (!isProgram(node)) this.#note('maps', `${file}: it runs ${node}, which is not there; ${again}`);
-    if (!fs.existsSync(bpfimg)) this.#note('maps', `${file}: it runs ${bpfimg}, which is not there; ${again}`);
+    const again = 'run "bpfimg criu build" again';
+    if (!isProgram(node)) this.#note('maps', `${file}: it runs ${node}, which does not exist; ${again}`);
+    if (!fs.existsSync(bpfimg)) this.#note('maps', `${file}: it runs ${bpfimg}, which does not exist; ${again}`);
     if (version !== this.options.version) {
-      this.#note('nothing', `${file}: it is of bpfimg ${version}, this is ${this.options.version}; ${again}`);
+      this.#note('nothing', `${file}: it was built by bpfimg ${version}, this is ${this.options.version}; ${again}`);
     }
   }
 
@@ -300,7 +305,7 @@ class CriuInspection {
       const file = path.join(this.options.etc ?? '/etc/criu', name);
       const libdir = this.#libdirIn(file);
       if (libdir === undefined || path.resolve(libdir) === (folder && path.resolve(folder.path))) continue;
-      this.#note('nothing', `${file}: containers have plugins of ${libdir}, not of the folder looked at here`);
+      this.#note('nothing', `${file}: containers use the plugins in ${libdir}, not in the folder checked here`);
     }
   }
 }
@@ -342,14 +347,14 @@ function readLoadable(file: string): Buffer {
   try {
     const { size } = fs.statSync(file);
     if (size > MAX_PROGRAM)
-      throw new BpfimgError('unsupported', `${size} bytes are too many for a program`, { subject: file });
+      throw new BpfimgError('unsupported', `too large for a program: ${size} bytes`, { subject: file });
     bytes = fs.readFileSync(file);
   } catch (error) {
     throw ioError(file, 'read it', error);
   }
   const start = bytes.toString('hex', 0, 5);
-  if (!start.startsWith(ELF64.slice(0, 8))) throw bad('it is no ELF file');
-  if (start !== ELF64) throw bad('it is not for 64 bits');
+  if (!start.startsWith(ELF64.slice(0, 8))) throw bad('it is not an ELF file');
+  if (start !== ELF64) throw bad('it is not a 64-bit file');
   if (bytes.length < ELF_HEADER) throw bad('it is cut off');
   // Linkers write the section headers last: e_shnum of them at e_shoff.
   const little = bytes[5] === 1;

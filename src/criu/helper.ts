@@ -69,9 +69,7 @@ export async function dumpMaps(
   for (const { id, name, type, items, report } of rows) {
     // What a restore cannot give back is news already now, while there is a process to go back to.
     const files =
-      types.get(type).files === true && items > 0
-        ? `what it holds of sockets (${items} of its items) does not come back`
-        : '';
+      types.get(type).files === true && items > 0 ? `the sockets in it are not restored (${items} of its items)` : '';
     const lacks = [report.kind === 'full' ? '' : reportText(report), files].filter((text) => text !== '').join('; ');
     const fails = report.kind === 'not supported' || (lacks !== '' && config.partial === 'fail');
     answer(fails ? `skip ${id} ${lacks}` : `map ${id}`);
@@ -96,7 +94,7 @@ export async function restoreMaps(
     const reused = config.reuse ? reuse(sys, dump, types) : new Map<number, BpfMap>();
     for (const [id, map] of reused) {
       open.push(map);
-      answer(`info BPF map ${id} is still there, and taken as it is`);
+      answer(`info BPF map ${id} still exists and is reused`);
       answer(`map ${id} ${id}`);
     }
     const wanted = dump.maps.filter(({ mapId, files }) => files.length > 0 && !reused.has(mapId));
@@ -132,7 +130,7 @@ export async function restoreMaps(
 function lostOf(dump: Dump, map: DumpMap | undefined): string | undefined {
   if (map === undefined) return undefined;
   const without = captureReport(map.meta).kind === 'metadata only';
-  if (map.data.length === 0 && !without) return `its items are lost: ${dump.names.data} has none of it`;
+  if (map.data.length === 0 && !without) return `its items are lost: ${dump.names.data} has none of them`;
   const { types } = factsOf(map.meta);
   if (types !== undefined && !dump.btf.has(types.btf)) return `its types are lost: ${dump.names.btf} has none of them`;
   return undefined;

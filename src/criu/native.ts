@@ -32,10 +32,10 @@ const RESTORES: Readonly<Record<string, 'items' | 'empty'>> = {
 
 /** Why a type is in neither row. */
 function whyNot(type: MapType): string {
-  if (type.inner) return 'its values are maps, which CRIU does not make';
+  if (type.inner) return 'its values are maps, which CRIU does not create';
   if (type.holdsReferences) return 'its values are numbers that mean nothing to a fresh map';
   if (type.key === 'fd') return 'its keys are file descriptors of another process';
-  return 'CRIU has no way to make and fill it';
+  return 'CRIU cannot create and fill it';
 }
 
 /** Elements that the kernel keeps apart for each CPU at most, so that another CPU finds an LRU map full. */
@@ -51,7 +51,7 @@ const MODES: readonly (readonly [mode: number, text: string])[] = [
 export function nativeFate(dump: Dump, map: DumpMap, types: MapTypes): NativeFate {
   const open = map.files.filter(({ message }) => dump.plugin?.files.has(message.id));
   const file = open[0]?.message;
-  if (file === undefined) return { lacks: ['not restored, for no process had it open'] };
+  if (file === undefined) return { lacks: ['not restored, because no process had it open'] };
   const type = types.get(file.map_type);
   const problem = badType(map, type) ?? badItems(map, file, types) ?? badShare(map, file, type);
   return { problem, lacks: [...itemLacks(map, file, types), ...fileLacks(map, file, open)] };
@@ -65,20 +65,20 @@ function badType(map: DumpMap, type: MapType): string | undefined {
   const restores = RESTORES[type.name];
   if (restores === undefined) return whyNot(type);
   const count = itemCount(map);
-  return restores === 'empty' && count > 0 ? `it has ${count} items, CRIU can make it only empty` : undefined;
+  return restores === 'empty' && count > 0 ? `it has ${count} items, but CRIU can only create it empty` : undefined;
 }
 
 function badItems(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): string | undefined {
   const data = map.data.at(-1);
   if (data === undefined || data.count === 0) return undefined;
-  if (data.count > file.max_entries) return `it has ${data.count} items, max_entries is ${file.max_entries}`;
+  if (data.count > file.max_entries) return `it has ${data.count} items, but max_entries is ${file.max_entries}`;
   const { shape, oddKey, oddValue } = dataShape(data, file, types);
-  if (shape === undefined || oddKey || oddValue) return 'its items are not of its key_size and value_size';
+  if (shape === undefined || oddKey || oddValue) return 'its items do not match its key_size and value_size';
   const cpus = cpusOf(map, file, types);
   const recorded = map.meta?.nr_cpus;
   // CRIU reads as many bytes as there are CPUs, also beyond the end of what it has.
   if (cpus === undefined || recorded === undefined || recorded === cpus) return undefined;
-  return `its values are of ${cpus} CPUs, the host of the dump had ${String(recorded)}`;
+  return `its values are for ${cpus} CPUs, but the dumped host had ${String(recorded)}`;
 }
 
 /** CPUs that a per-CPU map has values of; undefined for others. */
@@ -94,7 +94,9 @@ function badShare(map: DumpMap, file: BpfmapFileEntry, type: MapType): string | 
   if (type.evicts !== true || (file.map_flags & MAP_FLAG.NO_COMMON_LRU) === 0) return undefined;
   const count = itemCount(map);
   const share = Math.floor(file.max_entries / cpusRecorded(map));
-  return count > share ? `it has ${count} items, CRIU can write ${share} of them (BPF_F_NO_COMMON_LRU)` : undefined;
+  return count > share
+    ? `it has ${count} items, but CRIU can write only ${share} of them (BPF_F_NO_COMMON_LRU)`
+    : undefined;
 }
 
 function cpusRecorded(map: DumpMap): number {
@@ -105,9 +107,9 @@ function itemLacks(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): string
   const lacks: string[] = [];
   const captured = captureReport(map.meta);
   if (captured.kind !== 'full') lacks.push(`captured ${reportText(captured)}`);
-  else if (map.data.length === 0) lacks.push('no items, for the dump has no data entry of it');
+  else if (map.data.length === 0) lacks.push('no items, because the dump has no data entry for it');
   const cpus = cpusOf(map, file, types);
-  if (cpus !== undefined) lacks.push(`right only where the host has ${cpus} possible CPUs`);
+  if (cpus !== undefined) lacks.push(`right only on a host with ${cpus} possible CPUs`);
   const shared = types.get(file.map_type).evicts === true && (file.map_flags & MAP_FLAG.NO_COMMON_LRU) === 0;
   if (shared && itemCount(map) > file.max_entries - LRU_KEPT_APART * cpusRecorded(map)) {
     lacks.push('nearly full, so the kernel may drop items');
@@ -117,7 +119,7 @@ function itemLacks(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): string
 
 function fileLacks(map: DumpMap, file: BpfmapFileEntry, open: readonly MapFile[]): string[] {
   const lacks: string[] = [];
-  if (open.length > 1) lacks.push(`${open.length} open files become as many maps`);
+  if (open.length > 1) lacks.push(`${open.length} open files become ${open.length} maps`);
   for (const [mode, text] of MODES) {
     if (open.some(({ message }) => (message.flags & 3) === mode)) lacks.push(`${text} fds become read-write`);
   }

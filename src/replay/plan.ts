@@ -154,7 +154,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const captured = captureReport(map.meta);
   if (captured.kind !== 'full') lacks.push(`captured ${reportText(captured)}`);
   if (map.data.length === 0 && !isBare(captured)) {
-    lacks.push('no items, for the dump has no data entry of it');
+    lacks.push('no items, because the dump has no data entry for it');
   }
   const facts = mapFacts(map, types);
   if (facts.types !== undefined && (facts.types.key !== 0 || facts.types.value !== 0)) {
