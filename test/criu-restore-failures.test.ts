@@ -135,7 +135,7 @@ t.test('the helper tells of maps that are not there', { skip }, async (t) => {
   const { plugin, file } = pluginWith(`${ids.map((id) => `echo map ${id} 4294967295`).join('; ')}; echo end`);
   const ran = await restore(held.folder, { plugin });
   const lost = ids.flatMap((id) => [
-    `Error (bpfimg): map 4294967295, made of map ${id}: No such file or directory`,
+    `Error (bpfimg): map 4294967295, created from map ${id}: No such file or directory`,
     `Error (bpfimg): unexpected answer: map ${id} 4294967295`,
   ]);
   refused(t, held, ran, [...lost, failed]);
