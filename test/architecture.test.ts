@@ -89,7 +89,7 @@ const NOTES: Readonly<Record<string, string>> = {
   value: 'JSON as values',
   bytes: 'hex, base64, numbers in buffers',
   io: 'inputs, outputs, spools',
-  archive: 'tar archives: entries, compression, what is put aside',
+  archive: 'tar archives: read, written, some files replaced; compression, digests',
   image: 'framing, messages, kinds of image',
   btf: 'types: blobs, object files, C, values to JSON and back',
   kernel: 'bpf(2) and procfs; one file (sys.ts) makes system calls',

@@ -4,11 +4,13 @@
  */
 import * as fs from 'node:fs';
 import { BpfimgError, errnoOf } from '../errors.js';
-import { type Input, peeked, sliceInput } from '../io/input.js';
+import { bufferInput, Cursor, type Input, peeked, sliceInput } from '../io/input.js';
+import { pause } from '../io/pause.js';
 import { Spool, spoolFolder } from '../io/spool.js';
 import { copyInput } from '../io/stream.js';
 import { archiveFormat, decompressed, type Format, HEAD } from './compression.js';
 import { type ArrivingEntry, type Entry, entryText, TarReader } from './reader.js';
+import { differs, parseSums, SUMS_MOST, SumsCheck, sumOf, sumsFolder } from './sums.js';
 
 /** An archive that was read to its end. */
 export interface Archive {
@@ -22,6 +24,13 @@ export interface Archive {
    * @throws BpfimgError for what is wanted but no plain file: a link, a device, a sparse file
    */
   open(name: string): Input | undefined;
+  /** The digests that the archive says of its files, by name; none in archives of others. */
+  readonly sums: ReadonlyMap<string, string>;
+  /**
+   * Reads the files that were wanted, and holds them against the digests. Where they were put aside that has been done.
+   * @throws BpfimgError for one that differs
+   */
+  check(): Promise<void>;
   close(): void;
 }
 
@@ -48,19 +57,36 @@ export async function arrivingArchive(given: Input): Promise<ArrivingArchive> {
       throw new BpfimgError('badImage', 'neither a tar archive nor gzip or zstd', { subject: input.name });
     }
     const plain = await decompressed(input, format);
-    return { name: input.name, format, entries: () => all(plain, format), close: () => plain.close() };
+    return { name: input.name, format, entries: () => all(plain, format, input.name), close: () => plain.close() };
   } catch (error) {
     input.close();
     throw error;
   }
 }
 
-async function* all(plain: Input, format: Format): AsyncGenerator<ArrivingEntry, void, undefined> {
-  yield* new TarReader(plain).entries();
+async function* all(plain: Input, format: Format, subject: string): AsyncGenerator<ArrivingEntry, void, undefined> {
+  const check = new SumsCheck(subject);
+  const names = new Set<string>();
+  for await (const entry of new TarReader(plain).entries()) {
+    const { name, type, size, body } = entry;
+    names.add(name);
+    if (type !== 'file') {
+      yield entry;
+      continue;
+    }
+    const folder = sumsFolder(name);
+    if (folder === undefined || size > SUMS_MOST) {
+      yield { ...entry, body: check.noting(name, size, body) };
+      continue;
+    }
+    const text = await new Cursor(body).take(size);
+    check.check(folder, parseSums(text) ?? new Map(), (one) => names.has(one));
+    yield { ...entry, body: bufferInput(text, body.name) };
+  }
   if (format === 'tar') return;
-  // What was compressed has a sum behind it, and whoever writes to a pipe wants to come to an end.
+  // What was compressed has a checksum behind it, and whoever writes to a pipe wants to come to an end.
   const rest = new Uint8Array(64 * 1024);
-  while ((await plain.read(rest, 0)) > 0);
+  while ((await plain.read(rest, 0)) > 0) await pause();
 }
 
 /**
@@ -80,11 +106,17 @@ export async function openArchive(input: Input, wanted: (name: string) => boolea
     const entries = new Map<string, Entry>();
     /** Where the wanted files are. */
     const places = new Map<string, number>();
+    const sums = new Map<string, string>();
     let room: number | undefined;
     for await (const entry of archive.entries()) {
-      const { name, type, size, dataAt, offset } = entry;
-      // Without what stands in the archive only.
-      entries.set(name, { name, type, size, offset, dataAt });
+      const { name, type, size, mtime, dataAt, offset } = entry;
+      // Without its headers and bytes.
+      entries.set(name, { name, type, size, mtime, offset, dataAt });
+      const folder = type === 'file' ? sumsFolder(name) : undefined;
+      if (folder !== undefined && size <= SUMS_MOST) {
+        const said = parseSums(await new Cursor(entry.body).take(size)) ?? [];
+        for (const [short, sum] of said) sums.set(folder + short, sum);
+      }
       places.delete(name);
       if (type !== 'file' || !wanted(name)) continue;
       places.set(name, inPlace ? dataAt : spool.length);
@@ -101,7 +133,13 @@ export async function openArchive(input: Input, wanted: (name: string) => boolea
       if (place === undefined) throw notPlain(archive.name, entry);
       return sliceInput(all, place, entry.size, `${archive.name}:${entryText(name)}`);
     };
-    return { name: archive.name, format: archive.format, entries, open, close };
+    const check = async (): Promise<void> => {
+      for (const [name, sum] of sums) {
+        const file = wanted(name) ? open(name) : undefined;
+        if (file !== undefined && (await sumOf(file)) !== sum) throw differs(archive.name, name);
+      }
+    };
+    return { name: archive.name, format: archive.format, entries, open, sums, check, close };
   } catch (error) {
     close();
     throw error;

@@ -18,6 +18,8 @@ export interface Header {
   /** The character that says what the entry is. */
   readonly type: string;
   readonly size: number;
+  /** Seconds since 1970. */
+  readonly mtime: number;
 }
 
 /** Where fields are: from, and behind their last byte. */
@@ -101,6 +103,7 @@ export function parseHeader(block: Uint8Array): Header {
     name: prefix === '' ? name : `${prefix}/${name}`,
     type: String.fromCharCode(block[156] as number),
     size,
+    mtime: numberOf(field(block, FIELD.mtime)) ?? 0,
   };
 }
 

@@ -17,6 +17,8 @@ export interface Entry {
   readonly type: EntryType;
   /** Bytes that follow its headers, those that fill up the last block left out. */
   readonly size: number;
+  /** Seconds since 1970. */
+  readonly mtime: number;
   /** Where its headers begin, and its bytes, in the archive once it is not compressed. */
   readonly offset: number;
   readonly dataAt: number;
@@ -37,6 +39,8 @@ export interface ArrivingEntry extends Entry {
   readonly headers: readonly HeaderBlock[];
   /** Its bytes, to be read in order and before the next entry is asked for. What is not read is skipped. */
   readonly body: Input;
+  /** The same, with what fills up the last block. */
+  readonly padded: Input;
 }
 
 /** Entries that an archive may have: checkpoints have hundreds. */
@@ -107,6 +111,23 @@ export class TarReader {
     }
   }
 
+  /** What stands behind the block that ends the archive. */
+  rest(): Input {
+    const cursor = this.#cursor;
+    return {
+      name: this.#name,
+      size: undefined,
+      path: undefined,
+      read: async (into) => {
+        const ready = Math.min(await cursor.fill(), into.length);
+        into.set(cursor.bytes.subarray(cursor.at, cursor.at + ready));
+        cursor.at += ready;
+        return ready;
+      },
+      close() {},
+    };
+  }
+
   async #skipTo(position: number, { name, size }: { readonly name: string; readonly size: number }): Promise<void> {
     const cursor = this.#cursor;
     await cursor.skip(position - cursor.position);
@@ -154,6 +175,9 @@ export class TarReader {
       if (++this.#entries > MAX_ENTRIES) this.#fail(`more than ${MAX_ENTRIES} headers`, at);
       if (!/[xgLKX]/.test(header.type)) return await this.#made(header, more, offset, headers, block);
       if (headers.length === MAX_EXTENSIONS) this.#fail(`more than ${MAX_EXTENSIONS} headers of one entry`, at);
+      if (header.type === 'x' && headers.some(({ type }) => type === 'x')) {
+        this.#fail('a second PAX header of one entry', at);
+      }
       headers.push(await this.#extension(header, block, more, at));
     }
   }
@@ -216,8 +240,8 @@ export class TarReader {
     if (known !== undefined && dataAt + size > known) {
       this.#fail(`the archive ends at byte ${known}, expected ${dataAt + size - known} more`, offset, entryText(name));
     }
-    const body = this.#body(name, dataAt, size);
-    return { name, type, size, offset, dataAt, headers, body };
+    const [body, padded] = [size, size + padding(size)].map((all) => this.#body(name, dataAt, all)) as [Input, Input];
+    return { name, type, size, mtime: header.mtime, offset, dataAt, headers, body, padded };
   }
 
   /** GNU's old map of a sparse file, as far as it stands behind the header. */

@@ -25,7 +25,7 @@ const parts = {
     virtual('launcher', () => ({
       contents: 'export const importModule = REQUIRE.importModule ?? ((url) => import(url));',
     }));
-    onResolve({ filter: /^koffi$/ }, ({ path: name }) => ({ path: name, namespace: 'package' }));
+    onResolve({ filter: /^(koffi|@bokuweb\/zstd-wasm)$/ }, ({ path: name }) => ({ path: name, namespace: 'package' }));
     virtual('package', ({ path: name }) => ({ contents: `export default REQUIRE('${name}');` }));
     onResolve({ filter: /^/ }, ({ path: name, kind }) =>
       isBuiltin(name) && kind === 'import-statement' ? { path: name, namespace: 'node' } : undefined,
