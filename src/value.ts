@@ -1,6 +1,13 @@
 /** Anything JSON can say; integers beyond 2^53-1 are bigint here. */
 export type Json = null | boolean | number | bigint | string | Json[] | JsonObject;
 
+/**
+ * Values that one entry may have, in an image as in JSON: enough for whatever CRIU writes in the largest message that is
+ * read, and little enough for the memory that we have. A list or object counts for {@link VALUES_OF_WHOLE}.
+ */
+export const MAX_VALUES = 5.5 * 1024 * 1024;
+export const VALUES_OF_WHOLE = 8;
+
 /** A JSON object. */
 export interface JsonObject {
   [name: string]: Json;

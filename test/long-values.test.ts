@@ -12,6 +12,7 @@ import { blank, MapTypes, type Plugin, type Span } from '../src/maptype.js';
 import { planMap } from '../src/replay/plan.js';
 import { replay } from '../src/replay/replay.js';
 import { bpfimg, denying, measured, type RunOptions } from './helpers/command.js';
+import { blob, COMMON, entry, scalar, words } from './helpers/images.js';
 import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
 import { dumpOf } from './helpers/replay.js';
@@ -128,6 +129,51 @@ t.test('what a document has of a long value goes through in pieces', { skip }, a
   t.equal(status, 1);
   t.ok(peak <= 120, `diff: ${peak} MiB`);
 });
+
+t.test('an entry of very many small values', async (t) => {
+  const folder = t.testdir();
+  const [file, text, back] = ['x.img', 'x.json', 'y.img'].map((name) => path.join(folder, name)) as [
+    string,
+    string,
+    string,
+  ];
+  const put = (magic: number, ...fields: Uint8Array[]) => fs.writeFileSync(file, imageOf(magic, fields));
+  const many = (field: Buffer) => Buffer.alloc(Math.floor((4 * MIB - 100) / field.length) * field.length, field);
+  // An epoll set: id, flags, owner, and what it watches.
+  const fields = (count: number) => Array.from({ length: count }, (_, i) => scalar(i + 1, 1));
+  put(0x45023858, scalar(1, 1), scalar(2, 2), blob(3, ...fields(5)), many(blob(4, ...fields(4))));
+  for (const [dialect, most] of [
+    [['items'], 190],
+    [['ndjson'], 190],
+    // Numbers are text there.
+    [['crit', '--pretty'], 250],
+  ] as const) {
+    const decoded = measured(['decode', file, '-o', text, '--format', ...dialect]);
+    t.match(decoded, { status: 0, stderr: '' });
+    t.ok(decoded.peak <= most, `${dialect.join(' ')}: ${decoded.peak} MiB`);
+    const encoded = measured(['encode', text, '-o', back]);
+    t.match(encoded, { status: 0, stderr: '' });
+    t.ok(encoded.peak <= 190, `encode: ${encoded.peak} MiB`);
+    t.ok(fs.readFileSync(back).equals(fs.readFileSync(file)));
+  }
+
+  t.comment('more than that');
+  put(0x6d667062, scalar(1, 1), many(blob(13, blob(1, Buffer.alloc(0)))));
+  const refused = measured(['decode', file, '-o', text]);
+  t.match(refused, { status: 1, stderr: /^bpfimg: .*: entry 0 .*: references: more values than bpfimg takes in one/ });
+  t.ok(refused.peak <= 190, `${refused.peak} MiB`);
+  const list = `[${'{},'.repeat(650_000)}{}]`;
+  const members = ['files', 'meta', 'types', 'fds'].map((name) => `"${name}":${list}`);
+  fs.writeFileSync(text, `{"format":"bpfimg-maps/1","maps":[{${members}}]}`);
+  const document = measured(['encode', text, '-D', path.join(folder, 'dump')]);
+  t.match(document, { status: 1, stderr: /^bpfimg: .*: \/maps\/0\/meta\/\d+: more values than any entry has/ });
+  t.ok(document.peak <= 190, `${document.peak} MiB`);
+});
+
+/** A CRIU image of one entry. */
+function imageOf(magic: number, fields: readonly Uint8Array[]): Buffer {
+  return Buffer.concat([words(COMMON, magic), entry(Buffer.concat(fields))]);
+}
 
 /** Replays a dump of one array of long values, which `change` meddles with after it was filled. */
 async function filled(t: Test, flags: number, items: [Buffer, Buffer][], max: number, change?: (map: BpfMap) => void) {

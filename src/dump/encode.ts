@@ -15,7 +15,7 @@ import {
 } from '../json/encode.js';
 import { type ExpectedItems, ItemReader } from '../json/items.js';
 import { mapIdForm } from '../json/map-id.js';
-import { JsonReader, type Origin } from '../json/reader.js';
+import { JsonReader, type Origin, Sum } from '../json/reader.js';
 import type { DocumentTypes } from '../json/types.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
@@ -156,6 +156,7 @@ class DocumentReader {
     let data: DataSource | undefined;
     let copies: SpooledText | undefined;
     reader.sawBigint = false;
+    const sum = new Sum();
     const bad: Bad = (pointer, message) => {
       // The reader has moved on when a target finds fault with a map.
       reader.path.splice(0, reader.path.length, ...path);
@@ -173,7 +174,7 @@ class DocumentReader {
           if (this.#explained(header)) await this.#copies(reader, header, bodies);
           else copies = await putAside(reader);
         } else {
-          header[name] = await reader.value();
+          header[name] = await reader.value(sum);
         }
       }
       const problem = await check('map_header', header, reader.sawBigint);
@@ -211,6 +212,7 @@ class DocumentReader {
 
   async #copy(reader: JsonReader, header: JsonObject): Promise<Body> {
     const own: JsonObject = Object.create(null) as JsonObject;
+    const sum = new Sum();
     let data: DataSource | undefined;
     await reader.peek();
     const start = reader.offset;
@@ -219,7 +221,7 @@ class DocumentReader {
       for await (const name of reader.members()) {
         await reader.peek();
         if (name === 'items' || name === 'extra') data = await this.#data(reader, name, inherited(header, own), bad);
-        else own[name] = await reader.value();
+        else own[name] = await reader.value(sum);
       }
       if (data === undefined) throw reader.bad('member "items" (or "extra") is missing', start);
       return await this.#finish(inherited(header, own), data, bad);

@@ -8,7 +8,7 @@
  */
 import { base64Lines, exactInteger, hex, pathBytes, pathText, unbase64, unhex, utf8 } from '../bytes.js';
 import { PointerError, pointerPart } from '../errors.js';
-import type { Json, JsonObject } from '../value.js';
+import { type Json, type JsonObject, MAX_VALUES, VALUES_OF_WHOLE } from '../value.js';
 import { parseShown, quotedPrintable, unquotePrintable } from './display.js';
 import { enumOf, type MessageField, messageFields } from './message.js';
 
@@ -161,6 +161,16 @@ interface WireInput {
   readonly text: Text;
   /** Whether messages get a `$raw` where they need one. */
   readonly raw: boolean;
+  /** Values that it may still have. */
+  readonly left: { values: number };
+}
+
+const allLeft = () => ({ values: MAX_VALUES });
+
+/** Counts what is about to be built: memory grows with the number of values, not with their bytes. */
+function count({ left }: WireInput, values: number, at: number, path: string): void {
+  left.values -= values;
+  if (left.values < 0) throw new WireError(at, path, 'more values than bpfimg takes in one entry');
 }
 
 /**
@@ -172,16 +182,19 @@ interface WireInput {
 export function decodeMessage(name: string, bytes: Uint8Array, text: Text = 'utf8'): JsonObject {
   // Nearly always the members rebuild everything, nested messages included: one comparison tells. Only
   // where they do not is each message looked at for itself.
-  const object = decodeFields(name, { bytes, text, raw: false }, 0, bytes.length, '');
+  const object = decodeFields(name, { bytes, text, raw: false, left: allLeft() }, 0, bytes.length, '');
   if (rebuilds(name, object, bytes, text)) return object;
-  return decode(name, { bytes, text, raw: true }, 0, bytes.length, '');
+  return decode(name, { bytes, text, raw: true, left: allLeft() }, 0, bytes.length, '');
 }
 
 function decode(name: string, source: WireInput, start: number, end: number, path: string): JsonObject {
   const object = decodeFields(name, source, start, end, path);
   if (!source.raw) return object;
   const original = source.bytes.subarray(start, end);
-  if (!rebuilds(name, object, original, source.text)) object.$raw = hex(original);
+  if (!rebuilds(name, object, original, source.text)) {
+    count(source, 1, start, path);
+    object.$raw = hex(original);
+  }
   return object;
 }
 
@@ -197,6 +210,7 @@ function rebuilds(name: string, object: JsonObject, original: Uint8Array, text: 
 function decodeFields(name: string, source: WireInput, start: number, end: number, path: string): JsonObject {
   const { bytes } = source;
   const { byNumber } = tableOf(name);
+  count(source, VALUES_OF_WHOLE, start, path);
   const found = new Map<MessageField, Json>();
   /** Start and end of each piece of a message: it can only be decoded when all are known. */
   const pieces = new Map<MessageField, number[]>();
@@ -212,6 +226,7 @@ function decodeFields(name: string, source: WireInput, start: number, end: numbe
     }
     if (field.label === 'repeated') {
       const list = (found.get(field) ?? []) as Json[];
+      if (list.length === 0) count(source, VALUES_OF_WHOLE, record.start, inner);
       if (record.wire === wire) list.push(decodeValue(field, source, record, inner));
       else unpack(field, source, record, inner, list);
       found.set(field, list);
@@ -260,6 +275,7 @@ function unpack(field: MessageField, source: WireInput, record: WireRecord, path
 function decodeValue(field: MessageField, source: WireInput, record: WireRecord, path: string): Json {
   const { bytes } = source;
   const { value: at, end } = record;
+  if (field.type !== 'message') count(source, 1, record.start, path);
   const view = () => new DataView(bytes.buffer, bytes.byteOffset + at, end - at);
   switch (field.type) {
     case 'message':
@@ -457,7 +473,7 @@ function mergeRaw(
   if (original === undefined) throw new PointerError(pointer, 'must be pairs of hex digits');
   let before: JsonObject;
   try {
-    before = decodeFields(name, { bytes: original, text, raw: true }, 0, original.length, '');
+    before = decodeFields(name, { bytes: original, text, raw: true, left: allLeft() }, 0, original.length, '');
   } catch (error) {
     if (error instanceof WireError) throw new PointerError(pointer, `is not a ${name}: ${error.message}`);
     throw error;

@@ -20,7 +20,7 @@ import {
   type MapForms,
   writeItems,
 } from './items.js';
-import { COMPACT, PYTHON, PYTHON_PRETTY, print, type Style } from './print.js';
+import { COMPACT, PYTHON, PYTHON_PRETTY, print, printTo, type Style } from './print.js';
 
 export type Dialect = 'items' | 'crit' | 'ndjson';
 
@@ -159,7 +159,7 @@ async function writeCritEntry(
   const { kind } = reader;
   const message = options.pretty ? prettyMessage(kind.message, entry.message) : entry.message;
   if (kind.extra === undefined) {
-    out.text(print(message, style, level));
+    printTo(message, style, (part) => out.text(part), level);
     return;
   }
   const text = print({ ...message, extra: options.noPayload ? leftOutText(entry.extraSize) : '' }, style, level);

@@ -27,7 +27,7 @@ import { copyInput } from '../io/stream.js';
 import type { Json, JsonObject } from '../value.js';
 import { check } from './check.js';
 import { type ExpectedItems, type ItemForms, ItemReader, type ReadItems } from './items.js';
-import { JsonReader, type Origin } from './reader.js';
+import { JsonReader, type Origin, Sum } from './reader.js';
 import type { DocumentTypes } from './types.js';
 
 /** `format` member of a maps document. */
@@ -196,6 +196,7 @@ async function encodeEntry(
   await reader.peek();
   const start: EntryStart = { offset: reader.offset, pointer: reader.pointer };
   reader.sawBigint = false;
+  const sum = new Sum();
   const header: JsonObject = Object.create(null) as JsonObject;
   let items: ItemReader | undefined;
   let aside: { spool: Spool; origin: Origin } | undefined;
@@ -234,7 +235,7 @@ async function encodeEntry(
         const field = isMember(kind, name) ? name : protoName(kind.message, name);
         if (field === undefined) throw reader.bad(`unknown member, ${kind.message} has no such field`);
         if (header[field] !== undefined) throw reader.bad(`member "${field}" stands twice`);
-        header[field] = await reader.value();
+        header[field] = await reader.value(sum);
       }
     }
     if (streamed !== undefined) return;

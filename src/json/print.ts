@@ -37,24 +37,49 @@ export function inAscii(json: string): string {
 }
 
 /**
- * Prints a value.
+ * A value as text.
  * @param level indentation level the value stands at
  */
 export function print(value: Json, style: Style, level = 0): string {
-  if (typeof value === 'string') return quote(value, style.ascii);
-  // What is exact in a double has been made a number.
-  if (typeof value === 'bigint') return style.wide === 'text' ? `"${value}"` : String(value);
-  if (typeof value !== 'object' || value === null) return String(value);
+  let text = '';
+  printTo(value, style, (part) => (text += part), level);
+  return text;
+}
+
+/** {@link print} in short parts: the text of a large message would take several times the memory that it takes. */
+export function printTo(value: Json, style: Style, put: (part: string) => void, level = 0): void {
+  if (typeof value !== 'object' || value === null) {
+    put(scalar(value, style));
+    return;
+  }
   const isList = Array.isArray(value);
-  const parts = isList
-    ? value.map((element) => print(element, style, level + 1))
-    : Object.entries(value).map(
-        ([name, member]) => quote(name, style.ascii) + style.colon + print(member, style, level + 1),
-      );
   const [open, close] = isList ? '[]' : '{}';
-  if (parts.length === 0) return `${open}${close}`;
-  if (style.indent === undefined) return `${open}${parts.join(style.comma)}${close}`;
-  const outer = ' '.repeat(style.indent * level);
-  const inner = outer + ' '.repeat(style.indent);
-  return `${open}\n${inner}${parts.join(`${style.comma}\n${inner}`)}\n${outer}${close}`;
+  const outer = style.indent === undefined ? '' : `\n${' '.repeat(style.indent * level)}`;
+  const inner = style.indent === undefined ? '' : outer + ' '.repeat(style.indent);
+  let before = open + inner;
+  const child = (name: string, member: Json) => {
+    if (typeof member === 'object' && member !== null) {
+      put(before + name);
+      printTo(member, style, put, level + 1);
+    } else put(before + name + scalar(member, style));
+    before = style.comma + inner;
+  };
+  let empty = true;
+  if (isList) {
+    for (const element of value) child('', element);
+    empty = value.length === 0;
+  } else {
+    for (const name in value) {
+      child(quote(name, style.ascii) + style.colon, value[name] as Json);
+      empty = false;
+    }
+  }
+  put(empty ? `${open}${close}` : `${outer}${close}`);
+}
+
+function scalar(value: string | number | bigint | boolean | null, { ascii, wide }: Style): string {
+  if (typeof value === 'string') return quote(value, ascii);
+  // What is exact in a double has been made a number.
+  if (typeof value === 'bigint') return wide === 'text' ? `"${value}"` : String(value);
+  return String(value);
 }

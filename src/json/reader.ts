@@ -10,16 +10,14 @@ import { BpfimgError, type PointerError, pointerPart } from '../errors.js';
 import { Cursor, type Input, openInput } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
-import type { Json, JsonObject } from '../value.js';
+import { type Json, type JsonObject, MAX_VALUES, VALUES_OF_WHOLE } from '../value.js';
 
 /**
- * What one value that is built in memory may be: its text; the strings in it; the values in it, of which a list or
- * object counts for 8. Enough for whatever the largest message that an image may have (4 MiB) looks like in JSON, and
- * little enough for the memory that we have.
+ * What one value that is built in memory may be, besides {@link MAX_VALUES}: its text, and the strings in it. Enough for
+ * whatever the largest message that an image may have (4 MiB) looks like in JSON.
  */
 const MAX_VALUE = 256 * 1024 * 1024;
 const MAX_STRINGS = 32 * 1024 * 1024;
-const MAX_VALUES = 5.5 * 1024 * 1024;
 const MAX_JSON_DEPTH = 64;
 /** Most bytes of a member's name, and most members of an object: more than any message or BTF type has. */
 const MAX_NAME = 1024;
@@ -41,8 +39,6 @@ const CLOSE_OBJECT = 0x7d;
 
 /** White space, as JSON has it. */
 export const isBlank = (byte: number) => byte === 0x20 || byte === 0x0a || byte === 0x0d || byte === 0x09;
-/** What an object or list counts towards {@link MAX_VALUES}. */
-const VALUES_OF_WHOLE = 8;
 const isStructure = (byte: number) =>
   byte === COMMA || byte === CLOSE_LIST || byte === CLOSE_OBJECT || byte === COLON || isBlank(byte);
 
@@ -67,6 +63,12 @@ export interface Origin {
   readonly path: readonly (string | number)[];
 }
 
+/** What has been built in memory: the characters of all strings, and the values as {@link MAX_VALUES} counts them. */
+export class Sum {
+  strings = 0;
+  values = 0;
+}
+
 /** Reads one text from where it stands. Methods throw BpfimgError `badJson` for what is not as expected. */
 export class JsonReader {
   readonly cursor: Cursor;
@@ -78,9 +80,7 @@ export class JsonReader {
 
   /** The cursor's window, for short texts. */
   #text: Buffer | undefined;
-  /** Characters of all strings in the value that is being built, and its values as {@link MAX_VALUES} counts them. */
-  #strings = 0;
-  #values = 0;
+  #sum = new Sum();
 
   constructor(input: Input, origin?: Origin) {
     this.cursor = new Cursor(input, 0, Number.POSITIVE_INFINITY, JSON_WINDOW);
@@ -410,7 +410,8 @@ export class JsonReader {
   #parsed(end: number, members: number, ascii: boolean): Json | undefined {
     const { cursor } = this;
     this.#text ??= Buffer.from(cursor.bytes.buffer, cursor.bytes.byteOffset, cursor.bytes.length);
-    const [strings, values] = [this.#strings, this.#values];
+    const sum = this.#sum;
+    const { strings, values } = sum;
     try {
       const text = ascii
         ? this.#text.toString('latin1', cursor.at, end)
@@ -424,19 +425,18 @@ export class JsonReader {
     } catch {
       // Explained likewise.
     }
-    this.#strings = strings;
-    this.#values = values;
+    Object.assign(sum, { strings, values });
     return undefined;
   }
 
   /** Counts what is in a value; returns the members of all objects, NaN when the name of one is too long. */
   #count(value: Json): number {
     if (typeof value !== 'object' || value === null) {
-      this.#values++;
-      if (typeof value === 'string') this.#strings += value.length;
+      this.#sum.values++;
+      if (typeof value === 'string') this.#sum.strings += value.length;
       return 0;
     }
-    this.#values += VALUES_OF_WHOLE;
+    this.#sum.values += VALUES_OF_WHOLE;
     let members = 0;
     if (Array.isArray(value)) {
       for (let i = 0; i < value.length; i++) members += this.#count(value[i] as Json);
@@ -446,12 +446,13 @@ export class JsonReader {
     return members;
   }
 
-  /** Any value, built in memory: for what is small by nature. */
-  async value(): Promise<Json> {
+  /**
+   * Any value, built in memory: for what is small by nature.
+   * @param sum of the values that it is kept together with
+   */
+  async value(sum = new Sum()): Promise<Json> {
     const { cursor } = this;
     const start = cursor.position;
-    this.#strings = 0;
-    this.#values = 0;
     const build = async (depth: number): Promise<Json> => {
       if (cursor.position - start > MAX_VALUE) throw this.bad(`a value of more than ${MAX_VALUE} bytes`);
       if (depth > MAX_JSON_DEPTH) throw this.bad(`nested deeper than ${MAX_JSON_DEPTH} levels`);
@@ -459,9 +460,9 @@ export class JsonReader {
       const isWhole = first === OPEN_OBJECT || first === OPEN_LIST;
       await cursor.fill(Math.min(QUICK, cursor.bytes.length));
       const ready = isWhole ? this.ready(depth) : undefined;
-      if (ready === undefined) this.#values += isWhole ? VALUES_OF_WHOLE : 1;
-      if (this.#values > MAX_VALUES) throw this.bad('more values than any entry has');
-      if (this.#strings > MAX_STRINGS) throw this.bad(`text of more than ${MAX_STRINGS} bytes in one value`);
+      if (ready === undefined) sum.values += isWhole ? VALUES_OF_WHOLE : 1;
+      if (sum.values > MAX_VALUES) throw this.bad('more values than any entry has');
+      if (sum.strings > MAX_STRINGS) throw this.bad(`text of more than ${MAX_STRINGS} bytes in one value`);
       await pause();
       if (ready !== undefined) return ready;
       if (first === OPEN_OBJECT) {
@@ -475,14 +476,17 @@ export class JsonReader {
         return list;
       }
       if (first === QUOTE) {
-        const text = await this.string(MAX_STRINGS, this.#strings);
-        this.#strings += text.length;
+        const text = await this.string(MAX_STRINGS, sum.strings);
+        sum.strings += text.length;
         return text;
       }
       if (first === -1) throw await this.#unexpected('a value');
       return this.#scalar();
     };
-    return build(0);
+    this.#sum = sum;
+    const value = await build(0);
+    this.#sum = new Sum();
+    return value;
   }
 
   /**

@@ -10,7 +10,7 @@ import { Spool } from '../io/spool.js';
 import type { Json, JsonObject } from '../value.js';
 import { check } from './check.js';
 import { FORM_MOST, type ItemForms, itemBytes, type JsonForm, type MapForms } from './items.js';
-import type { JsonReader } from './reader.js';
+import { type JsonReader, Sum } from './reader.js';
 
 /**
  * Typed JSON as a form of keys or values. Text of two hex digits for each byte is the bytes, unless it is just
@@ -92,6 +92,7 @@ export class DocumentTypes {
       await reader.peek();
       const start = reader.offset;
       const message: JsonObject = Object.create(null) as JsonObject;
+      const sum = new Sum();
       const at = this.blobs.length;
       let size: number | undefined;
       for await (const name of reader.members()) {
@@ -100,7 +101,7 @@ export class DocumentTypes {
         if (name === 'blob') {
           size = await reader.base64Into(this.blobs);
           if (size > BTF_MAX) throw reader.bad(`a BTF object of ${size} bytes, expected at most ${BTF_MAX}`, offset);
-        } else message[name] = await reader.value();
+        } else message[name] = await reader.value(sum);
       }
       if (size === undefined) throw reader.bad('member "blob" is missing', start);
       const problem = await check('btf_object', message, true);
