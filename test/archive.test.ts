@@ -435,6 +435,16 @@ t.test('hostile archives', async (t) => {
   t.pass('broken zstd ends');
 });
 
+t.test('what does not fit is refused before it is put aside', async (t) => {
+  const block = makeHeader('bpfmap-data.img', '0', 0, options);
+  Buffer.from('800000000000400000000000', 'hex').copy(block, 124);
+  const bomb = zlib.gzipSync(Buffer.concat([entry('files.img', 'four'), summed(block), Buffer.alloc(1024 * 1024)]));
+  const message =
+    /^b, bpfmap-data\.img: too large to put aside: 70368744177668 bytes with those before it, at most \d+ in /;
+  t.match(await filesOf(bufferInput(bomb, 'b')), message);
+  t.match(await filesOf(bufferInput(bomb, 'b'), (name) => name === 'files.img'), /the archive ends at byte 1050112/);
+});
+
 t.test('a wide window is refused', async (t) => {
   const bytes = Buffer.concat([entry('a', Buffer.alloc(1024 * 1024)), END]);
   const file = path.join(folder, 'wide.tar');
