@@ -54,6 +54,7 @@ const byId = (...maps: readonly { readonly id: number }[]) => maps.flatMap(({ id
 
 const none: CaptureArguments = {
   ...NO_SELECTORS,
+  sources: [],
   dir: '',
   force: false,
   skipUnsupported: false,

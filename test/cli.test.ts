@@ -112,7 +112,6 @@ t.test('wrong usage is exit code 2 and one line', async (t) => {
     ['criu', 'convert', 'flowd', '--to', 'native', '--to', 'native'],
     ['show', 'flowd', '--map', '--', 'cfg'],
     ['diff', 'flowd', '--', 'flowd', '-q'],
-    ['list', '--', '--json'],
     ['replay', '--', 'flowd'],
     ['show', ''],
     ['decode', '--in='],

@@ -29,8 +29,12 @@ export const types = {
 const chosen = { ...several, defaultDescription: 'none' } as const;
 export const selectors = {
   id: { ...chosen, describe: 'the map with this id' },
-  name: { ...chosen, mayBeEmpty: true, describe: 'the map with this name' },
-  pinned: { ...chosen, describe: 'the map pinned at this path' },
+  name: {
+    ...chosen,
+    mayBeEmpty: true,
+    describe: 'the map with this name; or the maps that a pattern such as app_* matches',
+  },
+  pinned: { ...chosen, describe: 'the map pinned at this path, or the maps pinned in this folder' },
   pid: { ...chosen, describe: 'the maps that this process holds' },
   fd: { ...chosen, describe: 'with --pid: only this file descriptor' },
   tree: { ...boolean, describe: 'with --pid: also the maps of all its descendants' },

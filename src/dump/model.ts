@@ -39,10 +39,13 @@ import type { MapType, MapTypes } from '../maptype.js';
 import type { JsonObject } from '../value.js';
 import { type DumpFiles, folderFiles } from './files.js';
 import { readTable, type TableLine } from './plugin-table.js';
+import { commandOf } from './process.js';
 
 /** A descriptor that leads to an open file. */
 export interface Holder {
   readonly pid: number;
+  /** Name of the process, where its core image has been read. */
+  readonly command?: string | undefined;
   readonly fd: number;
   readonly cloexec: boolean;
 }
@@ -256,7 +259,7 @@ async function readDump(files: DumpFiles, onBroken: OnBroken): Promise<Dump> {
       table?.close();
     }
   }
-  await readHolders(names, builder, each);
+  await readHolders(files, names, builder, each);
   const { meta, btf, data } = builder.names;
   await each(meta, BPFMAP_META, (entry) => builder.meta(entry));
   if (names.has(btf)) await builder.btfImage(files.open(btf), btf);
@@ -565,7 +568,12 @@ class DumpBuilder {
 }
 
 /** Follows pstree, ids and fdinfo from processes to open files of maps. */
-async function readHolders(names: ReadonlySet<string>, builder: DumpBuilder, each: EachEntry): Promise<void> {
+async function readHolders(
+  files: DumpFiles,
+  names: ReadonlySet<string>,
+  builder: DumpBuilder,
+  each: EachEntry,
+): Promise<void> {
   const pids = new Set<number>();
   await each('pstree.img', PSTREE, ({ message }) => {
     pids.add(message.pid);
@@ -582,17 +590,20 @@ async function readHolders(names: ReadonlySet<string>, builder: DumpBuilder, eac
       filesId ??= message.files_id;
     });
     if (filesId === undefined) continue;
+    const held: { readonly file: MapFile; readonly holder: Holder }[] = [];
     await each(`fdinfo-${filesId}.img`, FDINFO, ({ message }) => {
       const { id, fd, flags } = message;
       const holder = { pid, fd, cloexec: (flags & 1) !== 0 };
       if (message.type !== 'BPFMAP' && message.type !== 'EXT') return;
       const file = builder.files.get(id);
-      if (file) file.holders.push(holder);
+      if (file) held.push({ file, holder });
       // Of an open file that a plugin has, only files.img says that it is there.
       else if (message.type === 'BPFMAP' || (builder.names === PLUGIN_IMAGE && !builder.external.has(id))) {
         builder.lost.fds.push({ ...holder, id });
       }
     });
+    const command = held.length === 0 ? undefined : await commandOf(files, pid);
+    for (const { file, holder } of held) file.holders.push({ ...holder, command });
   }
 }
 

@@ -370,7 +370,6 @@ export function unknownBytes(name: string, raw: Uint8Array): number {
 // ---------------------------------------------------------------------------------------------------
 // JSON to bytes
 
-/** A growing buffer of wire bytes. */
 /**
  * The plain numbers of a message that no table knows, by field.
  * @throws WireError
@@ -382,6 +381,19 @@ export function varintFields(bytes: Uint8Array): ReadonlyMap<number, number> {
   }
   return fields;
 }
+
+/**
+ * The bytes of a field of a message that no table knows: a message itself, or text.
+ * @throws WireError
+ */
+export function bytesField(bytes: Uint8Array, field: number): Uint8Array | undefined {
+  for (const { no, wire, value, end } of wireRecords(bytes, 0, bytes.length, '')) {
+    if (no === field && wire === BYTES) return bytes.subarray(value, end);
+  }
+  return undefined;
+}
+
+/** A growing buffer of wire bytes. */
 
 class Wire {
   #bytes = new Uint8Array(64);

@@ -4,12 +4,15 @@
  * What fdinfo and pins show comes first. A map that no visible process or pin holds is opened only when its
  * type is known and harmless (see `iter.ts`); one whose type is not known is listed by its id.
  */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
 import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
 import { KernelError } from './error.js';
 import { type KernelMap, kernelMaps } from './iter.js';
 import { BpfMap, InfoReader, kernelName, mapSubject, openPin } from './map.js';
+import { isPattern, matcher, near } from './pattern.js';
 import {
   type Access,
   fdLink,
@@ -54,11 +57,15 @@ export interface LiveMap {
   programs: readonly Program[];
 }
 
+/** Names that an error lists. */
+const LISTED_NAMES = 5;
+
 /** What names maps. All of those that any of them names. */
 export interface Selectors {
   readonly ids: readonly number[];
+  /** Whole names, or patterns. */
   readonly names: readonly string[];
-  /** Paths, or what {@link pathText} writes for them. */
+  /** Paths, or what {@link pathText} writes for them: of pins, or of folders of pins; or patterns. */
   readonly pins: readonly string[];
   readonly pids: readonly number[];
   /** Of those processes only these file descriptors; all when there are none. */
@@ -138,6 +145,16 @@ export function treesOf(pids: readonly number[], proc: string): number[] {
   return [...new Set(pids.flatMap((pid) => treeOf(pid, proc)))];
 }
 
+/** What there is at a path; a path that may not be looked at is left for opening it to explain. */
+function kindOfFile(file: Buffer): 'nothing' | 'folder' | 'other' {
+  try {
+    const stat = fs.statSync(file, { throwIfNoEntry: false });
+    return stat === undefined ? 'nothing' : stat.isDirectory() ? 'folder' : 'other';
+  } catch {
+    return 'other';
+  }
+}
+
 /** All maps that can be seen. */
 export class LiveMaps {
   /** In ascending id. */
@@ -190,12 +207,8 @@ export class LiveMaps {
     if (ids.length + names.length + pins.length + pids.length === 0) return [...this.maps];
     const chosen = new Set<number>(ids);
     for (const id of ids) if (!this.maps.some((map) => map.id === id)) throw this.#missing(`map ${id}`, 'no such map');
-    for (const name of names) chosen.add(this.#named(name).id);
-    for (const path of pins) {
-      using map = BpfMap.openPinned(this.#sys, givenPath(path), 'ro');
-      if (!this.maps.some((one) => one.id === map.id)) throw this.#missing(path, 'it was pinned just now');
-      chosen.add(map.id);
-    }
+    for (const name of names) for (const map of this.#named(name)) chosen.add(map.id);
+    for (const pin of pins) for (const id of this.#pinned(pin)) chosen.add(id);
     for (const pid of tree ? treesOf(pids, this.#sys.proc) : pids) {
       const open = mapsOfProcess(pid, this.#sys.proc);
       if (open === 'gone' && !pids.includes(pid)) continue;
@@ -216,11 +229,47 @@ export class LiveMaps {
     return this.maps.filter((map) => chosen.has(map.id));
   }
 
-  #named(name: string): LiveMap {
+  /** Ids of the maps whose pin is at `given`, in the folder `given`, or fits the pattern `given`. */
+  #pinned(given: string): number[] {
+    const file = givenPath(given);
+    const what = kindOfFile(file);
+    if (what === 'folder') {
+      const folder = pathText(fs.realpathSync(file, { encoding: 'buffer' }));
+      const found = this.maps.filter(({ pins }) => pins.some((pin) => path.posix.dirname(pin) === folder));
+      if (found.length === 0) throw this.#missing(given, 'no map is pinned in this folder');
+      return found.map(({ id }) => id);
+    }
+    if (what === 'nothing' && isPattern(given)) {
+      const fits = matcher(path.resolve(given));
+      const found = this.maps.filter(({ pins }) => pins.some(fits));
+      if (found.length === 0) throw this.#missing(given, 'no map is pinned at such a path');
+      return found.map(({ id }) => id);
+    }
+    if (what === 'nothing') {
+      const pins = this.maps.flatMap((map) => map.pins);
+      const like = near(
+        path.basename(given),
+        pins.map((pin) => path.posix.basename(pin)),
+      );
+      const paths = pins.filter((pin) => like.includes(path.posix.basename(pin))).slice(0, LISTED_NAMES);
+      throw this.#missing(given, 'nothing is pinned there', paths);
+    }
+    using map = BpfMap.openPinned(this.#sys, file, 'ro');
+    if (!this.maps.some((one) => one.id === map.id)) throw this.#missing(given, 'it was pinned just now');
+    return [map.id];
+  }
+
+  /** The map of that name, or all whose names fit a pattern. */
+  #named(name: string): LiveMap[] {
     const found = this.maps.filter((map) => map.name === name);
-    const [first] = found;
-    if (first === undefined) throw this.#missing(`--name ${name}`, 'no map has this name');
-    if (found.length === 1) return first;
+    if (found.length === 1) return found;
+    const names = this.maps.flatMap((map) => map.name ?? []);
+    if (found.length === 0) {
+      const fits = isPattern(name) ? matcher(name) : () => false;
+      const all = this.maps.filter((map) => map.name !== undefined && fits(map.name));
+      if (all.length > 0) return all;
+      throw this.#missing(`--name ${name}`, 'no map has this name', near(name, names));
+    }
     const list = found.slice(0, 20).map((map) => map.id);
     const more = found.length > list.length ? ', …' : '';
     throw new BpfimgError('usage', `${found.length} maps have that name, choose by id: ${list.join(', ')}${more}`, {
@@ -228,9 +277,11 @@ export class LiveMaps {
     });
   }
 
-  #missing(what: string, why: string): BpfimgError {
+  /** @param like what there is instead */
+  #missing(what: string, why: string, like: readonly string[] = []): BpfimgError {
     const doubt = this.unseen.ids ? ' that can be seen without CAP_SYS_ADMIN' : '';
-    return new BpfimgError('notFound', `${why}${doubt}`, { subject: what });
+    const others = like.length === 0 ? '' : `; there is ${like.join(', ')}`;
+    return new BpfimgError('notFound', `${why}${doubt}${others}`, { subject: what });
   }
 }
 

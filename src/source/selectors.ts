@@ -2,6 +2,7 @@
  * Which live maps are meant: by `--id`, `--name`, `--pinned`, `--pid` with `--fd` or `--tree`, `--all`, or by a source
  * such as `pinned:PATH`.
  */
+import * as fs from 'node:fs';
 import { BpfimgError } from '../errors.js';
 import type { Selectors } from '../kernel/live.js';
 
@@ -85,4 +86,55 @@ export function liveSelectors(source: string): Selectors | undefined {
     });
   }
   return selectorsOf({ ...NO_SELECTORS, ...select(rest) });
+}
+
+/** What a command line with sources beside its selectors means. */
+export interface SelectedSources {
+  readonly live: Selectors;
+  /** Sources that are no live maps. */
+  readonly files: readonly string[];
+}
+
+/**
+ * What selectors and words select together. Words are sources; behind a selector they are more of its values, as
+ * when a shell has replaced `--pinned /sys/fs/bpf/app/*`.
+ */
+export function selectedSources(args: SelectorArguments & { readonly sources: readonly string[] }): SelectedSources {
+  const { sources } = args;
+  if (sources.length === 0) return { live: selectorsOf(args), files: [] };
+  const given = (['id', 'name', 'pinned', 'pid'] as const).filter((name) => args[name].length > 0);
+  const [only] = given;
+  if (only !== undefined && given.length === 1) {
+    return { live: selectorsOf({ ...args, [only]: [...args[only], ...sources] }), files: [] };
+  }
+  if (only !== undefined || args.all) {
+    throw new BpfimgError('usage', 'unexpected word: it may follow the values of one selector', {
+      subject: sources[0] ?? '',
+    });
+  }
+  const live = sources.map((text) => (fs.existsSync(text) ? undefined : liveSelectors(text)));
+  if (live.every((one) => one === undefined)) return { live: selectorsOf(args), files: sources };
+  const stray = sources.find((_, i) => live[i] === undefined);
+  if (stray !== undefined) {
+    throw new BpfimgError('usage', 'files and live maps are two lists: name one kind', { subject: stray });
+  }
+  return { live: live.map((one) => one as Selectors).reduce(together), files: [] };
+}
+
+/** The maps that either selects. */
+function together(a: Selectors, b: Selectors): Selectors {
+  // No selector at all is every map.
+  if (!selected(a) || !selected(b)) return selected(a) ? b : a;
+  if ((a.fds ?? []).length > 0 || (b.fds ?? []).length > 0 || a.tree !== b.tree) {
+    throw new BpfimgError('usage', 'pid:PID:FD and tree:PID go with no other live source: name them one at a time');
+  }
+  const { tree = false } = a;
+  return {
+    ids: [...a.ids, ...b.ids],
+    names: [...a.names, ...b.names],
+    pins: [...a.pins, ...b.pins],
+    pids: [...a.pids, ...b.pids],
+    fds: [],
+    tree,
+  };
 }

@@ -44,6 +44,8 @@ export interface DumpSource {
   /** What it was opened from. */
   readonly form: 'folder' | 'archive' | 'document' | 'live';
   readonly files: DumpFiles;
+  /** Name of the container that was checkpointed, where config.dump says it. */
+  container?(): Promise<string | undefined>;
   close(): void;
 }
 

@@ -5,7 +5,7 @@ import { commandOf, mapsOfProcess } from '../../kernel/proc.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { type Drain, type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
-import { selected, selectorsOf } from '../../source/selectors.js';
+import { selected, selectedSources } from '../../source/selectors.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { boolean, json, libdir, selectors as selectorOptions, string } from '../options.js';
@@ -15,6 +15,14 @@ import { unseenText } from '../unseen.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
+  words: {
+    sources: {
+      type: 'string',
+      array: true,
+      default: [] as string[],
+      describe: 'live maps (pinned:PATH, pid:PID, …); after a selector, more values for it',
+    },
+  },
   options: {
     ...selectorOptions,
     dir: { ...string, alias: 'D', demandOption: true, describe: 'folder to write the images into' },
@@ -43,13 +51,20 @@ export const command: Command = {
   examples: [
     ['capture --pid 4711 -D dump', 'all maps that a process holds'],
     ['capture --pinned /sys/fs/bpf/flows -D dump', 'one pinned map'],
+    ['capture --pinned /sys/fs/bpf/app -D dump', 'all maps pinned in a folder'],
   ],
   run,
 };
 
 /** @param sys the kernel; tests have their own */
 export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<number> {
-  const selectors = selectorsOf(args);
+  const { live: selectors, files } = selectedSources(args);
+  const [file] = files;
+  if (file !== undefined) {
+    throw new BpfimgError('usage', 'expected live maps: pinned:PATH, id:N, name:NAME, pid:PID, tree:PID', {
+      subject: file,
+    });
+  }
   if (!args.all && !selected(selectors)) {
     throw new BpfimgError('usage', 'which maps? --id, --name, --pinned, --pid, or --all');
   }

@@ -2,25 +2,40 @@ import { type LiveMap, LiveMaps } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames } from '../../maptype.js';
 import { colours, nameText, table } from '../../render.js';
-import { selectorsOf } from '../../source/selectors.js';
+import { selectedSources } from '../../source/selectors.js';
 import type { Command, Given } from '../command.js';
+import { fdsText } from '../holders.js';
 import { coloured, type Io } from '../io.js';
 import { json, libdir, selectors as options } from '../options.js';
 import { mapTypes } from '../plugins.js';
+import { listSources } from '../source-list.js';
 import { unseenText } from '../unseen.js';
 import { printLines, written } from '../written.js';
 
-const takes = { options: { ...options, ...libdir, json } } as const;
+const takes = {
+  words: {
+    sources: {
+      type: 'string',
+      array: true,
+      default: [] as string[],
+      defaultDescription: 'the live maps of this machine',
+      describe: 'dumps, archives, documents or live maps to list; after a selector, more values for it',
+    },
+  },
+  options: { ...options, ...libdir, json },
+} as const;
 
 export type ListArguments = Given<typeof takes>;
 
 export const command: Command = {
   name: 'list',
-  summary: 'list live BPF maps',
+  summary: 'list maps without their items: live ones, or those of dumps',
   ...takes,
   examples: [
     ['list', 'every map'],
     ['list --pid 4711 --json', 'the maps one process holds, as JSON'],
+    ['list --pinned /sys/fs/bpf/app/*', 'the maps pinned in one folder'],
+    ['list checkpoints/*', 'what is in several dumps or archives'],
   ],
   run,
 };
@@ -29,8 +44,9 @@ export const command: Command = {
 const UNKNOWN = '?';
 
 /** @param sys the kernel; tests have their own */
-export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<void> {
-  const selectors = selectorsOf(args);
+export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<unknown> {
+  const { live: selectors, files } = selectedSources(args);
+  if (files.length > 0) return listSources(files, args, io, sys);
   const types = await mapTypes(args.libdir, io);
   const live = LiveMaps.look(sys ?? (await openSys(types)));
   const maps = live.select(selectors);
@@ -53,6 +69,7 @@ export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<void>
           );
     printLines(out, lines);
   });
+  return undefined;
 }
 
 /** A map as a member of the JSON, null for what could not be seen. */
@@ -109,17 +126,10 @@ function row(map: LiveMap, types: MapTypes): string[] {
   ];
 }
 
-/** `22137(flowd):3,4 22139(flowd):3`, or the programs that alone keep the map. */
+/** The fds of each process, or the programs that alone keep the map. */
 function holdersText(map: LiveMap): string {
-  const byPid = new Map<number, { command: string; fds: number[] }>();
-  for (const { pid, command, fd } of map.holders) {
-    const known = byPid.get(pid);
-    if (known === undefined) byPid.set(pid, { command, fds: [fd] });
-    else known.fds.push(fd);
-  }
-  const processes = [...byPid].map(([pid, { command, fds }]) => `${pid}(${nameText(command)}):${fds.join(',')}`);
   const programs = map.programs.map(({ id, name }) =>
     name === '' ? `program ${id}` : `program ${id}(${nameText(name)})`,
   );
-  return [...processes, ...programs].join(' ');
+  return [...fdsText(map.holders), ...programs].join(' ');
 }

@@ -23,6 +23,7 @@ import {
 } from '../../render.js';
 import { openMaps } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
+import { holdersText } from '../holders.js';
 import { coloured, type Io } from '../io.js';
 import { boolean, image, json, libdir, map, namesTypes, number, source, types as typeOptions } from '../options.js';
 import { Sources, sourceOf } from '../source.js';
@@ -176,7 +177,7 @@ class Show {
       { title: 'USED/MAX', right: true },
       { title: 'FLAGS' },
       { title: 'FROZEN' },
-      { title: 'HOLDERS (pid:fd)' },
+      { title: 'HOLDERS (pid(command):fd)' },
     ];
     for (const line of table(
       columns,
@@ -317,13 +318,4 @@ class Show {
     const part = Math.min(size, most);
     return new Cursor(this.dump.data as Input, start, start + part, most).take(part);
   }
-}
-
-/** `22137:3,4 22139:3`: fds by process. */
-function holdersText(map: DumpMap): string {
-  const byPid = new Map<number, number[]>();
-  for (const { pid, fd } of map.files.flatMap((file) => file.holders)) {
-    byPid.set(pid, [...(byPid.get(pid) ?? []), fd]);
-  }
-  return [...byPid].map(([pid, fds]) => `${pid}:${fds.sort((a, b) => a - b).join(',')}`).join(' ');
 }
