@@ -100,6 +100,7 @@ export class ImageReader {
       throw new BpfimgError('badImage', notAnImage(magic, head, cursor), {
         subject: name,
         offset: head === 'none' ? 0 : 4,
+        code: foreignKind(magic) === undefined ? undefined : 'not-decoded',
       });
     }
     cursor.at += head === 'none' ? 4 : 8;

@@ -213,34 +213,6 @@ function deviceInput(fd: number, name: string, owned: boolean): Input {
   };
 }
 
-/**
- * The first bytes of an input, at most `size`, and an input that has them still. A stream must be read from that one
- * alone.
- */
-export async function peek(input: Input, size: number): Promise<{ readonly start: Uint8Array; readonly input: Input }> {
-  const bytes = new Uint8Array(size);
-  let got = 0;
-  while (got < size) {
-    const read = await input.read(bytes.subarray(got), got);
-    if (read === 0) break;
-    got += read;
-  }
-  const start = bytes.subarray(0, got);
-  if (input.size !== undefined) return { start, input };
-  let given = 0;
-  const again: Input = {
-    ...input,
-    read(into, position) {
-      if (given === got) return input.read(into, position);
-      const part = start.subarray(given, given + into.length);
-      into.set(part);
-      given += part.length;
-      return part.length;
-    },
-  };
-  return { start, input: again };
-}
-
 /** Size of the window a {@link Cursor} reads through, unless told otherwise. */
 export const WINDOW = 256 * 1024;
 

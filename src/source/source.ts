@@ -1,16 +1,17 @@
 /**
- * Any source that a user names: an image, a dump, a document, standard input or live maps. What it is shows in its
+ * Any source that a user names: an image, a dump, an archive, a document, standard input or live maps. What it is shows in its
  * content, never in its name. Every command opens its sources here; what a small image does not need is loaded when it
  * is asked for.
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import { archiveFormat, HEAD } from '../archive/compression.js';
 import type { DumpFiles } from '../dump/files.js';
 import type { Dump, OnBroken } from '../dump/model.js';
 import { BpfimgError, ioError } from '../errors.js';
 import type { ImageKind } from '../image/kinds.js';
 import { ImageReader } from '../image/reader.js';
-import { type Input, openInput, peek, standardInput } from '../io/input.js';
+import { type Input, openInput, peeked, standardInput } from '../io/input.js';
 import { setAside } from '../io/spool.js';
 import type { Sys } from '../kernel/sys.js';
 import type { Doing, MapTypes } from '../maptype.js';
@@ -122,17 +123,18 @@ function statOf(file: string): fs.Stats | undefined {
   }
 }
 
-/** Bytes that tell what an input is. */
-const TELLING = 512;
-
 /** Owns `given`. */
 async function openStream(given: Input, host: SourceHost): Promise<Source> {
-  const { start, input } = await peek(given, TELLING).catch((error: unknown) => {
+  const { head, input } = await peeked(given, HEAD).catch((error: unknown) => {
     given.close();
     throw error;
   });
+  if (archiveFormat(head) !== undefined) {
+    const { openArchiveSource } = await import('./archive.js');
+    return openArchiveSource(input);
+  }
   // No image begins as an object or a list does.
-  if (!/^\s*[{[]/.test(Buffer.from(start).toString('latin1'))) return imageSource(input, 'image');
+  if (!/^\s*[{[]/.test(Buffer.from(head).toString('latin1'))) return imageSource(input, 'image');
   const { openDocument } = await import('./document.js');
   return openDocument(input, host);
 }
@@ -144,11 +146,22 @@ export function imageSource(input: Input, form: ImageSource['form']): ImageSourc
 
 /** A folder: a dump, or what podman and others make of one, with the dump in `checkpoint`. */
 async function folderSource(folder: string): Promise<DumpSource> {
-  const { folderFiles } = await import('../dump/files.js');
-  const { IMAGE, PLUGIN_IMAGE } = await import('../dump/model.js');
-  const telling = [...Object.values(IMAGE), ...Object.values(PLUGIN_IMAGE)];
+  const { checkpointName, CONFIG, folderFiles, isDump } = await import('./checkpoint.js');
   const inner = path.join(folder, 'checkpoint');
-  const isDump = (one: string) => telling.some((name) => fs.existsSync(path.join(one, name)));
-  const files = folderFiles(!isDump(folder) && isDump(inner) ? inner : folder);
-  return { kind: 'dump', name: files.name, form: 'folder', files, close() {} };
+  const isInner = !isDump(namesIn(folder)) && isDump(namesIn(inner));
+  const files = folderFiles(isInner ? inner : folder);
+  const container = async () => {
+    const beside = folderFiles(isInner ? folder : path.dirname(folder));
+    return beside.size(CONFIG) === undefined ? undefined : checkpointName(beside.open(CONFIG));
+  };
+  return { kind: 'dump', name: files.name, form: 'folder', files, container, close() {} };
+}
+
+function namesIn(folder: string): string[] {
+  try {
+    return fs.readdirSync(folder);
+  } catch {
+    // Opening it says why not.
+    return [];
+  }
 }

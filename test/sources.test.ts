@@ -1,0 +1,238 @@
+/** Every command takes every source, and says the same of one dump whatever it comes from. */
+import * as fs from 'node:fs';
+import * as path from 'node:path';
+import t from 'tap';
+import { BpfMap } from '../src/kernel/map.js';
+import { openSys } from '../src/kernel/sys.js';
+import { bpfimg, type Ran, shell, TOP, workFolder } from './helpers/command.js';
+import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { types } from './helpers/types.js';
+
+const skip = await skipWithoutMaps();
+const cwd = workFolder();
+t.teardown(() => fs.rmSync(cwd, { recursive: true, force: true }));
+
+/** Runs a line of shell in the work folder, which must succeed. */
+function make(line: string): void {
+  const { status, stderr } = shell(line, { cwd });
+  if (status !== 0) throw new Error(`${line}: ${stderr}`);
+}
+
+const run = (words: readonly string[], input?: string): Ran =>
+  bpfimg(words, { cwd, ...(input === undefined ? {} : { input: fs.readFileSync(path.join(cwd, input)) }) });
+
+// The processes in it are called flowd, which must not be taken for the folder's name.
+make('mv flowd dump');
+make('mkdir -p unpacked && cp -r dump unpacked/checkpoint && echo \'{"name":"c1"}\' > unpacked/config.dump');
+make('tar -C dump -cf flat.tar . && tar -C unpacked -cf nested.tar config.dump checkpoint');
+make('tar -C unpacked -czf nested.tgz ./config.dump ./checkpoint && gzip -c flat.tar > flat');
+const zstd = shell('command -v zstd').status === 0;
+if (zstd) make('zstd -q flat.tar -o named.tar.gz');
+make('bpfimg decode dump > document.json && bpfimg decode dump --pretty > pretty.json');
+make('bpfimg decode dump/bpfmap-data.img > data.json && bpfimg decode --format crit dump/bpfmap-data.img > crit.json');
+make('bpfimg decode --format ndjson dump/bpfmap-data.img > data.ndjson && bpfimg decode dump/pstree.img > pstree.json');
+
+/** Sources that are one dump, and what of a command's output is not the same. */
+const dumps: readonly (readonly [
+  what: string,
+  words: readonly string[],
+  input?: string | undefined,
+  but?: RegExp | undefined,
+])[] = [
+  ['a folder', ['dump']],
+  ['an unpacked checkpoint', ['unpacked']],
+  ['tar, flat', ['flat.tar']],
+  ['tar, as podman lays it out', ['nested.tar']],
+  ['gzip with ./', ['nested.tgz']],
+  ['gzip without a name that says so', ['flat']],
+  ...(zstd ? [['zstd under the name of gzip', ['named.tar.gz']] as const] : []),
+  ['an archive from standard input', ['-'], 'nested.tar'],
+  ['a compressed archive from standard input', ['-'], 'nested.tgz'],
+  // A document does not say what processes are called.
+  ['a document', ['document.json'], undefined, /\(flowd\)/g],
+  ['an indented document', ['pretty.json'], undefined, /\(flowd\)/g],
+  ['a document from standard input', ['-'], 'document.json', /\(flowd\)/g],
+];
+
+/** What a command prints, with what names its source left out. */
+function printed({ stdout, status }: Ran, source: string, but?: RegExp): string {
+  const text = but === undefined ? stdout : stdout.replace(but, '').replace(/ +/g, ' ');
+  return `${text.split(source).join('SOURCE')}\nexit ${status}`;
+}
+
+const commands: Readonly<Record<string, readonly string[]>> = {
+  show: [],
+  'show --json': ['--json'],
+  decode: [],
+  'decode --format ndjson': ['--format', 'ndjson'],
+  'decode --map': ['--map', 'flows'],
+  list: [],
+  'replay --dry-run': ['--dry-run'],
+};
+
+for (const [name, options] of Object.entries(commands)) {
+  const [command = ''] = name.split(' ');
+  const refused = command === 'replay' && skip;
+  t.test(`${name} of one dump from everywhere`, { skip: refused }, async (t) => {
+    const first = run([command, 'dump', ...options]);
+    t.equal(first.status, 0, first.stderr);
+    for (const [what, words, input, but] of dumps) {
+      const ran = run([command, ...words, ...options], input);
+      const source = words[0] === '-' ? 'standard input' : (words[0] ?? '');
+      t.equal(printed(ran, source, but), printed(first, 'dump', but), what);
+      t.equal(ran.stderr, first.stderr, `${what}: nothing more to say`);
+    }
+  });
+}
+
+t.test('diff finds no difference between one dump from everywhere', async (t) => {
+  for (const [what, words, input] of dumps) {
+    const ran = run(['diff', 'dump', ...words], input);
+    t.strictSame([ran.status, ran.stdout, ran.stderr], [0, '', ''], what);
+  }
+});
+
+t.test('verify judges archives as it judges their folder', async (t) => {
+  const first = run(['verify', 'dump']);
+  for (const [what, words, input] of dumps.filter(([what]) => !what.includes('document'))) {
+    t.equal(run(['verify', ...words], input).stdout, first.stdout, what);
+  }
+  make('mkdir broken && cp dump/* broken && rm broken/pstree.img && tar -C broken -cf broken.tar .');
+  const [folder, archive] = [run(['verify', 'broken']), run(['verify', 'broken.tar'])];
+  t.equal(archive.status, 1);
+  t.equal(archive.stdout, folder.stdout);
+  t.equal(run(['verify', 'document.json']).status, 0);
+});
+
+t.test('single images and their JSON', async (t) => {
+  for (const command of ['show', 'verify', 'decode', 'list', 'info']) {
+    const first = run([command, 'dump/bpfmap-data.img']);
+    for (const name of ['data.json', 'crit.json', 'data.ndjson']) {
+      const ran = run([command, name]);
+      const text = printed(ran, name).replaceAll('bpfmap-data.img', 'SOURCE');
+      t.equal(
+        text,
+        printed(first, 'dump/bpfmap-data.img').replaceAll('bpfmap-data.img', 'SOURCE'),
+        `${command} ${name}`,
+      );
+      t.equal(run([command, '-'], name).status, ran.status, `${command} - < ${name}`);
+    }
+  }
+  t.equal(run(['show', 'pstree.json']).stdout, run(['show', 'dump/pstree.img']).stdout);
+  t.equal(run(['diff', 'dump/bpfmap-data.img', 'data.ndjson']).status, 0);
+});
+
+t.test('info of a dump is a line for each image that decodes', async (t) => {
+  const folder = run(['info', 'dump']);
+  t.match(folder.stdout, /"image": "dump\/bpfmap-data.img"[^}]*"magic": "BPFMAP_DATA"[^}]*"count": 7/s);
+  t.notMatch(folder.stdout, /CORE/);
+  const archive = run(['info', 'flat.tar']);
+  t.equal(archive.stdout, folder.stdout.replaceAll('dump/', 'flat.tar:'));
+});
+
+t.test('list of several sources: a line for each, and an error does not end it', async (t) => {
+  fs.writeFileSync(path.join(cwd, 'text'), 'neither this nor that');
+  const ran = run(['list', 'nested.tgz', 'text', 'missing', 'document.json']);
+  t.equal(ran.status, 1);
+  t.strictSame(
+    ran.stdout.split('\n').map((line) => line.trim().split(/ {2,}/)),
+    [
+      ['SOURCE', 'CONTAINER', 'MAPS', 'ITEMS', 'SIZE'],
+      ['nested.tgz', 'c1', '6', '302', '44.6 KiB'],
+      ['document.json', '6', '302', '44.6 KiB'],
+      [''],
+    ],
+  );
+  t.match(ran.stderr, /^bpfimg: text: [^\n]+\nbpfimg: missing: cannot open it: no such file or folder\n$/);
+  const { sources } = JSON.parse(run(['list', 'nested.tgz', 'text', '--json']).stdout);
+  t.match(sources, [
+    { source: 'nested.tgz', container: 'c1', maps: [{ map_id: 377, items: 200 }] },
+    { source: 'text', error: /image magic/ },
+  ]);
+});
+
+t.test('what is no source', async (t) => {
+  make('head -c 3000 nested.tgz > cut.tgz && tar -cf empty.tar -T /dev/null && tar -cf other.tar document.json');
+  make(
+    'ln -sf /etc/passwd link.img && mkdir -p linked && ln -sf /etc/passwd linked/files.img && cp dump/inventory.img linked && tar -C linked -cf linked.tar .',
+  );
+  const refused: readonly (readonly [words: readonly string[], error: RegExp])[] = [
+    [['show', 'cut.tgz'], /^bpfimg: cut\.tgz: .*cut off/],
+    [['show', 'empty.tar'], /^bpfimg: empty\.tar: no images of BPF maps in it/],
+    [['show', 'other.tar'], /^bpfimg: other\.tar: no images of BPF maps in it/],
+    [['show', 'linked.tar'], /bpfimg: linked\.tar, files\.img: it is a link; expected a regular file\n$/],
+    [['diff', 'dump', 'dump/pstree.img'], /^bpfimg: dump\/pstree\.img: a PSTREE image has no BPF maps/],
+    [['show', 'pid:'], /^bpfimg: pid:: expected id:N/],
+    [['list', 'dump', 'id:1'], /files and live maps are two lists/],
+    [['capture', 'dump', '-D', 'new'], /^bpfimg: dump: expected live maps/],
+  ];
+  for (const [words, error] of refused) {
+    const { status, stdout, stderr } = run(words);
+    t.match(stderr, error, words.join(' '));
+    t.match(stderr, /^[^\n]+\n$/, 'one line');
+    t.equal(stdout, '');
+    t.not(status, 0);
+  }
+  t.notOk(fs.existsSync(path.join(cwd, 'new')), 'nothing was written');
+});
+
+t.test('live maps', { skip }, async (t) => {
+  const sys = await openSys(types);
+  const { folder, remove } = bpffs();
+  t.teardown(remove);
+  const spec = { type: 1, keySize: 4, valueSize: 8, maxEntries: 16, flags: 0 };
+  const made = ['source_a', 'source_b'].map((name, i) => {
+    const map = BpfMap.create(sys, { ...spec, name });
+    t.teardown(() => map.close());
+    map.update(u32(7), u32(i, 9));
+    map.pin(path.join(folder, name));
+    return map;
+  });
+  const [a, b] = made as [BpfMap, BpfMap];
+  const both = [`pinned:${folder}`, `pinned:${folder}/source_*`, 'name:source_?'];
+  const one = [`id:${a.id}`, 'name:source_a', `pinned:${folder}/source_a`, `pinned:${folder}/*_a`];
+  const ids = (words: readonly string[]) =>
+    (JSON.parse(run(words).stdout) as { maps: { map_id: number }[] }).maps.map(({ map_id }) => map_id);
+  for (const source of both) t.strictSame(ids(['decode', source]), [a.id, b.id], source);
+  for (const source of one) t.strictSame(ids(['decode', source]), [a.id], source);
+  for (const source of [...both, ...one]) {
+    t.equal(run(['verify', source]).status, 0, `verify ${source}`);
+    t.equal(run(['diff', source, source]).status, 0, `diff ${source}`);
+    t.match(run(['show', source, '--map', 'source_a']).stdout, /07000000 .* 00000000 09000000/, `show ${source}`);
+    t.equal(run(['replay', source, '--dry-run']).status, 0, `replay ${source}`);
+    t.match(run(['info', source]).stdout, /"magic": "BPFMAP_DATA"/, `info ${source}`);
+    t.match(run(['list', source]).stdout, /source_a/, `list ${source}`);
+  }
+  const pins = ['source_a', 'source_b'].map((name) => path.join(folder, name));
+  t.strictSame(ids(['list', '--json', '--pinned', ...pins]), [a.id, b.id], 'more values behind a selector');
+  t.strictSame(ids(['list', '--json', `id:${a.id}`, `id:${b.id}`]), [a.id, b.id], 'several live sources');
+  const captured = run(['capture', '--pinned', ...pins, '-D', 'captured']);
+  t.equal(captured.status, 0, captured.stderr);
+  t.strictSame(ids(['decode', 'captured']), [a.id, b.id]);
+
+  const near: readonly (readonly [string, RegExp])[] = [
+    ['name:source_x', /no map has this name.*; there is source_[ab], source_[ab]\n$/],
+    [`pinned:${folder}/source`, /nothing is pinned there; there is .*\/source_a, .*\/source_b\n$/],
+    [`pinned:${folder}/nothing_*`, /no map is pinned at such a path/],
+    ['id:4294967295', /no such map/],
+  ];
+  for (const [source, error] of near) {
+    const { status, stderr } = run(['show', source]);
+    t.match(stderr, error, source);
+    t.equal(status, 1);
+  }
+  const piped = shell(`bpfimg decode "pinned:${folder}" | bpfimg replay - --pin "${folder}/copy"`, { cwd });
+  t.equal(piped.status, 0, piped.stderr);
+  t.strictSame(fs.readdirSync(path.join(folder, 'copy')).sort(), ['source_a', 'source_b']);
+  t.equal(run(['diff', `pinned:${folder}/copy/source_b`, `pinned:${folder}/source_b`]).status, 0, 'map ids apart');
+});
+
+t.test('archives that podman has written', async (t) => {
+  for (const file of ['podman-runc.tar.gz', 'podman-runc.tar.zst']) {
+    const archive = path.join(TOP, 'fixtures/archives', file);
+    t.match(run(['show', archive]).stdout, /counters .* 10\/64 .* 1\(ctr\):3/, file);
+    t.equal(run(['verify', archive]).status, 0);
+    t.equal(run(['replay', archive, '--dry-run']).status, skip ? 1 : 0);
+    t.match(run(['list', archive, archive]).stdout, /c1 +5 +19 /);
+  }
+});
