@@ -12,7 +12,7 @@ import { TOP } from './helpers/command.js';
 import { fixture } from './helpers/fixtures.js';
 import { blob, COMMON, dataMessage, entry, image, item, MAGIC, mapData, scalar, words } from './helpers/images.js';
 
-t.setTimeout(120_000);
+t.setTimeout(300_000);
 
 /** The message of the failure that `run` must end in. */
 async function news(run: Promise<unknown>, kind: BpfimgError['kind'], name: string): Promise<string> {
@@ -281,6 +281,11 @@ t.test('what is wrong with JSON, and where', async (t) => {
       'texts of 33 MiB in all',
       files(`{"type":[${Array.from({ length: 33 }, () => `"${'x'.repeat(1 << 20)}"`).join(',')}]}`),
       /^\/entries\/0\/type\/3[0-9]: text of more than 33554432 bytes in one value/,
+    ],
+    [
+      'texts of 33 MiB in all, in small objects',
+      files(`{"type":[${Array.from({ length: 17_000 }, () => `{"a":"${'x'.repeat(2000)}"}`).join(',')}]}`),
+      /^\/entries\/0\/type\/1[67]\d{3}: text of more than 33554432 bytes in one value/,
     ],
     ['a name of 1 MiB', `{"${'x'.repeat(1 << 20)}":1}`, 'text of more than 1024 bytes (byte 1)'],
     // No image
