@@ -7,7 +7,7 @@ export function isPattern(text: string): boolean {
 
 /** What tells whether a text fits `pattern`. */
 export function matcher(pattern: string): (text: string) => boolean {
-  const parts = pattern.match(/\*+|\?|\[!?\]?[^\]/]*\]|[^]/g) ?? [];
+  const parts = pattern.match(/\*+|\?|\[!?\]?[^\]/]*\]|./gs) ?? [];
   const source = parts.map((part) => {
     if (part.startsWith('*')) return '[^/]*';
     if (part === '?') return '[^/]';

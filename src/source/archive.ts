@@ -1,5 +1,5 @@
 /** An archive as a source: the dump in it, as container engines pack their checkpoints or as tar packs a folder. */
-import { openArchive } from '../archive/archive.js';
+import { type Archive, openArchive } from '../archive/archive.js';
 import type { DumpFiles } from '../dump/files.js';
 import { PLUGIN_TABLE } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
@@ -11,7 +11,7 @@ import type { DumpSource } from './source.js';
 const FOLDERS = ['', 'checkpoint/'];
 
 /** Whether bpfimg reads a file of a dump: not what is in the memory and in the file systems of processes. */
-function isRead(name: string): boolean {
+export function isRead(name: string): boolean {
   return name === PLUGIN_TABLE || (/^[\w-]+\.img$/.test(name) && !/^pages-/.test(name));
 }
 
@@ -26,24 +26,41 @@ function baseName(name: string): string {
   return plain.startsWith('checkpoint/') ? plain.slice('checkpoint/'.length) : plain;
 }
 
+/** A dump in an archive. */
+export interface ArchivedDump {
+  readonly archive: Archive;
+  /** Names of its entries by the names of the dump's files. */
+  readonly images: ReadonlyMap<string, string>;
+  /** What comes before a file's name in the archive. */
+  readonly folder: string;
+  /** Name of the entry that says which container it was. */
+  readonly config: string | undefined;
+}
+
+/** Finds the dump in an archive, and owns `given`. */
+export async function openArchivedDump(given: Input): Promise<ArchivedDump> {
+  const archive = await openArchive(given, (name) => isRead(baseName(name)) || plainName(name) === CONFIG);
+  // Of two entries of one name the last is what tar unpacks.
+  const names = new Map([...archive.entries.keys()].map((name) => [plainName(name), name]));
+  for (const folder of FOLDERS) {
+    const images = new Map<string, string>();
+    for (const [plain, name] of names) {
+      const base = plain.slice(folder.length);
+      if (plain.startsWith(folder) && base !== '' && !base.includes('/')) images.set(base, name);
+    }
+    if (!isDump(images.keys())) continue;
+    const [[base = '', name = ''] = []] = images;
+    return { archive, images, folder: name.slice(0, name.length - base.length), config: names.get(CONFIG) };
+  }
+  archive.close();
+  const what = 'no images of BPF maps in it, neither at its top nor in checkpoint/';
+  throw new BpfimgError('notFound', what, { subject: archive.name });
+}
+
 /** Owns `given`. */
 export async function openArchiveSource(given: Input): Promise<DumpSource> {
-  const archive = await openArchive(given, (name) => isRead(baseName(name)) || plainName(name) === CONFIG);
+  const { archive, images, config } = await openArchivedDump(given);
   try {
-    // Of two entries of one name the last is what tar unpacks.
-    const names = new Map([...archive.entries.keys()].map((name) => [plainName(name), name]));
-    const inFolder = (folder: string) =>
-      new Map(
-        [...names].flatMap(([plain, name]) => {
-          const base = plain.slice(folder.length);
-          return plain.startsWith(folder) && base !== '' && !base.includes('/') ? [[base, name] as const] : [];
-        }),
-      );
-    const images = FOLDERS.map(inFolder).find((files) => isDump(files.keys()));
-    if (images === undefined) {
-      const what = 'no images of BPF maps in it, neither at its top nor in checkpoint/';
-      throw new BpfimgError('notFound', what, { subject: archive.name });
-    }
     const sizeOf = (name: string) => archive.entries.get(images.get(name) ?? '')?.size;
     const files: DumpFiles = {
       name: archive.name,
@@ -53,10 +70,19 @@ export async function openArchiveSource(given: Input): Promise<DumpSource> {
       atOneTime: (read) => read(),
     };
     const container = async () => {
-      const config = archive.open(names.get(CONFIG) ?? '');
-      return config === undefined ? undefined : checkpointName(config);
+      const input = archive.open(config ?? '');
+      return input === undefined ? undefined : checkpointName(input);
     };
-    return { kind: 'dump', name: archive.name, form: 'archive', files, container, close: () => archive.close() };
+    return {
+      kind: 'dump',
+      name: archive.name,
+      form: 'archive',
+      files,
+      container,
+      digest: (name) => archive.sums.get(images.get(name) ?? ''),
+      check: () => archive.check(),
+      close: () => archive.close(),
+    };
   } catch (error) {
     archive.close();
     throw error;

@@ -47,6 +47,13 @@ export interface DumpSource {
   readonly files: DumpFiles;
   /** Name of the container that was checkpointed, where config.dump says it. */
   container?(): Promise<string | undefined>;
+  /** The SHA-256 that an archive of bpfimg's has of a file. */
+  digest?(name: string): string | undefined;
+  /**
+   * Holds the files against their digests.
+   * @throws BpfimgError for one that differs
+   */
+  check?(): Promise<void>;
   close(): void;
 }
 

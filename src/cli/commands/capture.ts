@@ -11,8 +11,9 @@ import { coloured, type Io } from '../io.js';
 import { boolean, json, libdir, selectors as selectorOptions, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { Progress } from '../progress.js';
+import { DASH } from '../source.js';
 import { unseenText } from '../unseen.js';
-import { printLines, written } from '../written.js';
+import { outputOf, printLines, written } from '../written.js';
 
 const takes = {
   words: {
@@ -25,7 +26,8 @@ const takes = {
   },
   options: {
     ...selectorOptions,
-    dir: { ...string, alias: 'D', demandOption: true, describe: 'folder to write the images into' },
+    dir: { ...string, alias: 'D', describe: 'folder to write the images into' },
+    out: { ...string, alias: 'o', describe: 'archive to write instead: FILE.tar, .tar.gz, .tar.zst, or - for a pipe' },
     force: { ...boolean, describe: 'replace an earlier capture in DIR' },
     drain: {
       type: 'string',
@@ -52,6 +54,7 @@ export const command: Command = {
     ['capture --pid 4711 -D dump', 'all maps that a process holds'],
     ['capture --pinned /sys/fs/bpf/flows -D dump', 'one pinned map'],
     ['capture --pinned /sys/fs/bpf/app -D dump', 'all maps pinned in a folder'],
+    ['capture --pinned /sys/fs/bpf/app -o - | ssh HOST bpfimg replay - --pin /sys/fs/bpf/app', 'to another host'],
   ],
   run,
 };
@@ -68,6 +71,12 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   if (!args.all && !selected(selectors)) {
     throw new BpfimgError('usage', 'which maps? --id, --name, --pinned, --pid, or --all');
   }
+  if ((args.dir === undefined) === (args.out === undefined)) {
+    throw new BpfimgError('usage', 'where to? -D DIR for a folder of images, or -o FILE for an archive');
+  }
+  const toPipe = args.out === DASH;
+  if (toPipe && io.terminal)
+    throw new BpfimgError('usage', 'an archive is no text for a terminal: name a file with -o');
   const drain = drainOf(args.drain);
   // yargs' `implies` takes an option's default for the option.
   if (args.skipUnsupported && !args.all) throw new BpfimgError('usage', '--skip-unsupported goes with --all');
@@ -83,32 +92,36 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   const progress = new Progress(io);
   let rows: CapturedMap[];
   try {
-    rows = await capture(kernel, maps, args.dir, types, {
-      force: args.force,
-      lenient: args.all,
-      orNothing: true,
-      drain,
-      find: (id) => find(live, id),
-      holders: ({ pid, fd }) => pids.length === 0 || (pids.includes(pid) && (fds.length === 0 || fds.includes(fd))),
-      progress: (doing) => progress.update(doing),
-    });
+    const into = (folder: string, force: boolean) =>
+      capture(kernel, maps, folder, types, {
+        force,
+        lenient: args.all,
+        orNothing: true,
+        drain,
+        find: (id) => find(live, id),
+        holders: ({ pid, fd }) => pids.length === 0 || (pids.includes(pid) && (fds.length === 0 || fds.includes(fd))),
+        progress: (doing) => progress.update(doing),
+      });
+    if (args.dir !== undefined) rows = await into(args.dir, args.force);
+    else {
+      const { packed, packFormat } = await import('../../source/pack.js');
+      const format = packFormat(args.out ?? '') ?? 'tar';
+      rows = await packed(await outputOf(args.out, io), format, (folder) => into(folder, false));
+    }
   } finally {
     progress.end();
   }
-  await written(undefined, io, async (out) => {
-    if (args.json) {
-      const list = rows.map((row) => `\n  ${JSON.stringify(members(row, types))}`);
-      out.text(`{"maps":[${list.join(',')}]}\n`);
-      return;
-    }
-    const look = colours(coloured(io, args.color));
-    const lines = table(
-      COLUMNS,
-      rows.map((row) => cells(row, types)),
-      look,
-    );
-    printLines(out, lines);
-  });
+  const list = rows.map((row) => `\n  ${JSON.stringify(members(row, types))}`);
+  const lines = args.json
+    ? `{"maps":[${list.join(',')}]}`.split('\n')
+    : table(
+        COLUMNS,
+        rows.map((row) => cells(row, types)),
+        colours(!toPipe && coloured(io, args.color)),
+      );
+  // Standard output has the archive then.
+  if (toPipe) for (const line of lines) io.say(line);
+  else await written(undefined, io, async (out) => printLines(out, lines));
   const failed = rows.filter(({ report }) => report.kind === 'not supported');
   if (failed.length === rows.length) {
     io.say(`bpfimg: ${args.dir}: not written, no map could be captured`);

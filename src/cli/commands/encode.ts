@@ -1,18 +1,23 @@
+import * as fs from 'node:fs';
 import { BpfimgError } from '../../errors.js';
-import { openInput } from '../../io/input.js';
+import { type Input, openInput, peeked } from '../../io/input.js';
 import { encodeImage } from '../../json/encode.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
 import { boolean, libdir, string } from '../options.js';
 import { sourceOf } from '../source.js';
-import { written } from '../written.js';
+import { outputOf, written } from '../written.js';
 
 const takes = {
   words: { json: { type: 'string', describe: 'a JSON file, or - for standard input' } },
   options: {
     in: { ...string, alias: 'i', describe: 'JSON to read (default: standard input)' },
-    out: { ...string, alias: 'o', describe: 'image to write (default: standard output)' },
-    dir: { ...string, alias: 'D', describe: 'write a maps document into this dump folder' },
+    out: {
+      ...string,
+      alias: 'o',
+      describe: 'image, or archive of a maps document, to write (default: standard output)',
+    },
+    dir: { ...string, alias: 'D', describe: 'write a maps document into this dump folder or archive' },
     force: { ...boolean, describe: 'edit the dump that is in DIR' },
     ...libdir,
   },
@@ -28,6 +33,7 @@ export const command: Command = {
   examples: [
     ['encode flows.json -o bpfmap-data.img', 'one image'],
     ['encode maps.json -D dump --force', 'write edited maps back into a dump'],
+    ['encode maps.json -D checkpoint.tar.gz --force', 'or into a checkpoint of a container'],
   ],
   run,
 };
@@ -39,11 +45,41 @@ async function run(args: EncodeArguments, io: Io): Promise<void> {
   }
   const input = source === undefined ? await io.stdin() : await openInput(source);
   try {
-    if (args.dir !== undefined) {
-      const [{ encodeDocument }, { mapTypes }] = [await import('../../dump/encode.js'), await import('../plugins.js')];
-      await encodeDocument(input, args.dir, args.force, await mapTypes(args.libdir, io));
-    } else await written(args.out, io, (out) => encodeImage(input, out));
+    if (args.dir !== undefined) await encodeDump(input, args.dir, args, io);
+    else await encodeOne(input, args, io);
   } finally {
     input.close();
   }
+}
+
+/** Bytes that show whether JSON is a maps document: its first member. */
+const HEAD = 256;
+
+/** Encodes an image, or a maps document as an archive. */
+async function encodeOne(given: Input, { out: file, libdir }: EncodeArguments, io: Io): Promise<void> {
+  const { head, input } = await peeked(given, HEAD);
+  const isDocument = /^\s*\{\s*"(format|maps)"/.test(Buffer.from(head).toString('latin1'));
+  if (!isDocument) return written(file, io, (out) => encodeImage(input, out));
+  const { encodeDocument, mapTypes, packed, packFormat } = await ofDumps();
+  const types = await mapTypes(libdir, io);
+  const format = packFormat(file ?? '') ?? 'tar';
+  return packed(await outputOf(file, io), format, (folder) => encodeDocument(input, folder, false, types));
+}
+
+/** Encodes a maps document into a folder, or into an archive that is there. */
+async function encodeDump(input: Input, dir: string, { force, libdir }: EncodeArguments, io: Io): Promise<void> {
+  const { encodeDocument, encodeIntoArchive, mapTypes } = await ofDumps();
+  const types = await mapTypes(libdir, io);
+  if (!fs.statSync(dir, { throwIfNoEntry: false })?.isFile()) return encodeDocument(input, dir, force, types);
+  if (!force) throw new BpfimgError('conflict', 'it is there already; --force edits the dump in it', { subject: dir });
+  return encodeIntoArchive(input, dir, types);
+}
+
+/** What only dumps need: a small image is encoded before it could be loaded. */
+async function ofDumps() {
+  return {
+    ...(await import('../../dump/encode.js')),
+    ...(await import('../../source/pack.js')),
+    ...(await import('../plugins.js')),
+  };
 }

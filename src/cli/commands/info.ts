@@ -53,11 +53,13 @@ async function run({ sources, debug = false }: Given<typeof takes>, io: Io): Pro
             const { image, ...info } = await infoOf(source.input);
             line(sources.length === 1 ? info : { image, ...info });
           } else {
+            await source.check?.();
             const { files } = source;
             const images = [...files.names()].filter((file) => file.endsWith('.img')).sort();
             for (const file of images) {
               const input = files.open(file);
-              await guarded(async () => line(await infoOf(input)), true);
+              const sha256 = source.digest?.(file);
+              await guarded(async () => line({ ...(await infoOf(input)), ...(sha256 && { sha256 }) }), true);
               input.close();
             }
           }

@@ -85,6 +85,7 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   const sources = new Sources(io, args.libdir, sys);
   const given = await sources.open(sourceOf(args.source, undefined));
   try {
+    if (given.kind === 'dump') await given.check?.();
     return await replaySource(given, await sources.types(), args, io, sys);
   } finally {
     given.close();

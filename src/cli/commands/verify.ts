@@ -51,6 +51,7 @@ async function verified(args: VerifyArguments, io: Io): Promise<Verifier> {
   const sources = new Sources(io, args.libdir);
   const source = await sources.open(sourceOf(args.source, args.in), true);
   try {
+    if (source.kind === 'dump') await source.check?.();
     const verifier = new Verifier(await sources.types(), source.kind === 'image' ? source.name : undefined);
     const dump = await openMaps(source, verifier.onBroken);
     try {
