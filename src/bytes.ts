@@ -1,15 +1,15 @@
 /**
  * Text forms of bytes: hex and base64, written into and read from byte buffers.
  *
- * The streams of bpfimg never hold a map as one string, so these work on windows: from a buffer into a
- * buffer, with what does not fit left to the next call.
+ * bpfimg never holds a map as one string, so these functions work on windows: from one buffer into
+ * another, leaving what does not fit to the next call.
  */
 import { isUtf8 } from 'node:buffer';
 import { oneLine } from './errors.js';
 
 /** Two hex digits of each byte, first digit in the low half. */
 const hexOfByte = new Uint16Array(256);
-/** 0..15, or 0x80 and more for a byte that is no hex digit, so that an OR over many shows any. */
+/** 0..15, or 0x80 and more for a byte that is not a hex digit, so that an OR over many bytes detects one. */
 const byteOfHex = new Uint8Array(256).fill(0x80);
 for (let i = 0; i < 256; i++) {
   const text = i.toString(16).padStart(2, '0');
@@ -21,15 +21,15 @@ for (let i = 0; i < 16; i++) {
 }
 
 /**
- * Tables over 16 bits make the long loops two to five times faster, and cost a millisecond to fill: they
- * are made once so many bytes have been converted that they pay.
+ * Tables over 16 bits make long loops two to five times faster, but take a millisecond to fill. They are
+ * made only after this many bytes have been converted.
  */
 const WORTH_TABLES = 128 * 1024;
 let hexDone = 0;
 let hexOfPair: Uint32Array | undefined;
 let pairOfHex: Uint16Array | undefined;
 
-/** Notes that `bytes` more are converted, and makes the tables when that is worth it. */
+/** Counts `bytes` more converted bytes, and makes the tables when that is worthwhile. */
 function countHex(bytes: number): void {
   hexDone += bytes;
   if (hexDone > WORTH_TABLES) makeHexTables();
@@ -46,7 +46,7 @@ function makeHexTables(): void {
   }
 }
 
-/** Writes `from[start..end)` as lower-case hex into `to` at `at`; returns the position behind it. */
+/** Writes `from[start..end)` as lower-case hex into `to` at `at`; returns the position after it. */
 export function putHex(from: DataView, start: number, end: number, to: DataView, at: number): number {
   let i = start;
   if (hexOfPair !== undefined) {
@@ -64,7 +64,7 @@ export function putHex(from: DataView, start: number, end: number, to: DataView,
 
 /**
  * Reads hex digits `from[start..end)` (an even number of them) into `to` at `at`.
- * @returns whether all were hex digits; when not, what stands in `to` is worthless.
+ * @returns whether all were hex digits; if not, the contents of `to` are undefined.
  */
 export function takeHex(from: DataView, start: number, end: number, to: Uint8Array, at: number): boolean {
   let seen = 0;
@@ -96,7 +96,7 @@ export function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex');
 }
 
-/** Hex text as bytes, or undefined when it is not pairs of hex digits. */
+/** Hex text as bytes; undefined if it is not pairs of hex digits. */
 export function unhex(text: string): Uint8Array | undefined {
   return text.length % 2 === 0 && /^[0-9a-fA-F]*$/.test(text) ? Buffer.from(text, 'hex') : undefined;
 }
@@ -104,7 +104,7 @@ export function unhex(text: string): Uint8Array | undefined {
 const BASE64 = Buffer.from('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/');
 /** Two base64 digits for each 12 bits, first digit in the low half: one look-up writes two characters. */
 const base64OfPair = new Uint16Array(4096);
-/** 0..63, or a value above for what is no base64 digit. */
+/** 0..63, or a higher value for a character that is not a base64 digit. */
 const decodeBase64Table = new Uint8Array(256).fill(0xff);
 for (let i = 0; i < 4096; i++) {
   base64OfPair[i] = (BASE64[i >> 6] as number) | ((BASE64[i & 63] as number) << 8);
@@ -130,13 +130,13 @@ export const BASE64_LINE_TEXT = 78;
 /**
  * Writes whole lines of base64, each followed by the two characters `\n`, as crit's JSON has them.
  * @param lines number of lines of {@link BASE64_LINE} bytes
- * @returns the position behind
+ * @returns the position after them
  */
 export function putBase64Lines(from: DataView, start: number, lines: number, to: DataView, at: number): number {
   const pairs = base64OfPair;
   let i = start;
   for (let line = 0; line < lines; line++) {
-    // Six bytes a turn, in as few loads and stores as there can be; a line is nine turns and three bytes.
+    // Six bytes per turn, with as few loads and stores as possible; a line is nine turns and three bytes.
     for (const end = i + BASE64_LINE - 3; i < end; i += 6) {
       const high = from.getInt32(i);
       const low = from.getUint16(i + 4);
@@ -162,8 +162,8 @@ const SHORT_CALL = 8 * 1024;
 let runsWritten = 0;
 
 /**
- * Decodes groups of four digits, and line ends between them, as long as there is nothing else: the inner
- * loop of {@link Base64Decoder}, which keeps to plain numbers so that it compiles well.
+ * Decodes groups of four digits, and line ends between them, until anything else comes: the inner
+ * loop of {@link Base64Decoder}. It uses only plain numbers, so that it compiles well.
  * @returns the position where it stopped
  */
 function takeBase64Runs(
@@ -177,7 +177,7 @@ function takeBase64Runs(
   let i = start;
   let at = begin;
   for (;;) {
-    // Unrolled once, which also keeps V8 from inlining it where it runs slower.
+    // Unrolled once, which also keeps V8 from inlining it where it would run slower.
     while (i + 8 <= end) {
       const left = from.getInt32(i, true);
       const right = from.getInt32(i + 4, true);
@@ -229,7 +229,7 @@ export class Base64Decoder {
   #digits = 0;
   #padding = 0;
 
-  /** Bytes to keep free for `digits` more characters: what they can make, and what a wide store spills. */
+  /** Bytes to keep free for `digits` more characters: their result, and what a wide store overwrites after it. */
   static room(digits: number): number {
     return Math.ceil((digits + 3) / 4) * 3 + 1;
   }
@@ -247,8 +247,8 @@ export class Base64Decoder {
     let i = start;
     while (i < end) {
       if (this.#digits === 0 && this.#padding === 0) {
-        // In many short calls, not one long one: V8 would replace the loop while it runs, before it has seen
-        // how it ends, and fall back to slow code each time it does end.
+        // In many short calls, not one long one: V8 would optimise the loop while it runs, before it has seen
+        // it end, and fall back to slow code each time it does end.
         const part = Math.min(end, i + SHORT_CALL);
         const stop = takeBase64Runs(from, i, part, to, at, pairs);
         at += runsWritten;
@@ -318,14 +318,14 @@ export function isZero(bytes: Uint8Array, start = 0, end = bytes.length): boolea
   return true;
 }
 
-/** `value` rounded up to a multiple of 8: how the kernel lays out one CPU's copy of a per-CPU value. */
+/** `value` rounded up to a multiple of 8: the space of one CPU's value in a per-CPU map. */
 export function roundUp8(value: number): number {
   return Math.ceil(value / 8) * 8;
 }
 
 /**
- * Bytes of a path or another name that people mean as text: UTF-8, with `\\xNN` for each byte of what is not, of
- * a backslash, and of what must not reach a terminal. No two paths have the same text.
+ * The bytes of a path or another name as text: UTF-8, with `\\xNN` for each byte that is not valid UTF-8, is a
+ * backslash, or must not reach a terminal. No two paths have the same text.
  */
 export function pathText(bytes: Uint8Array): string {
   const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -337,7 +337,7 @@ export function pathText(bytes: Uint8Array): string {
     const lead = buffer[at] as number;
     const size = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
     const char = buffer.subarray(at, at + size);
-    // Of bytes that are no character, those behind the first may begin one.
+    // In an invalid sequence, the bytes after the first may begin a character.
     const taken = isUtf8(char) ? char : char.subarray(0, 1);
     text += isUtf8(taken) && plain(taken.toString()) ? taken.toString() : taken.toString('hex').replace(/../g, '\\x$&');
     at += taken.length;
@@ -345,7 +345,7 @@ export function pathText(bytes: Uint8Array): string {
   return text;
 }
 
-/** The bytes of {@link pathText}'s text. A backslash that begins no `\\xNN` is one. */
+/** The bytes of {@link pathText}'s text. A backslash that does not begin `\\xNN` is kept. */
 export function pathBytes(text: string): Buffer {
   const parts = text.split(/\\x([0-9a-fA-F]{2})/);
   return Buffer.concat(parts.map((part, i) => Buffer.from(part, i % 2 === 0 ? 'utf8' : 'hex')));
@@ -370,7 +370,7 @@ export const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 const SAFE = BigInt(Number.MAX_SAFE_INTEGER);
 
-/** A bigint as a number where that is exact. */
+/** A bigint as a number if that is exact. */
 export function exactInteger(value: bigint): number | bigint {
   return value <= SAFE && value >= -SAFE ? Number(value) : value;
 }

@@ -1,11 +1,11 @@
 /**
- * Every way bpfimg can fail, and what each means for the exit code.
+ * Every way bpfimg can fail, and the exit codes.
  *
  * A message is one line, says which file, what is wrong, where, and what was expected, and leaves out
  * the `bpfimg: ` that the command line puts before it.
  */
 
-/** What went wrong, as far as a program needs to tell. The text is for people. */
+/** What went wrong, as far as a program needs to know. The message is for people. */
 export type ErrorKind =
   /** The command line does not make sense. */
   | 'usage'
@@ -13,13 +13,13 @@ export type ErrorKind =
   | 'badImage'
   /** JSON breaks its grammar, its schema or a range. */
   | 'badJson'
-  /** A file, folder, map or item that was named is not there. */
+  /** A named file, folder, map or item does not exist. */
   | 'notFound'
-  /** Something stands where we would write, or two things contradict each other. */
+  /** Something already exists where we would write, or two things contradict each other. */
   | 'conflict'
-  /** Valid, but more than bpfimg can do. */
+  /** Valid, but beyond what bpfimg can do. */
   | 'unsupported'
-  /** The operating system said no. */
+  /** The operating system refused. */
   | 'io';
 
 /** Exit codes, as SPEC and `bpfimg --help` name them. */
@@ -29,7 +29,7 @@ export const EXIT = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const;
 // biome-ignore lint/suspicious/noControlCharactersInRegex: it is about them
 const UNPRINTABLE = /[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g;
 
-/** Text from files and names made safe for one line on a terminal. */
+/** Makes text from files and names safe for one line on a terminal. */
 export function oneLine(text: string): string {
   return text.replace(UNPRINTABLE, escaped);
 }
@@ -40,15 +40,15 @@ export function escaped(char: string): string {
   return code > 0xff ? `\\u${code.toString(16).padStart(4, '0')}` : `\\x${code.toString(16).padStart(2, '0')}`;
 }
 
-/** What is known of an error besides its text; each stands in the text too, as far as people want it. */
+/** What is known about an error besides its text. The text also contains each, as far as it helps the reader. */
 export interface ErrorDetails {
-  /** What it is about, as the message names it: a file, a folder, a map, a process, an option. */
+  /** What the error is about, as the message names it: a file, a folder, a map, a process, an option. */
   readonly subject?: string | undefined;
   /** An item, page or pin of the subject. */
   readonly part?: string | undefined;
-  /** A finer name of what is wrong: of a finding of `verify`, or an errno's. */
+  /** A more specific name of the error: the code of a `verify` finding, or an errno name. */
   readonly code?: string | undefined;
-  /** JSON pointer to what does not fit, for JSON alone. */
+  /** JSON pointer to the wrong value; only for JSON. */
   readonly pointer?: string | undefined;
   /** Byte position in the file. */
   readonly offset?: number | undefined;
@@ -60,8 +60,8 @@ export interface ErrorDetails {
 }
 
 /**
- * An error that is the user's news. Its `message` is made of its parts, as far as there are any: `SUBJECT, PART:
- * POINTER: TEXT`, on one line whatever names stand in it.
+ * An error to report to the user. Its `message` joins the parts that are present: `SUBJECT, PART: POINTER: TEXT`.
+ * It is always one line, whatever names it contains.
  */
 export class BpfimgError extends Error implements ErrorDetails {
   override readonly name: string = 'BpfimgError';
@@ -94,24 +94,24 @@ export class BpfimgError extends Error implements ErrorDetails {
     this.column = details.column;
   }
 
-  /** The exit code a command ends with when this error reaches it. */
+  /** The exit code of a command that ends with this error. */
   get exitCode(): number {
     return this.kind === 'usage' ? EXIT.usage : EXIT.failed;
   }
 
-  /** The same error, about what the user knows by another name. */
+  /** The same error, with another name for its subject. */
   about(subject: string): BpfimgError {
     return new BpfimgError(this.kind, this.text, { ...this, subject, cause: this });
   }
 
-  /** The message for where `subject` is said already. */
+  /** The message without `subject`, for use where that is already named. */
   textAbout(subject: string): string {
     if (this.subject !== subject || this.part !== undefined) return this.message;
     return this.pointer ? `${this.pointer}: ${this.text}` : this.text;
   }
 }
 
-/** JSON that does not fit: `pointer` leads there from the value at hand, whatever stands around it. */
+/** Wrong JSON: `pointer` leads to it from the value being read, not from the document's root. */
 export class PointerError extends BpfimgError {
   declare readonly pointer: string;
 
@@ -119,35 +119,35 @@ export class PointerError extends BpfimgError {
     super('badJson', text, { pointer });
   }
 
-  /** The same seen from further out, where `outer` leads to the value. */
+  /** The same error relative to an enclosing value, in which `outer` leads to this one. */
   within(outer: string): PointerError {
     return new PointerError(outer + this.pointer, this.text);
   }
 }
 
-/** An error that came up at `outer`, seen from there; what is no {@link BpfimgError} stays what it is. */
+/** An error at `outer` in an enclosing value, relative to that; any other kind of error is returned unchanged. */
 export function pointed(error: unknown, outer = ''): unknown {
   if (error instanceof PointerError) return error.within(outer);
   return error instanceof BpfimgError ? new PointerError(outer, error.message) : error;
 }
 
-/** What `error` says, whatever was thrown. */
+/** The message of `error`, whatever was thrown. */
 export function errorText(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** The first line of that, for errors of others. */
+/** The first line of the message, for errors of other libraries. */
 export function firstLine(error: unknown): string {
   return errorText(error).split('\n', 1)[0] as string;
 }
 
-/** `error`, and what has gone wrong after it. */
+/** `error`, with a later problem added. */
 export function followed(error: unknown, text: string): BpfimgError {
   if (!(error instanceof BpfimgError)) return new BpfimgError('io', `${errorText(error)}; ${text}`, { cause: error });
   return new BpfimgError('io', `${error.text}; ${text}`, { ...error, cause: error });
 }
 
-/** The reader of our output went away (`| head`): no error, but nothing is left to do. */
+/** The reader of our output has gone (`| head`): not an error, but nothing is left to do. */
 export class ClosedPipe extends Error {
   override readonly name = 'ClosedPipe';
 }
@@ -186,7 +186,7 @@ export function errnoOf(error: unknown): string | undefined {
   return isErrno(error) ? error.code : undefined;
 }
 
-/** Turns a failed system call on `name` into the user's news; anything else is passed on unchanged. */
+/** Turns a failed system call on `name` into an error for the user; anything else is returned unchanged. */
 export function ioError(name: string, doing: string, error: unknown): Error {
   if (error instanceof BpfimgError || error instanceof ClosedPipe) return error;
   if (!isErrno(error)) return error instanceof Error ? error : new Error(String(error));

@@ -1,6 +1,6 @@
 /**
- * Map types as data: what bpfimg knows of each, row by row, gathered from the plugins, and the hooks by which
- * a plugin reads and fills maps of its family.
+ * Map types as data: a row for each type, collected from the plugins, and the hooks with which a plugin reads
+ * and fills maps of its family.
  *
  * Numbers, names and flags are the kernel's (include/uapi/linux/bpf.h), names spelled as bpftool does.
  */
@@ -12,7 +12,7 @@ import type { Sys } from './kernel/sys.js';
 
 export { type KnownTypes, typesRefused } from './kernel/rules.js';
 
-/** What a key of a map type is. */
+/** What the keys of a map type are. */
 export type KeyForm =
   /** Any bytes. */
   | 'bytes'
@@ -29,62 +29,62 @@ export type KeyForm =
 export interface MapType {
   readonly number: number;
   readonly name: string;
-  /** Linux version that brought it. */
+  /** Linux version that introduced it. */
   readonly since: string;
   readonly key: KeyForm;
   /** A value is round_up(value_size, 8) bytes for each possible CPU. */
   readonly perCpu?: true;
   /** Every index from 0 to max_entries - 1 always has a value. */
   readonly dense?: true;
-  /** When it is full, the kernel drops items that were not used for long to make room for new ones. */
+  /** When it is full, the kernel evicts least recently used items to make room for new ones. */
   readonly evicts?: true;
-  /** Its table grows and shrinks with its items, so the kernel reads it key by key and in no batches. */
+  /** Its table grows and shrinks with its items, so the kernel offers no batches and it is read key by key. */
   readonly grows?: true;
-  /** Reading an item takes it out of the map. */
+  /** Reading an item removes it from the map. */
   readonly drains?: true;
   /** Values are ids of other maps, u32. */
   readonly inner?: true;
   /** What user space reads is not what it writes: ids are read, file descriptors are written. */
   readonly holdsReferences?: true;
-  /** What an item is in an image, of a type that has none for bpf(2), or whose keys mean nothing elsewhere. */
+  /** What an item is in an image, if bpf(2) has no items for the type or its keys have no meaning elsewhere. */
   readonly imageItem?: ImageItem;
-  /** Its items are of open files of processes: a process that CRIU restores has not yet opened them then. */
+  /** Its items refer to open files of processes, which do not exist yet when CRIU restores the map. */
   readonly files?: true;
-  /** Flags (of MAP_CREATE) that the kernel sets by itself on every map of the type, and does not take. */
+  /** Flags (of MAP_CREATE) that the kernel itself sets on every map of the type, and rejects from callers. */
   readonly ownFlags?: number;
-  /** What processes can map of a map of this type; undefined where they cannot. */
+  /** The part of such a map that processes can map; undefined if they cannot. */
   readonly mapped?: (map: MapShape, pageSize: number) => MappedMemory | undefined;
-  /** What MAP_CREATE demands; undefined where nobody has measured it. */
+  /** What MAP_CREATE requires; undefined if that has not been measured. */
   readonly create?: CreateRule;
-  /** CRIU 4.2 built with libbpf dumps it. */
+  /** CRIU 4.2 built with libbpf can dump it. */
   readonly criu?: true;
-  /** What bpfimg carries of it; everything when not said. */
+  /** What bpfimg captures and replays of it; everything by default. */
   readonly carries?: Carries;
 }
 
 /** The memory of a map that processes map. */
 export interface MappedMemory {
-  /** Bytes of all of it. */
+  /** Bytes in total. */
   readonly size: number;
   /** Bytes at its beginning that are mapped on their own. */
   readonly first?: number;
 }
 
-/** Bytes of an item's key and value, where they are not key_size and value_size. */
+/** Bytes of an item's key and value, if they differ from key_size and value_size. */
 export interface ImageItem {
   readonly key: number;
-  /** A page is that of the machine which the image is of; the map's own value when not said. */
+  /** `page` is a page of the machine that made the image; the map's own value size by default. */
   readonly value?: number | 'page';
 }
 
-/** Bytes of the items that a capture of `map` makes. */
+/** Bytes of the items that a capture of `map` writes. */
 export function itemSizes({ imageItem }: MapType, map: BpfMap): { readonly key: number; readonly value: number } {
   const { key = map.keySize, value = map.valueStride } = imageItem ?? {};
   return { key, value: value === 'page' ? map.sys.pageSize : value };
 }
 
 /**
- * Whether items of these sizes, which are not the map's own, are what images have of its type.
+ * Whether items of these sizes, which differ from the map's own, are valid in an image of this type.
  * @param oddValue the value's size is not the map's own
  */
 export function isImageItem({ imageItem }: MapType, keySize: number, valueSize: number, oddValue: boolean): boolean {
@@ -93,7 +93,7 @@ export function isImageItem({ imageItem }: MapType, keySize: number, valueSize: 
   return imageItem.value === undefined ? !oddValue : valueSize === imageItem.value;
 }
 
-/** What is carried of a map type that is not carried whole. */
+/** What is captured and replayed of a map type, if not everything. */
 export interface Carries {
   readonly captured: 'items' | 'some items' | 'metadata only';
   readonly replayed: 'items' | 'some items' | 'empty';
@@ -101,7 +101,7 @@ export interface Carries {
   readonly lost: string;
 }
 
-/** What was carried over of one map. */
+/** How much of one map was captured or replayed. */
 export type Report =
   | { readonly kind: 'full' }
   | {
@@ -117,34 +117,34 @@ export function reportText(report: Report): string {
   return report.kind === 'full' || report.why === '' ? report.kind : `${report.kind}: ${report.why}`;
 }
 
-/** The report in a line of {@link reportText}; of a line that others have written, something is missing. */
+/** The report in a line of {@link reportText}; any other line becomes `partial`. */
 export function parseReport(line: string): Report {
   const [, kind, why = ''] = /^(full|partial|metadata only|not supported)(?:: (.*))?$/s.exec(line) ?? [];
   if (kind === undefined) return { kind: 'partial', why: line };
   return kind === 'full' ? FULL : { kind: kind as Exclude<Report['kind'], 'full'>, why };
 }
 
-/** A report with something more that is missing. */
+/** A report with one more missing thing. */
 export function withMissing(report: Report, what: string): Report {
   return report.kind === 'full' ? { kind: 'partial', why: what } : { ...report, why: `${report.why}; ${what}` };
 }
 
-/** Whether no items were taken. */
+/** Whether no items were captured. */
 export function isBare({ kind }: Report): boolean {
   return kind === 'metadata only' || kind === 'not supported';
 }
 
-/** Bytes of a value, from its start; of an array, the same bytes of each element. */
+/** Bytes of a value, from its start; for an array, the same bytes of each element. */
 export interface Span {
   readonly offset: number;
   readonly size: number;
-  /** 1 when not said. */
+  /** 1 by default. */
   readonly count?: number;
   /** Bytes from one to the next. */
   readonly stride?: number;
 }
 
-/** Sets the bytes of the value at `at` that `spans` name to zero: those that are in `values`, for it may begin before. */
+/** Sets the bytes of the value at `at` that `spans` name to zero, as far as they are in `values`: it may begin before. */
 export function blank(values: Uint8Array, at: number, spans: readonly Span[]): void {
   const zero = (from: number, size: number) => {
     const end = Math.min(values.length, from + size);
@@ -160,53 +160,53 @@ export function blank(values: Uint8Array, at: number, spans: readonly Span[]): v
   }
 }
 
-/** Takes the items that a capture reads. */
+/** Receives the items that a capture reads. */
 export interface ItemSink {
-  /** Items taken so far. */
+  /** Items received so far. */
   readonly count: number;
   /**
-   * Takes the next `count` items: keys behind each other, values behind each other, both from the buffers'
-   * start. They are the caller's again once it resolves; until then another `put` may be made already.
+   * Receives the next `count` items: the keys one after the other, and the values one after the other, each from its
+   * buffer's start. The caller may reuse the buffers once it resolves; it may call `put` again before that.
    */
   put(keys: Uint8Array, values: Uint8Array, count: number): Promise<void>;
 }
 
-/** Gives the items that a replay fills in. */
+/** Provides the items that a replay writes. */
 export interface ItemSource {
   readonly count: number;
   /** Bytes of a key. */
   readonly keySize: number;
-  /** Bytes of all of an item's value. */
+  /** Bytes of an item's whole value. */
   readonly valueSize: number;
   /** Puts items `from` to `from + count - 1` at the buffers' start, laid out as {@link ItemSink.put} takes them. */
   read(from: number, count: number, keys: Uint8Array, values: Uint8Array): Promise<void>;
   /**
-   * Puts the key of one item into `key`, and of its value the bytes from `offset` on into `value`; absent where it
-   * cannot. Where it can, {@link read} gives keys alone when `values` has no room.
+   * Puts the key of one item into `key`, and the bytes of its value from `offset` into `value`. Absent if the source
+   * cannot do that. If it can, {@link read} with no room in `values` returns only keys.
    */
   readPart?(item: number, key: Uint8Array, offset: number, value: Uint8Array): Promise<void>;
 }
 
-/** What is being done, for whoever watches. */
+/** The current activity, for progress display. */
 export interface Doing {
   readonly map: string;
-  /** Items so far, and at most. */
+  /** Items so far, and the most expected. */
   readonly items: number;
   readonly most: number;
   /** Bytes of an item. */
   readonly itemSize: number;
 }
 
-/** What a hook is told beside its map. */
+/** What a hook gets besides its map. */
 export interface Work {
   readonly type: MapType;
-  /** How messages name the map. */
+  /** The map's name in messages. */
   readonly subject: string;
   /** Called now and then with the number of items done so far. */
   progress(items: number): void;
 }
 
-/** What a map of maps holds its inner maps to. */
+/** What the inner maps of a map of maps must be like. */
 export interface Template {
   readonly type: number;
   readonly keySize: number;
@@ -227,7 +227,7 @@ export interface ProgramFacts {
   readonly pins?: readonly string[] | undefined;
 }
 
-/** What an item's value refers to, where it is a number that means nothing elsewhere. */
+/** What an item's value refers to, if it is a number that has no meaning elsewhere. */
 export interface Reference {
   readonly key: Uint8Array;
   readonly program?: ProgramFacts | undefined;
@@ -251,99 +251,99 @@ export interface TypeFacts {
 /** A type of the kernel's own BTF, whose id changes with every build of a kernel. */
 export interface KernelTypeFacts {
   readonly id: number;
-  /** Undefined where the kernel's BTF cannot be read. */
+  /** Undefined if the kernel's BTF cannot be read. */
   readonly name: string | undefined;
 }
 
-/** What CRIU's images have no room for; it is kept in bpfmap-meta.img. */
+/** Facts that CRIU's images have no fields for; they are kept in bpfmap-meta.img. */
 export interface MapFacts {
-  /** Of values that are structures of the kernel (struct_ops). */
+  /** For values that are structures of the kernel (struct_ops). */
   readonly kernelType?: KernelTypeFacts | undefined;
   readonly types?: TypeFacts | undefined;
   readonly template?: Template | undefined;
   readonly references?: readonly Reference[] | undefined;
-  /** The boot that they are of, where they mean nothing in another one. */
+  /** The boot they belong to, if they have no meaning in another one. */
   readonly boot?: string | undefined;
 }
 
-/** How maps are captured whose reading takes items out. */
+/** How to capture maps in which reading removes items. */
 export type Drain =
-  /** They are not. */
+  /** Not at all. */
   | 'no'
-  /** What was taken out is put back in the same order. */
+  /** The removed items are put back in the same order. */
   | 'restore'
   /** They stay empty. */
   | 'keep-empty';
 
-/** What a capture hook is told, and may ask for. */
+/** What a capture hook gets, and may ask for. */
 export interface CaptureWork extends Work {
   readonly drain: Drain;
-  /** On the disk where the images will stand: what is put aside for them goes there. */
+  /** A folder on the disk where the images will be, for temporary files. */
   readonly folder: string;
   /**
-   * Has that map captured as well, if it is not yet: an inner map. It is held until then.
-   * @returns what it is; undefined when it is gone, or cannot be opened
+   * Requests the capture of an inner map, and holds it open until then.
+   * @returns what it is like; undefined if it is gone or cannot be opened
    */
   follow(id: number): Template | undefined;
-  /** Inner maps whose ids are among the items: those that are not captured in the end are told on this map's line. */
+  /** Reports the inner maps whose ids are in the items: this map's line will name those that could not be captured. */
   innerMaps(ids: ReadonlySet<number>): void;
-  /** Has `end` called when the images stand (`whole`), or when the capture has failed. Its error is told. */
+  /** Registers `end`, called when the images are complete (`whole`) or the capture has failed. Its error is reported. */
   atEnd(end: (whole: boolean) => void): void;
-  /** Keeps facts beside the items. */
+  /** Keeps facts along with the items. */
   keep(facts: MapFacts): void;
 }
 
-/** What a replay hook is told. */
+/** What a replay hook gets. */
 export interface ReplayWork extends Work {
   readonly facts: MapFacts;
-  /** What to do with a reference that leads nowhere on this host. */
+  /** What to do with a reference to something that this host does not have. */
   readonly unresolved: 'fail' | 'skip';
-  /** What {@link Plugin.needs} named. */
+  /** The ids that {@link Plugin.needs} returned. */
   readonly needed: readonly number[];
-  /** The map made of map `id` of the dump: there already when {@link Plugin.needs} named it. */
+  /** The fresh map made from map `id` of the dump. It exists already if {@link Plugin.needs} returned it. */
   fresh(id: number): BpfMap | undefined;
 }
 
-/** What is known of a replay before anything is created. */
+/** What is known about a replay before anything is created. */
 export interface Planned {
   readonly type: MapType;
   readonly spec: MapSpec & { readonly flags: number };
   readonly items: ItemSource;
   readonly facts: MapFacts;
-  /** Those of {@link Plugin.needs} that the dump has, by their ids there and in that order. */
+  /** The maps of {@link Plugin.needs} that the dump has, by their ids in it and in that order. */
   readonly inner: ReadonlyMap<number, MapSpec & { readonly flags: number }>;
   /** The whole table of map types. */
   readonly types: KnownTypes;
 }
 
-/** What a replay will do, as far as the dump alone tells. */
+/** What a replay will do, as far as the dump alone shows. */
 export interface Foreseen {
   /** Why it will fail, each a clause. */
   readonly problems: readonly string[];
-  /** What it will report where it does not fail. */
+  /** What it will report if it does not fail. */
   readonly report: Report;
 }
 
 /**
- * A family of map types: which they are, and hooks for what is special about them. A hook that is absent
- * means that bpfimg cannot do this for the family, and says so.
+ * A family of map types: their rows, and hooks for what is special about them. If a hook is absent, bpfimg cannot
+ * do this for the family, and says so.
  */
 export interface Plugin {
   readonly name: string;
   readonly types: readonly MapType[];
-  /** Makes of the attributes that the kernel reported what MAP_CREATE takes. */
+  /** Turns the attributes that the kernel reported into those that MAP_CREATE accepts. */
   attributes?(spec: MapSpec, type: MapType): MapSpec;
-  /** Creates a map, where that takes more than its attributes. The caller owns it. */
+  /** Creates a map, if that needs more than its attributes. The caller owns it. */
   create?(sys: Sys, spec: MapSpec, work: ReplayWork): BpfMap;
   /** Reads all items of a live map. */
   capture?(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report>;
-  /** Maps of the same dump, by id, that must be there before this one can be filled. */
+  /** Ids of the maps of the same dump that must exist before this one can be filled. */
   needs?(items: ItemSource): Promise<readonly number[]>;
-  /** What {@link replay} will come to; undefined where the type's row says all of it. */
+  /** What {@link replay} will report; undefined if the type's row is enough to know that. */
   foresee?(plan: Planned): Promise<Foreseen | undefined>;
-  /** Fills a fresh map. The error of an item that is refused names its key. */
+  /** Fills a fresh map. The error for a refused item names its key. */
   replay?(map: BpfMap, items: ItemSource, work: ReplayWork): Promise<Report>;
-  /** A key as people know it, where hex is not the best they can get. */
+  /** A key in a form more readable than hex. */
   keyText?(key: Uint8Array, type: MapType): string | undefined;
 }
 
@@ -354,8 +354,8 @@ export class MapTypes implements KnownTypes {
   readonly #plugins = new Map<number, Plugin>();
 
   /**
-   * @param plugins of two that serve one type, the later does
-   * @param unknownTypes serves the types that none of them names
+   * @param plugins if several serve one type, the last one wins
+   * @param unknownTypes serves all other types
    */
   constructor(
     plugins: readonly Plugin[],
@@ -363,7 +363,7 @@ export class MapTypes implements KnownTypes {
   ) {
     for (const plugin of plugins) {
       for (const type of plugin.types) {
-        // What the kernel demands does not change with who serves the type.
+        // The kernel's requirements do not depend on the plugin.
         const { create, ownFlags } = this.#byNumber.get(type.number) ?? {};
         const row = { ...(create && { create }), ...(ownFlags && { ownFlags }), ...type };
         this.#byNumber.set(type.number, row);
@@ -373,7 +373,7 @@ export class MapTypes implements KnownTypes {
     }
   }
 
-  /** The plugin that serves type `number`; the one for unknown types where none names it. */
+  /** The plugin that serves type `number`; the one for unknown types if none does. */
   plugin(number: number): Plugin {
     return this.#plugins.get(number) ?? this.unknownTypes;
   }
@@ -391,7 +391,7 @@ export class MapTypes implements KnownTypes {
     return number !== undefined && number <= 0xffffffff ? number : undefined;
   }
 
-  /** The row of type `number` as a plugin has it; undefined where none names it. */
+  /** The row of type `number` from a plugin; undefined if none has it. */
   row(number: number): MapType | undefined {
     return this.#byNumber.get(number);
   }
@@ -401,7 +401,7 @@ export class MapTypes implements KnownTypes {
   }
 }
 
-/** Flags of MAP_CREATE by bit, ascending as the kernel's table has them. */
+/** Flags of MAP_CREATE by ascending bit, as in the kernel's table. */
 const MAP_FLAGS: readonly (readonly [bit: number, name: string])[] = Object.entries(MAP_FLAG).map(([name, bit]) => [
   bit,
   `BPF_F_${name}`,

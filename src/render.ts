@@ -1,8 +1,8 @@
-/** What people see: tables, bytes, colours. The one place that lays text out, and lets nothing else reach a terminal. */
+/** Text for people: tables, bytes, colours. All layout is done here, and all text is made safe for a terminal here. */
 import { escaped, oneLine } from './errors.js';
 import { cut, padEnd, padStart, width } from './width.js';
 
-/** Styles for a terminal; each does nothing where colours are off. */
+/** Styles for a terminal; each does nothing if colours are off. */
 export interface Colours {
   bold(text: string): string;
   dim(text: string): string;
@@ -22,7 +22,7 @@ export function colours(on: boolean): Colours {
 // biome-ignore lint/suspicious/noControlCharactersInRegex: terminals know colours by it
 const STYLE = /(\x1b\[(?:[12]|22|3[1-3]|39)m)/;
 
-/** A line for people as it may be printed: nothing in it moves or restyles the terminal, but our own colours. */
+/** A line for people, made safe to print: the only control sequences left in it are our own colours. */
 export function lineText(line: string): string {
   const parts = line.split(STYLE);
   return parts.map((part, i) => (i % 2 === 0 ? oneLine(part) : part)).join('');
@@ -70,7 +70,7 @@ export function asciiText(bytes: Uint8Array): string {
   return [...bytes].map((byte) => (byte >= 0x20 && byte < 0x7f ? String.fromCharCode(byte) : '.')).join('');
 }
 
-/** A name from an image, made safe to print: one character a byte, what is not printable escaped. */
+/** A name from an image, made safe to print: one character for each byte, unprintable ones escaped. */
 export function nameText(name: string): string {
   return oneLine(name.replace(/\\/g, '\\\\').replace(/[\xa0\xad]/g, escaped));
 }
@@ -90,9 +90,9 @@ export function sizeText(bytes: number): string {
   return `${value.toFixed(1)} TiB`;
 }
 
-/** Text for a terminal of `columns` that takes the place of the line the cursor is in; empty text clears it. */
+/** Text that replaces the current line of a terminal with `columns`; empty text clears the line. */
 export function onSameLine(text: string, columns?: number): string {
-  // A terminal that does not know its size says 0.
+  // A terminal that does not know its size reports 0.
   return `\r\x1b[K${cut(oneLine(text), Math.max(1, (columns || 80) - 1))}`;
 }
 

@@ -1,18 +1,18 @@
-/** How much room text takes on a terminal: cells, which are neither characters nor UTF-16 units. */
+/** The width of text on a terminal, in cells, which are neither characters nor UTF-16 units. */
 import { eastAsianWidth } from 'get-east-asian-width';
 
 /** Text of characters that take one cell each: letters and signs of Europe, and the signs that bpfimg adds. */
 const PLAIN = /^[\x20-\x7e\xa0-\xac\xae-\u02ff\u2010-\u2027\u2190-\u2193\u2502]*$/;
 
-/** What a terminal draws over or into another character, or not at all. */
+/** Characters that a terminal draws over or into another one, or not at all. */
 const NO_CELL = /^[\p{M}\p{Cf}\p{Cc}\p{Default_Ignorable_Code_Point}]+$/u;
 /** Characters that are drawn as pictures, two cells wide: by themselves, or because a selector says so. */
 const PICTURE = /^\p{Emoji_Presentation}|^\p{Emoji}.*\ufe0f|^\p{RI}{2}/su;
 
-/** Costs 20 ms when it is first used, so it is made for text that needs it. */
+/** Takes 20 ms at its first use, so it is only made for text that needs it. */
 let segmenter: Intl.Segmenter | undefined;
 
-/** Text as readers see it, character by character, with the cells each takes. */
+/** Text character by character as a reader sees it, with the width of each. */
 function* characters(text: string): Generator<readonly [character: string, cells: number]> {
   segmenter ??= new Intl.Segmenter();
   for (const { segment } of segmenter.segment(text)) {
@@ -21,7 +21,7 @@ function* characters(text: string): Generator<readonly [character: string, cells
   }
 }
 
-/** Cells that `text` takes. */
+/** Width of `text`. */
 export function width(text: string): number {
   if (PLAIN.test(text)) return text.length;
   let sum = 0;
@@ -29,7 +29,7 @@ export function width(text: string): number {
   return sum;
 }
 
-/** As much of the beginning of `text` as fits into `most` cells. */
+/** The longest beginning of `text` that fits into `most` cells. */
 export function cut(text: string, most: number): string {
   if (PLAIN.test(text)) return text.slice(0, most);
   let [end, sum] = [0, 0];

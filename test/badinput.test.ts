@@ -94,14 +94,14 @@ t.test('what is wrong with an image, and where', async (t) => {
   const lying = (keys: number, values: number, count: number) =>
     image('BPFMAP_DATA', entry(dataMessage(1, keys, values, count)));
   const table: readonly [what: string, bytes: Uint8Array, message: string | RegExp][] = [
-    ['nothing', Buffer.alloc(0), '0 bytes, expected an image magic of 4'],
-    ['3 bytes', Buffer.from([1, 2, 3]), '3 bytes, expected an image magic of 4'],
-    ['a head alone', words(COMMON), "ends after 4 bytes, expected a kind's magic at 4"],
-    ['a head and half a magic', head.subarray(0, 6), "ends after 6 bytes, expected a kind's magic at 4"],
+    ['nothing', Buffer.alloc(0), '0 bytes, expected a 4-byte image magic'],
+    ['3 bytes', Buffer.from([1, 2, 3]), '3 bytes, expected a 4-byte image magic'],
+    ['a head alone', words(COMMON), 'ends after 4 bytes, expected the magic of its kind at offset 4'],
+    ['a head and half a magic', head.subarray(0, 6), 'ends after 6 bytes, expected the magic of its kind at offset 4'],
     [
       'half a size',
       Buffer.concat([two, words(7).subarray(0, 3)]),
-      "entry 2 at offset 35: 3 bytes left, expected an entry's size of 4 bytes",
+      'entry 2 at offset 35: 3 bytes left, expected a 4-byte entry size',
     ],
     [
       'a message of 4 GiB in 20 bytes',
@@ -116,12 +116,12 @@ t.test('what is wrong with an image, and where', async (t) => {
     [
       'keys of 4 GiB',
       lying(0xffffffff, 0, 1),
-      'entry 0 at offset 8: 4294967295 bytes expected after its message, 0 there (is the image cut off?)',
+      'entry 0 at offset 8: expected 4294967295 bytes after its message, got 0 (is the image truncated?)',
     ],
     [
       'keys and values of 8 GiB',
       lying(0xffffffff, 0xffffffff, 1),
-      'entry 0 at offset 8: 8589934590 bytes expected after its message, 0 there (is the image cut off?)',
+      'entry 0 at offset 8: expected 8589934590 bytes after its message, got 0 (is the image truncated?)',
     ],
     [
       'an empty message',
@@ -151,17 +151,21 @@ t.test('what is wrong with an image, and where', async (t) => {
     [
       'memory pages',
       Buffer.alloc(4096, 'x'),
-      /^first word 0x78787878 is no image magic; it is probably raw data such as memory pages \(pages-\*\.img\)/,
+      /^first word 0x78787878 is not an image magic; it is probably raw data such as memory pages \(pages-\*\.img\)/,
     ],
-    ['zeroes', Buffer.alloc(4096), /^first word 0x00000000 is no image magic; it is probably raw data/],
-    ['an ELF file', Buffer.from('\x7fELF\x02\x01\x01\0'), 'first word 0x464c457f is no image magic; it is an ELF file'],
+    ['zeroes', Buffer.alloc(4096), /^first word 0x00000000 is not an image magic; it is probably raw data/],
+    [
+      'an ELF file',
+      Buffer.from('\x7fELF\x02\x01\x01\0'),
+      'first word 0x464c457f is not an image magic; it is an ELF file',
+    ],
     [
       'JSON',
       Buffer.from('{"magic":"FILES","entries":[]}'),
-      /no image magic; it looks like JSON: `bpfimg encode` makes an image of it$/,
+      /is not an image magic; it looks like JSON: `bpfimg encode` converts it to an image$/,
     ],
     ['JSON after a blank', Buffer.from('\n {"magic"'), /it looks like JSON/],
-    ['gzip', gzipSync(two), /no image magic; it is compressed: unpack it first$/],
+    ['gzip', gzipSync(two), /is not an image magic; it is compressed: unpack it first$/],
     ['xz', Buffer.from('fd377a585a0000', 'hex'), /it is compressed: unpack it first$/],
     ...['gnu', 'ustar', 'pax'].map((format): [string, Buffer, RegExp] => [
       `a tar archive (${format})`,
@@ -227,9 +231,9 @@ t.test('what is wrong with JSON, and where', async (t) => {
     ['a list', '[]', 'expected a JSON object, found "[" (byte 0)'],
     ['prose', 'hello', 'expected a JSON object, found "h" (byte 0)'],
     ['a byte order mark', '\ufeff{}', /^expected a JSON object, found byte 0xef/],
-    ['an image', two, 'expected JSON, found an image: `bpfimg decode` makes JSON of it (byte 0)'],
+    ['an image', two, 'expected JSON, found an image: `bpfimg decode` converts it to JSON (byte 0)'],
     ['text that ends', `{${magic},"entries":[`, '/entries/0: the text ends here, expected an object (byte 34)'],
-    ['text that ends in a string', `{${magic},"entries":[{"map`, '/entries/0: the text ends within a string (byte 39)'],
+    ['text that ends in a string', `{${magic},"entries":[{"map`, '/entries/0: the text ends inside a string (byte 39)'],
     [
       'text that ends behind an item',
       items('{"key":"00","value":"00"}').slice(0, -3),
@@ -255,16 +259,16 @@ t.test('what is wrong with JSON, and where', async (t) => {
     [
       'a raw line end in a string',
       files('{"type":"RE\nG","id":1}'),
-      '/entries/0/type: control character 0xa within a string',
+      '/entries/0/type: control character 0xa in a string',
     ],
-    ['an unknown escape', files('{"type":"\\x41","id":1}'), '/entries/0/type: "\\x" is no escape'],
+    ['an unknown escape', files('{"type":"\\x41","id":1}'), '/entries/0/type: "\\x" is not an escape'],
     ['half an escape', files('{"type":"\\u12G4","id":1}'), '/entries/0/type: "\\u" needs four hex digits'],
     [
       'half a surrogate pair',
       files('{"type":"\\ud800","id":1}'),
-      '/entries/0/type: half of a surrogate pair within a string',
+      '/entries/0/type: half of a surrogate pair in a string',
     ],
-    ['the other half', files('{"type":"\\udc00","id":1}'), '/entries/0/type: half of a surrogate pair within a string'],
+    ['the other half', files('{"type":"\\udc00","id":1}'), '/entries/0/type: half of a surrogate pair in a string'],
     [
       'text that is not UTF-8',
       Buffer.from(files('{"type":"\xff","id":1}'), 'latin1'),
@@ -299,15 +303,15 @@ t.test('what is wrong with JSON, and where', async (t) => {
     ['a kind that only crit has', '{"magic":"CORE","entries":[]}', /^\/magic: unknown image kind "CORE"/],
     ['a number for magic', '{"magic":5,"entries":[]}', /^\/magic: unknown image kind, expected one of/],
     ['an unknown head', `{${magic},"head":"v2","entries":[]}`, '/head: must be none, common or service (byte 30)'],
-    ['a head behind the entries', `{${magic},"entries":[],"head":"none"}`, '/head: must stand before "entries"'],
+    ['a head behind the entries', `{${magic},"entries":[],"head":"none"}`, '/head: must come before "entries"'],
     [
       'an unknown member',
       `{${magic},"entris":[]}`,
       '/entris: unknown member, an image has "magic", "head" and "entries"',
     ],
     ['an unknown member with a line end in its name', '{"a\\nb":1}', '/a\\x0ab: unknown member'],
-    ['magic twice', `{${magic},${magic},"entries":[]}`, 'member "magic" stands twice (byte 23)'],
-    ['entries twice', `{${magic},"entries":[],"entries":[]}`, 'member "entries" stands twice'],
+    ['magic twice', `{${magic},${magic},"entries":[]}`, 'member "magic" appears twice (byte 23)'],
+    ['entries twice', `{${magic},"entries":[],"entries":[]}`, 'member "entries" appears twice'],
     ['no list of entries', `{${magic},"entries":{}}`, '/entries: expected a list, found "{"'],
     ['no object for an entry', doc('5'), '/entries/0: expected an object, found "5"'],
     // Items
@@ -368,7 +372,7 @@ t.test('what is wrong with JSON, and where', async (t) => {
     ],
     ['no key', items('{"value":"00"}'), '/entries/0/items/0: member "key" is missing'],
     ['no value', items('{"key":"00"}'), '/entries/0/items/0: member "value" is missing'],
-    ['a key twice', items('{"key":"00","key":"01","value":"00"}'), '/entries/0/items/0: member "key" stands twice'],
+    ['a key twice', items('{"key":"00","key":"01","value":"00"}'), '/entries/0/items/0: member "key" appears twice'],
     [
       'an unknown member of an item',
       items('{"key":"00","value":"00","ttl":3}'),
@@ -379,13 +383,13 @@ t.test('what is wrong with JSON, and where', async (t) => {
       items('{"key":"00","values":["00"]}'),
       '/entries/0/items/0/values: only the items of a per-CPU map have "values"',
     ],
-    ['items without a byte', items('{"key":"","value":""}'), '/entries/0: items without a byte in key and value'],
+    ['items without a byte', items('{"key":"","value":""}'), '/entries/0: its items have neither key nor value bytes'],
     [
       'items and extra',
       doc('{"map_id":1,"items":[],"extra":""}'),
       '/entries/0: an entry has either "items" or "extra"',
     ],
-    ['neither', doc('{"map_id":1}'), '/entries/0: member "items" (or "extra" as crit has it) is missing'],
+    ['neither', doc('{"map_id":1}'), '/entries/0: member "items" (in crit, "extra") is missing'],
     ['no map_id', doc('{"items":[]}'), '/entries/0: member "map_id" is missing'],
     ['a negative map_id', doc('{"map_id":-1,"items":[]}'), '/entries/0/map_id: must be >= 0'],
     ['a map_id of 2^32', doc('{"map_id":4294967296,"items":[]}'), '/entries/0/map_id: must be <= 4294967295'],
@@ -409,7 +413,7 @@ t.test('what is wrong with JSON, and where', async (t) => {
       '/entries/0/extra: must be bytes in base64, the last digits are missing',
     ],
     ['base64 behind its end', crit('"extra":"AAAAAAA=A"'), '/entries/0/extra: must be bytes in base64'],
-    ['a member behind extra', crit('"extra":"AAAAAAA=","$raw":""'), '/entries/0/$raw: must stand before "extra"'],
+    ['a member behind extra', crit('"extra":"AAAAAAA=","$raw":""'), '/entries/0/$raw: must come before "extra"'],
     [
       'a count of 2^32',
       doc('{"map_id":1,"keys_bytes":0,"values_bytes":0,"count":4294967296,"extra":""}'),
@@ -439,19 +443,19 @@ t.test('what is wrong with JSON, and where', async (t) => {
     [
       'a list of items in ndjson',
       `{${magic}}\n{"map_id":1,"items":[{"key":"00","value":"00"}]}\n`,
-      '/items: items of ndjson stand on lines of their own',
+      '/items: in ndjson, items have their own lines',
     ],
     ['an item before its map', `{${magic}}\n{"key":"00","value":"00"}\n`, /\/key: unknown member/],
     // Messages
     [
       'a member twice, further in',
       files('{"type":1,"id":1,"reg":{"id":1,"id":2}}'),
-      '/entries/0/reg: member "id" stands twice',
+      '/entries/0/reg: member "id" appears twice',
     ],
     [
       'half a surrogate pair, further in',
       files('{"type":1,"id":1,"reg":{"name":"\\udfff"}}'),
-      '/entries/0/reg/name: half of a surrogate pair within a string',
+      '/entries/0/reg/name: half of a surrogate pair in a string',
     ],
     [
       'a long name, further in',
@@ -576,6 +580,6 @@ t.test('however large a bad input is, its message is not', async (t) => {
   );
   t.match(
     await badJson(files(`{"type":1,"id":[${'{},'.repeat(3 << 20)}{}]}`)),
-    /more values than any entry has|must be a whole number/,
+    /more values than any entry can have|must be a whole number/,
   );
 });

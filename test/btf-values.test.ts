@@ -240,7 +240,7 @@ t.test('structures, unions, and what $raw is for', async (t) => {
   });
   t.throws(
     () => encode(special, { lock: 5 }),
-    /\/lock: lock_t: must be {"\$kernel": "bpf_spin_lock"}, for only the kernel/,
+    /\/lock: lock_t: must be {"\$kernel": "bpf_spin_lock"}, because only the kernel/,
   );
 });
 
@@ -278,8 +278,8 @@ t.test('JSON that does not fit says where, which type, and what would', async (t
     [{ 'a/b': '' }, '/a~1b', '__u8', 'must be a whole number from 0 to 255, got ""'],
     [{ name: 'ninechars' }, '/name', 'char[8]', 'text of 9 bytes, expected at most 8'],
     [{ name: 'ééééé' }, '/name', 'char[8]', 'text of 10 bytes, expected at most 8'],
-    [{ name: 'a\0b' }, '/name', 'char[8]', 'has a zero byte, where text ends: write {"$raw": "hex"}'],
-    [{ name: '\ud800' }, '/name', 'char[8]', 'has half a surrogate pair, which is no character'],
+    [{ name: 'a\0b' }, '/name', 'char[8]', 'has a zero byte, which would end the text: write {"$raw": "hex"} instead'],
+    [{ name: '\ud800' }, '/name', 'char[8]', 'has half a surrogate pair, which is not a character'],
     [{ name: 5 }, '/name', 'char[8]', 'must be text of at most 8 bytes, got 5'],
     [{ name: { $raw: '00' } }, '/name/$raw', 'char[8]', 'must be 16 hex digits (8 bytes), got "00"'],
     [
@@ -293,7 +293,7 @@ t.test('JSON that does not fit says where, which type, and what would', async (t
       { big: 2 ** 60 },
       '/big',
       'unsigned long',
-      '1152921504606847000 must be written as text, for it is beyond 2^53 - 1',
+      '1152921504606847000 must be written as text, because it is beyond 2^53 - 1',
     ],
     [
       { big: '18446744073709551616' },

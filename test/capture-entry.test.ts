@@ -177,7 +177,7 @@ t.test('entries in random parts', async (t) => {
   t.pass('60 of them');
 });
 
-const LIMIT = { message: 'an entry of an image holds less than 4 GiB of keys and less than 4 GiB of values' };
+const LIMIT = { message: 'an image entry can hold less than 4 GiB of keys and less than 4 GiB of values' };
 
 t.test('what an entry cannot say is refused, and what was written of it goes', async (t) => {
   const file = path.join(workFolder(t), 'x.img');

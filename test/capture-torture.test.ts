@@ -325,8 +325,8 @@ t.test('without capabilities: a process like this one can be captured, others no
     const denied = (dir: string, doing: string) => `bpfimg: ${dir}: cannot ${doing}: permission denied\n`;
     t.match(unprivileged([], ...pid, '-D', 'locked/new'), { status: 1, stderr: denied('locked/new', 'create it') });
     t.match(unprivileged([], ...pid, '-D', 'locked'), { status: 1, stderr: /cannot create it: permission denied\n$/ });
-    t.match(unprivileged([], ...pid, '-D', 'closed'), { status: 1, stderr: denied('closed', 'look into it') });
-    t.match(unprivileged([], ...pid, '-D', 'closed/new'), { status: 1, stderr: denied('closed/new', 'look into it') });
+    t.match(unprivileged([], ...pid, '-D', 'closed'), { status: 1, stderr: denied('closed', 'inspect it') });
+    t.match(unprivileged([], ...pid, '-D', 'closed/new'), { status: 1, stderr: denied('closed/new', 'inspect it') });
     for (const name of ['locked', 'closed']) fs.rmdirSync(path.join(cwd, name));
     t.same(fs.readdirSync(cwd), before, 'nothing is left');
   } finally {

@@ -51,7 +51,7 @@ t.test('settings', async (t) => {
     t.throws(() => read(text), { message: `${file}: ${message}` }, text);
   }
   fs.mkdirSync(path.join(folder, 'folder'));
-  t.throws(() => readConfig(path.join(folder, 'folder')), { message: /folder: no regular file/ });
+  t.throws(() => readConfig(path.join(folder, 'folder')), { message: /folder: not a regular file/ });
 });
 
 t.test('the document names every setting', async (t) => {
@@ -133,8 +133,8 @@ t.test('the plugin and its helpers read one grammar', { skip: !compiler && 'no C
   t.test('what root must not trust, neither does', { skip: !root && 'needs root' }, async (t) => {
     fs.writeFileSync(file, 'reuse yes\n');
     for (const [mode, uid, why] of [
-      [0o664, 0, 'others may write it (mode 664)'],
-      [0o646, 0, 'others may write it (mode 646)'],
+      [0o664, 0, 'others may write to it (mode 664)'],
+      [0o646, 0, 'others may write to it (mode 646)'],
       [0o600, 12345, 'it belongs to user 12345'],
       [0o644, 0, undefined],
     ] as const) {
@@ -145,7 +145,7 @@ t.test('the plugin and its helpers read one grammar', { skip: !compiler && 'no C
     }
     fs.rmSync(file);
     t.equal(spawnSync('mkfifo', [file]).status, 0);
-    t.same([inC(), inTs()], Array(2).fill(`${file}: no regular file`), 'and does not wait');
+    t.same([inC(), inTs()], Array(2).fill(`${file}: not a regular file`), 'and does not wait');
   });
 });
 
@@ -161,11 +161,11 @@ t.test('plugin folders that root must not trust', { skip: process.getuid?.() !==
   };
   t.match(await said(), /no plugin: expected a list of map types/, 'a sound folder is read');
   for (const [name, mode, uid, why] of [
-    [folder, 0o777, 0, 'others may write it (mode 777)'],
-    [folder, 0o1777, 0, 'others may write it (mode 1777)'],
-    [folder, 0o770, 0, 'others may write it (mode 770)'],
+    [folder, 0o777, 0, 'others may write to it (mode 777)'],
+    [folder, 0o1777, 0, 'others may write to it (mode 1777)'],
+    [folder, 0o770, 0, 'others may write to it (mode 770)'],
     [folder, 0o755, 12345, 'it belongs to user 12345'],
-    [file, 0o666, 0, 'others may write it (mode 666)'],
+    [file, 0o666, 0, 'others may write to it (mode 666)'],
     [file, 0o644, 12345, 'it belongs to user 12345'],
   ] as const) {
     fs.chmodSync(name, mode);

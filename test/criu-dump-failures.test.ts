@@ -169,9 +169,9 @@ t.test('a helper that others may write is not run as root', { skip }, async (t) 
   const { plugin, file } = pluginWith('echo map $4; echo end');
   const held = await bench.witness(t, 'map m', 'fill m 5');
   for (const [name, mode, uid, why] of [
-    [file, 0o666, 0, /helper\.sh: refused as root: others may write it \(mode 666\)$/],
+    [file, 0o666, 0, /helper\.sh: refused as root: others may write to it \(mode 666\)$/],
     [file, 0o644, 12345, /helper\.sh: refused as root: it belongs to user 12345$/],
-    [path.dirname(file), 0o777, 0, /helper\d+: refused as root: others may write it \(mode 777\)$/],
+    [path.dirname(file), 0o777, 0, /helper\d+: refused as root: others may write to it \(mode 777\)$/],
   ] as const) {
     fs.chmodSync(name, mode);
     fs.chownSync(name, uid, 0);

@@ -479,7 +479,7 @@ t.test("old go-criu's names of members", async (t) => {
     }
   }
   await t.rejects(encode('{"magic":"IDS","entries":[{"vmId":1,"vm_id":1}]}'), {
-    message: /member "vm_id" stands twice/,
+    message: /member "vm_id" appears twice/,
   });
   await t.rejects(encode('{"magic":"IDS","entries":[{"vmIdea":1}]}'), { message: /unknown member/ });
 });

@@ -524,7 +524,7 @@ t.test('whatever goes wrong is 2', async (t) => {
     [[FLOWD, short], /short.img: entry 0 .*is the image cut off/],
     [[FLOWD, path.join(parent, 'text.json')], /text.json: \/maps\/0.*line 1/],
     [[FLOWD, path.join(FLOWD, 'pstree.img')], /pstree.img: a PSTREE image has no BPF maps\n$/],
-    [[FLOWD, path.join(TOP, 'README.md')], /README.md: .*no image magic/],
+    [[FLOWD, path.join(TOP, 'README.md')], /README.md: .*is not an image magic/],
     [[FLOWD, FLOWD, '--map', 'nope'], /--map nope: no such map in/],
     [[FLOWD, FLOWD, '--type', 'nope=int:int'], /--type nope=int:int: no such map in/],
     [[FLOWD, FLOWD, '--btf', 'nope.o'], /nope.o: cannot open it/],

@@ -258,7 +258,7 @@ t.test('bad input leaves everything as it was', async (t) => {
     [
       'types that are none',
       [typed],
-      /\/maps\/0\/types\/btf_id: BTF 5: BTF: a header needs 24 bytes, there are 3/,
+      /\/maps\/0\/types\/btf_id: BTF 5: BTF: a header needs 24 bytes, got 3/,
       [{ btf_id: 5, blob: 'AAAA' }],
     ],
     [
@@ -275,7 +275,7 @@ t.test('bad input leaves everything as it was', async (t) => {
     [
       'items without a byte',
       [{ ...good, type: 'ringbuf', key_size: 0, value_size: 0, items: [{ key: '', value: '' }] }],
-      /\/maps\/0\/items: items without a byte in key and value/,
+      /\/maps\/0\/items: its items have neither key nor value bytes/,
     ],
     [
       'a per-CPU form',

@@ -64,7 +64,7 @@ t.test('machines we do not know are refused before koffi is loaded', async (t) =
   await refused('darwin', 'arm64', /need Linux, this is darwin/);
   await refused('linux', 's390x', /little-endian machine, this is s390x/);
   await refused('linux', 'ia32', /expected one of the machines x64, .*this is ia32/);
-  await refused('linux', 'x64', /need the package koffi, which does not load: loaded$/);
+  await refused('linux', 'x64', /need the package koffi, which failed to load: loaded$/);
 });
 
 t.test('EINTR and EAGAIN: again, but not for ever, and not where a call has had an effect', async (t) => {
@@ -330,7 +330,7 @@ t.test('one item: answers are values, everything else an error', async (t) => {
     {
       kind: 'conflict',
       code: 'EEXIST',
-      message: 'map 7 (fake): BPF_MAP_UPDATE_ELEM: EEXIST (the key is there already)',
+      message: 'map 7 (fake): BPF_MAP_UPDATE_ELEM: EEXIST (the key exists already)',
     },
   );
   t.throws(() => map.lookup(Buffer.alloc(3)), /a key of 3 bytes, expected 4/);
@@ -432,24 +432,28 @@ t.test('MAP_CREATE that fails is explained', async (t) => {
       'EPERM (needs the capabilities CAP_BPF and CAP_NET_ADMIN, before Linux 5.11 ',
     ],
     [E.EINVAL, { maxEntries: 0 }, 'EINVAL (max_entries 0, expected 1 to 134217728)'],
-    [E.EINVAL, { type: 2, keySize: 8, flags: 1 }, '(key_size 8, expected 4; map_flags BPF_F_NO_PREALLOC not taken)'],
-    [E.EINVAL, { type: 11, keySize: 8 }, '(map_flags without BPF_F_NO_PREALLOC)'],
+    [E.EINVAL, { type: 2, keySize: 8, flags: 1 }, '(key_size 8, expected 4; map_flags BPF_F_NO_PREALLOC not accepted)'],
+    [E.EINVAL, { type: 11, keySize: 8 }, '(map_flags lack BPF_F_NO_PREALLOC)'],
     [E.EINVAL, { flags: 0x180 }, '(map_flags BPF_F_RDONLY_PROG|BPF_F_WRONLY_PROG exclude each other)'],
-    [E.EINVAL, { flags: 0x80000000 }, '(map_flags 0x80000000 not taken)'],
+    [E.EINVAL, { flags: 0x80000000 }, '(map_flags 0x80000000 not accepted)'],
     [E.EINVAL, { extra: 5n }, '(map_extra 0x5, expected 0)'],
     [
       E.EINVAL,
       { type: 27, keySize: 0, valueSize: 0, maxEntries: 5000 },
       'max_entries 5000, expected a power of two from 4096 to 2147483648',
     ],
-    [E.EINVAL, { type: 12, valueSize: 4 }, '(no inner map to go by)'],
+    [E.EINVAL, { type: 12, valueSize: 4 }, '(no inner map as a template)'],
     [E.EINVAL, { type: 29, maxEntries: 0, flags: 1 }, '(no BTF, which this type needs)'],
     [E.ENOTSUPP, { type: 4, valueSize: 4, btf: { fd: 3, keyType: 1, valueType: 1 } }, '(BTF, which this type does not'],
-    [E.EINVAL, { btf: { fd: 3, keyType: 1, valueType: 1 } }, '(its BTF is no BTF object, or does not fit its sizes)'],
-    [E.EINVAL, { name: 'a b' }, '(byte 0x20 in the name)'],
+    [
+      E.EINVAL,
+      { btf: { fd: 3, keyType: 1, valueType: 1 } },
+      '(its BTF is not a BTF object, or does not fit its sizes)',
+    ],
+    [E.EINVAL, { name: 'a b' }, '(byte 0x20 is not allowed in the name)'],
     [E.EINVAL, { name: 'sixteen_letters_' }, '(a name of 16 bytes, expected at most 15)'],
-    [E.EINVAL, { flags: 4, numaNode: 9 }, '(NUMA node 9 is perhaps not there)'],
-    [E.EINVAL, { type: 99 }, '(map_type 99 is not known to bpfimg, and perhaps not to this kernel)'],
+    [E.EINVAL, { flags: 4, numaNode: 9 }, '(NUMA node 9 may not exist)'],
+    [E.EINVAL, { type: 99 }, '(map_type 99 is unknown to bpfimg, and maybe to this kernel)'],
     [
       E.EINVAL,
       { type: 34, valueSize: 16, since: '6.19' },
@@ -458,7 +462,7 @@ t.test('MAP_CREATE that fails is explained', async (t) => {
     [E.EINVAL, { name: 'flows' }, '(perhaps this kernel lacks hash, or map_name, which came with Linux 4.15)'],
     [E.E2BIG, { valueSize: 4_194_254 }, '(key_size and value_size together 4194258, expected at most 4194255)'],
     [E.E2BIG, { type: 16, valueSize: 4, maxEntries: 1000 }, 'E2BIG (key_size, value_size or max_entries is too large)'],
-    [E.ENOMEM, {}, 'ENOMEM (not enough memory, or the limit of a memory cgroup reached)'],
+    [E.ENOMEM, {}, 'ENOMEM (not enough memory, or a memory cgroup reached its limit)'],
     [E.EMFILE, {}, 'EMFILE (too many open files in this process, see ulimit -n)'],
   ];
   for (const [errno, more, message] of cases) t.ok(explained(errno, more).includes(message), explained(errno, more));
@@ -483,7 +487,7 @@ t.test('errno texts', async (t) => {
     causeOf('BPF_MAP_FREEZE', 524),
     'maps with locks, timers or kernel pointers in their values cannot be frozen',
   );
-  t.equal(causeOf('BPF_OTHER', 999), 'the kernel does not say why');
+  t.equal(causeOf('BPF_OTHER', 999), 'the kernel gives no reason');
   const error = new KernelError('map 1', 'BPF_MAP_LOOKUP_BATCH', 524);
   t.match(error, { kind: 'unsupported', code: 'ENOTSUPP', errno: 524, exitCode: 1 });
   t.equal(error.message, 'map 1: BPF_MAP_LOOKUP_BATCH: ENOTSUPP (not supported for maps of this type)');

@@ -244,7 +244,7 @@ t.test('maps that only programs hold', { skip }, async (t) => {
     const live = LiveMaps.look(blind.sys).select({ ids: [tail.id], names: [], pins: [], pids: [] })[0];
     t.throws(() => live && openLive(sys, live), {
       kind: 'unsupported',
-      message: /no process or pin is seen to hold it/,
+      message: /no visible process or pin holds it/,
     });
   } finally {
     for (const fd of programs) sys.close(fd);

@@ -166,7 +166,7 @@ t.test('an entry of very many small values', async (t) => {
   const members = ['files', 'meta', 'types', 'fds'].map((name) => `"${name}":${list}`);
   fs.writeFileSync(text, `{"format":"bpfimg-maps/1","maps":[{${members}}]}`);
   const document = measured(['encode', text, '-D', path.join(folder, 'dump')]);
-  t.match(document, { status: 1, stderr: /^bpfimg: .*: \/maps\/0\/meta\/\d+: more values than any entry has/ });
+  t.match(document, { status: 1, stderr: /^bpfimg: .*: \/maps\/0\/meta\/\d+: more values than any entry can have/ });
   t.ok(document.peak <= 190, `${document.peak} MiB`);
 });
 
@@ -229,7 +229,7 @@ for (const flags of [0, MAP_FLAG.MMAPABLE]) {
       map.update(u32(3), last);
     };
     await t.rejects(filled(t, flags, items, 4, spoilt), {
-      message: /item 03000000: read back, it has another value than in the image$/,
+      message: /item 03000000: read back, it has a different value than in the image$/,
     });
   });
 }

@@ -132,7 +132,7 @@ t.test("links of others in a folder that is everybody's are not followed", { ski
     for (const words of args) {
       t.match(bpfimg(words, { input: JSON_TEXT }), {
         status: 1,
-        stderr: `bpfimg: ${out}: refused: user 65534 has put it into a folder that is everybody's\n`,
+        stderr: `bpfimg: ${out}: refused: user 65534 put it into a folder that everyone can write to\n`,
       });
     }
     t.ok(fs.lstatSync(out).isSymbolicLink());
@@ -264,7 +264,7 @@ t.test('a file of a change that was cut off is lost: nothing is read, nothing is
   cutOff(old, dump, (folder) => ['encode', document, '-D', folder, '--force']);
   fs.rmSync(path.join(dump, '.bpfimg-journal/bpfmap-data.img'));
   const before = contents(dump);
-  const stderr = `bpfimg: ${dump}: its images are not of one time: bpfmap-data.img of a change that was cut off is lost; remove .bpfimg-journal there to read them as they are\n`;
+  const stderr = `bpfimg: ${dump}: its images are not of one time: bpfmap-data.img of a change that was cut off is lost; remove .bpfimg-journal in that folder to read them as they are\n`;
   const image = path.join(dump, 'bpfmap-data.img');
   for (const args of [
     ['decode', dump],
@@ -328,7 +328,7 @@ t.test('two that change one dump at a time: the later one changes nothing', asyn
   first.child.stdin?.end(bpfimg(['decode', old]).stdout.replaceAll(/("value":")../g, '$1dd'));
   t.match(await first.ended, {
     status: 1,
-    stderr: `bpfimg: ${dump}: others have changed its images meanwhile; nothing is written\n`,
+    stderr: `bpfimg: ${dump}: its images were changed in the meantime; nothing was written\n`,
   });
   t.equal(bpfimg(['decode', dump]).stdout, now);
   t.same(hidden(dump), []);

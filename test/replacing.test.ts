@@ -124,7 +124,7 @@ t.test('journals of strangers', async (t) => {
     const before = contents(folder);
     t.match(bpfimg(['decode', folder]), {
       status: 1,
-      stderr: `bpfimg: ${folder}/.bpfimg-journal: not a journal of bpfimg; remove it if the images are whole\n`,
+      stderr: `bpfimg: ${folder}/.bpfimg-journal: not a bpfimg journal; remove it if the images are complete\n`,
     });
     t.ok(same(contents(folder), before), 'nothing has moved');
   }

@@ -436,7 +436,7 @@ t.test('--dry-run finds what would fail', { skip }, async (t) => {
       'flags',
       [{ id: 5, type: PERCPU_ARRAY, flags: MAP_FLAG.NUMA_NODE }],
       {},
-      /^bpfimg: map 5 \(m\): map_flags BPF_F_NUMA_NODE not taken$/,
+      /^bpfimg: map 5 \(m\): map_flags BPF_F_NUMA_NODE not accepted$/,
     ],
     ['a name', [{ id: 5, name: 'x y' }], {}, /^bpfimg: map 5 \(x y\): byte 0x20 in the name$/],
     [
@@ -486,7 +486,7 @@ t.test('--dry-run finds what would fail', { skip }, async (t) => {
     maps: [{ report: /^not supported: max_entries 0, expected .*; byte 0x20 in the name$/ }, { report: 'full' }],
   });
   const pin = await spied({ source: dumpOf(folder, flows), dryRun: true, pin: folder });
-  t.match(pin, { status: 1, said: [/: not on a BPF file system, where pins go; /] });
+  t.match(pin, { status: 1, said: [/: not on a BPF file system, which pins need; /] });
 });
 
 // ---------------------------------------------------------------------------------------------------
@@ -530,7 +530,7 @@ t.test('what is no dump', { skip }, async (t) => {
   }
   const cases: [string, RegExp][] = [
     [at('no/such'), /no\/such: cannot open it: no such file or folder\n$/],
-    [at('text'), /text: 1 bytes, expected an image magic of 4\n$/],
+    [at('text'), /text: 1 bytes, expected a 4-byte image magic\n$/],
     [at('empty'), /empty: no files\.img, bpfmap-file\.img or bpfmap-data\.img in it, expected a dump\n$/],
     [at('broken'), /broken\/bpfmap-file\.img: /],
     [at('cut'), /cut\/bpfmap-data\.img: entry 0 at offset 8: /],
@@ -600,12 +600,12 @@ t.test('--skip-unsupported: a map that there cannot be here is not the end of th
     {
       name: 'strange',
       new_id: null,
-      report: /^not supported: BPF_MAP_CREATE: EINVAL \(map_flags 0x40000000 not taken\)/,
+      report: /^not supported: BPF_MAP_CREATE: EINVAL \(map_flags 0x40000000 not accepted\)/,
     },
     { name: 'outer', new_id: null, report: 'not supported: inner map 12 is not supported' },
   ]);
   const dry = ['replay', dump, '--dry-run', '--map', 'flows', '--map', 'future', '--map', 'strange'];
-  t.match(await cli(dry), { status: 1, stderr: /^bpfimg: map 13 \(strange\): map_flags 0x40000000 not taken\n$/ });
+  t.match(await cli(dry), { status: 1, stderr: /^bpfimg: map 13 \(strange\): map_flags 0x40000000 not accepted\n$/ });
   t.match(await cli([...dry, '--skip-unsupported']), {
     status: 0,
     stdout: /future .*partial: bpfimg does not know its type.*\n.*strange .*not supported: /,
@@ -635,7 +635,7 @@ t.test('--max-entries of a ring buffer is rounded up, and says so', { skip }, as
   ] as const) {
     const pin = path.join(place, `p${asked}`);
     const said = `bpfimg: note: map 5 (events): max_entries is rounded up from ${asked} to ${made}: `;
-    const stderr = asked === made ? '' : `${said}a ringbuf takes a power of two in whole pages\n`;
+    const stderr = asked === made ? '' : `${said}a ringbuf needs a power of two that is a multiple of the page size\n`;
     t.match(await cli(['replay', dump, '--max-entries', String(asked), '--dry-run']), { status: 0, stderr });
     t.same((await cli(['replay', dump, '--max-entries', String(asked), '--pin', pin])).stderr, stderr);
     t.equal(BpfMap.openPinned(sys, path.join(pin, 'events')).maxEntries, made);
@@ -700,7 +700,10 @@ t.test('an LRU made smaller keeps what it can, and says so', { skip }, async (t)
   const dump = dumpOf(t.testdir(), { id: 1, type: LRU_HASH, max: 100, items: someItems(100) });
   const { status, stdout, stderr } = await cli(['replay', dump, '--pin', place, '--max-entries', '64', '--json']);
   t.equal(`${status}${stderr}`, '0');
-  t.match(rowsOf(stdout)[0]?.report, /^partial: it holds \d+ of 100 items: the kernel drops the others for new ones$/);
+  t.match(
+    rowsOf(stdout)[0]?.report,
+    /^partial: it holds \d+ of 100 items: the kernel evicted the others to make room$/,
+  );
   using live = BpfMap.openPinned(sys, path.join(place, 'm'));
   t.ok(Object.keys(readBack(live)).length > 0);
 });

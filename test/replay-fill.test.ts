@@ -106,7 +106,7 @@ t.test(
     const unmasked = { ...devices, attributes: (spec: MapSpec) => spec };
     const plans = dump.maps.map((map) => planMap(dump, map, new MapTypes([...plugins, unmasked]), options));
     await t.rejects(replay(sys, plans), {
-      message: /^map 3 \(m\): BPF_MAP_CREATE: EINVAL .*map_flags BPF_F_MMAPABLE not taken/,
+      message: /^map 3 \(m\): BPF_MAP_CREATE: EINVAL .*map_flags BPF_F_MMAPABLE not accepted/,
     });
   },
 );
@@ -215,8 +215,7 @@ t.test('rule 11: what will not fit into memory is refused before anything is cre
     await t.rejects(
       replay(kernel, plans),
       {
-        message:
-          /^about [\d,]+ MiB of kernel memory needed \(map 5 \(m\): [\d,]+ MiB\), .*; --force tries all the same$/,
+        message: /^about [\d,]+ MiB of kernel memory needed \(map 5 \(m\): [\d,]+ MiB\), .*; --force tries anyway$/,
       },
       what,
     );
@@ -226,7 +225,10 @@ t.test('rule 11: what will not fit into memory is refused before anything is cre
   const one = planned({ maxEntries: 1000 }, []);
   const available = { bytes: 100 * one.memory, limit: 'memory of the test' };
   t.equal(memoryShort(Array(80).fill(one), available), undefined);
-  t.match(memoryShort(Array(81).fill(one), available), /of memory of the test; at most 80 % of it is taken$/);
+  t.match(
+    memoryShort(Array(81).fill(one), available),
+    /, but a replay uses at most 80 % of the [\d,]+ MiB of memory of the test$/,
+  );
   // Forced, by somebody who knows better.
   const kernel = new MeddledSys(sys);
   const short = { bytes: 1, limit: 'memory of the test' };
@@ -294,15 +296,15 @@ t.test('rule 11: the memory of cgroups is seen, of both versions and up to the r
     return path.join(folder, 'proc');
   };
   const at = (name: string) => path.join(folder, name);
-  t.same(memoryAvailable(proc('0::/a/b\n'), at('two')), { bytes: 4_000_000, limit: 'memory that cgroup /a has left' });
-  t.same(memoryAvailable(proc('0::/\n'), at('two')), { bytes: 8_192_000, limit: 'memory that is available' });
-  const root = { bytes: 2500, limit: 'memory that cgroup / has left' };
+  t.same(memoryAvailable(proc('0::/a/b\n'), at('two')), { bytes: 4_000_000, limit: 'memory left in cgroup /a' });
+  t.same(memoryAvailable(proc('0::/\n'), at('two')), { bytes: 8_192_000, limit: 'available memory' });
+  const root = { bytes: 2500, limit: 'memory left in cgroup /' };
   t.same(memoryAvailable(proc('0::/x/y\n'), at('root')), root, 'what is above counts as well');
   // In a container its own cgroup is the root; the page cache is no reason to refuse.
   t.same(memoryAvailable(proc('0::/\n'), at('root')), root);
   t.same(memoryAvailable(proc('7:cpu,memory:/x\n0::/\n'), at('one')), {
     bytes: 0,
-    limit: 'memory that cgroup /x has left',
+    limit: 'memory left in cgroup /x',
   });
   t.same(memoryAvailable(proc('4:memory:/\n'), at('one')).bytes, 8_192_000, 'a number that stands for no limit');
   t.same(memoryAvailable(at('none'), at('none')), { bytes: Infinity, limit: 'unknown' });
@@ -623,7 +625,7 @@ t.test('--verify finds what is not as in the image', { skip }, async (t) => {
       'another value',
       {},
       (map) => map.update(u32(7), Buffer.alloc(8, 1)),
-      /^map 1 \(planned\), item 07000000: read back, it has another value than in the image$/,
+      /^map 1 \(planned\), item 07000000: read back, it has a different value than in the image$/,
     ],
     [
       'a missing item',

@@ -393,7 +393,7 @@ const REFUSED: [what: string, maps: MapImage[], message: RegExp][] = [
   [
     'unknown flags',
     [{ id: 77, name: 'bad', flags: 0x8000_0000 }],
-    /^map 77 \(bad\): BPF_MAP_CREATE: EINVAL \(map_flags 0x80000000 not taken\)$/,
+    /^map 77 \(bad\): BPF_MAP_CREATE: EINVAL \(map_flags 0x80000000 not accepted\)$/,
   ],
   [
     'files that disagree',
@@ -504,7 +504,7 @@ t.test('data that no file describes', { skip }, async (t) => {
   t.match(await cli(['replay', dump, '--dry-run']), {
     status: 1,
     stdout: '',
-    stderr: /^bpfimg: \S+: map 1: nothing says what it is\n$/,
+    stderr: /^bpfimg: \S+: map 1: no image describes it\n$/,
   });
 });
 
@@ -605,7 +605,7 @@ t.test('when --verify finds a difference nothing is left', { skip }, async (t) =
     return undefined;
   });
   await t.rejects(runWith(kernel, { source: dump, pin: path.join(place, 'new'), verify: true }), {
-    message: 'map 2 (other), item 01000000: read back, it has another value than in the image',
+    message: 'map 2 (other), item 01000000: read back, it has a different value than in the image',
   });
   t.same(fs.readdirSync(place), []);
   creates = 0;
@@ -648,7 +648,7 @@ t.test('names from images cannot lead out of the pin folder, nor replace anythin
   const before = around();
   const maps = names.map((name, mapId) => ({ name, mapId }));
   t.throws(() => PinFolder.open(folder, [{ name: 'x', mapId: 1 }]), {
-    message: `${folder}: x: pinned there already; --pin names another folder, --rename-taken gives the new maps other names`,
+    message: `${folder}: x: pinned there already; choose another folder with --pin, or other names with --rename-taken`,
   });
   const pins = PinFolder.open(folder, maps, true);
   const made = maps.map((_, i) => pins.add(i, (file) => first.pin(file)));
@@ -678,7 +678,7 @@ t.test('maps of hostile and of equal names are pinned side by side', { skip }, a
     rows.map(({ pin }) => path.basename(pin)),
     names,
   );
-  t.equal(rows[7]?.report, 'partial: its name has a NUL byte, where it ends');
+  t.equal(rows[7]?.report, 'partial: its name is cut off at a NUL byte');
   t.equal(openPinned(t, path.join(place, 'a_b')).id, mine.id, 'what was there before is still there');
   t.same(
     rows.map(({ pin }) => openPinned(t, pin).name),
@@ -686,7 +686,7 @@ t.test('maps of hostile and of equal names are pinned side by side', { skip }, a
   );
   // Once more into the same folder.
   const taken = `${place}: map_1, map_2, map_3, a_b-4, a_b-5, and 3 more: pinned there already; `;
-  const ways = '--pin names another folder, --rename-taken gives the new maps other names\n';
+  const ways = 'choose another folder with --pin, or other names with --rename-taken\n';
   for (const args of [[], ['--dry-run'], ['--dry-run', '--json']]) {
     const { status, stdout, stderr } = await cli(['replay', dump, '--pin', place, ...args]);
     t.same({ status, stderr }, { status: 1, stderr: `bpfimg: ${taken}${ways}` });
@@ -783,11 +783,11 @@ t.test('places where no pins can be', { skip }, async (t) => {
   const cases: [string, RegExp][] = [
     [
       cwd,
-      /: not on a BPF file system, where pins go; (mount one with: mount -t bpf bpf \/sys\/fs\/bpf|one is mounted at \/.*)$/,
+      /: not on a BPF file system, which pins need; (mount one with: mount -t bpf bpf \/sys\/fs\/bpf|one is mounted at \/.*)$/,
     ],
-    [path.join(cwd, 'new'), /new: not on a BPF file system, where pins go; /],
-    [path.join(cwd, 'no/such'), /no: no such folder, where pins go; /],
-    [path.join(place, 'no/such'), /no: no such folder, where pins go; /],
+    [path.join(cwd, 'new'), /new: not on a BPF file system, which pins need; /],
+    [path.join(cwd, 'no/such'), /no: no such folder, which pins need; /],
+    [path.join(place, 'no/such'), /no: no such folder, which pins need; /],
     [path.join(cwd, 'file'), /file: not a folder$/],
     [path.join(place, 'pin'), /pin: not a folder$/],
     [path.join(place, 'pin', 'below'), /below: (not a folder|.*)$/],

@@ -326,7 +326,7 @@ t.test('a CRIU dump and the object of its program', async (t) => {
         '"protocol":17',
         '/maps/0/items/0/key/protocol: struct flow_key: unknown member, expected one of saddr, daddr, sport, dport, proto (line 4, column 84)',
       ],
-      ['"proto":17}', '"proto":17,"proto":6}', '/maps/0/items/0/key: member "proto" stands twice (line 4, column 84)'],
+      ['"proto":17}', '"proto":17,"proto":6}', '/maps/0/items/0/key: member "proto" appears twice (line 4, column 84)'],
       [
         '"value":"rule-0',
         `"value":"${'x'.repeat(64)}rule-0`,

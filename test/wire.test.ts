@@ -351,7 +351,7 @@ t.test('broken protobuf: at which byte, in which field, and why', async (t) => {
       Buffer.concat([first, Buffer.of(0, 1)]),
       2,
       '',
-      'field tag 0 is not one protobuf can have',
+      'field tag 0 is not valid in protobuf',
     ],
     [
       'a tag beyond 32 bits',
@@ -359,7 +359,7 @@ t.test('broken protobuf: at which byte, in which field, and why', async (t) => {
       varint(2n ** 32n),
       0,
       '',
-      'field tag 4294967296 is not one protobuf can have',
+      'field tag 4294967296 is not valid in protobuf',
     ],
     [
       'a group',

@@ -93,7 +93,7 @@ static const char *distrust(const struct stat *file, char why[64])
 	if (file->st_uid != 0)
 		snprintf(why, 64, "it belongs to user %u", file->st_uid);
 	else
-		snprintf(why, 64, "others may write it (mode %o)", file->st_mode & 07777);
+		snprintf(why, 64, "others may write to it (mode %o)", file->st_mode & 07777);
 	return why;
 }
 
@@ -190,7 +190,7 @@ static void read_settings(void)
 		return;
 	}
 	if (fstat(fd, &stat) != 0 || !S_ISREG(stat.st_mode))
-		snprintf(settings.problem, sizeof(settings.problem), "%s: no regular file", CONFIG);
+		snprintf(settings.problem, sizeof(settings.problem), "%s: not a regular file", CONFIG);
 	else if (distrust(&stat, why))
 		snprintf(settings.problem, sizeof(settings.problem), "%s: refused as root: %s", CONFIG, why);
 	for (int number = 1; !*settings.problem && (got = getline(&line, &room, file)) >= 0; number++) {

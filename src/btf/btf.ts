@@ -1,16 +1,16 @@
 /**
  * BTF, the type information of BPF programs and of the kernel, as values.
  *
- * {@link Btf.parse} only finds out where each type begins: the kernel's own 5 MB take some ten milliseconds.
- * What a type says is read, and checked, when it is asked for. Blobs come from files that nobody has looked
- * at, so every id, offset, size and count is checked before it is used.
+ * {@link Btf.parse} only finds where each type begins: for the kernel's own 5 MB this takes some ten milliseconds.
+ * A type is read and checked when a caller asks for it. Blobs come from untrusted files, so every id, offset,
+ * size and count is checked before it is used.
  *
- * The format is described in the kernel's Documentation/bpf/btf.rst. Names are bytes (the kernel takes
- * Latin-1 letters): one character is one byte.
+ * The format is described in the kernel's Documentation/bpf/btf.rst. Names are bytes (the kernel accepts
+ * Latin-1 letters), so each character of a name here is one byte.
  */
 import { BpfimgError } from '../errors.js';
 
-/** What a type can be, by the number that BTF gives it; 0 is what pointers to `void` point at. */
+/** The kinds of types, by their BTF number; 0 is `void`. */
 export const BTF_KINDS = [
   'VOID',
   'INT',
@@ -36,40 +36,40 @@ export const BTF_KINDS = [
 
 export type BtfKind = (typeof BTF_KINDS)[number];
 
-/** What every type has. */
+/** The members of every type. */
 export interface Common {
   readonly id: number;
-  /** Empty for what has none. */
+  /** Empty for a type without a name. */
   readonly name: string;
 }
 
 /** An integer, `bool` or `char`. */
 export interface IntType extends Common {
   readonly kind: 'INT';
-  /** Bytes it is stored in, 1 to 16. */
+  /** Bytes of storage, 1 to 16. */
   readonly size: number;
-  /** Bits that count, from {@link bitOffset} on. Fewer than it is stored in only for bit-fields of old. */
+  /** Significant bits, from {@link bitOffset} on. Fewer than the storage has only in old-style bit-fields. */
   readonly bits: number;
   readonly bitOffset: number;
   readonly signed: boolean;
   readonly bool: boolean;
-  /** `char`: what text is made of. Compilers say so by the name alone, the flag is hardly ever set. */
+  /** Whether it is `char`. Compilers show that by the name alone; they hardly ever set the flag. */
   readonly char: boolean;
 }
 
-/** A type that stands for another one. */
+/** A type that refers to one other type. */
 export interface RefType extends Common {
   readonly kind: 'PTR' | 'TYPEDEF' | 'VOLATILE' | 'CONST' | 'RESTRICT' | 'TYPE_TAG' | 'FUNC' | 'VAR' | 'DECL_TAG';
   readonly type: number;
-  /** Of FUNC and VAR: 0 static, 1 global, 2 extern. */
+  /** For FUNC and VAR: 0 static, 1 global, 2 extern. */
   readonly linkage: number;
-  /** Of DECL_TAG: the member or parameter it is for, -1 for the whole. */
+  /** For DECL_TAG: the index of the member or parameter that it tags, -1 for the whole type. */
   readonly component: number;
-  /** Of TYPE_TAG and DECL_TAG: the name is an attribute in full, not the argument of `btf_type_tag`. Since 6.15. */
+  /** For TYPE_TAG and DECL_TAG: the name is a full attribute, not the argument of `btf_type_tag`. Since 6.15. */
   readonly attribute: boolean;
 }
 
-/** An array: `count` elements of `type`. `index` is the type of its indexes, which says nothing. */
+/** An array: `count` elements of `type`. `index` is the type of its indexes, which carries no information. */
 export interface ArrayType extends Common {
   readonly kind: 'ARRAY';
   readonly type: number;
@@ -79,12 +79,12 @@ export interface ArrayType extends Common {
 
 /** A member of a structure. */
 export interface Member {
-  /** Empty for structures and unions without a name. */
+  /** Empty for anonymous structures and unions. */
   readonly name: string;
   readonly type: number;
-  /** Bits from the structure's start; on big-endian machines counted from each byte's highest bit. */
+  /** Bits from the structure's start; on big-endian machines, counted from each byte's highest bit. */
   readonly bitOffset: number;
-  /** Width of a bit-field, 0 for what is none. */
+  /** Width of a bit-field; 0 for any other member. */
   readonly bits: number;
 }
 
@@ -101,12 +101,12 @@ export interface EnumType extends Common {
   readonly kind: 'ENUM' | 'ENUM64';
   /** Bytes: 1, 2, 4 or 8. */
   readonly size: number;
-  /** Compilers say so since 2022 (LLVM 15, pahole 1.24); before that negative values read as large ones. */
+  /** Recorded by compilers since 2022 (LLVM 15, pahole 1.24); before that, negative values read as large ones. */
   readonly signed: boolean;
   readonly values: readonly { readonly name: string; readonly value: bigint }[];
 }
 
-/** A structure or union that is declared and not defined. */
+/** A structure or union that is declared but not defined. */
 export interface FwdType extends Common {
   readonly kind: 'FWD';
   readonly union: boolean;
@@ -115,18 +115,18 @@ export interface FwdType extends Common {
 /** A function's type. */
 export interface FuncProtoType extends Common {
   readonly kind: 'FUNC_PROTO';
-  /** What it returns. */
+  /** The type it returns. */
   readonly type: number;
-  /** A last one without name and type is `...`. */
+  /** A last parameter without name and type is `...`. */
   readonly params: readonly { readonly name: string; readonly type: number }[];
 }
 
 /** A section of an object file, with the variables in it. */
 export interface DatasecType extends Common {
   readonly kind: 'DATASEC';
-  /** Bytes; 0 in object files that no linker or loader has been at. */
+  /** Bytes; 0 in object files that no linker or loader has processed. */
   readonly size: number;
-  /** `type` is that of a VAR, or of a FUNC of the kernel (in `.ksyms`); offset and size are bytes. */
+  /** `type` is a VAR, or a FUNC of the kernel (in `.ksyms`); offset and size are in bytes. */
   readonly vars: readonly { readonly type: number; readonly offset: number; readonly size: number }[];
 }
 
@@ -164,7 +164,7 @@ export const BTF_HEADER_SIZE = 24;
 const TYPE_WORDS = 3;
 const KIND_FLAG = 0x8000_0000;
 
-/** What follows struct btf_type, in 32-bit words: so many, and so many for each of `vlen`. */
+/** What follows struct btf_type, in 32-bit words: a fixed number, and a number for each of the `vlen` parts. */
 const FOLLOWS: readonly (readonly [fixed: number, each: number])[] = BTF_KINDS.map((kind) => {
   switch (kind) {
     case 'INT':
@@ -191,7 +191,7 @@ const FOLLOWS_EACH = Uint8Array.from(FOLLOWS, ([, each]) => each);
 const kindNo = (kind: BtfKind): number => BTF_KINDS.indexOf(kind);
 const [PTR, ARRAY, FUNC, VAR] = [kindNo('PTR'), kindNo('ARRAY'), kindNo('FUNC'), kindNo('VAR')];
 
-/** Kinds that say nothing of how a value looks, by number. */
+/** Kinds that do not affect the layout of a value, by number. */
 const SKIPPED = Uint8Array.from(BTF_KINDS, (kind) =>
   ['TYPEDEF', 'VOLATILE', 'CONST', 'RESTRICT', 'TYPE_TAG'].includes(kind) ? 1 : 0,
 );
@@ -201,11 +201,11 @@ const SIZED = Uint8Array.from(BTF_KINDS, (kind) =>
 );
 
 /**
- * Types that refer to each other are followed so far and no farther: a cycle, or nothing a compiler makes. The
+ * Longest chain of references between types: anything longer is a cycle or not made by a compiler. The
  * kernel stops there too (MAX_RESOLVE_DEPTH).
  */
 export const MAX_TYPE_DEPTH = 32;
-/** Bytes of the longest name. The kernel takes 511 (KSYM_NAME_LEN). */
+/** Bytes of the longest name. The kernel accepts 511 (KSYM_NAME_LEN). */
 const MAX_TYPE_NAME = 1024;
 
 const INT_SIGNED = 1;
@@ -214,11 +214,11 @@ const INT_BOOL = 4;
 
 const HOST_LITTLE = new Uint8Array(Uint32Array.of(1).buffer)[0] === 1;
 
-/** What a blob does not say of itself. */
+/** What a blob does not contain. */
 export interface BtfOptions {
-  /** What messages call it: a file's name, `BTF 57`. */
+  /** Its name in messages: a file's name, `BTF 57`. */
   readonly name: string;
-  /** What split BTF (of a kernel module) is split from. */
+  /** The base of split BTF (of a kernel module). */
   readonly base?: Btf;
   /** Bytes of a pointer: 4 only for kernels of 32-bit machines, BPF programs always have 8. */
   readonly pointerSize?: 4 | 8;
@@ -228,14 +228,14 @@ export interface BtfOptions {
 export class Btf {
   readonly name: string;
   readonly base: Btf | undefined;
-  /** The blob: borrowed, so it must not change. */
+  /** The blob. It is not copied, so it must not change. */
   readonly bytes: Uint8Array;
-  /** Byte order of the blob, and of values of its types. */
+  /** Byte order of the blob and of values of its types. */
   readonly littleEndian: boolean;
   readonly pointerSize: number;
-  /** Id of the first type of this blob: 1, or for split BTF what follows its base. */
+  /** Id of the first type of this blob: 1, or for split BTF the id after its base's last. */
   readonly firstId: number;
-  /** Number of types, base and all; ids go from 1 to this. */
+  /** Number of types, including the base's; ids go from 1 to this. */
   readonly typeCount: number;
 
   /** The type section, in this machine's byte order. */
@@ -257,7 +257,7 @@ export class Btf {
     const header = this.#header(view);
     this.littleEndian = header.little;
     if (base !== undefined && base.littleEndian !== header.little) {
-      throw this.#bad('byte order is not that of its base');
+      throw this.#bad('its byte order differs from that of its base');
     }
     this.#strings = Buffer.from(bytes.buffer, bytes.byteOffset + header.stringsAt, header.stringsSize);
     this.#stringsFrom = base === undefined ? 0 : base.#stringsFrom + base.#strings.length;
@@ -270,8 +270,8 @@ export class Btf {
   }
 
   /**
-   * Reads a blob of either byte order. `bytes` is borrowed for as long as the result is used.
-   * @throws BpfimgError `badImage`; `unsupported` for kinds of types and versions that came later
+   * Reads a blob of either byte order. `bytes` is not copied and must not change while the result is used.
+   * @throws BpfimgError `badImage`; `unsupported` for newer kinds of types and versions
    */
   static parse(bytes: Uint8Array, options: BtfOptions): Btf {
     return new Btf(bytes, options);
@@ -291,21 +291,21 @@ export class Btf {
     return new BpfimgError('badImage', `BTF: ${what}`, { subject: this.name });
   }
 
-  /** The error of a type that makes no sense. */
+  /** The error for an invalid type. */
   bad(id: number, what: string): BpfimgError {
     let named = '';
     try {
       const name = this.#nameAt(this.#word(id, 0) as number, id);
       if (name !== '') named = ` ${name}`;
     } catch {
-      // The name makes no sense either.
+      // The name is invalid too.
     }
     return this.#bad(`type ${id} (${this.kind(id)}${named}): ${what}`);
   }
 
   #header(view: DataView) {
     if (view.byteLength < BTF_HEADER_SIZE)
-      throw this.#bad(`a header needs ${BTF_HEADER_SIZE} bytes, there are ${view.byteLength}`);
+      throw this.#bad(`a header needs ${BTF_HEADER_SIZE} bytes, got ${view.byteLength}`);
     const little = view.getUint16(0, true) === BTF_MAGIC;
     if (!little && view.getUint16(0, false) !== BTF_MAGIC) {
       const magic = view.getUint16(0, true).toString(16);
@@ -325,7 +325,7 @@ export class Btf {
     }
     for (let at = BTF_HEADER_SIZE; at < size; at++) {
       if (view.getUint8(at) !== 0) {
-        throw new BpfimgError('unsupported', `BTF: a header with more than is known, at offset ${at}`, {
+        throw new BpfimgError('unsupported', `BTF: unknown header fields at offset ${at}`, {
           subject: this.name,
         });
       }
@@ -354,14 +354,14 @@ export class Btf {
   #checkStrings(): void {
     const strings = this.#strings;
     if (strings.length === 0) {
-      if (this.base === undefined) throw this.#bad('no strings: expected one zero byte at least');
+      if (this.base === undefined) throw this.#bad('no strings: expected at least one zero byte');
       return;
     }
-    if (strings[strings.length - 1] !== 0) throw this.#bad('strings do not end with a zero byte');
-    if (this.base === undefined && strings[0] !== 0) throw this.#bad('strings do not begin with an empty one');
+    if (strings[strings.length - 1] !== 0) throw this.#bad('the strings do not end with a zero byte');
+    if (this.base === undefined && strings[0] !== 0) throw this.#bad('the first string is not empty');
   }
 
-  /** Where types begin; all of this blob's kinds are known, and their parts are there. */
+  /** Finds where each type begins. Checks that all kinds are known and that no type is cut off. */
   #index(): Uint32Array {
     const words = this.#words;
     const starts = new Uint32Array(Math.floor(words.length / TYPE_WORDS));
@@ -394,17 +394,17 @@ export class Btf {
       const text = `type ${id} is of kind ${kind}, ${known}: made by a newer compiler or kernel`;
       return new BpfimgError('unsupported', `BTF: ${text}`, { subject: this.name });
     }
-    return this.#bad(`type ${id}: info is 0x${info.toString(16)}, which is no kind of type`);
+    return this.#bad(`type ${id}: info is 0x${info.toString(16)}, which is not a known kind`);
   }
 
   /** Where type `id` of this blob begins, in bytes from the blob's start: 12 bytes, then what its kind adds. */
   offsetOf(id: number): number {
     const start = this.#starts[id - this.firstId];
-    if (start === undefined) throw this.#bad(`there is no type ${id} of its own`);
+    if (start === undefined) throw this.#bad(`it does not define type ${id} itself`);
     return this.#typesAt + start * 4;
   }
 
-  /** Word `at` of type `id`, which must be there. */
+  /** Word `at` of type `id`, which must exist. */
   #word(id: number, at: number): number | undefined {
     if (id < this.firstId) return this.base === undefined ? undefined : this.base.#word(id, at);
     const start = this.#starts[id - this.firstId];
@@ -428,7 +428,7 @@ export class Btf {
   // Types
 
   /**
-   * What kind of type `id` is.
+   * The kind of type `id`.
    * @throws BpfimgError `badImage` when there is no such type
    */
   kind(id: number): BtfKind {
@@ -442,19 +442,19 @@ export class Btf {
     return (info >>> 24) & 0x1f;
   }
 
-  /** A type's own name, empty for what has none. */
+  /** A type's own name; empty when it has none. */
   nameOf(id: number): string {
     return id === 0 || this.#kind(id) === ARRAY ? '' : this.#nameAt(this.#word(id, 0) as number, id);
   }
 
   /**
-   * A type with all that it says, checked: what it refers to is there, names are within the strings, members
+   * A type with all its parts, checked: the types it refers to exist, names are within the strings, and members
    * begin within their structure.
    * @throws BpfimgError `badImage`
    */
   type(id: number): BtfType {
     if (id !== 0 && id < this.firstId && this.base !== undefined) return this.base.type(id);
-    // Not kept: a blob can be made so that all of it, read at once, takes hundreds of times its own room.
+    // Not cached: a crafted blob, read in full, could take hundreds of times its own size in memory.
     return this.#read(id);
   }
 
@@ -462,7 +462,8 @@ export class Btf {
   resolve(id: number): number {
     let at = id;
     for (let steps = 0; SKIPPED[this.#kind(at)] === 1; steps++) {
-      if (steps > MAX_TYPE_DEPTH) throw this.bad(id, `refers to itself, or through more than ${MAX_TYPE_DEPTH} types`);
+      if (steps > MAX_TYPE_DEPTH)
+        throw this.bad(id, `refers to itself, or passes through more than ${MAX_TYPE_DEPTH} types`);
       at = this.#word(at, 2) as number;
     }
     return at;
@@ -470,7 +471,7 @@ export class Btf {
 
   /**
    * Bytes of a value of type `id`.
-   * @throws BpfimgError `badImage` for types without values: `void`, functions, what is only declared
+   * @throws BpfimgError `badImage` for types without values: `void`, functions, types that are only declared
    */
   size(id: number): number {
     let factor = 1;
@@ -488,11 +489,11 @@ export class Btf {
       else
         throw this.bad(
           id,
-          `has no size, for it is ${at === id ? '' : 'made of '}${kind === 0 ? 'void' : BTF_KINDS[kind]}`,
+          `has no size, because it is ${at === id ? '' : 'made of '}${kind === 0 ? 'void' : BTF_KINDS[kind]}`,
         );
       if (size !== undefined) {
         const total = factor * size;
-        if (total > 0xffff_ffff) throw this.bad(id, `${total} bytes, expected 4294967295 at most`);
+        if (total > 0xffff_ffff) throw this.bad(id, `${total} bytes, expected at most 4294967295`);
         return total;
       }
       if (steps > MAX_TYPE_DEPTH) throw this.bad(id, `contains itself, or more than ${MAX_TYPE_DEPTH} dimensions`);
@@ -500,8 +501,8 @@ export class Btf {
   }
 
   /**
-   * The first type of that kind and name.
-   * @param name one character a byte
+   * The first type with this kind and name.
+   * @param name one character for each byte
    */
   find(kind: BtfKind, name: string): number | undefined {
     for (const id of this.named(name)) if (this.kind(id) === kind) return id;
@@ -509,8 +510,8 @@ export class Btf {
   }
 
   /**
-   * All types of that name, in ascending order. Takes about as long as reading through the blob once, but
-   * makes no table: most who ask have one question.
+   * All types with this name, in ascending order. Takes about as long as reading through the blob once. It
+   * builds no table, because most callers look up one name.
    */
   named(name: string): number[] {
     const places = this.#placesOf(name);
@@ -524,11 +525,11 @@ export class Btf {
     return ids;
   }
 
-  /** Offsets of names that read `name`, the base's and ours: also those that are another name's end. */
+  /** Offsets of `name` in the base's strings and ours, including those inside a longer name that ends with it. */
   #placesOf(name: string): Set<number> {
     const places = this.base === undefined ? new Set<number>() : this.base.#placesOf(name);
     const bytes = Buffer.from(`${name}\0`, 'latin1');
-    // A character beyond U+00FF is no byte, and an empty name is no name.
+    // A character above U+00FF is not a byte, and an empty name means no name.
     if (name === '' || name.includes('\0') || bytes.toString('latin1', 0, name.length) !== name) return places;
     for (let at = this.#strings.indexOf(bytes); at >= 0; at = this.#strings.indexOf(bytes, at + 1)) {
       places.add(this.#stringsFrom + at);
@@ -537,8 +538,8 @@ export class Btf {
   }
 
   /**
-   * Reads and checks every type of this blob, not those of its base.
-   * @throws BpfimgError `badImage` for the first that makes no sense
+   * Reads and checks every type of this blob, but not those of its base.
+   * @throws BpfimgError `badImage` for the first invalid one
    */
   check(): void {
     for (let id = this.firstId; id <= this.typeCount; id++) {
@@ -552,14 +553,14 @@ export class Btf {
   }
 
   /**
-   * Bits that a member takes: those of a bit-field, or all of its type's bytes.
-   * @throws BpfimgError `badImage` when it ends behind its structure
+   * Bits that a member occupies: those of a bit-field, or all of its type's bytes.
+   * @throws BpfimgError `badImage` when it ends after its structure
    */
   memberBits(struct: StructType, member: Member): number {
     const bits = member.bits || this.size(member.type) * 8;
     if (member.bitOffset + bits > struct.size * 8) {
       const end = Math.ceil((member.bitOffset + bits) / 8);
-      throw this.bad(struct.id, `member ${member.name} ends at byte ${end}, expected ${struct.size} at most`);
+      throw this.bad(struct.id, `member ${member.name} ends at byte ${end}, expected at most ${struct.size}`);
     }
     return bits;
   }
@@ -608,7 +609,7 @@ export class Btf {
           const of = this.kind(type);
           if (of !== 'VAR' && of !== 'FUNC') throw this.bad(id, `variable ${i} is of kind ${of}, expected VAR or FUNC`);
           if (third !== 0 && offset + size > third) {
-            throw this.bad(id, `variable ${i} ends at byte ${offset + size}, expected ${third} at most`);
+            throw this.bad(id, `variable ${i} ends at byte ${offset + size}, expected at most ${third}`);
           }
           return { type, offset, size };
         });
@@ -633,7 +634,7 @@ export class Btf {
   }
 
   #ref(id: number, type: number): number {
-    if (type > this.typeCount) throw this.bad(id, `refers to type ${type}, expected ${this.typeCount} at most`);
+    if (type > this.typeCount) throw this.bad(id, `refers to type ${type}, expected at most ${this.typeCount}`);
     return type;
   }
 
@@ -674,9 +675,9 @@ export class Btf {
   }
 
   /**
-   * A member from the word that says where it is. With the structure's flag set that word has offset and
-   * width. Without, it has the offset alone, and a bit-field is a member of an INT with fewer bits than it
-   * is stored in, which may begin some bits later still.
+   * A member from its word of place. If the structure's flag is set, that word has offset and width. If not, it
+   * has only the offset, and a bit-field is a member whose INT has fewer bits than its storage; these may begin
+   * some bits after the offset.
    */
   #member(name: string, type: number, place: number, flag: boolean): Member {
     if (flag && place >>> 24 !== 0) {
@@ -685,7 +686,7 @@ export class Btf {
       const kind = this.kind(target);
       const int = kind === 'INT' ? (this.type(target) as IntType) : undefined;
       const most = int?.bits ?? (kind === 'ENUM' || kind === 'ENUM64' ? this.size(target) * 8 : 0);
-      if (bits > most) throw this.bad(type, `makes a bit-field ${name} of ${bits} bits, expected ${most} at most`);
+      if (bits > most) throw this.bad(type, `makes a bit-field ${name} of ${bits} bits, expected at most ${most}`);
       return { name, type, bitOffset, bits };
     }
     const bitOffset = flag ? place & 0xff_ffff : place;
@@ -722,7 +723,7 @@ export class Btf {
   }
 }
 
-/** Bytes as 32-bit words of this machine: the bytes themselves where that works. */
+/** Bytes as 32-bit words of this machine: a view of the same bytes where possible. */
 function wordsOf(bytes: Uint8Array, at: number, size: number, native: boolean): Uint32Array {
   const offset = bytes.byteOffset + at;
   if (native && offset % 4 === 0) return new Uint32Array(bytes.buffer, offset, size / 4);

@@ -9,14 +9,14 @@ import {
   type StructType,
 } from './btf.js';
 
-/** Characters of the longest text: types that share types can make more of it than there is memory. */
+/** Characters of the longest text. Types that share types could expand to more text than fits in memory. */
 const MAX_TEXT = 1 << 20;
 
-/** What a pointer to a function needs around it, to be told from a function that returns a pointer. */
+/** Adds the parentheses that tell a pointer to a function from a function that returns a pointer. */
 const grouped = (declarator: string): string => (/^[*^]/.test(declarator) ? `(${declarator})` : declarator);
 const join = (...parts: readonly string[]): string => parts.filter((part) => part !== '').join(' ');
 
-/** What a declaration is read through; any other kind ends it. */
+/** Kinds that are part of a declarator; any other kind ends it. */
 const DECLARATORS: ReadonlySet<BtfKind> = new Set<BtfKind>([
   'CONST',
   'VOLATILE',
@@ -26,7 +26,7 @@ const DECLARATORS: ReadonlySet<BtfKind> = new Set<BtfKind>([
   'ARRAY',
   'FUNC_PROTO',
 ]);
-/** How many pointers, dimensions and qualifiers one declaration is read through. */
+/** Most pointers, dimensions and qualifiers in one declaration. */
 const MAX_DECLARATOR = 256;
 
 class Printer {
@@ -37,13 +37,13 @@ class Printer {
   /** Counts text that becomes part of a longer one. */
   #count(text: string, id: number): string {
     this.#printed += text.length;
-    if (this.#printed > MAX_TEXT) throw this.btf.bad(id, 'is too much to print');
+    if (this.#printed > MAX_TEXT) throw this.btf.bad(id, 'is too long to print');
     return text;
   }
 
   /**
-   * A declaration of `name` as type `id`; with an empty name the type as it stands in a cast.
-   * @param bodies how structures without a name are written: in full (indented so far), or as `struct {…}`
+   * A declaration of `name` as type `id`; with an empty name, the type as written in a cast.
+   * @param bodies how anonymous structures are written: in full (at this indent), or as `struct {…}`
    */
   declare(id: number, name: string, bodies: number | undefined, depth = 0): string {
     if (depth > MAX_TYPE_DEPTH) throw this.btf.bad(id, 'refers to itself');
@@ -64,7 +64,7 @@ class Printer {
         case 'CONST':
         case 'VOLATILE':
         case 'RESTRICT':
-          // Of arrays compilers say it twice: for the array and for its elements.
+          // For arrays, compilers record qualifiers twice: on the array and on its elements.
           qualifiers = [...new Set([...qualifiers, type.kind.toLowerCase()])];
           at = type.type;
           continue;
@@ -90,7 +90,7 @@ class Printer {
           break;
         }
         default:
-          throw this.btf.bad(at, 'is no part of a declaration');
+          throw this.btf.bad(at, 'cannot be part of a declaration');
       }
     }
     throw this.btf.bad(id, 'refers to itself');
@@ -104,7 +104,7 @@ class Printer {
     return this.#count(params.join(', '), type.id);
   }
 
-  /** What stands on a declaration's left. */
+  /** The left part of a declaration. */
   #base(id: number, kind: BtfKind, bodies: number | undefined, depth: number): string {
     const name = this.btf.nameOf(id);
     switch (kind) {
@@ -125,7 +125,7 @@ class Printer {
     }
   }
 
-  /** What stands between the braces, with them. */
+  /** The body of a definition, with its braces. */
   body(type: BtfType, indent: number, depth: number): string {
     const tabs = '\t'.repeat(indent + 1);
     let lines: readonly string[] = [];
@@ -143,7 +143,7 @@ class Printer {
     return this.#count(block(tabs, lines, indent), type.id);
   }
 
-  /** Whether members stand where a compiler would put them only when told so. */
+  /** Whether the layout of the members requires `packed`. */
   #packed(type: StructType): boolean {
     const aligns = type.members.map((member) => ({ member, align: this.#align(member.type, 0) }));
     const whole = aligns.reduce((most, { align }) => Math.max(most, align), 1);
@@ -153,9 +153,9 @@ class Printer {
     );
   }
 
-  /** Bytes that addresses of type `id` are multiples of, where nothing else was said. */
+  /** Default alignment of type `id`, in bytes. */
   #align(id: number, depth: number): number {
-    if (++this.#aligned > MAX_TEXT) throw this.btf.bad(id, 'is too much to print');
+    if (++this.#aligned > MAX_TEXT) throw this.btf.bad(id, 'is too long to print');
     const target = this.btf.resolve(id);
     const known = this.#alignOf.get(target);
     if (known !== undefined) return known;
@@ -193,7 +193,7 @@ class Printer {
   #aligned = 0;
   readonly #alignOf = new Map<number, number>();
 
-  /** The definition of type `id`, or its declaration where there is nothing to define. */
+  /** The definition of type `id`, or its declaration when it has no definition. */
   define(id: number): string {
     const type = this.btf.type(id);
     switch (type.kind) {
@@ -230,9 +230,9 @@ const literal = (value: bigint, wide: boolean): string =>
   wide ? `${value}${value < 0n ? 'LL' : 'ULL'}` : String(value);
 
 /**
- * A type's name as it stands in a cast: `struct flow`, `__u32`, `char[16]`, `void *`; `struct {…}` for one
- * without a name.
- * @param variable makes it a declaration of that name: `char text[16]`
+ * A type's name as written in a cast: `struct flow`, `__u32`, `char[16]`, `void *`; `struct {…}` for an
+ * anonymous one.
+ * @param variable if given, the result is a declaration of this name: `char text[16]`
  * @throws BpfimgError `badImage` for types that make no sense
  */
 export function typeName(btf: Btf, id: number, variable = ''): string {
@@ -240,8 +240,8 @@ export function typeName(btf: Btf, id: number, variable = ''): string {
 }
 
 /**
- * The definition of one type, over several lines. Structures without a name stand where they are used, those
- * with one are only named.
+ * The definition of one type, over several lines. Anonymous structures are written out where they are used;
+ * others are only named.
  * @throws BpfimgError `badImage` for types that make no sense
  */
 export function typeDefinition(btf: Btf, id: number): string {
@@ -249,8 +249,8 @@ export function typeDefinition(btf: Btf, id: number): string {
 }
 
 /**
- * The definitions of types and of all that their values are made of, each once, in the order C needs them.
- * Typedefs of plain numbers (`__u32`) are left out: who reads BPF knows them.
+ * The definitions of types and of all types that their values contain, each once, in the order C needs them.
+ * Typedefs of plain numbers (`__u32`) are left out: readers of BPF code know them.
  * @throws BpfimgError `badImage` for types that make no sense
  */
 export function typeDefinitions(btf: Btf, ids: readonly number[]): string[] {
@@ -259,7 +259,7 @@ export function typeDefinitions(btf: Btf, ids: readonly number[]): string[] {
   const printer = new Printer(btf);
   const visit = (id: number, depth: number): void => {
     if (seen.has(id)) return;
-    if (depth > MAX_TYPE_DEPTH * 2) throw btf.bad(id, 'contains itself, or too many others');
+    if (depth > MAX_TYPE_DEPTH * 2) throw btf.bad(id, 'contains itself, or too many other types');
     seen.add(id);
     const type = btf.type(id);
     switch (type.kind) {
@@ -298,7 +298,7 @@ export function typeDefinitions(btf: Btf, ids: readonly number[]): string[] {
   return texts;
 }
 
-/** Spellings of kinds in front of a name. */
+/** Keywords before a name, by kind. */
 const WORDS: Readonly<Record<string, readonly string[]>> = {
   struct: ['STRUCT'],
   union: ['UNION'],
@@ -307,8 +307,8 @@ const WORDS: Readonly<Record<string, readonly string[]>> = {
 };
 
 /**
- * The type that a person names: `struct flow`, `enum state`, `__u32`, `.bss`; a bare name may be a structure's
- * too, when nothing else has it.
+ * The type that a user names: `struct flow`, `enum state`, `__u32`, `.bss`. A bare name can also mean a structure,
+ * if nothing else has that name.
  */
 export function typeNamed(btf: Btf, text: string): number | undefined {
   const [, word = '', name = ''] = /^\s*(?:(struct|union|enum)\s+)?(.*?)\s*$/s.exec(text) ?? [];

@@ -1,21 +1,21 @@
 /**
- * Type information in the files that have it: raw BTF, and objects (`prog.bpf.o`) with their map definitions.
+ * Reads type information from files: raw BTF, and object files (`prog.bpf.o`) with their map definitions.
  *
- * An object as the compiler left it is unfinished: its data sections have no size yet, and where their
- * variables are stands in relocations. What bpf loaders do about that before they give BTF to the kernel is
- * done here too, so that the blob is one the kernel takes and values of `.bss` and `.data` can be read.
+ * A compiler leaves an object file unfinished: its data sections have no size yet, and the offsets of their
+ * variables are in relocations. This module fills them in as BPF loaders do, so that the kernel accepts the blob
+ * and values of `.bss` and `.data` can be read.
  */
 import { BpfimgError } from '../errors.js';
 import { type ArrayType, Btf, type BtfOptions, type EnumType, type RefType, type StructType } from './btf.js';
 
-/** How a map is defined in a program, as far as it says so. */
+/** How a program defines a map. Members that the definition leaves out are absent. */
 export interface MapDefinition {
-  /** As in the source: the kernel keeps the first 15 characters. */
+  /** As in the source; the kernel keeps only the first 15 characters. */
   readonly name: string;
-  /** Ids of the types of keys and values, 0 where it names none. */
+  /** Ids of the types of keys and values; 0 if the definition names none. */
   readonly keyType: number;
   readonly valueType: number;
-  /** Bytes; from the type where there is one. */
+  /** Bytes; taken from the type if there is one. */
   readonly keySize?: number;
   readonly valueSize?: number;
   /** Number of the map's type. */
@@ -24,21 +24,21 @@ export interface MapDefinition {
   readonly flags?: number;
   readonly extra?: number;
   readonly numaNode?: number;
-  /** What the maps in a map of maps are like. */
+  /** For a map of maps: the definition of its inner maps. */
   readonly inner?: MapDefinition;
 }
 
 /** A file's types. */
 export interface BtfFile {
   readonly btf: Btf;
-  /** Maps that the program defines, then those that a loader makes of its data sections (`.bss`). */
+  /** Maps that the program defines, then those that a loader creates for its data sections (`.bss`). */
   readonly maps: readonly MapDefinition[];
   /**
-   * The definition of the map that the kernel knows by `name`, which may be cut off after 15 characters; of
-   * data sections by its end (`flowd.bss`). Undefined when there is none, or more than one.
+   * The definition of the map that the kernel calls `name`, which may be cut off after 15 characters. Data
+   * sections match by the end of the name (`flowd.bss`). Undefined when no definition matches, or several do.
    */
   find(name: string): MapDefinition | undefined;
-  /** Every definition that the map of this name may have: several whose names begin with the 15 characters. */
+  /** Every definition that matches this name: several, if they begin with the same 15 characters. */
   candidates(name: string): readonly MapDefinition[];
 }
 
@@ -71,11 +71,11 @@ const SHT_REL = 9;
 const RELOCATIONS: ReadonlySet<number> = new Set([SHT_REL, SHT_RELA]);
 const SHF_COMPRESSED = 0x800;
 /**
- * R_BPF_64_ABS32 and R_BPF_64_NODYLD32, and R_BPF_64_32, which LLVM before 13 had for the same: add the
+ * R_BPF_64_ABS32 and R_BPF_64_NODYLD32, and R_BPF_64_32, which LLVM before 13 used instead: add the
  * symbol's value to 32 bits.
  */
 const ADDS_32: ReadonlySet<number> = new Set([3, 4, 10]);
-/** Sections with longer names are none that we look for. */
+/** No section that we look for has a longer name. */
 const MAX_SECTION_NAME = 128;
 /** Bytes of a map's name in the kernel. */
 const MAP_NAME = 15;
@@ -96,7 +96,7 @@ interface Section {
   readonly info: number;
 }
 
-/** An object, of which nothing is trusted. */
+/** An object file. Nothing in it is trusted. */
 class ObjectFile {
   readonly #view: DataView;
   readonly #little: boolean;
@@ -108,7 +108,7 @@ class ObjectFile {
     readonly name: string,
   ) {
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    if (bytes.length < ELF_HEADER) throw this.#bad(`its header needs ${ELF_HEADER} bytes, there are ${bytes.length}`);
+    if (bytes.length < ELF_HEADER) throw this.#bad(`its header needs ${ELF_HEADER} bytes, got ${bytes.length}`);
     if (bytes[4] !== 2)
       throw new BpfimgError('unsupported', `ELF: expected class 2 (64 bits), got ${bytes[4]}`, { subject: name });
     if (bytes[5] !== 1 && bytes[5] !== 2) throw this.#bad(`expected byte order 1 or 2 at offset 5, got ${bytes[5]}`);
@@ -116,7 +116,7 @@ class ObjectFile {
     const [table, each] = [this.#u64(0x28), this.#u16(0x3a)];
     if (table === 0) throw new BpfimgError('notFound', 'ELF: no sections, so no .BTF', { subject: name });
     if (each !== SECTION_HEADER) throw this.#bad(`section headers of ${each} bytes, expected ${SECTION_HEADER}`);
-    // Where there are too many for the header, the first section's own header has the numbers.
+    // When there are too many sections for the ELF header, the first section's header has the numbers.
     const first = this.#section(table, 0);
     const count = this.#u16(0x3c) || first.size;
     const names = this.#u16(0x3e) === 0xffff ? first.link : this.#u16(0x3e);
@@ -133,7 +133,7 @@ class ObjectFile {
     return new BpfimgError('badImage', `ELF: ${what}`, { subject: this.name });
   }
 
-  /** Checks that `size` bytes are there. */
+  /** Checks that the file has `size` bytes at `at`. */
   #need(at: number, size: number): void {
     if (at + size <= this.bytes.length) return;
     throw this.#bad(`needs ${size} bytes at offset ${at}, but the file has ${this.bytes.length}`);
@@ -149,7 +149,7 @@ class ObjectFile {
     return this.#view.getUint32(at, this.#little);
   }
 
-  /** Numbers beyond 2^53 lose their last bits, and are too large for any file all the same. */
+  /** Numbers above 2^53 lose their last bits, but they are too large for any file anyway. */
   #u64(at: number): number {
     this.#need(at, 8);
     return Number(this.#view.getBigUint64(at, this.#little));
@@ -170,7 +170,7 @@ class ObjectFile {
     };
   }
 
-  /** Sections by name, the first of each. */
+  /** Sections by name: the first one of each name. */
   #byName(): Map<string, Section> {
     const names = Buffer.from(this.#bytesOf(this.#names, 'the section names'));
     const found = new Map<string, Section>();
@@ -205,7 +205,7 @@ class ObjectFile {
     const blob = new Uint8Array(this.#bytesOf(section, '.BTF'));
     if (this.#u16(18) === EM_BPF) this.#relocate(section, blob);
     const btf = Btf.parse(blob, options);
-    // Filling in changes what has been read.
+    // Filling in changes the blob, so it is parsed again.
     return this.#fillSections(btf, blob, named) ? Btf.parse(blob, options) : btf;
   }
 
@@ -227,7 +227,7 @@ class ObjectFile {
       if (!ADDS_32.has(type)) throw this.#bad(`${what}: type ${type}, expected ${[...ADDS_32].join(', ')}`);
       if (symbol >= count) throw this.#bad(`${what}: symbol ${symbol} of ${count}`);
       if (place + 4 > blob.length) throw this.#bad(`${what}: offset ${place}, but .BTF has ${blob.length} bytes`);
-      // Values and addends have 64 bits, of which the lower half counts.
+      // Values and addends have 64 bits; only the lower half is used.
       const half = this.#little ? 0 : 4;
       const value = this.#u32(symbols.offset + symbol * SYMBOL + 8 + half);
       const addend = each === 24 ? this.#u32(at + 16 + half) : view.getUint32(place, this.#little);
@@ -235,7 +235,7 @@ class ObjectFile {
     }
   }
 
-  /** Sets sizes of data sections and puts their variables in order; whether there was any to set. */
+  /** Sets the sizes of data sections and sorts their variables; returns whether anything was set. */
   #fillSections(btf: Btf, blob: Uint8Array, named: ReadonlyMap<string, Section>): boolean {
     const view = new DataView(blob.buffer, blob.byteOffset, blob.byteLength);
     const little = btf.littleEndian;
@@ -246,7 +246,7 @@ class ObjectFile {
       const type = btf.type(id);
       if (type.kind !== 'DATASEC' || section === undefined) continue;
       if (section.size > 0xffff_ffff)
-        throw this.#bad(`${type.name}: ${section.size} bytes, expected 4294967295 at most`);
+        throw this.#bad(`${type.name}: ${section.size} bytes, expected at most 4294967295`);
       const at = btf.offsetOf(id);
       view.setUint32(at + 8, section.size, little);
       const vars = [...type.vars].sort((a, b) => a.offset - b.offset);
@@ -278,7 +278,7 @@ function mapDefinitions(btf: Btf): MapDefinition[] {
 /** Members of the largest structure that may be a map's definition. libbpf knows a dozen. */
 const MAX_DEFINITION_MEMBERS = 64;
 
-/** Structures that define maps, each read once: thousands of variables may have the type of a large one. */
+/** Structures that define maps. Each is read once, because thousands of variables may share a large one. */
 class Structs {
   readonly #known = new Map<number, StructType | undefined>();
   constructor(readonly btf: Btf) {}
@@ -292,7 +292,7 @@ class Structs {
   }
 }
 
-/** Attributes that are numbers, by the member that says them. */
+/** Numeric attributes, by the name of their member. */
 const NUMBERS = {
   type: 'type',
   key_size: 'keySize',
@@ -303,7 +303,7 @@ const NUMBERS = {
   numa_node: 'numaNode',
 } as const satisfies Readonly<Record<string, keyof MapDefinition>>;
 
-/** @param structs for what the maps in a map of maps are like; these have none themselves */
+/** @param structs used for the inner maps of a map of maps; left out for inner maps */
 function mapDefinition(btf: Btf, name: string, struct: StructType, structs?: Structs): MapDefinition {
   const numbers: { -readonly [N in (typeof NUMBERS)[keyof typeof NUMBERS]]?: number } = {};
   const types = { keyType: 0, valueType: 0 };
@@ -342,7 +342,7 @@ function pointee(btf: Btf, id: number): number | undefined {
   return btf.kind(id) === 'PTR' ? (btf.type(id) as RefType).type : undefined;
 }
 
-/** `struct inner *values[]` of maps of maps. Of program arrays these are functions. */
+/** `struct inner *values[]` of maps of maps. In program arrays these are functions. */
 function innerDefinition(btf: Btf, name: string, id: number, structs: Structs): MapDefinition | undefined {
   if (btf.kind(id) !== 'ARRAY') return undefined;
   const target = pointee(btf, btf.resolve((btf.type(id) as ArrayType).type));
@@ -352,7 +352,7 @@ function innerDefinition(btf: Btf, name: string, id: number, structs: Structs): 
 
 const ARRAY = 2;
 
-/** Loaders make an array with one entry of each section of global variables. */
+/** For each section of global variables, loaders create an array with one entry. */
 function dataMaps(btf: Btf): MapDefinition[] {
   const maps: MapDefinition[] = [];
   for (let id = btf.firstId; id <= btf.typeCount; id++) {
@@ -370,7 +370,7 @@ function definitionsOf(maps: readonly MapDefinition[], name: string): readonly M
   if (exact !== undefined) return [exact];
   const cut = maps.filter((map) => name.length === MAP_NAME && map.name.slice(0, MAP_NAME) === name);
   if (cut.length > 0) return cut;
-  // `flowd.bss` is the program's name, or its beginning, and the section's.
+  // `flowd.bss` is the program's name (or its beginning) followed by the section's.
   const ends = (map: MapDefinition) => map.name.startsWith('.') && name.endsWith(map.name.slice(0, MAP_NAME));
   return maps
     .filter(ends)

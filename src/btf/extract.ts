@@ -1,20 +1,20 @@
-/** Types taken out of a BTF object, as a small object of their own. */
+/** Copies some types of a BTF object into a small object of their own. */
 import { BTF_HEADER_SIZE, BTF_KINDS, BTF_MAGIC, type Btf, MAX_TYPE_DEPTH } from './btf.js';
 
-/** Types that are taken at most. The kernel's largest values are made of some thousands. */
+/** Most types to copy. The kernel's largest values contain some thousands. */
 const MAX_TYPES = 65_536;
 
-/** A type to take, or an array of it. */
+/** A type to copy, or an array of it. */
 export interface WantedTypes {
   readonly id: number;
-  /** From the outermost dimension on. */
+  /** The dimensions, outermost first. */
   readonly counts: readonly number[];
 }
 
 /**
- * A BTF object with types and all that their values are made of. What pointers point at is only declared:
- * the kernel's structures lead to most of the others that way.
- * @returns the blob, and the ids there of what is `wanted`, in its order; 0 stays 0
+ * A BTF object with the given types and all types that their values contain. Targets of pointers are only
+ * declared, because pointers lead from the kernel's structures to most of the others.
+ * @returns the blob, and the ids in it of the `wanted` types, in the same order; 0 stays 0
  */
 export function extractTypes(btf: Btf, wanted: readonly WantedTypes[]): { blob: Uint8Array; ids: number[] } {
   const taken = new Map<string, number>();
@@ -30,17 +30,18 @@ export function extractTypes(btf: Btf, wanted: readonly WantedTypes[]): { blob: 
     }
     return at;
   };
-  /** @param far behind a pointer: structures are declared, functions are `void` */
+  /** @param far reached through a pointer: structures are declared, functions become `void` */
   const take = (id: number, far: boolean, depth: number): number => {
     if (id === 0) return 0;
     const known = taken.get(`${id} ${far}`);
     if (known !== undefined) return known;
-    if (depth > MAX_TYPE_DEPTH * 4) throw btf.bad(id, `contains itself, or types ${MAX_TYPE_DEPTH * 4} deep`);
+    if (depth > MAX_TYPE_DEPTH * 4)
+      throw btf.bad(id, `contains itself, or nests types more than ${MAX_TYPE_DEPTH * 4} deep`);
     if (types.length === MAX_TYPES) throw btf.bad(id, `is made of more than ${MAX_TYPES} types`);
     const type = btf.type(id);
     if (type.kind === 'FUNC_PROTO' || type.kind === 'FUNC' || type.kind === 'DECL_TAG') return 0;
     const words: number[] = [];
-    // Its number is that of its place: what it is made of may refer back to it.
+    // It is added before its parts, because they may refer back to it.
     const fresh = types.push(words);
     taken.set(`${id} ${far}`, fresh);
     const put = (kind: number, vlen: number, flag: boolean, third: number, more: readonly number[] = []) => {
@@ -50,7 +51,7 @@ export function extractTypes(btf: Btf, wanted: readonly WantedTypes[]): { blob: 
     const kind = BTF_KINDS.indexOf(type.kind);
     switch (type.kind) {
       case 'INT': {
-        // The kernel takes one of them at most.
+        // The kernel accepts at most one of them.
         const encoding = type.signed ? 1 : type.bool ? 4 : type.char && type.name !== 'char' ? 2 : 0;
         put(kind, 0, false, type.size, [((encoding << 24) | (type.bitOffset << 16) | type.bits) >>> 0]);
         break;
@@ -103,7 +104,7 @@ export function extractTypes(btf: Btf, wanted: readonly WantedTypes[]): { blob: 
         break;
       }
       case 'DATASEC': {
-        // Functions of the kernel (.ksyms) take no bytes.
+        // Functions of the kernel (.ksyms) have no bytes.
         const vars = type.vars.filter(({ type: of }) => btf.kind(of) !== 'FUNC');
         const more = vars.flatMap(({ type: of, offset, size }) => [take(of, false, depth + 1), offset, size]);
         put(kind, vars.length, false, type.size, more);

@@ -1,8 +1,8 @@
 /**
  * Numbers, enums, pointers and bit-fields: bytes to JSON and back, without loss for any bytes.
  *
- * Each codec here is made once for a type and used for millions of values, so what it does is settled when it
- * is made: closures over plain numbers, bigints only where 53 bits do not do.
+ * A codec is made once for a type and used for millions of values, so all decisions are taken when it is made:
+ * closures over plain numbers, and bigints only where 53 bits are too few.
  */
 
 import { exactInteger, hex, unhex, utf8 } from '../bytes.js';
@@ -12,29 +12,29 @@ import type { EnumType } from './btf.js';
 import { phrase, putInteger, putPhrase, putQuoted64, type Sink } from './sink.js';
 
 /*
- * Decoding gives no JSON that `JSON.stringify` cannot print: integers beyond 2^53 - 1 are decimal text. Encoding takes
- * bigints as well.
+ * Decoding returns only JSON that `JSON.stringify` can print: integers beyond 2^53 - 1 are decimal text. Encoding
+ * accepts bigints as well.
  */
 
 /** How the values of one type are read and written. */
 export interface Codec {
-  /** Bytes that {@link decode} looks at and {@link encode} sets; of bit-fields the bytes they touch. */
+  /** Bytes that {@link decode} reads and {@link encode} sets; for a bit-field, the bytes it touches. */
   readonly size: number;
-  /** Reads the value at byte `at`; the caller has checked that it is all there. */
+  /** Reads the value at byte `at`; the caller has checked that all its bytes exist. */
   decode(view: DataView, at: number): Json;
-  /** Writes it as JSON text without blanks, just what `JSON.stringify` makes of what {@link decode} gives. */
+  /** Writes it as JSON text without blanks: the same text as `JSON.stringify` of what {@link decode} returns. */
   print(view: DataView, at: number, out: Sink): void;
   /**
-   * Writes the value at byte `at`: all its bytes, of a bit-field its bits alone.
-   * @throws PointerError, and then some of the bytes may be written
+   * Writes the value at byte `at`: all its bytes, or for a bit-field only its bits.
+   * @throws PointerError; some of the bytes may then have been written
    */
   encode(value: Json, view: DataView, at: number): void;
 }
 
-/** What a codec says when it refuses: its type's name is made only then. */
+/** Makes the error for a refused value. Only then is the name of the type built. */
 export type Refuse = (problem: string, pointer?: string) => PointerError;
 
-/** A short rendering of what was found in place of what was expected. */
+/** A short text for the value that was found, for a message. */
 export function foundText(value: Json | undefined): string {
   if (value === undefined) return 'nothing';
   if (Array.isArray(value)) return `a list of ${value.length}`;
@@ -43,12 +43,12 @@ export function foundText(value: Json | undefined): string {
   return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
 }
 
-/** Whether a value is an object, and no list. */
+/** Whether a value is an object and not a list. */
 export function isObject(value: Json): value is JsonObject {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-/** The bytes of `{"$raw": "hex"}`, which stand for a value of any type; undefined for any other JSON. */
+/** The bytes of `{"$raw": "hex"}`, which can represent a value of any type; undefined for any other JSON. */
 export function rawValueBytes(value: Json, size: number, refuse: Refuse): Uint8Array | undefined {
   if (!isObject(value) || !Object.hasOwn(value, '$raw')) return undefined;
   const text = value.$raw as Json;
@@ -64,7 +64,7 @@ export function bytesAt(view: DataView, at: number, size: number): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset + at, size);
 }
 
-/** Bytes as JSON that any codec takes. */
+/** Bytes as JSON that any codec accepts. */
 export function rawJson(view: DataView, at: number, size: number): JsonObject {
   return { $raw: hex(bytesAt(view, at, size)) };
 }
@@ -81,9 +81,9 @@ function putRaw(value: Json, view: DataView, at: number, size: number, refuse: R
 }
 
 // ---------------------------------------------------------------------------------------------------
-// Where bits stand
+// Position of bits
 
-/** Integers of a certain place and width, before they mean anything: below 2^53 as number. */
+/** Reads and writes integers of one position and width, whatever they mean; below 2^53 they are numbers. */
 interface Bits {
   readonly size: number;
   get(view: DataView, at: number): number | bigint;
@@ -92,7 +92,7 @@ interface Bits {
 
 const TWO_32 = 0x1_0000_0000;
 
-/** Integers of whole bytes, in the sizes processors have. */
+/** Integers of 1, 2, 4 or 8 whole bytes. */
 function wholeBytes(size: number, signed: boolean, little: boolean): Bits | undefined {
   switch (size) {
     case 1:
@@ -126,7 +126,7 @@ function eightBytes(signed: boolean, little: boolean): Bits {
   const [lowAt, highAt] = little ? [0, 4] : [4, 0];
   return {
     size: 8,
-    // Two halves: a bigint for each value would take several times as long.
+    // In two halves, because a bigint for each value would take several times as long.
     get(view, at) {
       const low = view.getUint32(at + lowAt, little);
       if (signed) {
@@ -148,17 +148,17 @@ function eightBytes(signed: boolean, little: boolean): Bits {
 }
 
 /**
- * Bits from anywhere, `start` bits behind the byte they are asked for at, of which `start` is below 8.
+ * Bits at any position: `start` (below 8) bits after the start of the given byte.
  * Big-endian machines count from each byte's highest bit.
  */
 function anyBits(start: number, bits: number, signed: boolean, little: boolean): Bits {
   const size = Math.ceil((start + bits) / 8);
-  // Bits below ours in the integer that all the bytes together make.
+  // Number of bits below ours in the integer formed by all the bytes.
   const shift = little ? start : size * 8 - start - bits;
   return size <= 6 ? fewBits(size, shift, bits, signed, little) : manyBits(size, shift, bits, signed, little);
 }
 
-/** At most 48 bits with all that stands around them: plain arithmetic is exact. */
+/** At most 48 bits including the bits around them, so plain arithmetic is exact. */
 function fewBits(size: number, shift: number, bits: number, signed: boolean, little: boolean): Bits {
   const [unit, modulus] = [2 ** shift, 2 ** bits];
   const load = (view: DataView, at: number) => {
@@ -209,7 +209,7 @@ function manyBits(size: number, shift: number, bits: number, signed: boolean, li
   };
 }
 
-/** Where an integer stands: from bit `start` (below 8) of the byte it is asked for at. */
+/** Position of an integer: from bit `start` (below 8) of the given byte. */
 export interface BitPosition {
   readonly start: number;
   readonly bits: number;
@@ -234,7 +234,7 @@ function rangeOf(bits: number, signed: boolean): IntegerRange {
   return { low: exactInteger(low), high: exactInteger(high) };
 }
 
-/** Text in decimal, or in hex with `0x`, as long as 128 bits can be and a little. */
+/** Text in decimal, or in hex with `0x`, slightly longer than 128 bits need. */
 const INTEGER = /^-?(0x[0-9a-fA-F]{1,33}|[0-9]{1,40})$/;
 
 /** A whole number within a range, from a JSON number, a bigint, or text. */
@@ -243,8 +243,8 @@ function integer(value: Json, { low, high }: IntegerRange, refuse: Refuse, other
   if (typeof value === 'number') {
     if (Number.isSafeInteger(value)) int = value;
     else if (Number.isInteger(value) && value >= low && value <= high) {
-      // What was written is lost: a double holds only its neighbour.
-      throw refuse(`${value} must be written as text, for it is beyond 2^53 - 1`);
+      // The number as written is lost: a double holds only a nearby value.
+      throw refuse(`${value} must be written as text, because it is beyond 2^53 - 1`);
     }
   } else if (typeof value === 'bigint') int = value;
   else if (typeof value === 'string' && INTEGER.test(value)) {
@@ -264,7 +264,7 @@ function printing(codec: Omit<Codec, 'print'>): Codec {
   return { ...codec, print: (view, at, out) => out.text(JSON.stringify(decode(view, at))) };
 }
 
-/** Integers, as numbers; beyond 2^53 - 1 as decimal text. */
+/** Integers as numbers; beyond 2^53 - 1, as decimal text. */
 export function intCodec(place: BitPosition, signed: boolean, refuse: Refuse): Codec {
   const { size, get, set } = bitsOf(place, signed);
   const range = rangeOf(place.bits, signed);
@@ -291,7 +291,7 @@ export function intCodec(place: BitPosition, signed: boolean, refuse: Refuse): C
   };
 }
 
-/** Prints unsigned 64-bit integers, from their halves: times in nanoseconds are beyond 2^53. */
+/** Prints unsigned 64-bit integers from their halves, because times in nanoseconds exceed 2^53. */
 function unsigned64(little: boolean): Codec['print'] {
   const [lowAt, highAt] = little ? [0, 4] : [4, 0];
   return (view, at, out) => {
@@ -301,7 +301,7 @@ function unsigned64(little: boolean): Codec['print'] {
   };
 }
 
-/** `true` and `false`; bits that are neither 0 nor 1 as their number. */
+/** `true` and `false`; any bits other than 0 and 1 as a number. */
 export function boolCodec(place: BitPosition, refuse: Refuse): Codec {
   const { size, get, set } = bitsOf(place, false);
   const range = rangeOf(place.bits, false);
@@ -323,21 +323,21 @@ export function boolCodec(place: BitPosition, refuse: Refuse): Codec {
   });
 }
 
-/** Names where there are such, else numbers. */
+/** Names where the enum has one for the value, else numbers. */
 export function enumCodec(type: EnumType, place: BitPosition, refuse: Refuse): Codec {
   const { size, get, set } = bitsOf(place, type.signed);
   const { bits } = place;
   const range = rangeOf(bits, type.signed);
-  // Compilers tell signed from unsigned since 2022: what is not signed may be an enum with negative members.
+  // Compilers record signedness only since 2022: an enum that is not marked signed may have negative members.
   const maybe = type.kind === 'ENUM' && !type.signed && type.values.some(({ value }) => BigInt.asIntN(32, value) < 0n);
   const taken = maybe ? { ...range, low: rangeOf(bits, true).low } : range;
   const numbers = new Map<string, number | bigint>();
   const names = new Map<number | bigint, string>();
   for (const { name, value } of type.values) {
-    // The first of a name or a number counts; a name that reads as a number would not come back.
+    // For a repeated name or number, the first counts. A name that looks like a number could not be encoded again.
     if (name === '' || INTEGER.test(name) || numbers.has(name)) continue;
     const number = exactInteger(type.signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value));
-    // Too wide for a bit-field. But -1 from before compilers told signed from unsigned fits, as its low bits.
+    // Too wide for a bit-field. But -1 from an old compiler without signedness fits, as its low bits.
     const old = type.kind === 'ENUM' && !type.signed && BigInt.asIntN(bits, value) === BigInt.asIntN(32, value);
     if (BigInt(number) !== value && !old) continue;
     numbers.set(name, number);
@@ -364,7 +364,7 @@ export function enumCodec(type: EnumType, place: BitPosition, refuse: Refuse): C
   };
 }
 
-/** Some of many names, for a message. */
+/** The names for a message; only some of them if there are many. */
 export function oneOf(names: readonly string[], most = 8): string {
   const shown = names.slice(0, most).join(', ');
   return names.length > most ? `one of ${shown}, … (${names.length} in all)` : `one of ${shown || 'none'}`;
@@ -389,8 +389,7 @@ export function pointerCodec(place: BitPosition, refuse: Refuse): Codec {
 }
 
 /**
- * Integers that do not fill the bytes they are stored in (`_BitInt(7)`), as numbers where the rest is zero,
- * as bytes where it is not.
+ * Integers that do not fill their storage (`_BitInt(7)`): numbers if the remaining bits are zero, raw bytes if not.
  */
 export function looseCodec(inner: Codec, offset: number, size: number, refuse: Refuse): Codec {
   const probe = new DataView(new ArrayBuffer(size));
@@ -411,7 +410,7 @@ export function looseCodec(inner: Codec, offset: number, size: number, refuse: R
   });
 }
 
-/** Bit patterns of the NaN that every operation gives, in bits 32 and up; any other is kept as its bits. */
+/** Bit patterns of the default NaN, in bits 32 and up; any other NaN is kept as its bits. */
 const NAN_32 = 0x7fc0_0000;
 const NAN_64 = 0x7ff8_0000;
 const SPECIAL_FLOATS: Readonly<Record<string, number>> = {
@@ -422,8 +421,8 @@ const SPECIAL_FLOATS: Readonly<Record<string, number>> = {
 };
 
 /**
- * Floating point: numbers; `"NaN"`, `"Infinity"`, `"-Infinity"`, `"-0"`, which JSON has no numbers for; any
- * other NaN, and sizes other than 4 and 8 bytes, as hex text of their bits.
+ * Floating point: numbers; `"NaN"`, `"Infinity"`, `"-Infinity"` and `"-0"`, which JSON numbers cannot express;
+ * hex text of the bits for any other NaN and for sizes other than 4 and 8 bytes.
  */
 export function floatCodec(size: number, little: boolean, refuse: Refuse): Codec {
   const bits = bitsOf({ start: 0, bits: size * 8, little }, false);
@@ -474,7 +473,7 @@ export function floatCodec(size: number, little: boolean, refuse: Refuse): Codec
         const special = Object.keys(SPECIAL_FLOATS).join(', ');
         throw refuse(`must be a number from -${most} to ${most}, hex text, or ${special}, got ${foundText(value)}`);
       }
-      // The usual NaN by its bits: which one a processor makes of it is its own business.
+      // Written by its bits, because processors differ in which NaN they produce.
       if (Number.isNaN(number)) bits.set(view, at, size === 4 ? NAN_32 : BigInt(NAN_64) << 32n);
       else if (size === 4) view.setFloat32(at, number, little);
       else view.setFloat64(at, number, little);
@@ -485,10 +484,10 @@ export function floatCodec(size: number, little: boolean, refuse: Refuse): Codec
 // ---------------------------------------------------------------------------------------------------
 // Text
 
-/** Longer texts are read at once; shorter ones faster character by character. */
+/** Longer texts are read at once; shorter ones are read faster character by character. */
 const SHORT_TEXT = 24;
 
-/** `char[count]` as text, when it is clean: UTF-8 without control characters, then zero bytes to the end. */
+/** `char[count]` as text if it is clean: UTF-8 without control characters, then only zero bytes to the end. */
 export function textCodec(count: number, refuse: Refuse): Codec {
   return {
     size: count,
@@ -513,8 +512,9 @@ export function textCodec(count: number, refuse: Refuse): Codec {
         return;
       }
       if (typeof value !== 'string') throw refuse(`must be text of at most ${count} bytes, got ${foundText(value)}`);
-      if (value.includes('\0')) throw refuse('has a zero byte, where text ends: write {"$raw": "hex"}');
-      if (/\p{Surrogate}/u.test(value)) throw refuse('has half a surrogate pair, which is no character');
+      if (value.includes('\0'))
+        throw refuse('has a zero byte, which would end the text: write {"$raw": "hex"} instead');
+      if (/\p{Surrogate}/u.test(value)) throw refuse('has half a surrogate pair, which is not a character');
       const bytes = Buffer.from(value, 'utf8');
       if (bytes.length > count) throw refuse(`text of ${bytes.length} bytes, expected at most ${count}`);
       out.set(bytes);
@@ -523,7 +523,7 @@ export function textCodec(count: number, refuse: Refuse): Codec {
   };
 }
 
-/** Text up to the first zero byte, when it is clean and only zero bytes follow. */
+/** Text up to the first zero byte, if it is clean and only zero bytes follow. */
 function textAt(view: DataView, at: number, count: number): string | undefined {
   let length = 0;
   let ascii = true;
@@ -549,7 +549,7 @@ function textAt(view: DataView, at: number, count: number): string | undefined {
   }
 }
 
-/** Bytes of text that stands in JSON as it is: printable ASCII, nothing to escape; -1 for any other. */
+/** Length of text that needs no change in JSON (printable ASCII, nothing to escape); -1 for any other. */
 function plainText(view: DataView, at: number, count: number): number {
   let length = 0;
   for (; length < count; length++) {
@@ -562,7 +562,7 @@ function plainText(view: DataView, at: number, count: number): number {
 }
 
 const CHARS: readonly string[] = Array.from({ length: 128 }, (_, code) => String.fromCharCode(code));
-/** Controls beyond ASCII, which a terminal may take as commands. */
+/** Control characters beyond ASCII, which a terminal may interpret as commands. */
 const CONTROLS = /[\u0080-\u009f]/;
 
 /** Characters given as numbers, signed or not. */
@@ -574,7 +574,7 @@ function putCharacters(values: readonly Json[], out: Uint8Array, refuse: Refuse)
   }
 }
 
-/** What the kernel keeps for itself (locks, timers, …): that it is there, and its bytes where they are not zero. */
+/** Fields that only the kernel sets (locks, timers, …): the name of the field, and its bytes if they are not zero. */
 export function opaqueCodec(what: string, size: number, refuse: Refuse): Codec {
   return printing({
     size,
@@ -586,7 +586,7 @@ export function opaqueCodec(what: string, size: number, refuse: Refuse): Codec {
     },
     encode(value, view, at) {
       const raw = rawValueBytes(value, size, refuse);
-      if (!isObject(value)) throw refuse(`must be {"$kernel": "${what}"}, for only the kernel sets it`);
+      if (!isObject(value)) throw refuse(`must be {"$kernel": "${what}"}, because only the kernel sets it`);
       for (const [member, is] of Object.entries(value)) {
         if (member === '$raw' || (member === '$kernel' && is === what)) continue;
         throw refuse(

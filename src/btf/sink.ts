@@ -1,11 +1,11 @@
 /** JSON text written straight into a buffer: for streams of millions of values. */
 
-/** Where text goes; `Output` in src/io is one. */
+/** A destination for text; `Output` in src/io is one. */
 export interface Sink {
-  /** The buffer, twice; others after {@link room} or {@link text}. */
+  /** The buffer, as bytes and as a view; both may change after {@link room} or {@link text}. */
   readonly bytes: Uint8Array;
   readonly view: DataView;
-  /** Where in it the next byte goes. */
+  /** Position in the buffer of the next byte. */
   at: number;
   /** Makes sure that `size` bytes can be written at {@link at}. */
   room(size: number): void;
@@ -19,7 +19,7 @@ export function putByte(out: Sink, byte: number): void {
   out.bytes[out.at++] = byte;
 }
 
-/** A short text that is written often: in words, of which the last one spills over its end. */
+/** A short text that is written often, as 32-bit words; the last word may extend past the text's end. */
 export interface Phrase {
   readonly words: Uint32Array;
   readonly length: number;
@@ -34,7 +34,7 @@ export function phrase(text: string): Phrase {
   return { words, length: bytes.length };
 }
 
-/** Writes a prepared text. Up to three bytes behind it, which count as free, are overwritten. */
+/** Writes a prepared text. Overwrites up to three free bytes after it. */
 export function putPhrase(out: Sink, { words, length }: Phrase): void {
   out.room(length + 4);
   const { view, at } = out;
@@ -51,7 +51,7 @@ function digitsOf(value: number): number {
   return value < 1e6 ? (value < 1e5 ? 5 : 6) : value < 1e7 ? 7 : 8;
 }
 
-/** Writes the last `count` digits of an integer below 10^8 at `at`; with zeros in front where it has fewer. */
+/** Writes the last `count` digits of an integer below 10^8 at `at`, padded with leading zeros. */
 function putLast(view: DataView, at: number, value: number, count: number): void {
   let rest = value | 0;
   let end = at + count;
@@ -63,7 +63,7 @@ function putLast(view: DataView, at: number, value: number, count: number): void
   if (end > at) view.setUint8(at, 0x30 + rest);
 }
 
-/** Writes an integer from 0 to 2^53 - 1 where there is room for it; returns the position behind it. */
+/** Writes an integer from 0 to 2^53 - 1; the caller has made room. Returns the position after it. */
 function putDigits(view: DataView, at: number, value: number): number {
   if (value < 1e8) {
     const count = digitsOf(value);

@@ -1,27 +1,27 @@
 /**
- * What the kernel keeps for itself inside map values: locks, timers, list heads, pointers to its objects.
+ * Fields of map values that only the kernel sets: locks, timers, list heads, pointers to its objects.
  *
- * The kernel knows them by the names of their types (btf_parse_fields in kernel/bpf/btf.c), and so do we.
+ * The kernel knows them by the names of their types (btf_parse_fields in kernel/bpf/btf.c), and so does bpfimg.
  */
 import { BpfimgError } from '../errors.js';
 import { type Btf, type BtfKind, MAX_TYPE_DEPTH, type RefType } from './btf.js';
 
-/** How such a field is, by what it is. */
+/** Properties of one kind of such a field. */
 export interface SpecialRule {
-  /** Bytes, in every kernel that knows it. */
+  /** Bytes; the same in every kernel that has it. */
   readonly size: number;
   /**
-   * What a look-up in a map with this BTF shows: `zero`; `one`, a count that has just been set up; `addresses`
-   * of the kernel, other ones at every read; or the `bytes` that were stored, as of any other member. All but
-   * `bytes` are not settable: the kernel skips them in an update.
+   * What a look-up in a map with this BTF returns: `zero`; `one`, a count that has just been set up; `addresses`
+   * of the kernel, which differ at every read; or the `bytes` that were stored, as for any other member. Only
+   * `bytes` can be set: the kernel skips the others in an update.
    */
   readonly reads: 'zero' | 'one' | 'addresses' | 'bytes';
-  /** Linux version that brought it. Before, it is a member like others. */
+  /** Linux version that introduced it. Before that it is an ordinary member. */
   readonly since: string;
 }
 
 /**
- * The kinds. test/btf-kernel.test.ts holds `size` against the kernel's own types, and `reads` against maps
+ * The kinds. test/btf-kernel.test.ts compares `size` with the kernel's own types, and `reads` with maps
  * that have such fields.
  */
 export const SPECIAL_FIELDS = {
@@ -31,7 +31,7 @@ export const SPECIAL_FIELDS = {
   bpf_wq: { size: 16, reads: 'zero', since: '6.10' },
   bpf_task_work: { size: 8, reads: 'zero', since: '6.18' },
   bpf_list_head: { size: 16, reads: 'addresses', since: '6.2' },
-  // Of objects that programs allocate; in a map's value these are plain bytes.
+  // Members of objects that programs allocate; in a map's value they are plain bytes.
   bpf_list_node: { size: 24, reads: 'bytes', since: '6.2' },
   bpf_rb_root: { size: 16, reads: 'zero', since: '6.3' },
   bpf_rb_node: { size: 32, reads: 'bytes', since: '6.3' },
@@ -42,28 +42,28 @@ export const SPECIAL_FIELDS = {
 
 export type SpecialKind = keyof typeof SPECIAL_FIELDS;
 
-/** Type tags that make a pointer a kptr; `kptr_ref` was the name of `kptr` up to 6.2, `kptr_untrusted` came then. */
+/** Type tags that make a pointer a kptr; up to 6.2 `kptr` was called `kptr_ref`; `kptr_untrusted` came with 6.2. */
 const KPTR_TAGS: ReadonlySet<string> = new Set(['kptr', 'kptr_ref', 'kptr_untrusted', 'percpu_kptr', 'uptr']);
 
-/** A field that the kernel keeps for itself. */
+/** A field that only the kernel sets. */
 export interface SpecialField {
   readonly kind: SpecialKind;
   /** Bytes from the value's start. */
   readonly offset: number;
   /** Bytes. */
   readonly size: number;
-  /** How many of them an array has. An array may have millions, so they are not told one by one. */
+  /** Number of elements if it is an array. An array may have millions, so they are not listed one by one. */
   readonly count: number;
-  /** Bytes from one of them to the next. */
+  /** Bytes from one element to the next. */
   readonly stride: number;
 }
 
-/** Whether values of type `id` have a lock under which BPF_F_LOCK reads and writes them. */
+/** Whether values of type `id` have a lock that BPF_F_LOCK takes to read and write them. */
 export function hasSpinLock(btf: Btf, id: number): boolean {
   return specialFields(btf, id).some(({ kind }) => kind === 'bpf_spin_lock');
 }
 
-/** Which of them type `id` itself is. */
+/** Which kind of special field type `id` itself is. */
 export function specialKind(btf: Btf, id: number): SpecialKind | undefined {
   const type = btf.resolve(id);
   const kind = btf.kind(type);
@@ -97,20 +97,20 @@ function isKptr(btf: Btf, pointer: number): boolean {
   return false;
 }
 
-/** What may stand between a pointer and its tag. */
+/** Kinds that may come between a pointer and its tag. */
 const THROUGH: ReadonlySet<BtfKind> = new Set<BtfKind>(['PTR', 'TYPE_TAG', 'CONST', 'VOLATILE', 'RESTRICT']);
 
-/** Fields of one value are at least this long, and do not overlap. */
+/** Fields of a value are at least this long and do not overlap. */
 const SHORTEST = 4;
-/** Arrays in structures in an array, which are told one by one. */
+/** Most arrays within structures within an array: each is listed separately. */
 const MOST_APART = 65_536;
-/** Members that are looked at, all in all. The kernel itself takes no more than eleven fields. */
+/** Most members to look at in total. The kernel itself accepts at most eleven fields. */
 const MAX_LOOKS = 1_000_000;
 
 /**
- * Every such field of a value of type `id`, in nested structures and arrays too, by ascending (first) offset. Not in
- * unions: there the kernel looks for none.
- * @throws BpfimgError `badImage` for types that make no sense
+ * Every such field of a value of type `id`, including nested structures and arrays, by ascending (first) offset. Not in
+ * unions, where the kernel does not look for any.
+ * @throws BpfimgError `badImage` for invalid types
  */
 export function specialFields(btf: Btf, id: number): SpecialField[] {
   const fields: SpecialField[] = [];
@@ -118,11 +118,12 @@ export function specialFields(btf: Btf, id: number): SpecialField[] {
   const plain = new Set<number>();
   let looks = 0;
 
-  /** Adds what is in type `id` at `offset`; whether that was anything. */
+  /** Adds the fields of type `id` at `offset`; returns whether there were any. */
   const walk = (id: number, offset: number, depth: number): boolean => {
     const target = btf.resolve(id);
     if (plain.has(target)) return false;
-    if (depth > MAX_TYPE_DEPTH) throw btf.bad(id, `contains itself, or structures ${MAX_TYPE_DEPTH} deep`);
+    if (depth > MAX_TYPE_DEPTH)
+      throw btf.bad(id, `contains itself, or nests structures more than ${MAX_TYPE_DEPTH} deep`);
     const kind = specialKind(btf, target);
     const before = fields.length;
     if (kind !== undefined) {
@@ -135,7 +136,7 @@ export function specialFields(btf: Btf, id: number): SpecialField[] {
     const type = btf.type(target);
     if (type.kind === 'STRUCT') {
       looks += type.members.length;
-      if (looks > MAX_LOOKS) throw btf.bad(id, `has, with all it is made of, more than ${MAX_LOOKS} members`);
+      if (looks > MAX_LOOKS) throw btf.bad(id, `has more than ${MAX_LOOKS} members, nested ones included`);
       for (const member of type.members) {
         if (member.bits > 0) continue;
         btf.memberBits(type, member);
@@ -147,7 +148,7 @@ export function specialFields(btf: Btf, id: number): SpecialField[] {
       walk(type.type, offset, depth + 1);
     } else if (type.kind === 'ARRAY') {
       const size = btf.size(type.type);
-      // The first element tells what is in the others.
+      // All elements have the same fields as the first.
       if (type.count > 0 && size > 0 && walk(type.type, offset, depth + 1)) {
         for (const field of fields.splice(before)) fields.push(...repeated(field, type.count, size));
       }
@@ -156,11 +157,12 @@ export function specialFields(btf: Btf, id: number): SpecialField[] {
     return fields.length > before;
   };
 
-  /** What is in every element of an array, whose first has `field`. */
+  /** Repeats `field` of an array's first element for all elements. */
   const repeated = (field: SpecialField, count: number, stride: number): SpecialField[] => {
     if (field.count === 1) return [{ ...field, count, stride }];
     if (field.count * field.stride === stride) return [{ ...field, count: field.count * count }];
-    if (fields.length + count > MOST_APART) throw btf.bad(id, `has more than ${MOST_APART} arrays of the kernel's own`);
+    if (fields.length + count > MOST_APART)
+      throw btf.bad(id, `has more than ${MOST_APART} arrays of kernel-owned fields`);
     return Array.from({ length: count }, (_, i) => ({ ...field, offset: field.offset + i * stride }));
   };
 

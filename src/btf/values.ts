@@ -1,27 +1,27 @@
 /**
  * Values of a type as JSON, and JSON as values, without loss.
  *
- * {@link valueCodec} makes a codec for a type, once. {@link ValueCodec.decode} gives plain JavaScript values, in
- * which integers that JSON numbers do not hold are text already; {@link ValueCodec.print} writes the same
- * as JSON text into an `Output`.
+ * {@link valueCodec} makes a codec for a type, once. {@link ValueCodec.decode} returns plain JavaScript values,
+ * with text for integers that a JSON number cannot hold; {@link ValueCodec.print} writes the same as JSON text
+ * into an `Output`.
  *
  * | type | JSON |
  * |---|---|
- * | integers | numbers; decimal text beyond 2^53 - 1. Encoding takes either, and hex text (`"0x1f"`) |
+ * | integers | numbers; decimal text beyond 2^53 - 1. Encoding accepts both, and hex text (`"0x1f"`) |
  * | `bool` | `true`, `false`; other bytes as a number |
- * | enums | a name; numbers that have none as numbers |
+ * | enums | a name; a number where there is no name |
  * | pointers | hex text, `"0x0"` |
- * | `float`, `double` | numbers; `"NaN"`, `"Infinity"`, `"-Infinity"`, `"-0"`, hex text of other bits |
- * | `char[N]` | text, when it is clean |
- * | arrays | lists, of lists where there are more dimensions |
- * | structures | objects, with members of structures without a name among their own |
- * | unions | objects with the widest member; any other may be set |
+ * | `float`, `double` | numbers; `"NaN"`, `"Infinity"`, `"-Infinity"`, `"-0"`; hex text for any other NaN |
+ * | `char[N]` | text, if it is clean |
+ * | arrays | lists; nested lists for several dimensions |
+ * | structures | objects; members of anonymous structures appear among the others |
+ * | unions | objects with the widest member; JSON may set any other instead |
  * | locks, timers, kptrs, … | `{"$kernel": "bpf_timer"}` |
- * | text, arrays, structures that this cannot say | `{"$raw": "hex"}` |
+ * | text, arrays, structures that none of the above can express | `{"$raw": "hex"}` |
  *
- * Law: `encode(decode(bytes))` is `bytes`, whatever they are. Bytes that an object's members do not give
- * back, padding mostly, are kept in one more member, `$raw`: all the bytes of that object. On the way back a
- * member that is there decides its bytes, and `$raw` all others; without `$raw` they are zero.
+ * Invariant: `encode(decode(bytes))` is `bytes` for any bytes. If an object's members do not cover all of its
+ * bytes (mostly because of padding), one more member, `$raw`, has all the bytes of that object. Encoding takes
+ * each present member's bytes from the member and all others from `$raw`; without `$raw` they are zero.
  */
 import { hex } from '../bytes.js';
 import { PointerError, pointerPart } from '../errors.js';
@@ -66,23 +66,23 @@ export type { Sink } from './sink.js';
 export interface ValueCodec {
   readonly btf: Btf;
   readonly id: number;
-  /** As C has it. */
+  /** As written in C. */
   readonly typeName: string;
   /** Bytes of a value. It comes from the BTF: compare it with the map's before trusting it. */
   readonly size: number;
   /**
-   * The value at byte `at` of `view`, which has at least {@link size} bytes from there on. One view over many
-   * values is faster than a view for each.
+   * The value at byte `at` of `view`, which has at least {@link size} bytes from there. One view over many
+   * values is faster than one view for each.
    */
   decode(view: DataView, at?: number): Json;
   /**
-   * Writes the value to `out` as JSON text without blanks: just what `JSON.stringify` makes of what
-   * {@link decode} gives, several times as fast.
+   * Writes the value to `out` as JSON text without blanks: the same text as `JSON.stringify` of what
+   * {@link decode} returns, but several times as fast.
    */
   print(view: DataView, at: number, out: Sink): void;
   /**
    * Writes `value` at byte `at` of `view`: all {@link size} bytes.
-   * @throws PointerError for JSON that does not fit, and then what stands there is worthless
+   * @throws PointerError for JSON that does not fit; the bytes are then undefined
    */
   encode(value: Json, view: DataView, at?: number): void;
 }
@@ -91,7 +91,7 @@ const codecs = new WeakMap<Btf, Map<number, ValueCodec>>();
 
 /**
  * The codec for values of type `id`.
- * @throws BpfimgError `badImage` for types that have no values, or make no sense
+ * @throws BpfimgError `badImage` for types that have no values or are invalid
  */
 export function valueCodec(btf: Btf, id: number): ValueCodec {
   let known = codecs.get(btf);
@@ -135,9 +135,9 @@ function checked(btf: Btf, id: number, codec: Codec): ValueCodec {
   };
 }
 
-/** A member, or a member of a member without a name: what is one member in JSON. */
+/** One member in JSON: a member of the structure, or of an anonymous member of it. */
 interface Slot {
-  /** In JSON. */
+  /** Its name in JSON. */
   readonly name: string;
   /** Bits from the structure's start. */
   readonly bitOffset: number;
@@ -145,18 +145,18 @@ interface Slot {
   readonly codec: Codec;
   /** Bytes from the structure's start to where the codec reads. */
   readonly offset: number;
-  /** Decoding shows it: it is in no union, or in that one's widest member. */
+  /** Decoding shows it: it is in no union, or in the union's widest member. */
   readonly shown: boolean;
-  /** The unions it is in, from the outside: union number and number of the member. */
+  /** The unions it is in, outermost first: the union's number and the member's number in it. */
   readonly choices: readonly (readonly [union: number, option: number])[];
 }
 
-/** Members and names of enums that all types reached from one may have together. The kernel's largest have thousands. */
+/** Most members and enum names that all types reached from one may have together. The kernel's largest have thousands. */
 const MAX_PARTS = 100_000;
-/** Names that are not a member's in JSON: ours, and one that JavaScript objects have a meaning for. */
+/** Names that a member cannot have in JSON: our own, and one that is special in JavaScript objects. */
 const RESERVED = [['$raw', 2] as const, ['__proto__', 2] as const];
 
-/** Makes codecs for a type and all that it is made of. */
+/** Makes codecs for a type and all types it contains. */
 class Compiler {
   readonly #btf: Btf;
   readonly #done = new Map<number, Codec>();
@@ -170,11 +170,12 @@ class Compiler {
     return (problem, pointer = '') => new PointerError(pointer, `${typeName(this.#btf, id)}: ${problem}`);
   }
 
-  /** @param id its name is what messages say, so not resolved */
+  /** @param id not resolved, because messages use its name */
   codec(id: number, depth: number): Codec {
     let codec = this.#done.get(id);
     if (codec === undefined) {
-      if (depth > MAX_TYPE_DEPTH) throw this.#btf.bad(id, `contains itself, or structures ${MAX_TYPE_DEPTH} deep`);
+      if (depth > MAX_TYPE_DEPTH)
+        throw this.#btf.bad(id, `contains itself, or nests structures more than ${MAX_TYPE_DEPTH} deep`);
       codec = this.#make(id, depth);
       this.#done.set(id, codec);
     }
@@ -186,7 +187,7 @@ class Compiler {
     const refuse = this.#refuse(id);
     const size = btf.size(id);
     const target = btf.resolve(id);
-    // Types are read in full only where that is needed: thousands may refer to one with thousands of members.
+    // Types are read in full only if needed, because thousands may refer to one with thousands of members.
     const kind = btf.kind(target);
     if (kind === 'VAR') return this.codec((btf.type(target) as RefType).type, depth + 1);
     if (size === 0) return emptyCodec(kind === 'ARRAY', refuse);
@@ -217,13 +218,13 @@ class Compiler {
     }
   }
 
-  /** A number that is no bit-field. */
+  /** A number that is not a bit-field. */
   #number(type: IntType | EnumType, refuse: Refuse): Codec {
     const little = this.#btf.littleEndian;
     if (type.kind !== 'INT' || type.bits === type.size * 8) {
       return this.#bits(type, { start: 0, bits: type.size * 8, little }, refuse);
     }
-    // Counted from the lowest bit; places are counted from the highest one on big-endian machines.
+    // Counted from the lowest bit, but on big-endian machines positions count from the highest.
     const from = little ? type.bitOffset : type.size * 8 - type.bitOffset - type.bits;
     const place = { start: from % 8, bits: type.bits, little };
     return looseCodec(this.#bits(type, place, refuse), Math.floor(from / 8), type.size, refuse);
@@ -237,10 +238,10 @@ class Compiler {
     return type.bool ? boolCodec(place, refuse) : intCodec(place, type.signed, refuse);
   }
 
-  /** Counts parts of types, so that types which share types do not make more of them than there is memory. */
+  /** Counts parts of types: types that share types could otherwise expand to more than fits in memory. */
   #count(id: number, parts: number): void {
     this.#parts += parts;
-    if (this.#parts > MAX_PARTS) throw this.#btf.bad(id, `has, with all it is made of, more than ${MAX_PARTS} members`);
+    if (this.#parts > MAX_PARTS) throw this.#btf.bad(id, `has more than ${MAX_PARTS} members, nested ones included`);
   }
 
   #struct(id: number, target: number, size: number, depth: number): Codec {
@@ -264,7 +265,8 @@ class Compiler {
     depth: number,
   ): void {
     const btf = this.#btf;
-    if (depth > MAX_TYPE_DEPTH) throw btf.bad(id, `contains itself, or structures ${MAX_TYPE_DEPTH} deep`);
+    if (depth > MAX_TYPE_DEPTH)
+      throw btf.bad(id, `contains itself, or nests structures more than ${MAX_TYPE_DEPTH} deep`);
     const type = btf.type(id);
     const members = type.kind === 'DATASEC' ? sectionMembers(btf, type) : (type as StructType).members;
     const all = members.map((member) => {
@@ -292,7 +294,7 @@ class Compiler {
         name: unused(member.name, names),
         bitOffset,
         bits,
-        // What takes no bytes says nothing.
+        // A member without bytes carries no information.
         shown: here && bits > 0,
         choices: way,
         offset: Math.floor(bitOffset / 8),
@@ -307,7 +309,7 @@ class Compiler {
     return this.#bits(type, place, this.#refuse(id));
   }
 
-  /** The bits that no shown member has. Members that share bits are nothing a compiler makes. */
+  /** The bits that no shown member covers. Compilers make no members that share bits. */
   #gaps(id: number, size: number, slots: readonly Slot[]): Gaps {
     const sorted = slots.filter(({ shown }) => shown).sort((a, b) => a.bitOffset - b.bitOffset);
     const gaps: [from: number, to: number][] = [];
@@ -326,15 +328,15 @@ class Compiler {
 function sectionMembers(btf: Btf, type: DatasecType): Member[] {
   return type.vars.flatMap(({ type: id, offset, size }) => {
     if (btf.kind(id) !== 'VAR') return [];
-    // The compiler keeps but a part of a variable when programs use no more: then its type does not tell which.
+    // The compiler keeps only the part of a variable that programs use; the type does not say which part.
     if (btf.size(id) !== size || offset + size > type.size) return [];
     return [{ name: btf.nameOf(id), type: id, bitOffset: offset * 8, bits: 0 }];
   });
 }
 
 /**
- * `name`, or with a number behind it when it is taken: static variables of functions may share one.
- * @param names those taken, with the number to try next
+ * `name`, with a number appended if it is taken: static variables of different functions may share a name.
+ * @param names the names taken, each with the number to try next
  */
 function unused(name: string, names: Map<string, number>): string {
   let free = name;
@@ -349,11 +351,11 @@ function unused(name: string, names: Map<string, number>): string {
 // ---------------------------------------------------------------------------------------------------
 // Padding
 
-/** Bits that nothing shows: bytes with a mask each, and runs of whole bytes. */
+/** Bits that no member shows: single bytes with a mask, and runs of whole bytes. */
 interface Gaps {
   readonly bytes: readonly number[];
   readonly masks: readonly number[];
-  /** From and to, by turns. */
+  /** Start and end of each run, alternating. */
   readonly runs: readonly number[];
 }
 
@@ -395,7 +397,7 @@ function zeroIn({ bytes, masks, runs }: Gaps, view: DataView, at: number): boole
 // Structures and arrays
 
 const [OPEN, CLOSE, OPEN_LIST, CLOSE_LIST, COMMA] = [0x7b, 0x7d, 0x5b, 0x5d, 0x2c];
-/** Bytes up to which a loop is faster than making an array of them. */
+/** Up to this many bytes, a loop is faster than an array view. */
 const SHORT = 128;
 
 function structCodec(size: number, slots: readonly Slot[], gaps: Gaps, refuse: Refuse): Codec {
@@ -448,7 +450,7 @@ function structCodec(size: number, slots: readonly Slot[], gaps: Gaps, refuse: R
       const choices: Slot[] = [];
       for (let i = 0; i < given.length; i++) {
         const name = given[i] as string;
-        // Nearly always in the order that decoding has.
+        // Nearly always in the order that decoding produces.
         const slot = name === names[i] ? shown[i] : byName.get(name);
         if (slot === undefined) {
           if (name === '$raw') continue;
@@ -465,7 +467,7 @@ function structCodec(size: number, slots: readonly Slot[], gaps: Gaps, refuse: R
   };
 }
 
-/** Whether there are two members of one union among them. */
+/** Whether any two of the members belong to the same union. */
 function compete(slots: readonly Slot[]): boolean {
   const chosen = new Map<number, number>();
   for (const { choices } of slots) {
@@ -479,7 +481,7 @@ function compete(slots: readonly Slot[]): boolean {
 }
 
 /**
- * Writes members of which some share bytes. Those that `$raw` has already were not edited and say nothing;
+ * Writes members, some of which share bytes. Members equal to their bytes in `$raw` were not edited and are ignored;
  * all others must agree.
  */
 function settle(
@@ -545,7 +547,7 @@ function arrayCodec(element: Codec, count: number, refuse: Refuse): Codec {
   };
 }
 
-/** What takes no bytes: `char data[]`, `struct {}`. */
+/** Types without bytes: `char data[]`, `struct {}`. */
 function emptyCodec(list: boolean, refuse: Refuse): Codec {
   return {
     size: 0,
@@ -554,7 +556,7 @@ function emptyCodec(list: boolean, refuse: Refuse): Codec {
     encode(value) {
       const empty = typeof value === 'object' ? value !== null && Object.keys(value).length === 0 : value === '';
       if (!empty)
-        throw refuse(`must be ${list ? 'an empty list' : '{}'}, for it takes no bytes, got ${foundText(value)}`);
+        throw refuse(`must be ${list ? 'an empty list' : '{}'}, because it has no bytes, got ${foundText(value)}`);
     },
   };
 }

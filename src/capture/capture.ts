@@ -126,7 +126,7 @@ function checkFolder(folder: string, force: boolean): void {
   try {
     if (fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) names = fs.readdirSync(folder);
   } catch (error) {
-    throw ioError(folder, 'look into it', error);
+    throw ioError(folder, 'inspect it', error);
   }
   const images = names.filter((name) => name.endsWith('.img'));
   if (images.length === 0) return;
@@ -199,7 +199,7 @@ class DumpWriter {
     }
     if (hook === undefined) return this.#unread(live);
     if (untouched) {
-      const why = 'reading it takes its items out; --drain does so, and puts them back';
+      const why = 'reading it removes its items; --drain does so, and puts them back';
       return this.#unread(live, { kind: 'not supported', why });
     }
     try {
@@ -328,7 +328,7 @@ class DumpWriter {
   }
 
   #noHook({ type }: LiveMap): Report {
-    const what = type === undefined ? 'maps of a type that cannot be seen' : `${this.types.get(type).name} maps`;
+    const what = type === undefined ? 'maps whose type it cannot determine' : `${this.types.get(type).name} maps`;
     return { kind: 'not supported', why: `bpfimg cannot capture ${what}` };
   }
 

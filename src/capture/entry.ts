@@ -11,7 +11,7 @@ const TOTAL_LIMIT = 2 ** 32;
 /** A map has more than an entry can say of it. */
 export class EntryLimit extends BpfimgError {
   constructor() {
-    super('unsupported', 'an entry of an image holds less than 4 GiB of keys and less than 4 GiB of values');
+    super('unsupported', 'an image entry can hold less than 4 GiB of keys and less than 4 GiB of values');
   }
 }
 

@@ -87,6 +87,6 @@ function putInPlace(aside: string, file: string): void {
     fs.closeSync(fd);
     fs.renameSync(aside, file);
   } catch (error) {
-    throw ioError(file, 'put it in place', error);
+    throw ioError(file, 'rename it into place', error);
   }
 }

@@ -217,7 +217,8 @@ async function sameBlobs(a: Data, b: Data): Promise<boolean> {
 }
 
 function dataText(data: Data): string {
-  if (data.kind === 'blob') return `${data.data.entry.extraSize} bytes that are not ${data.data.count} equal items`;
+  if (data.kind === 'blob')
+    return `${data.data.entry.extraSize} bytes that do not divide into ${data.data.count} equal items`;
   return data.kind === 'items' ? `${data.items?.count ?? 0} items` : 'not read';
 }
 

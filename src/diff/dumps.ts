@@ -110,7 +110,7 @@ async function itemAt({ input, keysAt, valuesAt, keySize, valueSize, perCpu }: S
     const at = start + position * size;
     const taken = await new Cursor(input, at, at + size, size).take(size);
     if (taken.length === size) return taken;
-    throw new BpfimgError('badImage', 'it has become shorter while it was read', { subject: input.name });
+    throw new BpfimgError('badImage', 'it became shorter while it was being read', { subject: input.name });
   };
   return rawItem(await bytes(keysAt, keySize), await bytes(valuesAt, valueSize), perCpu);
 }

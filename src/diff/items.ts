@@ -88,7 +88,7 @@ export async function diffItems(
 }
 
 function shorter(items: Items): BpfimgError {
-  return new BpfimgError('badImage', 'it has become shorter while it was read', { subject: items.input.name });
+  return new BpfimgError('badImage', 'it became shorter while it was being read', { subject: items.input.name });
 }
 
 // ---------------------------------------------------------------------------------------------------

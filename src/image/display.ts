@@ -1,6 +1,6 @@
 /**
- * The forms crit gives single fields under `--pretty`: flags by name, hex, addresses, device numbers;
- * and quoted-printable for socket names, which it uses always.
+ * How crit shows single fields under `--pretty`: flags by name, hex, addresses, device numbers;
+ * and quoted-printable for socket names, which it always uses.
  *
  * Tables and rules follow what Python crit prints; names and values are the kernel's.
  */
@@ -12,7 +12,7 @@ type NamedBits = readonly (readonly [name: string, bits: number])[];
 
 /** open(2) flags as crit names them. FASYNC and O_LARGEFILE are the kernel's values on x86-64. */
 const OPEN_FLAGS: NamedBits = [
-  ['O_RDONLY', 0], // never shown, but understood
+  ['O_RDONLY', 0], // never shown, but accepted
   ['O_WRONLY', 0o1],
   ['O_RDWR', 0o2],
   ['O_CREAT', 0o100],
@@ -42,7 +42,7 @@ const FLAG_NAMES: Readonly<Record<string, NamedBits>> = {
   ],
 };
 
-/** Names of plain numbers, by dictionary and field. */
+/** Names for plain numbers, by dictionary and field. */
 const DICTIONARIES: Readonly<Record<string, Readonly<Record<string, Readonly<Record<number, string>>>>>> = {
   gen: { task_state: { 1: 'Alive', 3: 'Zombie', 6: 'Stopped' } },
   sk: {
@@ -128,8 +128,8 @@ function prettyValue(field: MessageField, value: Json, hexInside: boolean): Json
 }
 
 /**
- * Takes back what {@link prettyMessage} did to a field: names become numbers. Anything else is returned
- * as it is, for the caller to check.
+ * Reverses what {@link prettyMessage} did to a field: names become numbers. Anything else is returned
+ * unchanged, for the caller to check.
  */
 export function parseShown(field: MessageField, value: Json): Json {
   const show = field.show;
@@ -233,7 +233,7 @@ export function quotedPrintable(bytes: Uint8Array): string {
   return lines.join('') + line;
 }
 
-/** The bytes of quoted-printable text; undefined when a character is no byte or `=` starts no escape. */
+/** The bytes of quoted-printable text; undefined when a character is not a byte or `=` does not start an escape. */
 export function unquotePrintable(text: string): Uint8Array | undefined {
   const joined = text.replace(/=[ \t]*\r?\n/g, '');
   // biome-ignore lint/suspicious/noControlCharactersInRegex: bytes, not text

@@ -1,8 +1,8 @@
 /**
- * The kinds of image: magic numbers, names, and which message an entry is. They are listed in images/kinds.json.
+ * The kinds of image: magic numbers, names, and the message of an entry. They are listed in images/kinds.json.
  *
- * Numbers and names are CRIU's (its magic.h); BPFMAP_META and BPFMAP_BTF are ours, which CRIU does not know: on disk
- * their magics read `bpfm` and `bpfb`. The last ones are file lists of CRIU before 3.0 had files.img.
+ * Numbers and names are CRIU's (its magic.h). BPFMAP_META and BPFMAP_BTF are ours and unknown to CRIU: on disk
+ * their magics read `bpfm` and `bpfb`. The last kinds are the file lists of CRIU before 3.0, which had no files.img.
  */
 import type { JsonObject } from '../value.js';
 import { type KindMessages, kinds, otherKinds } from './schema.gen.js';
@@ -12,7 +12,7 @@ export const HEAD_COMMON = 0x54564319;
 /** First word of images that CRIU writes about itself (statistics, caches). */
 export const HEAD_SERVICE = 0x55105940;
 
-/** What stands before the kind's magic: nothing (v1.0, inventory), or one of the two head words. */
+/** What comes before the kind's magic: nothing (v1.0, inventory), or one of the two head words. */
 export type Head = 'none' | 'common' | 'service';
 
 /** A kind as images/kinds.json lists it. */
@@ -20,9 +20,9 @@ export interface KindRow {
   readonly magic: number;
   /** Message of an entry, in images/*.proto. */
   readonly message: string;
-  /** The head CRIU writes for it; `common` when not said. */
+  /** The head CRIU writes for it; `common` by default. */
   readonly head?: Head;
-  /** Members whose sum is the number of bytes that follow an entry's message; absent for kinds without. */
+  /** Members whose sum is the number of bytes that follow an entry's message; absent if none follow. */
   readonly extra?: readonly string[];
 }
 
@@ -35,13 +35,13 @@ export interface ImageKind<M extends JsonObject = JsonObject> {
   readonly message: string;
   /** The head CRIU writes for it. */
   readonly head: Head;
-  /** Bytes that follow an entry's message, from its members; absent for kinds without. */
+  /** Number of bytes that follow an entry's message, from its members; absent if none follow. */
   extra?(entry: M): number;
 }
 
 function kind<N extends keyof KindMessages>(name: N): ImageKind<KindMessages[N]> {
   const { magic, message, head = 'common', extra } = kinds[name];
-  // Of two u32 the sum is exact in a double.
+  // The sum of two u32 is exact in a double.
   const sum = (entry: JsonObject) => (extra ?? []).reduce((bytes, member) => bytes + Number(entry[member]), 0);
   return { name, magic, message, head, ...(extra ? { extra: sum } : {}) };
 }
@@ -51,10 +51,10 @@ const all = Object.fromEntries(
   (Object.keys(kinds) as (keyof KindMessages)[]).map((name) => [name, kind(name)]),
 ) as Kinds;
 
-/** Kinds that code names: keys and values are in BPFMAP_DATA; BPFMAP_META and BPFMAP_BTF are ours. */
+/** Kinds that the code refers to. Keys and values are in BPFMAP_DATA; BPFMAP_META and BPFMAP_BTF are ours. */
 export const { BPFMAP_DATA, BPFMAP_FILE, FILES, FDINFO, IDS, PSTREE, INVENTORY, BPFMAP_META, BPFMAP_BTF } = all;
 
-/** Every kind that decodes and encodes. */
+/** Every kind that bpfimg decodes and encodes. */
 export const IMAGE_KINDS: readonly ImageKind[] = Object.values(all);
 
 const byMagic = new Map(IMAGE_KINDS.map((one) => [one.magic, one]));
@@ -75,7 +75,7 @@ export function critDecodes(name: string): boolean {
   return otherKinds.find((one) => one.name === name)?.crit !== false;
 }
 
-/** Name of a kind bpfimg does not decode, when CRIU has such a magic. */
+/** Name of a kind that CRIU has but bpfimg does not decode; undefined for an unknown magic. */
 export function foreignKind(magic: number): string | undefined {
   return otherKinds.find((one) => one.magic === magic)?.name;
 }

@@ -1,4 +1,4 @@
-/** What a message is made of: the tables made from images/*.proto, and the JSON values they describe. */
+/** The fields of messages: access to the tables generated from images/*.proto. */
 import { enums, messages } from './schema.gen.js';
 
 /** How crit displays a field, from the `(criu)` options of the .proto files. */

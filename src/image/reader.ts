@@ -1,7 +1,7 @@
 /**
  * Reads an image: head, magic, then entries, each `u32 size, message, extra`. All integers are
- * little-endian. An entry's extra is never read whole: it is a window for the caller to move through, and
- * what the caller leaves is skipped.
+ * little-endian. An entry's extra is never read as a whole: the caller moves a window through it, and
+ * the reader skips what the caller leaves.
  */
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
@@ -18,7 +18,7 @@ import {
 } from './kinds.js';
 import { decodeMessage, type Text, WireError } from './wire.js';
 
-/** Largest message accepted. CRIU's are some hundred bytes; the limit keeps a lying size from filling memory. */
+/** Largest message accepted. CRIU's have some hundred bytes; the limit keeps a wrong size from filling memory. */
 export const MAX_MESSAGE = 4 * 1024 * 1024;
 
 /** One entry, its message decoded. */
@@ -43,7 +43,7 @@ function swapped(value: number): number {
   return bytes.readUInt32BE();
 }
 
-/** The error for an entry; `at` is the byte in it that is wrong, where that is not its first. */
+/** The error for an entry; `at` is the wrong byte in it, if that is not the first. */
 function badEntry(
   input: Input,
   index: number,
@@ -55,13 +55,13 @@ function badEntry(
   return new BpfimgError('badImage', text, { subject: input.name, code, offset: at });
 }
 
-/** The error for an image that ends when only `got` bytes of the entry's extra have been read. */
+/** The error for an image that ends after only `got` bytes of the entry's extra. */
 export function truncated(input: Input, entry: Entry, got: number): BpfimgError {
-  const message = `${entry.extraSize} bytes expected after its message, ${got} there (is the image cut off?)`;
+  const message = `expected ${entry.extraSize} bytes after its message, got ${got} (is the image truncated?)`;
   return badEntry(input, entry.index, entry.offset, message);
 }
 
-/** An image being read. {@link cursor} stands at the extra of the entry that {@link next} gave last. */
+/** An image being read. {@link cursor} is at the extra of the entry that {@link next} returned last. */
 export class ImageReader {
   #index = 0;
   #entry: Entry | undefined;
@@ -76,19 +76,19 @@ export class ImageReader {
 
   /**
    * Reads head and magic.
-   * @throws BpfimgError `badImage` when the input is no image or one of a kind that does not decode
+   * @throws BpfimgError `badImage` when the input is not an image, or of a kind that bpfimg does not decode
    */
   static async open(input: Input, text: Text = 'utf8'): Promise<ImageReader> {
     const cursor = new Cursor(input);
     const start = await cursor.fill(8);
     const name = input.name;
     if (start < 4)
-      throw new BpfimgError('badImage', `${start} bytes, expected an image magic of 4`, { subject: name, offset: 0 });
+      throw new BpfimgError('badImage', `${start} bytes, expected a 4-byte image magic`, { subject: name, offset: 0 });
     let magic = u32At(cursor.bytes, cursor.at);
     const head: Head = magic === HEAD_COMMON ? 'common' : magic === HEAD_SERVICE ? 'service' : 'none';
     if (head !== 'none') {
       if (start < 8)
-        throw new BpfimgError('badImage', `ends after ${start} bytes, expected a kind's magic at 4`, {
+        throw new BpfimgError('badImage', `ends after ${start} bytes, expected the magic of its kind at offset 4`, {
           subject: name,
           offset: 4,
         });
@@ -125,7 +125,7 @@ export class ImageReader {
     const ready = await cursor.fill(4);
     if (ready === 0) return undefined;
     if (ready < 4) {
-      const message = `${ready} bytes left, expected an entry's size of 4 bytes`;
+      const message = `${ready} bytes left, expected a 4-byte entry size`;
       throw badEntry(input, index, offset, message, { code: 'trailing-bytes' });
     }
     const size = u32At(cursor.bytes, cursor.at);
@@ -160,7 +160,7 @@ export class ImageReader {
   }
 
   /**
-   * All entries that follow of an image that is to be of `kind`.
+   * All entries that follow, in an image that must be of `kind`.
    * @throws BpfimgError `badImage` for another kind
    */
   entriesOf<M extends JsonObject>(kind: ImageKind<M>): AsyncGenerator<Entry<M>> {
@@ -173,13 +173,13 @@ export class ImageReader {
   }
 }
 
-/** What stands in a tar archive, and where. */
+/** The magic of a tar archive, and its offset. */
 const TAR = { at: 257, magic: 'ustar' };
 
-/** First bytes of what gzip, zstd, xz and bzip2 make. */
+/** First bytes of gzip, zstd, xz and bzip2 files. */
 const PACKED = ['\x1f\x8b', '\x28\xb5\x2f\xfd', '\xfd7zX', 'BZh'];
 
-/** Says what a file without a known magic probably is. */
+/** Guesses what a file without a known magic is. */
 function notAnImage(magic: number, head: Head, cursor: Cursor): string {
   const foreign = foreignKind(magic);
   if (foreign !== undefined) {
@@ -195,11 +195,11 @@ function notAnImage(magic: number, head: Head, cursor: Cursor): string {
   if (start.startsWith(TAR.magic, TAR.at)) return 'it is a tar archive: unpack it first';
   const first = start.slice(0, 4);
   const guess = /^\s*[{[]/.test(first)
-    ? 'it looks like JSON: `bpfimg encode` makes an image of it'
+    ? 'it looks like JSON: `bpfimg encode` converts it to an image'
     : first.startsWith('\x7fELF')
       ? 'it is an ELF file'
       : PACKED.some((magic) => first.startsWith(magic))
         ? 'it is compressed: unpack it first'
         : 'it is probably raw data such as memory pages (pages-*.img), which no tool decodes';
-  return `first word ${hex} is no image magic; ${guess}`;
+  return `first word ${hex} is not an image magic; ${guess}`;
 }

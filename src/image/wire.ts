@@ -2,9 +2,9 @@
  * The protobuf messages of CRIU's images, as JSON and back, byte for byte.
  *
  * Messages become JSON objects with the members crit prints: fields in ascending number, absent ones
- * left out, enums by name, bytes as base64. A message whose bytes those members cannot rebuild (unknown
- * fields, over-long varints, fields out of order, text that is not UTF-8) carries them in one more
- * member, `$raw`, in hex. On the way back `$raw` gives every byte that an edit did not touch.
+ * left out, enums by name, bytes as base64. If those members cannot rebuild a message's bytes (unknown
+ * fields, over-long varints, fields out of order, text that is not UTF-8), one more member, `$raw`, has
+ * the bytes in hex. Encoding takes every byte that was not edited from `$raw`.
  */
 import { base64Lines, exactInteger, hex, pathBytes, pathText, unbase64, unhex, utf8 } from '../bytes.js';
 import { PointerError, pointerPart } from '../errors.js';
@@ -26,8 +26,8 @@ export class WireError extends Error {
 }
 
 /**
- * How strings of a message are read: as UTF-8 (what crit does), or one character a byte. What a field of our own
- * says itself (`conv`) goes before it.
+ * How strings of a message are read: as UTF-8 (as crit does), or one character for each byte. The `conv` of one of
+ * our own fields overrides this.
  */
 export type Text = 'utf8' | 'latin1';
 
@@ -76,7 +76,7 @@ function wireOf(field: MessageField): number {
 // ---------------------------------------------------------------------------------------------------
 // Bytes to JSON
 
-/** One field as it stands on the wire: its number and wire type, all its bytes, and where its value is. */
+/** One field on the wire: its number and wire type, all its bytes, and where its value is. */
 interface WireRecord {
   readonly no: number;
   readonly wire: number;
@@ -96,7 +96,7 @@ function varint(bytes: Uint8Array, at: number, limit: number, field: string): Va
   let scale = 1;
   for (let i = at; i < limit; i++) {
     const byte = bytes[i] as number;
-    // 7 bytes make 49 bits, exact in a double; what is longer is read again as bigint.
+    // 7 bytes hold 49 bits, exact in a double; longer ones are read again as a bigint.
     if (i - at === 7) return bigVarint(bytes, at, limit, field);
     value += (byte & 0x7f) * scale;
     if (byte < 0x80) return { value, end: i + 1 };
@@ -124,7 +124,7 @@ function* wireRecords(bytes: Uint8Array, start: number, end: number, path: strin
   for (let at = start; at < end; ) {
     const tag = varint(bytes, at, end, path);
     if (typeof tag.value === 'bigint' || tag.value > 0xffffffff || tag.value < 8) {
-      throw new WireError(at, path, `field tag ${tag.value} is not one protobuf can have`);
+      throw new WireError(at, path, `field tag ${tag.value} is not valid in protobuf`);
     }
     const wire = tag.value % 8;
     const no = Math.floor(tag.value / 8);
@@ -159,7 +159,7 @@ const joinPath = (path: string, name: string) => (path === '' ? name : `${path}.
 interface WireInput {
   readonly bytes: Uint8Array;
   readonly text: Text;
-  /** Whether messages get a `$raw` where they need one. */
+  /** Whether messages get a `$raw` if they need one. */
   readonly raw: boolean;
   /** Values that it may still have. */
   readonly left: { values: number };
@@ -180,8 +180,8 @@ function count({ left }: WireInput, values: number, at: number, path: string): v
  * @throws WireError
  */
 export function decodeMessage(name: string, bytes: Uint8Array, text: Text = 'utf8'): JsonObject {
-  // Nearly always the members rebuild everything, nested messages included: one comparison tells. Only
-  // where they do not is each message looked at for itself.
+  // Nearly always the members rebuild everything, including nested messages: one comparison shows that.
+  // Only if they do not is each message compared separately.
   const object = decodeFields(name, { bytes, text, raw: false, left: allLeft() }, 0, bytes.length, '');
   if (rebuilds(name, object, bytes, text)) return object;
   return decode(name, { bytes, text, raw: true, left: allLeft() }, 0, bytes.length, '');
@@ -212,7 +212,7 @@ function decodeFields(name: string, source: WireInput, start: number, end: numbe
   const { byNumber } = tableOf(name);
   count(source, VALUES_OF_WHOLE, start, path);
   const found = new Map<MessageField, Json>();
-  /** Start and end of each piece of a message: it can only be decoded when all are known. */
+  /** Start and end of each piece of a message, which can only be decoded when all pieces are known. */
   const pieces = new Map<MessageField, number[]>();
   for (const record of wireRecords(bytes, start, end, path)) {
     const field = byNumber.get(record.no);
@@ -259,7 +259,7 @@ function decodePieces(field: MessageField, source: WireInput, list: readonly num
   return decode(field.of as string, { ...source, bytes: whole.done() }, 0, whole.length, path);
 }
 
-/** Takes the values of a packed list apart. */
+/** Reads the values of a packed list. */
 function unpack(field: MessageField, source: WireInput, record: WireRecord, path: string, values: Json[]): void {
   const { bytes } = source;
   const { no } = field;
@@ -348,7 +348,7 @@ function decodeText(bytes: Uint8Array, text: Text | 'path'): string {
     try {
       return utf8.decode(bytes);
     } catch {
-      // Not UTF-8: shown one character a byte, and kept exactly in `$raw`.
+      // Not UTF-8: shown as one character for each byte, and kept exactly in `$raw`.
     }
   }
   return Buffer.from(bytes).toString('latin1');
@@ -359,7 +359,7 @@ function enumName(name: string, value: number): string | number {
   return value;
 }
 
-/** Bytes of the fields in `raw` that message `name` does not have. */
+/** Total size of the fields in `raw` that message `name` does not have. */
 export function unknownBytes(name: string, raw: Uint8Array): number {
   const { byNumber } = tableOf(name);
   let size = 0;
@@ -371,7 +371,7 @@ export function unknownBytes(name: string, raw: Uint8Array): number {
 // JSON to bytes
 
 /**
- * The plain numbers of a message that no table knows, by field.
+ * The plain numbers of a message without a table, by field number.
  * @throws WireError
  */
 export function varintFields(bytes: Uint8Array): ReadonlyMap<number, number> {
@@ -392,8 +392,6 @@ export function bytesField(bytes: Uint8Array, field: number): Uint8Array | undef
   }
   return undefined;
 }
-
-/** A growing buffer of wire bytes. */
 
 class Wire {
   #bytes = new Uint8Array(64);
@@ -442,7 +440,7 @@ class Wire {
 
 /**
  * Encodes one message: fields in ascending number, required ones always written, as CRIU does.
- * Members that are no field of it are an error; so is an absent required field.
+ * A member that is not a field of the message is an error; so is a missing required field.
  * @throws PointerError
  */
 export function encodeMessage(name: string, object: JsonObject, text: Text = 'utf8', pointer = ''): Uint8Array {
@@ -470,8 +468,8 @@ function putMessage(name: string, object: JsonObject, text: Text, pointer: strin
 }
 
 /**
- * Writes the original bytes `raw`, with the fields that were edited since replaced. `parts` holds every
- * field as the JSON has it now.
+ * Writes the original bytes `raw`, but with the edited fields replaced. `parts` has the bytes of every
+ * field as in the JSON now.
  */
 function mergeRaw(
   name: string,
@@ -502,7 +500,7 @@ function mergeRaw(
     if (field === undefined || unchanged.get(field) === true) {
       out.put(original.subarray(record.start, record.end));
     } else if (!written.has(field)) {
-      // Edited, or taken out: the new bytes once, where the first old ones were.
+      // Edited or removed: write the new bytes once, where the first old ones were.
       const part = parts.get(field);
       if (part) out.put(part);
     }
@@ -606,7 +604,7 @@ function encodeInteger(type: string, value: Json, pointer: string, out: Wire): v
   }
 }
 
-/** A JSON integer (number, or text in decimal or 0x form, as crit takes them) within a range. */
+/** A JSON integer (number, or text in decimal or 0x form, as crit accepts them) within a range. */
 function integerOf(value: Json, low: number | bigint, high: number | bigint, pointer: string): number | bigint {
   let int: number | bigint | undefined;
   if (typeof value === 'bigint') int = value;
@@ -625,14 +623,14 @@ function encodeText(value: string, text: Text | 'path', pointer: string): Uint8A
   if (text === 'latin1') {
     for (const char of value) {
       if (char > '\xff')
-        throw new PointerError(pointer, 'has a character beyond U+00FF: one character is one byte here');
+        throw new PointerError(pointer, 'has a character above U+00FF: each character is one byte here');
     }
     return Buffer.from(value, 'latin1');
   }
   return Buffer.from(value, 'utf8');
 }
 
-/** A short rendering of what was found in place of what was expected. */
+/** A short text for the value that was found, for a message. */
 export function kindOf(value: Json | undefined): string {
   if (value === undefined) return 'nothing';
   if (value === null) return 'null';

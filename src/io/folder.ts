@@ -14,24 +14,24 @@ import { noLongerUnfinished, unfinished } from './unfinished.js';
 /**
  * Several files of one folder: all appear, or none does.
  *
- * They are written in a folder of a temporary name. A new folder is that one renamed. In a folder that is there, a
- * rename is all where no more than one file differs from what stands there; else it becomes a change, as journal.ts
- * makes them. The folder itself stays: it may be somebody's current one, or a mount.
+ * They are written in a folder with a temporary name. To create a new folder, that one is renamed. To change an
+ * existing folder, a single file that differs is renamed into it; several become a change as in journal.ts. The
+ * existing folder itself is not replaced: it may be a current directory or a mount point.
  */
 export class FolderOutput {
   readonly #names: string[] = [];
   readonly #files: FileOutput[] = [];
   readonly #removed: string[] = [];
-  /** How messages name it. */
+  /** Its name in messages. */
   readonly #name: string;
-  /** The folder that is there, or the one that a new one will stand in. */
+  /** The existing folder, or the parent of a new one. */
   readonly #parent: Folder;
-  /** The new one's name there. */
+  /** The new folder's name in it. */
   readonly #target: string | undefined;
   /** Where files are written, and its name. */
   readonly #staging: Folder;
   readonly #temporary: string;
-  /** State of the folder that is there. */
+  /** State of the existing folder before the change. */
   readonly #before: string | undefined;
 
   constructor(folder: string) {
@@ -63,17 +63,17 @@ export class FolderOutput {
     unfinished(this.#parent.at(this.#temporary));
   }
 
-  /** Whether a file of that name stands in the folder now. */
+  /** Whether the folder now has a file of this name. */
   has(name: string): boolean {
     return this.#target === undefined && fs.existsSync(this.#parent.at(name));
   }
 
-  /** Opens the file of that name that stands in the folder now. */
+  /** Opens the file of this name that is in the folder now. */
   read(name: string): Input | undefined {
     return this.has(name) ? openFile(this.#parent.at(name), path.join(this.#name, name)) : undefined;
   }
 
-  /** A new file of the set, written through its own output. Do not commit that one: commit the folder. */
+  /** A new file of the set, written through its own output. Do not commit that output: commit the folder. */
   file(name: string): FileOutput {
     const place = { folder: this.#staging.share(), name };
     const output = new FileOutput(place, path.join(this.#name, name));
@@ -82,14 +82,14 @@ export class FolderOutput {
     return output;
   }
 
-  /** Has the file of that name go when the others appear. */
+  /** Removes the file of this name when the others appear. */
   remove(name: string): void {
     if (this.has(name)) this.#removed.push(name);
   }
 
   async commit(): Promise<void> {
     try {
-      // All on their way to disk at once: each would wait for the same disk.
+      // Synced all at once: one after the other, each would wait for the same disk.
       for (const end of await Promise.allSettled(this.#files.map((file) => file.finish()))) {
         if (end.status === 'rejected') throw end.reason;
       }
@@ -107,7 +107,7 @@ export class FolderOutput {
     try {
       fs.renameSync(this.#parent.at(this.#temporary), this.#parent.at(target));
     } catch (error) {
-      throw ioError(this.#name, 'put it in place', error);
+      throw ioError(this.#name, 'rename it into place', error);
     }
     this.#parent.sync();
   }
@@ -128,10 +128,10 @@ export class FolderOutput {
       plan.text(planText(this.#staging, changed, this.#removed));
       await plan.commit();
     }
-    // From here to the end nothing else runs, no signal either.
+    // From here to the end nothing else runs, not even a signal handler.
     finishChangeIn(folder, this.#name);
     if (state(folder.at('.')) !== this.#before) {
-      throw new BpfimgError('conflict', 'others have changed its images meanwhile; nothing is written', {
+      throw new BpfimgError('conflict', 'its images were changed in the meantime; nothing was written', {
         subject: this.#name,
       });
     }
@@ -160,7 +160,7 @@ function checkFile(stat: fs.Stats | undefined, name: string): void {
   if (stat?.isDirectory()) throw new BpfimgError('io', 'it is a folder, expected a file to replace', { subject: name });
 }
 
-/** Whether `file` is to become what stands at `place` already, which messages call `name`. */
+/** Whether `file` has the same contents as the file at `place`, which messages call `name`. */
 async function isSame(file: string, place: string, name: string): Promise<boolean> {
   const stat = fs.lstatSync(place, { throwIfNoEntry: false });
   if (stat === undefined || stat.isSymbolicLink()) return false;

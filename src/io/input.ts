@@ -1,5 +1,5 @@
 /**
- * Where bytes come from: a file, a buffer, or a pipe.
+ * Sources of bytes: a file, a buffer, or a pipe.
  *
  * Regular files are read with positioned synchronous reads (the page cache answers in microseconds and
  * nothing can block for long); pipes and terminals go through Node's event loop, so that Ctrl-C works
@@ -13,11 +13,11 @@ import { openWaiting } from './waiting.js';
 
 /** A source of bytes. Positions count from the start of the source. */
 export interface Input {
-  /** How messages name it: the path, or `standard input`. */
+  /** Its name in messages: the path, or `standard input`. */
   readonly name: string;
-  /** Size in bytes where it is known beforehand; pipes do not know theirs. */
+  /** Size in bytes if it is known beforehand; a pipe's is not. */
   readonly size: number | undefined;
-  /** Path of a regular file that can be opened and read anew, to find a line number for a message. */
+  /** Path of a regular file that can be opened and read again, to find a line number for a message. */
   readonly path: string | undefined;
   /**
    * Reads into `into` from `position` on; returns the number of bytes, 0 at the end. A source without a
@@ -89,7 +89,7 @@ export function streamInput(chunks: AsyncIterable<Uint8Array>, name: string, clo
   };
 }
 
-/** `size` bytes of an input that has a size, as one of its own, which does not close it. */
+/** `size` bytes of an input that has a size, as an input of its own. Closing it does not close the original. */
 export function sliceInput(input: Input, from: number, size: number, name = input.name): Input {
   return {
     name,
@@ -104,15 +104,15 @@ export function sliceInput(input: Input, from: number, size: number, name = inpu
 }
 
 /**
- * The first bytes of an input, `size` of them unless it is shorter, to tell what it is.
- * @returns them, and what to read from then on: they come again
+ * Reads the first `size` bytes of an input (fewer if it is shorter), to find out what it is.
+ * @returns them, and an input that starts with them again
  */
 export async function peeked(
   input: Input,
   size: number,
 ): Promise<{ readonly head: Uint8Array; readonly input: Input }> {
   const cursor = new Cursor(input, 0, size, size);
-  // Short inputs have a window of their size.
+  // A short input has a window of its own size.
   await cursor.fill(Math.min(size, cursor.bytes.length));
   const head = cursor.bytes.subarray(cursor.at, cursor.end);
   if (input.size !== undefined) return { head, input };
@@ -126,15 +126,15 @@ export async function peeked(
 }
 
 /**
- * Opens `path` for reading: a regular file with its size, anything else as a stream. A change of images that was cut
- * off beside it is finished first.
+ * Opens `path` for reading: a regular file with its size, anything else as a stream. An interrupted
+ * change of images in the same folder is finished first.
  */
 export async function openInput(path: string): Promise<Input> {
   finishChangeBeside(path);
   try {
     const fd = openNow(path);
     if (!fs.fstatSync(fd).isFIFO()) return await fdInput(fd, path, path);
-    // Opened without waiting for somebody who writes, it would be at its end.
+    // Opened without waiting for a writer, it would be at its end.
     const waited = await openWaiting(path, 'r');
     fs.closeSync(fd);
     return await fdInput(waited, path, path);
@@ -160,7 +160,7 @@ export function openFile(path: string, name = path): Input {
   throw new BpfimgError('io', 'it is a folder, pipe or device, expected a regular file', { subject: name });
 }
 
-/** Opens for reading without waiting for anybody. */
+/** Opens for reading without waiting for a writer. */
 function openNow(path: string): number {
   return fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
 }
@@ -213,16 +213,16 @@ function deviceInput(fd: number, name: string, owned: boolean): Input {
   };
 }
 
-/** Size of the window a {@link Cursor} reads through, unless told otherwise. */
+/** Size of the window a {@link Cursor} reads through, by default. */
 export const WINDOW = 256 * 1024;
 
 /**
- * A moving window over a part of an input. `bytes[at..end)` are the bytes read and not yet taken, so
- * that inner loops work on plain buffers and only the refill is asynchronous.
+ * A moving window over a part of an input. `bytes[at..end)` are read but not yet consumed. So inner
+ * loops work on plain buffers, and only the refill is asynchronous.
  */
 export class Cursor {
   readonly bytes: Uint8Array;
-  /** The window once more, for reads of several bytes at once. */
+  /** The window as a view, for reads of several bytes at once. */
   readonly view: DataView;
   at = 0;
   end = 0;
@@ -239,13 +239,13 @@ export class Cursor {
     window = WINDOW,
   ) {
     this.#next = position;
-    // A window never larger than what there is to read: small images must not cost large buffers.
+    // Never larger than what there is to read, so that small images do not cost large buffers.
     const most = Math.min(limit, input.size ?? limit) - position;
     this.bytes = new Uint8Array(Math.max(64, Math.min(window, most)));
     this.view = viewOf(this.bytes);
   }
 
-  /** Position in the input of the next byte to take. */
+  /** Position in the input of the next byte. */
   get position(): number {
     return this.#next - (this.end - this.at);
   }
@@ -256,7 +256,7 @@ export class Cursor {
   }
 
   /**
-   * Makes at least `wanted` bytes ready, if the window and the input have them.
+   * Makes at least `wanted` bytes ready, if the input has them.
    * @returns the number of bytes ready: fewer than `wanted` only at the end of the input or limit.
    */
   async fill(wanted = 1): Promise<number> {
@@ -281,7 +281,7 @@ export class Cursor {
 
   /**
    * The next `size` bytes as a buffer of their own, or fewer at the end of the input. Memory grows with
-   * what arrives, not with what `size` promises.
+   * the bytes that arrive, not with `size`.
    */
   async take(size: number): Promise<Uint8Array> {
     if (size <= this.ready) {
@@ -302,7 +302,7 @@ export class Cursor {
     return parts.length === 1 ? (parts[0] as Uint8Array) : Buffer.concat(parts, length);
   }
 
-  /** Moves `size` bytes on: by seeking where the input has a size, by reading where it has not. */
+  /** Skips `size` bytes: by seeking if the input has a size, else by reading. */
   async skip(size: number): Promise<number> {
     const buffered = Math.min(size, this.ready);
     this.at += buffered;

@@ -1,29 +1,30 @@
 /**
- * Changes of several files in a folder, such as the images of a dump: all are made, or none is, whoever is killed.
+ * Changes to several files in a folder, such as the images of a dump: all are made or none, even if a process is killed.
  *
- * A change is a folder with the new files and a plan. From the moment it is called `.bpfimg-journal`, whoever comes
- * by makes it, several at a time if it so happens, each through the folder that it has opened. So nobody who is late
- * can touch a later change: files move out of the journal and into it, and one that is gone has no files and takes
- * none. Another change takes its place only when it is empty, which is when its plan, last of all, has gone.
+ * A change is a folder with the new files and a plan. Once it has the name `.bpfimg-journal`, any bpfimg process that
+ * uses the dump carries it out; several may do so at the same time, each through a descriptor of the journal folder.
+ * So a late process cannot affect a later change: files only move out of or into the journal it has opened, and a
+ * removed journal has no files and accepts none. The plan is removed last. Only then is the journal empty, and only
+ * an empty journal can be replaced by the next change.
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { Folder, orGone } from './place.js';
 
-/** What a change is called while it is made. */
+/** Name of a change's folder while it is carried out. */
 export const JOURNAL = '.bpfimg-journal';
 
-/** In a change, the file that says what to do. */
+/** The file in a change that says what to do. */
 export const PLAN = 'plan';
 
-/** As long as it is there, the images are not of one time. The CRIU plugin looks for it, too. */
+/** As long as this file exists, the images are inconsistent. The CRIU plugin looks for it, too. */
 const TO_DO = `${JOURNAL}/${PLAN}`;
 
-/** Bytes of the longest plan that is read. */
+/** Bytes of the longest plan that bpfimg reads. */
 const MAX_PLAN = 16 * 1024 * 1024;
 
-/** Names of images and tables. Others are none of our business, whoever wrote the plan. */
+/** Names of images and tables. A plan must not name any other file. */
 const NAME = /^\w[\w.-]{0,200}\.(img|txt)$/;
 
 /** The inode under a path, which stays the same when the file is renamed. */
@@ -31,14 +32,14 @@ function inodeOf(file: string): string | undefined {
   return fs.lstatSync(file, { bigint: true, throwIfNoEntry: false })?.ino.toString();
 }
 
-/** The plan of a change: files that stand in it are to be put in place, and others removed. */
+/** The plan of a change: which of its files to move into the folder, and which files to remove there. */
 export function planText(change: Folder, files: readonly string[], remove: readonly string[]): string {
   const rename = files.map((name) => [name, inodeOf(change.at(name))]);
   return `${JSON.stringify({ rename, remove })}\n`;
 }
 
 interface ChangePlan {
-  /** Names, and the inodes of what is to have them. */
+  /** Names, and the inodes of the files that get them. */
   readonly rename: readonly (readonly [name: string, inode: string])[];
   readonly remove: readonly string[];
 }
@@ -57,12 +58,12 @@ function parsePlan(text: string): ChangePlan | undefined {
 }
 
 function notOurs(where: string): BpfimgError {
-  return new BpfimgError('badImage', 'not a journal of bpfimg; remove it if the images are whole', {
+  return new BpfimgError('badImage', 'not a bpfimg journal; remove it if the images are complete', {
     subject: `${where}/${JOURNAL}`,
   });
 }
 
-/** The plan of a change; undefined when it has been made. */
+/** The plan of a change; undefined if the change is complete. */
 function readPlan(change: Folder, where: string): ChangePlan | undefined {
   const { O_RDONLY, O_NOFOLLOW, O_NONBLOCK } = fs.constants;
   const fd = orGone(() => fs.openSync(change.at(PLAN), O_RDONLY | O_NOFOLLOW | O_NONBLOCK));
@@ -79,10 +80,12 @@ function readPlan(change: Folder, where: string): ChangePlan | undefined {
 
 function make(folder: Folder, change: Folder, { rename, remove }: ChangePlan, where: string): void {
   for (const [name, inode] of rename) {
-    // It is not in its place either, unless another one has done that: after which the plan goes.
+    // Missing here and not in the folder either. If another process has completed the change, its plan is gone.
     if (change.look(name) || inodeOf(folder.at(name)) === inode || !change.look(PLAN)) continue;
-    const what = `its images are not of one time: ${name} of a change that was cut off is lost`;
-    throw new BpfimgError('badImage', `${what}; remove ${JOURNAL} there to read them as they are`, { subject: where });
+    const what = `its images are inconsistent: a change was interrupted, and its ${name} is lost`;
+    throw new BpfimgError('badImage', `${what}; remove ${JOURNAL} in that folder to read them as they are`, {
+      subject: where,
+    });
   }
   for (const [name] of rename) orGone(() => fs.renameSync(change.at(name), folder.at(name)));
   for (const name of remove) orGone(() => fs.renameSync(folder.at(name), change.at(name)));
@@ -94,17 +97,17 @@ function make(folder: Folder, change: Folder, { rename, remove }: ChangePlan, wh
   folder.sync();
 }
 
-/** Removes a change that has been made; then it takes no file any more from whoever is late. */
+/** Removes a completed change; after that, a late process can move no file into it. */
 function removeMade(folder: Folder): void {
   try {
     fs.rmdirSync(folder.at(JOURNAL));
   } catch (error) {
-    // Another one has removed it, and there may be a new change by now.
+    // Another process has removed it, and there may be a new change by now.
     if (errnoOf(error) !== 'ENOENT' && errnoOf(error) !== 'ENOTEMPTY') throw error;
   }
 }
 
-/** Makes the change that is to be made in an open folder, which messages call `where`, so that another one can follow. */
+/** Carries out the pending change in an open folder, which messages call `where`, so that another change can follow. */
 export function finishChangeIn(folder: Folder, where: string): void {
   try {
     if (folder.look(JOURNAL) === undefined) return;
@@ -123,12 +126,12 @@ export function finishChangeIn(folder: Folder, where: string): void {
     removeMade(folder);
   } catch (error) {
     if (errnoOf(error) === 'ENOTDIR' || errnoOf(error) === 'ELOOP') throw notOurs(where);
-    const what = 'finish a change of its images that was cut off, which it needs before it can be read';
+    const what = 'finish an interrupted change to its images, which must be done before they can be read';
     throw ioError(where, what, error);
   }
 }
 
-/** Whether a change is to be made, or what stands there is none of ours. */
+/** Whether a change is pending, or something that is not a journal has its name. */
 function isToDo(folder: string): boolean {
   const stat = fs.lstatSync(`${folder}/${JOURNAL}`, { throwIfNoEntry: false });
   const made = stat?.isDirectory() && !fs.lstatSync(`${folder}/${TO_DO}`, { throwIfNoEntry: false });
@@ -136,8 +139,8 @@ function isToDo(folder: string): boolean {
 }
 
 /**
- * Finishes a change of `folder` that was cut off in the middle; does nothing where there was none.
- * @throws BpfimgError where that is not possible: the files there are not of one time then
+ * Finishes an interrupted change of `folder`; does nothing if there is none.
+ * @throws BpfimgError if that is not possible: the files are then inconsistent
  */
 export function finishChange(folder: string): void {
   let open: Folder;
@@ -145,7 +148,7 @@ export function finishChange(folder: string): void {
     if (!isToDo(folder)) return;
     open = new Folder(folder);
   } catch (error) {
-    throw ioError(folder, 'look into it', error);
+    throw ioError(folder, 'inspect it', error);
   }
   try {
     finishChangeIn(open, folder);
@@ -154,12 +157,12 @@ export function finishChange(folder: string): void {
   }
 }
 
-/** {@link finishChange} for a single file, where it is one that changes together with others. */
+/** {@link finishChange} for the folder of a single file, if it is a file that changes together with others. */
 export function finishChangeBeside(file: string): void {
   if (NAME.test(path.basename(file))) finishChange(path.dirname(file));
 }
 
-/** Has a change made for which all is ready under a temporary name. Others who want theirs made come before it. */
+/** Carries out a change that is ready under a temporary name. Pending changes of other processes come first. */
 export function makeChange(folder: Folder, temporary: string, where: string): void {
   for (let tries = 0; ; tries++) {
     finishChangeIn(folder, where);
@@ -176,11 +179,11 @@ export function makeChange(folder: Folder, temporary: string, where: string): vo
   finishChangeIn(folder, where);
 }
 
-/** Times that a folder is read. */
+/** How often to read a folder before giving up. */
 const TIMES = 5;
 
 /**
- * Names of the files of a folder, and what tells that another one has got the name.
+ * The names of the files of a folder, and what shows that a file was replaced.
  * @throws BpfimgError for a folder that cannot be read
  */
 export function state(folder: string): string {
@@ -197,8 +200,8 @@ export function state(folder: string): string {
 }
 
 /**
- * Reads several files of a folder, and reads them anew when they change meanwhile: what it returns is of one time.
- * @throws BpfimgError when they do so again and again; what `read` throws
+ * Reads several files of a folder, and reads them again if they change in the meantime, so that the result is consistent.
+ * @throws BpfimgError if they keep changing; anything `read` throws
  */
 export async function atOneTime<T extends { close(): void }>(folder: string, read: () => Promise<T>): Promise<T> {
   for (let times = 1; ; times++) {
@@ -215,6 +218,6 @@ export async function atOneTime<T extends { close(): void }>(folder: string, rea
     if (isSame()) return result;
     result.close();
     if (times === TIMES)
-      throw new BpfimgError('io', 'its images change again and again while they are read', { subject: folder });
+      throw new BpfimgError('io', 'its images keep changing while they are read', { subject: folder });
   }
 }

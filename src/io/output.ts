@@ -1,5 +1,5 @@
 /**
- * Where bytes go: a file that appears whole or not at all, standard output, or memory.
+ * Destinations for bytes: a file that appears complete or not at all, standard output, or memory.
  */
 import * as fs from 'node:fs';
 import { viewOf } from '../bytes.js';
@@ -13,25 +13,25 @@ import { openWaiting, waiting } from './waiting.js';
 
 const BUFFER = 512 * 1024;
 
-/** Bytes that a buffer has at first: most of what is written is shorter, and large buffers keep the collector busy. */
+/** Initial size of a buffer. Most outputs are shorter, and large buffers keep the garbage collector busy. */
 const FIRST = 8 * 1024;
 
 /**
- * A buffered sink. Inner loops call {@link room} and then write into `bytes` (or `view`) at `at`
- * themselves; each buffer goes out with one system call.
+ * A buffered sink. Inner loops call {@link room} and then write directly into `bytes` (or `view`) at `at`;
+ * each buffer is written out with one system call.
  */
 export abstract class Output {
   bytes: Buffer;
-  /** `bytes` once more, for writes of several bytes at once. */
+  /** `bytes` as a view, for writes of several bytes at once. */
   view: DataView;
   at = 0;
-  /** Bytes of the row that have left the buffer. */
+  /** Bytes of the sequential output that have left the buffer. */
   protected flushed = 0;
-  /** Bytes that leave it at a time. */
+  /** Bytes that leave the buffer at a time. */
   readonly #size: number;
 
   constructor(
-    /** How messages name it. */
+    /** Its name in messages. */
     readonly name: string,
     size: number = BUFFER,
   ) {
@@ -40,14 +40,14 @@ export abstract class Output {
     this.view = viewOf(this.bytes);
   }
 
-  /** Passes `bytes[0..length)` on; returns the buffer to go on with, which may be the same one. */
+  /** Passes `bytes[0..length)` on; returns the buffer to use next, which may be the same one. */
   protected abstract drain(bytes: Buffer, length: number): Buffer;
   /** Makes what was written final. Nothing may be written afterwards. */
   abstract commit(): Promise<void>;
-  /** Takes back what was written, as far as that is possible. */
+  /** Discards what was written, as far as possible. */
   abstract abort(): Promise<void>;
 
-  /** For long loops: waits while too much is on its way out, and lets signals be heard. */
+  /** For long loops: waits while too much output is pending, and lets signal handlers run. */
   turn(): Promise<void> | undefined {
     return pause();
   }
@@ -61,7 +61,7 @@ export abstract class Output {
   room(size: number): void {
     if (this.at + size <= this.bytes.length) return;
     if (this.at + size > this.#size) this.flush();
-    // Inner loops write at most some windows at once, so this is no way to fill memory.
+    // Inner loops write at most a few windows at once, so this cannot fill memory.
     if (size > this.bytes.length || this.at > 0) this.#grow(Math.max(size, this.#size));
   }
 
@@ -97,7 +97,7 @@ export abstract class Output {
 
   /** Writes text as UTF-8. */
   text(text: string): void {
-    // 3 bytes a UTF-16 unit is the most UTF-8 needs.
+    // UTF-8 needs at most 3 bytes for each UTF-16 unit.
     if (text.length * 3 <= this.#size) {
       this.room(text.length * 3);
       this.at += this.bytes.write(text, this.at);
@@ -147,25 +147,25 @@ export function standardOutput(): Output {
   return new OpenOutput(1, 'standard output', fs.fstatSync(1).isFile() ? 'file' : 'stream');
 }
 
-/** Buffers on their way to disk at most; the next {@link Output.turn} waits for one to come back. */
+/** Most buffers being written at a time; at this number, {@link Output.turn} waits for one to finish. */
 const IN_FLIGHT = 4;
 
-/** Bytes after which a file that will be synced starts on its way to disk, while more are made. */
+/** After this many bytes, a file that will be synced starts its write-back early. */
 const SYNC_EVERY = 16 * 1024 * 1024;
 
-/** Milliseconds after which a pipe that is full is tried again, when another process made it non-blocking. */
+/** Milliseconds before a full pipe is tried again, if another process made it non-blocking. */
 const FULL_PIPE = 2;
 
 /**
- * An open file, pipe or device, written on another thread while the next buffer fills: a reader that stalls keeps
- * that thread, and signals are heard.
+ * An open file, pipe or device, written on another thread while the next buffer fills: a stalled reader blocks
+ * only that thread, and signal handlers still run.
  */
 class OpenOutput extends Output {
   protected readonly fd: number;
   readonly #kind: 'own' | 'file' | 'stream';
   #unsynced = 0;
   #syncing = false;
-  /** Where the next bytes of the row go; null leaves that to the fd, which somebody else may have moved. */
+  /** File position of the next sequential bytes; null uses the fd's own position, which others may have moved. */
   #position: number | null;
   readonly #queue: { bytes: Buffer; length: number; position: number | null }[] = [];
   readonly #free: Buffer[] = [];
@@ -173,7 +173,7 @@ class OpenOutput extends Output {
   #error: unknown;
   #wake: (() => void) | undefined;
 
-  /** @param kind a file that is `own` is ours alone, from its beginning, and will be synced in the end */
+  /** @param kind an `own` file is new and only ours, and will be synced at the end */
   constructor(fd: number, name: string, kind: 'own' | 'file' | 'stream') {
     super(name);
     this.fd = fd;
@@ -187,7 +187,7 @@ class OpenOutput extends Output {
     return this.#free.pop() ?? Buffer.from(new ArrayBuffer(BUFFER));
   }
 
-  /** Where the next `size` bytes of the row go. */
+  /** File position of the next `size` sequential bytes. */
   #advance(size: number): number | null {
     const position = this.#position;
     if (position !== null) this.#position = position + size;
@@ -227,7 +227,7 @@ class OpenOutput extends Output {
     more();
   }
 
-  /** Starts a long file on its way to disk, `written` bytes being new. */
+  /** Starts the write-back of a long file; `written` bytes are new. */
   protected syncAhead(written: number): void {
     this.#unsynced += written;
     if (this.#kind !== 'own' || this.#syncing || this.#unsynced < SYNC_EVERY) return;
@@ -245,7 +245,7 @@ class OpenOutput extends Output {
     return this.#queue.length < IN_FLIGHT ? pause() : this.#until(IN_FLIGHT);
   }
 
-  /** Waits until fewer than `most` buffers are on their way. */
+  /** Waits until fewer than `most` buffers are being written. */
   async #until(most: number): Promise<void> {
     while (this.#queue.length >= most && this.#error === undefined) {
       await new Promise<void>((resolve) => {
@@ -256,7 +256,7 @@ class OpenOutput extends Output {
     if (this.#error !== undefined) throw ioError(this.name, 'write it', this.#error);
   }
 
-  /** Leaves out `size` bytes of the row, which stand there already or will. */
+  /** Skips `size` sequential bytes, which are written separately. */
   protected async pass(size: number): Promise<void> {
     this.flush();
     await this.#until(1);
@@ -267,7 +267,7 @@ class OpenOutput extends Output {
   /** Writes everything out. */
   protected async settle(): Promise<void> {
     if (this.#kind !== 'stream' && this.#queue.length === 0 && this.#error === undefined && this.at > 0) {
-      // A small file is written at once: a thread would only cost time.
+      // A small file is written directly: a thread would only cost time.
       const length = this.at;
       this.at = 0;
       this.flushed += length;
@@ -280,11 +280,11 @@ class OpenOutput extends Output {
     if (this.#error !== undefined) throw ioError(this.name, 'write it', this.#error);
   }
 
-  /** Drops what is not yet on its way and waits until nobody uses the fd any more. */
+  /** Drops what is not yet being written, and waits until no call uses the fd. */
   protected async quiet(): Promise<void> {
     this.at = 0;
     this.#queue.length = this.#writing ? 1 : 0;
-    // A reader may never take what is under way.
+    // A reader may never read what is being written.
     if (this.#kind === 'stream') return;
     while (this.#writing || this.#syncing) await new Promise((resolve) => setImmediate(resolve));
   }
@@ -298,10 +298,10 @@ class OpenOutput extends Output {
   }
 }
 
-/** Bytes that {@link FileOutput.move} holds. */
+/** Bytes that {@link FileOutput.move} keeps in memory. */
 const MOVED_AT_ONCE = 4 * 1024 * 1024;
 
-/** Bytes that are read or written without handing them to a thread. */
+/** Up to this many bytes are read or written without another thread. */
 const AT_ONCE = 64 * 1024;
 
 /**
@@ -309,16 +309,16 @@ const AT_ONCE = 64 * 1024;
  * {@link commit} syncs it and gives it its name.
  */
 export class FileOutput extends OpenOutput {
-  /** What it is called until it is done, in the same folder. */
+  /** Its name in the same folder until it is complete. */
   readonly #temporary: string;
   readonly #folder: Folder;
   #open = true;
-  /** Where the bytes end that {@link writeAt} wrote. */
+  /** End of the bytes that {@link writeAt} wrote. */
   #end = 0;
   /** Calls of {@link writeAt} and {@link move} that use the fd. */
   #running = 0;
 
-  /** @param place where it will stand; the output closes the folder */
+  /** @param place its final place; the output closes the folder */
   constructor(
     readonly place: Pick<Place, 'folder' | 'name'>,
     name: string,
@@ -337,8 +337,8 @@ export class FileOutput extends OpenOutput {
   }
 
   /**
-   * Writes at a place of its own, behind all that was written in a row; {@link skip} takes it into the row.
-   * Several may be under way. `bytes` are in use until it resolves.
+   * Writes at a given position, after everything written sequentially so far; {@link skip} then includes it in the
+   * sequence. Several calls may run at once. Do not change `bytes` until it resolves.
    */
   async writeAt(bytes: Uint8Array, position: number): Promise<void> {
     this.#end = Math.max(this.#end, position + bytes.length);
@@ -353,13 +353,13 @@ export class FileOutput extends OpenOutput {
     this.syncAhead(bytes.length);
   }
 
-  /** Moves what {@link writeAt} wrote, towards the file's beginning or its end. */
+  /** Moves bytes that {@link writeAt} wrote, towards the file's beginning or its end. */
   async move(from: number, to: number, size: number): Promise<void> {
     if (from === to) return;
     const buffer = Buffer.from(new ArrayBuffer(Math.min(size, MOVED_AT_ONCE)));
     for (let done = 0; done < size; ) {
       const part = buffer.subarray(0, Math.min(size - done, buffer.length));
-      // Parts overlap: the way there decides which end goes first.
+      // Source and target overlap, so the direction decides which end is moved first.
       const at = to < from ? done : size - done - part.length;
       for (let got = 0; got < part.length; ) {
         const rest = part.length - got;
@@ -376,12 +376,12 @@ export class FileOutput extends OpenOutput {
     }
   }
 
-  /** Goes on behind the next `size` bytes, which {@link writeAt} has written. */
+  /** Continues the sequence after the next `size` bytes, which {@link writeAt} has written. */
   skip(size: number): Promise<void> {
     return this.pass(size);
   }
 
-  /** Reads or writes `size` bytes: at once where that takes less time than asking another thread for it. */
+  /** Reads or writes `size` bytes: directly if that is faster than asking another thread. */
   async #io<T>(size: number, now: () => T, call: (end: (error: Error | null, result: T) => void) => void): Promise<T> {
     if (size <= AT_ONCE) {
       try {
@@ -402,7 +402,7 @@ export class FileOutput extends OpenOutput {
 
   protected override async quiet(): Promise<void> {
     await super.quiet();
-    // Once in any case: what has been begun and has not come to its next read or write yet does so before.
+    // At least once, so that calls that have started can reach their next read or write.
     do await new Promise((resolve) => setImmediate(resolve));
     while (this.#running > 0);
   }
@@ -427,14 +427,14 @@ export class FileOutput extends OpenOutput {
     fs.closeSync(this.fd);
   }
 
-  /** Gives the file its name, in place of what stood there. */
+  /** Gives the file its final name, replacing any existing file. */
   override async commit(): Promise<void> {
     try {
       await this.finish();
       try {
         fs.renameSync(this.#temporary, this.#folder.at(this.place.name));
       } catch (error) {
-        throw ioError(this.name, 'put it in place', error);
+        throw ioError(this.name, 'rename it into place', error);
       }
     } catch (error) {
       await this.abort();
@@ -459,7 +459,7 @@ export async function openOutput(file: string): Promise<Output> {
   let place: Place;
   try {
     finishChangeBeside(file);
-    // What a link leads to is replaced; the link stays.
+    // The target of a link is replaced; the link stays.
     place = placeOf(file);
   } catch (error) {
     throw ioError(file, 'create it', error);
@@ -475,7 +475,7 @@ export async function openOutput(file: string): Promise<Output> {
     const fd = await openWaiting(folder.at(name), fs.constants.O_WRONLY | noOtherLink(entry));
     if (!fs.fstatSync(fd).isFile()) return new OpenOutput(fd, file, 'stream');
     fs.closeSync(fd);
-    throw new BpfimgError('io', 'it was a pipe or device, and is a file now', { subject: file });
+    throw new BpfimgError('io', 'it was a pipe or device, but is now a file', { subject: file });
   } catch (error) {
     throw ioError(file, 'write it', error);
   } finally {

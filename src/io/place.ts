@@ -1,6 +1,6 @@
 /**
- * Places in the file system. A folder is opened once, and what is done in it is done there, wherever its path leads
- * to meanwhile.
+ * Places in the file system. A folder is opened once, and everything happens in that folder, even if its path leads
+ * elsewhere in the meantime.
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -8,16 +8,16 @@ import { BpfimgError, errnoOf } from '../errors.js';
 
 const { O_RDONLY, O_DIRECTORY, O_NOFOLLOW } = fs.constants;
 
-/** An open folder. Methods throw what the system calls say. */
+/** An open folder. Methods throw the errors of the system calls. */
 export class Folder {
   readonly #fd: number;
   readonly #way: string;
   #users = 1;
 
-  /** @param flags more of open(2) */
+  /** @param flags further flags of open(2) */
   constructor(folder: string, flags = 0) {
     this.#fd = fs.openSync(folder, O_RDONLY | O_DIRECTORY | flags);
-    // Node has no openat(2). Without /proc there is nothing but the path.
+    // Node has no openat(2). Without /proc, only the path is left.
     const way = `/proc/self/fd/${this.#fd}`;
     this.#way = fs.existsSync(way) ? way : folder;
   }
@@ -27,7 +27,7 @@ export class Folder {
     return `${this.#way}/${name}`;
   }
 
-  /** What stands under `name`, which may be a link; undefined for nothing. */
+  /** The entry `name`, which may be a link; undefined if there is none. */
   look(name: string): fs.Stats | undefined {
     return fs.lstatSync(this.at(name), { throwIfNoEntry: false });
   }
@@ -41,24 +41,24 @@ export class Folder {
     return fs.readdirSync(this.at('.'));
   }
 
-  /** Brings what its names lead to to disk. */
+  /** Syncs the folder's entries to disk. */
   sync(): void {
     fs.fsyncSync(this.#fd);
   }
 
   /**
-   * Throws where the kernel would not follow links either (protected_symlinks): in a folder such as /tmp, `entry`
-   * belongs to neither us nor the folder's owner.
+   * Throws where the kernel would not follow links either (protected_symlinks): in a folder such as /tmp, if `entry`
+   * belongs neither to us nor to the folder's owner.
    */
   checkOwner(entry: fs.Stats, name: string): void {
     const { mode, uid } = fs.fstatSync(this.#fd);
     if ((mode & 0o1002) !== 0o1002 || entry.uid === process.geteuid?.() || entry.uid === uid) return;
-    throw new BpfimgError('io', `refused: user ${entry.uid} has put it into a folder that is everybody's`, {
+    throw new BpfimgError('io', `refused: user ${entry.uid} put it into a folder that everyone can write to`, {
       subject: name,
     });
   }
 
-  /** One more who will close it. */
+  /** Adds a user, who must close it too. */
   share(): Folder {
     this.#users++;
     return this;
@@ -71,20 +71,20 @@ export class Folder {
 
 /** A name in an open folder. */
 export interface Place {
-  /** The place's owner closes it. */
+  /** The owner of the place closes it. */
   readonly folder: Folder;
   readonly name: string;
-  /** What stands there: for links, the link itself and what it leads to in the end. */
+  /** What is there: for a link, `entry` is the link itself and `stat` its final target. */
   readonly entry: fs.Stats | undefined;
   readonly stat: fs.Stats | undefined;
 }
 
-/** Links that are followed, as many as the kernel does. */
+/** Most links to follow, as many as the kernel does. */
 const LINKS = 40;
 
 /**
- * The place that `file` names; with `follow`, that of the regular file that a link there leads to.
- * @throws BpfimgError for a link that is not to be followed; what the system calls say
+ * The place that `file` names; with `follow`, if that is a link, the place of the regular file it leads to.
+ * @throws BpfimgError for a link that must not be followed; errors of the system calls
  */
 export function placeOf(file: string, follow = true, given = file, links = LINKS): Place {
   const folder = new Folder(path.dirname(file));
@@ -106,17 +106,17 @@ export function placeOf(file: string, follow = true, given = file, links = LINKS
   }
 }
 
-/** Opens the folder that is at a place, as {@link placeOf} has found it. */
+/** Opens the folder at a place that {@link placeOf} has found. */
 export function folderAt({ folder, name, entry }: Place): Folder {
   return new Folder(folder.at(name), noOtherLink(entry));
 }
 
-/** Flag of open(2): what was no link, and so was not checked, must not have become one. */
+/** Flag of open(2): an entry that was not a link was not checked, so it must not be one now. */
 export function noOtherLink(entry: fs.Stats | undefined): number {
   return entry?.isSymbolicLink() ? 0 : O_NOFOLLOW;
 }
 
-/** Runs a system call on something that may be gone. */
+/** Runs a system call on something that may be gone; undefined if it is. */
 export function orGone<T>(call: () => T): T | undefined {
   try {
     return call();

@@ -1,6 +1,6 @@
 /**
- * Bytes put aside to be read again: in memory while they are few, in an unlinked temporary file when
- * they are many, so that memory stays flat.
+ * A spool keeps bytes that are needed later than they arrive: in memory if they are few, in an unlinked temporary
+ * file if they are many, so that memory use stays flat.
  */
 import * as fs from 'node:fs';
 import * as os from 'node:os';
@@ -12,12 +12,12 @@ import { Folder } from './place.js';
 /** Bytes kept in memory before a spool moves to a file. */
 const IN_MEMORY = 4 * 1024 * 1024;
 
-/** Where large temporaries go: TMPDIR when set; else /var/tmp, because /tmp is often memory. */
+/** Folder of large temporary files: TMPDIR if set; else /var/tmp, because /tmp is often in memory. */
 export function spoolFolder(): string {
   return process.env.TMPDIR ?? (fs.existsSync('/var/tmp') ? '/var/tmp' : os.tmpdir());
 }
 
-/** A write-then-read temporary. Nothing of it has a name in the file system after it was opened. */
+/** A temporary file to write and then read. Once opened, it has no name in the file system. */
 export class Spool extends Output {
   #parts: Buffer[] = [];
   #inMemory = 0;
@@ -33,7 +33,7 @@ export class Spool extends Output {
       this.#inMemory += length;
       if (this.#inMemory <= IN_MEMORY) return bytes;
       this.#moveToFile();
-      // From here on fewer, larger writes pay.
+      // From here on, fewer but larger writes are faster.
       return Buffer.from(new ArrayBuffer(512 * 1024));
     }
     this.#append(bytes, length);
@@ -65,7 +65,7 @@ export class Spool extends Output {
     for (const part of parts) this.#append(part, part.length);
   }
 
-  /** What was written, as an input named `name`. It stays valid until more is written or the spool is closed. */
+  /** The written bytes as an input named `name`. It is valid until more is written or the spool is closed. */
   input(name: string = this.name): Input {
     this.flush();
     if (this.#fd !== undefined) return fileInput(this.#fd, name, this.length, undefined, false);
@@ -89,7 +89,7 @@ export class Spool extends Output {
   }
 }
 
-/** The bytes of a pipe, put aside so that they can be read at any place. Owns `input`. */
+/** Copies the bytes of a pipe to a spool, so that they can be read at any position. Owns `input`. */
 export async function setAside(input: Input): Promise<Input> {
   const spool = new Spool();
   try {

@@ -3,7 +3,7 @@ import { Cursor, type Input } from './input.js';
 import type { Output } from './output.js';
 import { pause } from './pause.js';
 
-/** Copies `size` bytes of `input`, from `from` on; fewer where it ends before. */
+/** Copies `size` bytes of `input`, starting at `from`; fewer if it ends earlier. */
 export async function copyInput(input: Input, from: number, size: number, out: Output): Promise<void> {
   const cursor = new Cursor(input, from, from + size);
   while ((await cursor.fill()) > 0) {
@@ -13,7 +13,7 @@ export async function copyInput(input: Input, from: number, size: number, out: O
   }
 }
 
-/** Whether `size` bytes of two inputs are there and equal. */
+/** Whether two inputs both have `size` bytes at the given positions and these are equal. */
 export async function equalBytes(a: Input, aAt: number, b: Input, bAt: number, size: number): Promise<boolean> {
   const left = new Cursor(a, aAt, aAt + size);
   const right = new Cursor(b, bAt, bAt + size);

@@ -1,16 +1,19 @@
-/** Temporary names. They say whose they are, so that what a killed run has left can go when its target is written again. */
+/**
+ * Temporary names. They identify their process, so that leftovers of a killed run can be removed when their target is
+ * written again.
+ */
 import * as fs from 'node:fs';
 import { errnoOf } from '../errors.js';
 import type { Folder } from './place.js';
 
-/** Bytes of the target's name that are kept: the system takes 255 for all. */
+/** Bytes of the target's name that are kept: the system allows 255 in total. */
 const NAME_BYTES = 150;
 
 const before = (target: string): string => `.${Buffer.from(target).subarray(0, NAME_BYTES).toString()}.bpfimg-`;
 
 let place: string | undefined;
 
-/** Where our pid means us: the boot and the pid namespace. Others (on NFS, in containers) have pids of their own. */
+/** Where our pid is valid: the boot and the pid namespace. Other machines (NFS) and containers have their own pids. */
 function pidSpace(): string {
   if (place !== undefined) return place;
   try {
@@ -22,12 +25,12 @@ function pidSpace(): string {
   return place;
 }
 
-/** A name that nobody else uses, for what will be `target` in the same folder. */
+/** A unique name for a file that will become `target` in the same folder. */
 export function temporaryName(target: string): string {
   return `${before(target)}${process.pid}-${pidSpace()}-${Math.floor(Math.random() * 0x100000000).toString(36)}`;
 }
 
-/** Removes what runs that are surely gone have left of `target`. */
+/** Removes temporary files for `target` left by runs that have certainly ended. */
 export function removeLeft(folder: Folder, target: string): void {
   const prefix = before(target);
   for (const name of folder.names()) {
@@ -37,7 +40,7 @@ export function removeLeft(folder: Folder, target: string): void {
     try {
       remove(folder, name);
     } catch (error) {
-      // Somebody else was faster, or it is not ours to remove: nothing depends on it.
+      // Another process was faster, or we may not remove it: nothing depends on it.
       if (errnoOf(error) === undefined) throw error;
     }
   }

@@ -1,14 +1,14 @@
-/** Files and folders that say what bpfimg does: root must not do what somebody else has written there. */
+/** Files and folders that control what bpfimg does: root must not obey what another user wrote there. */
 import * as fs from 'node:fs';
 import { BpfimgError, ioError } from '../errors.js';
 
-/** The code of what {@link checkTrusted} throws. */
+/** The code of the error that {@link checkTrusted} throws. */
 export const UNTRUSTED = 'untrusted';
 
 /**
- * Throws when root must not read or run what `stat` is of: somebody else may write it. The CRIU plugin has the
- * same rule.
- * @param user who we are
+ * Throws if root must not read or run the file of `stat`, because another user may write to it. The CRIU plugin has
+ * the same rule.
+ * @param user our user id
  * @throws BpfimgError naming `file` and why
  */
 export function checkTrusted(file: string, stat: fs.Stats, user = process.geteuid?.()): void {
@@ -17,26 +17,26 @@ export function checkTrusted(file: string, stat: fs.Stats, user = process.geteui
     stat.uid !== 0
       ? `it belongs to user ${stat.uid}`
       : (stat.mode & 0o022) !== 0
-        ? `others may write it (mode ${(stat.mode & 0o7777).toString(8)})`
+        ? `others may write to it (mode ${(stat.mode & 0o7777).toString(8)})`
         : undefined;
   if (why !== undefined) throw new BpfimgError('io', `refused as root: ${why}`, { subject: file, code: UNTRUSTED });
 }
 
 /**
- * The text of a file with settings.
- * @throws BpfimgError for one that cannot be read, is no regular file, or is not to be trusted
+ * The text of a settings file.
+ * @throws BpfimgError for one that cannot be read, is not a regular file, or must not be trusted
  */
 export function readTrusted(file: string): string {
   let fd: number;
   try {
-    // Not to wait for who writes, if it is a pipe.
+    // O_NONBLOCK: do not wait for a writer if it is a pipe.
     fd = fs.openSync(file, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
   } catch (error) {
     throw ioError(file, 'read it', error);
   }
   try {
     const stat = fs.fstatSync(fd);
-    if (!stat.isFile()) throw new BpfimgError('io', 'no regular file', { subject: file });
+    if (!stat.isFile()) throw new BpfimgError('io', 'not a regular file', { subject: file });
     checkTrusted(file, stat);
     return fs.readFileSync(fd, 'utf8');
   } catch (error) {

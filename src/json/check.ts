@@ -1,7 +1,7 @@
 /**
  * Checks JSON against the schemas in docs/schema, with the validators that ajv made of them at build time.
  *
- * They are large modules that only `encode` needs, so each is loaded with its first check.
+ * The validators are large and only `encode` needs them, so each is loaded at its first use.
  */
 import { PointerError } from '../errors.js';
 import type { Json, JsonObject } from '../value.js';
@@ -21,9 +21,9 @@ interface Validator {
 const loaded = new Map<string, Validator>();
 
 /**
- * What `value` breaks, if anything.
+ * How `value` violates the schema; undefined if it does not.
  * @param schema name of a message in images/*.proto, `items_header` or `map_header`
- * @param hasBigint whether `value` may hold bigints, which JSON Schema has no type for
+ * @param hasBigint whether `value` may contain bigints, for which JSON Schema has no type
  */
 export async function check(schema: string, value: Json, hasBigint: boolean): Promise<PointerError | undefined> {
   const validate = loaded.get(schema) ?? (await load(schema));
@@ -63,7 +63,7 @@ const TYPE_NAME = (type: unknown): string =>
     String(type)
   ] ?? String(type);
 
-/** The value with bigints as the nearest number, for checks of kind and rough range. */
+/** The value with each bigint as the nearest number, for checks of type and approximate range. */
 function withoutBigint(value: Json): Json {
   if (typeof value === 'bigint') return Number(value);
   if (typeof value !== 'object' || value === null) return value;

@@ -29,29 +29,29 @@ export interface DecodeOptions {
   readonly dialect: Dialect;
   /** Indent; show flags, addresses and hex fields as crit's `--pretty` does. */
   readonly pretty: boolean;
-  /** Leave out keys and values (crit's `--nopl`): the size stands in their place. */
+  /** Leave out keys and values (crit's `--nopl`) and show only their size. */
   readonly noPayload: boolean;
   /** Which entries of a BPFMAP_DATA image to show, by map id; all when absent. */
   readonly maps?: ReadonlySet<number>;
-  /** How items look that are more than plain hex; for BPFMAP_DATA in our own dialects. */
+  /** How to show items other than as plain hex; for BPFMAP_DATA in our own dialects. */
   readonly forms?: FormSource;
 }
 
 /** A BTF object for a document's `btf`. */
 export interface DocumentBtfObject {
-  /** As in a bpfmap_btf_entry; `size` is not looked at. */
+  /** As in a bpfmap_btf_entry; `size` is ignored. */
   readonly message: JsonObject;
   read(): Promise<Uint8Array>;
 }
 
-/** What items look like that are more than plain hex. */
+/** How to show items other than as plain hex. */
 export interface FormSource {
   /** The BTF objects that the forms of these maps need. */
   readonly objects: readonly DocumentBtfObject[];
   of(mapId: number, keySize: number, valueSize: number): MapForms | undefined;
 }
 
-/** Bytes of a blob that are written at once: whole groups of base64. */
+/** Bytes of a blob to write at once: a multiple of 3, for whole groups of base64. */
 const BLOB_PART = 48 * 1024;
 
 /**
@@ -80,7 +80,7 @@ export async function writeBtf(
   out.text(`${last}]`);
 }
 
-/** crit's way to say how much was left out: `... <7.8KB>`. */
+/** crit's text for how much was left out: `... <7.8KB>`. */
 export function leftOutText(size: number): string {
   let value = size;
   for (const unit of ['', 'K', 'M', 'G', 'T', 'P', 'E', 'Z']) {
@@ -90,9 +90,9 @@ export function leftOutText(size: number): string {
   return `... <${value.toFixed(1)}YB>`;
 }
 
-/** The members of an image that stand before its entries. */
+/** The members of an image that come before its entries. */
 export function imageHeader(reader: { kind: ImageKind; head: string }): JsonObject {
-  // crit has no word for a head that is not the usual one (v1.0 images); without it the bytes could not
+  // crit has no member for an unusual head (v1.0 images); without it the bytes could not
   // be rebuilt.
   const { kind, head } = reader;
   return head === kind.head ? { magic: kind.name } : { magic: kind.name, head };
@@ -128,7 +128,7 @@ export async function decodeImage(reader: ImageReader, out: Output, options: Dec
   out.text(`]${pretty ? '\n' : ''}}`);
 }
 
-/** `entry` for what it is in a bpfmap-data image; undefined in another one. */
+/** `entry` as a data entry if the image is bpfmap-data; else undefined. */
 function dataEntry(reader: ImageReader, entry: Entry): DataEntry | undefined {
   // Decoding has checked its message.
   return reader.kind === BPFMAP_DATA ? (entry as DataEntry) : undefined;
@@ -175,7 +175,7 @@ async function writeCritEntry(
 
 /**
  * Streams an entry's extra as base64 with `\n` escapes after each line of 76 and at the end.
- * @param cursor stands at the extra
+ * @param cursor positioned at the extra
  */
 export async function writeBase64(input: Input, cursor: Cursor, entry: Entry, out: Output): Promise<void> {
   let left = entry.extraSize;
@@ -223,7 +223,7 @@ function formed(
   return { header: forms === undefined ? header : { ...header, types: forms.types }, forms };
 }
 
-/** A data entry with its items, or with crit's `extra` when its totals are not equal parts. */
+/** A data entry with its items, or with crit's `extra` if its totals do not divide into equal items. */
 async function printDataEntry(
   reader: ImageReader,
   entry: DataEntry,
@@ -259,7 +259,7 @@ async function printDataEntry(
   out.text(text.slice(gap));
 }
 
-/** One value a line: the image, then each entry; items of a map on lines of their own behind it. */
+/** One value per line: the image, then each entry; each item of a map has its own line after the map's. */
 async function decodeLines(reader: ImageReader, out: Output, options: DecodeOptions): Promise<void> {
   const text = print(imageHeader(reader), COMPACT);
   const objects = reader.kind === BPFMAP_DATA ? (options.forms?.objects ?? []) : [];

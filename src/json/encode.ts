@@ -1,9 +1,9 @@
 /**
- * JSON back into an image. The dialect is told from the text: the crit JSON of Python and of Go, our
- * `items`, and `ndjson` may all come in here.
+ * Converts JSON to an image. It recognises the dialect from the text: the crit JSON of Python and of Go, our
+ * `items`, and `ndjson`.
  *
- * Items and blobs stream. Where the text has things in another order than the image needs (after
- * `jq -S`, say), they are put aside in a temporary file.
+ * Items and blobs stream. If the text has them in a different order than the image needs (after
+ * `jq -S`, say), they wait in a temporary file.
  */
 
 import { BpfimgError, PointerError } from '../errors.js';
@@ -36,7 +36,7 @@ export const MAPS_FORMAT = 'bpfimg-maps/1';
 /** Most bytes an entry's keys, or its values, can have: their totals are u32. */
 export const MAX_REGION = 0xffffffff;
 
-/** The types that a document carries; the code for them is loaded when there are any. */
+/** Reads the types in a document; the code for that is loaded only if there are any. */
 export async function readTypes(reader: JsonReader): Promise<DocumentTypes> {
   const types = new (await import('./types.js')).DocumentTypes();
   try {
@@ -61,10 +61,10 @@ export async function encodeImage(input: Input, out: Output): Promise<void> {
       await reader.peek();
       if (name === 'magic') header.kind = await readKind(reader);
       else if (name === 'head') {
-        if (written) throw reader.bad('must stand before "entries"');
+        if (written) throw reader.bad('must come before "entries"');
         header.head = await readHead(reader);
       } else if (name === 'btf') {
-        if (written) throw reader.bad('must stand before "entries"');
+        if (written) throw reader.bad('must come before "entries"');
         types = await readTypes(reader);
       } else if (name === 'entries') {
         if (header.kind) {
@@ -102,18 +102,18 @@ export async function encodeImage(input: Input, out: Output): Promise<void> {
   await expectEnd(reader);
 }
 
-/** Refuses what is not JSON with a guess at what it is instead. */
+/** Throws if the input is not JSON, with a guess at what it is. */
 export async function expectJson(reader: JsonReader): Promise<void> {
   const first = await reader.peek();
   const { bytes, at, end } = reader.cursor;
   const word = end - at >= 4 ? Buffer.from(bytes.subarray(at, at + 4)).readUInt32LE() : 0;
   if (word === HEAD_COMMON || word === HEAD_SERVICE) {
-    throw reader.bad('expected JSON, found an image: `bpfimg decode` makes JSON of it');
+    throw reader.bad('expected JSON, found an image: `bpfimg decode` converts it to JSON');
   }
   if (first !== 0x7b) throw await reader.expected('a JSON object');
 }
 
-/** Refuses text behind the end of the document. */
+/** Throws if text follows the end of the document. */
 export async function expectEnd(reader: JsonReader): Promise<void> {
   if ((await reader.peek()) !== -1) throw await reader.expected('the end of the document');
 }
@@ -148,7 +148,7 @@ async function encodeEntries(
   }
 }
 
-/** ndjson behind its first line: entries, and for maps their items on the lines that follow. */
+/** ndjson after its first line: entries, each map's followed by lines with its items. */
 async function encodeLines(
   reader: JsonReader,
   kind: ImageKind,
@@ -161,29 +161,29 @@ async function encodeLines(
   }
 }
 
-/** Reads the item lines that stand next. */
+/** Reads the item lines that come next. */
 export async function readItemLines(reader: JsonReader, items: ItemReader): Promise<void> {
   while (await atItem(reader)) await items.some(false);
 }
 
-/** Whether the object that stands next is an item and not the header of another map. */
+/** Whether the next object is an item and not the header of another map. */
 async function atItem(reader: JsonReader): Promise<boolean> {
   if ((await reader.peek()) !== 0x7b) return false;
   const { cursor } = reader;
-  // `{`, blanks, `"key"` or `"value"`: looked at without taking anything.
+  // Looks for `{`, blanks, `"key"` or `"value"` without consuming anything.
   await cursor.fill(Math.min(cursor.bytes.length, 256));
   const start = Buffer.from(cursor.bytes.subarray(cursor.at, Math.min(cursor.end, cursor.at + 256))).toString('latin1');
   return /^\{\s*"(key|values?)"/.test(start);
 }
 
-/** Where an entry starts, for what turns out wrong with it after more has been read. */
+/** Where an entry starts, for errors in it that are found only later. */
 interface EntryStart {
   readonly offset: number;
   readonly pointer: string;
 }
 
 /**
- * Encodes the entry the reader stands at.
+ * Encodes the entry at the reader's position.
  * @param lines for ndjson: reads the items that follow the entry's header line
  */
 async function encodeEntry(
@@ -207,7 +207,7 @@ async function encodeEntry(
   try {
     for await (const name of reader.members()) {
       await reader.peek();
-      if (streamed !== undefined) throw reader.bad('must stand before "extra"');
+      if (streamed !== undefined) throw reader.bad('must come before "extra"');
       if (name === 'extra' && kind.extra) {
         await refuseLeftOut(reader);
         if (kind === BPFMAP_DATA && items === undefined && isWhole(header)) {
@@ -221,7 +221,7 @@ async function encodeEntry(
       } else if (name === 'items' && kind === BPFMAP_DATA && lines === undefined) {
         await refuseLeftOut(reader);
         if (types !== undefined && header.types === undefined) {
-          // What explains them may stand behind them (`jq -S` sorts so): their text waits in a file.
+          // The members that explain them may come later (after `jq -S`), so their text waits in a file.
           aside = { spool: new Spool(), origin: reader.origin() };
           await reader.skip(aside.spool);
           continue;
@@ -230,11 +230,11 @@ async function encodeEntry(
         await items.list();
       } else if (name === 'items' && kind === BPFMAP_DATA) {
         await refuseLeftOut(reader);
-        throw reader.bad('items of ndjson stand on lines of their own, behind the line of their map');
+        throw reader.bad('in ndjson, items have their own lines, after the line of their map');
       } else {
         const field = isMember(kind, name) ? name : protoName(kind.message, name);
         if (field === undefined) throw reader.bad(`unknown member, ${kind.message} has no such field`);
-        if (header[field] !== undefined) throw reader.bad(`member "${field}" stands twice`);
+        if (header[field] !== undefined) throw reader.bad(`member "${field}" appears twice`);
         header[field] = await reader.value(sum);
       }
     }
@@ -254,7 +254,7 @@ async function encodeEntry(
     }
     // go-criu's crit leaves out an `extra` without bytes.
     if (kind === BPFMAP_DATA && blob === undefined && !isWhole(header)) {
-      throw reader.bad('member "items" (or "extra" as crit has it) is missing', start.offset);
+      throw reader.bad('member "items" (in crit, "extra") is missing', start.offset);
     }
     const message = await encodeHeader(reader, kind, header, start);
     if (kind.extra) expectExtra(reader, kind, header, blob?.length ?? 0, start);
@@ -284,7 +284,7 @@ async function entryForms(
   }
 }
 
-/** Members that only our own dialects have. */
+/** Members that exist only in our own dialects. */
 const ITEMS_MEMBERS: ReadonlySet<string> = new Set(['key_size', 'value_size', 'types']);
 
 /** Whether an entry of `kind` may have a member `name`, in some dialect. */
@@ -293,13 +293,13 @@ function isMember(kind: ImageKind, name: string): boolean {
   return messageFields(kind.message).some((field) => field.name === name);
 }
 
-/** The field that go-criu's crit before v7.1 calls `name`: protobuf's names for JSON, `mapId` for `map_id`. */
+/** The field that go-criu's crit before v7.1 calls `name`. It uses protobuf's JSON names: `mapId` for `map_id`. */
 function protoName(message: string, name: string): string | undefined {
   const inJson = (field: string) => field.replace(/_(.)/g, (_, letter: string) => letter.toUpperCase());
   return messageFields(message).find((field) => inJson(field.name) === name)?.name;
 }
 
-/** A message's JSON with the names that its fields have. */
+/** A message's JSON with protobuf's JSON names replaced by field names. */
 function withProtoNames(message: string, object: JsonObject): JsonObject {
   const named: JsonObject = {};
   for (const [member, value] of Object.entries(object)) {
@@ -307,7 +307,7 @@ function withProtoNames(message: string, object: JsonObject): JsonObject {
     const field = messageFields(message).find((one) => one.name === name);
     const inner = (one: Json): Json =>
       typeof one === 'object' && one !== null && !Array.isArray(one) ? withProtoNames(field?.of as string, one) : one;
-    // What stands twice stays, for the check to find.
+    // A duplicate is kept, for the check to find.
     const free = name !== undefined && (name === member || object[name] === undefined);
     named[free ? name : member] =
       field?.type !== 'message' ? value : Array.isArray(value) ? value.map(inner) : inner(value);
@@ -330,7 +330,7 @@ function incompleteEntry(reader: JsonReader, offset: number): BpfimgError {
   return reader.bad('keys and values were left out (--nopl), there is nothing to encode', offset);
 }
 
-/** Recognises what --nopl puts in place of a payload. */
+/** Throws at the text that --nopl writes instead of a payload. */
 export async function refuseLeftOut(reader: JsonReader): Promise<void> {
   await reader.peek();
   const { cursor } = reader;
@@ -360,7 +360,7 @@ async function encodeHeader(
   }
 }
 
-/** `extra` must have as many bytes as the message promises, or the next entry would be read askew. */
+/** `extra` must have as many bytes as the message says, or the next entry would be read from a wrong offset. */
 function expectExtra(reader: JsonReader, kind: ImageKind, header: JsonObject, got: number, start: EntryStart): void {
   const numbers = Object.fromEntries(Object.entries(header).map(([name, value]) => [name, Number(value)]));
   const expected = kind.extra?.(numbers) ?? 0;
@@ -402,8 +402,8 @@ async function encodeItems(
 }
 
 /**
- * Count and totals of a data entry from what its items turned out to be.
- * @throws PointerError where no entry can have these
+ * Count and totals of a data entry, computed from its items.
+ * @throws PointerError if an entry cannot have them
  */
 export function itemTotals(items: ReadItems): JsonObject {
   const { keys, values, count } = items;
@@ -418,7 +418,7 @@ export function itemTotals(items: ReadItems): JsonObject {
     }
   }
   if (count > 0 && keys.length + values.length === 0)
-    throw new PointerError('', 'items without a byte in key and value');
+    throw new PointerError('', 'its items have neither key nor value bytes');
   return { keys_bytes: keys.length, values_bytes: values.length, count };
 }
 

@@ -1,8 +1,8 @@
 /**
  * Items as JSON text and back: the inner loops of every dialect that shows keys and values.
  *
- * Keys and values of an entry stand in two regions of the image, one behind the other. Two cursors walk
- * them side by side; on a pipe the keys are put aside first.
+ * An entry's keys and its values are two regions of the image, one after the other. Two cursors walk
+ * them side by side; on a pipe the keys are first copied to a spool.
  */
 
 import { hex, isZero, putHex, roundUp8, takeHex, unhex, viewOf } from '../bytes.js';
@@ -17,28 +17,28 @@ import type { Json, JsonObject } from '../value.js';
 import { PRETTY, print } from './print.js';
 import { isBlank, type JsonReader } from './reader.js';
 
-/** Sizes of an entry's items; per-CPU maps also say how a value is cut into one copy a CPU. */
+/** Sizes of an entry's items; for per-CPU maps also how a value divides into one per CPU. */
 export interface ItemShape {
   /** Bytes of a key. */
   readonly keySize: number;
-  /** Bytes of all an item's value: for per-CPU maps round_up(value_size, 8) for each possible CPU. */
+  /** Bytes of an item's whole value: for per-CPU maps, round_up(value_size, 8) for each possible CPU. */
   readonly valueSize: number;
   /** Bytes of one CPU's value without its padding. */
   readonly perCpu?: number;
 }
 
 /**
- * The item sizes of a data entry, or undefined when its totals are not `count` equal parts: such an entry
+ * The item sizes of a data entry, or undefined if its totals do not divide into `count` equal items: such an entry
  * is shown as one blob.
  */
 export function itemShape(count: number, keysBytes: number, valuesBytes: number): ItemShape | undefined {
   if (count === 0) return keysBytes + valuesBytes === 0 ? { keySize: 0, valueSize: 0 } : undefined;
-  // Items without a byte in them would be text without end from an image of 20 bytes.
+  // Items without any bytes would let an image of 20 bytes produce endless text.
   if (keysBytes + valuesBytes === 0 || keysBytes % count !== 0 || valuesBytes % count !== 0) return undefined;
   return { keySize: keysBytes / count, valueSize: valuesBytes / count };
 }
 
-/** What keys, or values, look like in JSON where they are not plain hex. */
+/** How keys or values are shown in JSON other than as plain hex. */
 export interface JsonForm {
   /** Bytes of one key, or of one (CPU's) value. */
   readonly size: number;
@@ -53,10 +53,10 @@ export interface JsonForm {
   parse(value: Json, view: DataView, at: number): void;
 }
 
-/** The half of a form that shows. */
+/** The half of a form that converts to JSON. */
 export type JsonPrinter = Pick<JsonForm, 'show' | 'print'>;
 
-/** Forms of a map's items; what has none is hex. */
+/** Forms of a map's items; keys or values without one are hex. */
 export interface ItemForms {
   readonly key?: JsonForm | undefined;
   readonly value?: JsonForm | undefined;
@@ -67,10 +67,10 @@ export interface MapForms extends ItemForms {
   readonly types: JsonObject;
 }
 
-/** Largest key or value that is held in memory to be given a form; larger ones are hex. */
+/** Largest key or value that gets a form, because it is then held in memory; larger ones are hex. */
 export const FORM_MOST = 1024 * 1024;
 
-/** The forms that fit items of that shape: bytes of another size than the form's are hex. */
+/** The forms that fit items of this shape: keys or values of any other size are hex. */
 export function formsThatFit(forms: ItemForms | undefined, keySize: number, valueSize: number): ItemForms | undefined {
   const key = forms?.key?.size === keySize ? forms.key : undefined;
   const value = forms?.value?.size === valueSize ? forms.value : undefined;
@@ -79,13 +79,13 @@ export function formsThatFit(forms: ItemForms | undefined, keySize: number, valu
 
 /** How one item looks between the brackets of a list or on a line of its own. */
 export interface ItemText {
-  /** Most bytes of text an item of this shape makes. */
+  /** Most bytes of text for an item of this shape. */
   readonly most: number;
-  /** Writes the item that both cursors stand at, all its bytes at hand; `out` has room for `most` bytes. */
+  /** Writes the item at both cursors, whose bytes are all in the windows; `out` has room for `most` bytes. */
   put(keys: Cursor, values: Cursor, out: Output): void;
 }
 
-/** Text around an item's bytes: with or without blanks, as the dialect has it. */
+/** Text around an item's bytes: with or without blanks, depending on the dialect. */
 export interface ItemStyle {
   readonly before: string;
   readonly colon: string;
@@ -97,7 +97,7 @@ export interface ItemStyle {
 
 export const ITEM_COMPACT: ItemStyle = { before: '{', colon: ':', comma: ',', after: '}' };
 
-/** An item indented by four, as an object that stands at `level`. */
+/** An item indented by four, as an object at `level`. */
 export function itemIndented(level: number): ItemStyle {
   const outer = `\n${' '.repeat(4 * level)}`;
   const json = (value: Json) => print(value, PRETTY, level + 1);
@@ -131,7 +131,7 @@ export function hexItems(shape: ItemShape, style: ItemStyle): ItemText {
       } else {
         for (let cpu = 0; cpu < cpus; cpu++) {
           const start = values.at + cpu * stride;
-          // Padding is stored by the kernel as it was written: it is shown only where it is not zero.
+          // The kernel stores padding as it was written; it is shown only if it is not zero.
           const end = isZero(values.bytes, start + perCpu, start + stride) ? start + perCpu : start + stride;
           if (cpu > 0) at = put(between, bytes, at);
           at = putHex(values.view, start, end, view, at);
@@ -192,7 +192,7 @@ function formedItems(shape: ItemShape, style: ItemStyle, forms: ItemForms): Item
 
 const QUOTE = 0x22;
 
-/** Bytes that a form would lose, the padding of a CPU's value: `{"$raw": "hex"}`. */
+/** For bytes that a form would lose, the padding of a CPU's value: `{"$raw": "hex"}`. */
 export function rawForm(size: number): JsonPrinter {
   const show = (view: DataView, at: number) => ({
     $raw: hex(new Uint8Array(view.buffer, view.byteOffset + at, size)),
@@ -200,7 +200,7 @@ export function rawForm(size: number): JsonPrinter {
   return { show, print: (view, at, out) => out.text(JSON.stringify(show(view, at))) };
 }
 
-/** The bytes of hex text, or of `{"$raw": "hex"}`, when they are `size` bytes. */
+/** The bytes of hex text, or of `{"$raw": "hex"}`, if there are `size` of them. */
 export function itemBytes(value: Json, size: number): Uint8Array | undefined {
   let text = value;
   if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
@@ -222,14 +222,14 @@ export class ItemCursors {
     private readonly spool?: Spool,
   ) {}
 
-  /** Items of an entry in a file or buffer, which can be read at two places in turn. */
+  /** Items of an entry in a file or buffer, which can be read at two positions in turn. */
   static over(input: Input, entry: DataEntry): ItemCursors {
     const valuesAt = entry.extraAt + entry.message.keys_bytes;
     const end = entry.extraAt + entry.extraSize;
     return new ItemCursors(input, entry, new Cursor(input, entry.extraAt, valuesAt), new Cursor(input, valuesAt, end));
   }
 
-  /** Items of the entry that `reader` stands at; of a pipe the keys are put aside. Close it before the next entry. */
+  /** Items of the entry at `reader`; for a pipe the keys are copied to a spool. Close it before the next entry. */
   static async open(reader: ImageReader, entry: DataEntry): Promise<ItemCursors> {
     const { input, cursor } = reader;
     if (input.size !== undefined) return ItemCursors.over(input, entry);
@@ -259,7 +259,7 @@ export class ItemCursors {
   }
 }
 
-/** Writes `count` items, `separator` between them. Items larger than a window go through in parts. */
+/** Writes `count` items, `separator` between them. Items larger than a window are written in parts. */
 export async function writeItems(
   cursors: ItemCursors,
   count: number,
@@ -326,7 +326,7 @@ async function writeBigItem(
   out.text(style.after);
 }
 
-/** One key or (CPU's) value; with a form it is taken whole. */
+/** One key or (CPU's) value; with a form it is read as a whole. */
 async function writeBig(
   cursors: ItemCursors,
   from: Cursor,
@@ -361,7 +361,7 @@ async function writeHex(cursors: ItemCursors, from: Cursor, size: number, out: O
   }
 }
 
-/** What the items of a list turned out to be, their bytes in the two spools. */
+/** The items that were read: their number and sizes, and their bytes in two spools. */
 export interface ReadItems {
   readonly keys: Spool;
   readonly values: Spool;
@@ -370,7 +370,7 @@ export interface ReadItems {
   valueSize: number;
 }
 
-/** What is known of a map's items before the first is read. */
+/** What is known about a map's items before the first is read. */
 export interface ExpectedItems {
   readonly keySize?: number | undefined;
   readonly valueSize?: number | undefined;
@@ -379,7 +379,7 @@ export interface ExpectedItems {
   readonly forms?: ItemForms | undefined;
 }
 
-/** Forms with the sizes they are for, where the header does not say these. */
+/** The forms, if they fit the sizes that the header gives. */
 function expectedForms({ keySize, valueSize, perCpu, forms }: ExpectedItems): ItemForms {
   const key = forms?.key?.size ?? 0;
   const value = forms?.value?.size ?? 0;
@@ -388,7 +388,7 @@ function expectedForms({ keySize, valueSize, perCpu, forms }: ExpectedItems): It
 
 const LETTERS = { key: Buffer.from('"key"'), value: Buffer.from('"value"') };
 
-/** Reads items into two spools, checking that all have one size. */
+/** Reads items into two spools, checking that all have the same size. */
 export class ItemReader implements ReadItems {
   readonly keys = new Spool();
   readonly values = new Spool();
@@ -425,13 +425,13 @@ export class ItemReader implements ReadItems {
     for await (const _ of this.#reader.elements()) {
       const before = this.count;
       await this.some(true);
-      // The list counts one element itself.
+      // The list itself counts one element.
       (path[path.length - 1] as number) += this.count - before - 1;
     }
   }
 
   /**
-   * Reads the item the reader stands at, and all that follow it directly and are at hand.
+   * Reads the item at the reader's position, and those after it that are already in the window.
    * @param commas whether items are separated by commas (a list) or by white space (ndjson)
    */
   async some(commas: boolean): Promise<void> {
@@ -439,7 +439,7 @@ export class ItemReader implements ReadItems {
     await pause();
     const fast = () => (this.#formed ? this.#fastFormed(commas) : this.#fast(commas));
     if (fast()) return;
-    // The item may only be cut off by the end of the window: look at a full one before the slow way.
+    // The item may just be cut off by the end of the window: try a full window before the slow path.
     if (cursor.ready < cursor.bytes.length) {
       await cursor.fill(cursor.bytes.length);
       if (fast()) return;
@@ -447,7 +447,7 @@ export class ItemReader implements ReadItems {
     await this.#slow();
   }
 
-  /** Takes items with forms while they are whole in the window. Stops before the first that has anything odd. */
+  /** Reads items with forms as long as they are complete in the window. Stops before the first unusual one. */
   #fastFormed(commas: boolean): boolean {
     const { cursor } = this.#reader;
     const { bytes, end } = cursor;
@@ -475,7 +475,7 @@ export class ItemReader implements ReadItems {
     return taken > 0;
   }
 
-  /** Takes an item in its usual form; false, and nothing is taken, for any other. */
+  /** Reads an item in its usual form; for any other, returns false and consumes nothing. */
   #putWhole(item: JsonObject): boolean {
     const { keys, values } = this;
     const { key, value, values: cpus } = item;
@@ -489,7 +489,7 @@ export class ItemReader implements ReadItems {
     const stride = perCpu === undefined ? size : roundUp8(perCpu);
     const total = list === undefined ? stride : list.length * stride;
     if (this.valueSize >= 0 && this.valueSize !== total) return false;
-    // Sizes that the header claims; what is larger is read piece by piece.
+    // The sizes are the header's claim; larger items are read piece by piece.
     if (this.keySize > FORM_MOST || total > FORM_MOST) return false;
     keys.room(this.keySize);
     values.room(total);
@@ -525,7 +525,7 @@ export class ItemReader implements ReadItems {
     for (let i = size; i < stride; i++) view.setUint8(at + i, 0);
   }
 
-  /** Takes a key or a (CPU's) value that has a form. */
+  /** Reads a key or a (CPU's) value that has a form. */
   async #put(form: JsonForm, size: number, stride: number, into: Spool): Promise<number> {
     const reader = this.#reader;
     await reader.peek();
@@ -543,8 +543,8 @@ export class ItemReader implements ReadItems {
   }
 
   /**
-   * Takes items of the form `{"key":"…","value":"…"}`, white space allowed, while they are whole in the
-   * window. Stops before the first that is anything else.
+   * Reads items of the form `{"key":"…","value":"…"}`, with optional white space, as long as they are complete in
+   * the window. Stops before the first that has another form.
    */
   #fast(commas: boolean): boolean {
     if (this.#perCpu !== undefined) return false;
@@ -591,7 +591,7 @@ export class ItemReader implements ReadItems {
       at++;
       const keySize = (keyEnd - keyAt) / 2;
       const valueSize = (valueEnd - valueAt) / 2;
-      // A spool's buffer is smaller than a window; such an item goes the slow way.
+      // A spool's buffer is smaller than a window; such an item takes the slow path.
       if (keySize > 32 * 1024 || valueSize > 32 * 1024) break;
       keys.room(keySize);
       values.room(valueSize);
@@ -613,7 +613,7 @@ export class ItemReader implements ReadItems {
     return taken > 0;
   }
 
-  /** Takes one item member by member: any order, any size, and the place to explain what is wrong. */
+  /** Reads one item member by member, in any order and of any size, and reports what is wrong with it. */
   async #slow(): Promise<void> {
     const reader = this.#reader;
     await reader.peek();
@@ -660,7 +660,7 @@ export class ItemReader implements ReadItems {
     throw this.#reader.bad(`${what} has ${size} bytes, expected ${this[which]} as in the rest of the map`, offset);
   }
 
-  /** One value a CPU, each with or without its padding to 8 bytes. Returns the bytes of all. */
+  /** One value per CPU, each with or without its padding to 8 bytes. Returns their total size. */
   async #cpus(size: number): Promise<number> {
     const reader = this.#reader;
     const stride = roundUp8(size);

@@ -5,7 +5,7 @@ import { itemBytes, type JsonForm } from './items.js';
 
 const SIZE = 4;
 
-/** `{"map_id":57}` for the four bytes that say so; editing the number leads to another map. */
+/** `{"map_id":57}` for a four-byte map id; editing the number selects another map. */
 export const mapIdForm: JsonForm = {
   size: SIZE,
   show: (view, at) => ({ map_id: view.getUint32(at, true) }),

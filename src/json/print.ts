@@ -1,7 +1,7 @@
 /** JSON values as text, in the spellings that bpfimg writes. */
 import type { Json } from '../value.js';
 
-/** Spelling of JSON: what stands between things. */
+/** Spelling of JSON: separators, indentation, escapes. */
 export interface Style {
   /** Spaces of one indentation level; undefined keeps everything on one line. */
   readonly indent?: number;
@@ -9,17 +9,17 @@ export interface Style {
   readonly colon: string;
   /** Write characters beyond ASCII as `\uXXXX`. */
   readonly ascii: boolean;
-  /** What integers beyond 2^53-1 are: digits like all others, or text, because jq and JavaScript would change them. */
+  /** How integers beyond 2^53-1 are written: as digits, or as text, because jq and JavaScript would change them. */
   readonly wide: 'digits' | 'text';
 }
 
-/** Python's `json.dump`, which is what crit prints. */
+/** Python's `json.dump`, as crit prints. */
 export const PYTHON: Style = { comma: ', ', colon: ': ', ascii: true, wide: 'digits' };
 /** Python's `json.dump` with `indent=4`: crit's `--pretty`. */
 export const PYTHON_PRETTY: Style = { indent: 4, comma: ',', colon: ': ', ascii: true, wide: 'digits' };
 /** No blanks at all, as go-criu and `jq -c` write. */
 export const COMPACT: Style = { comma: ',', colon: ':', ascii: false, wide: 'text' };
-/** Indented as crit does, for documents that are ours. */
+/** Indented like crit's output, for our own documents. */
 export const PRETTY: Style = { ...PYTHON_PRETTY, ascii: false, wide: 'text' };
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: what JSON.stringify escapes itself is left alone, DEL is not
@@ -31,14 +31,14 @@ export function quote(text: string, ascii: boolean): string {
   return ascii ? inAscii(quoted) : quoted;
 }
 
-/** JSON text without characters beyond ASCII, which stand in its strings alone. */
+/** JSON text with characters beyond ASCII escaped; they can only be in its strings. */
 export function inAscii(json: string): string {
   return json.replace(NOT_ASCII, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
 /**
  * A value as text.
- * @param level indentation level the value stands at
+ * @param level indentation level of the value
  */
 export function print(value: Json, style: Style, level = 0): string {
   let text = '';
@@ -79,7 +79,7 @@ export function printTo(value: Json, style: Style, put: (part: string) => void, 
 
 function scalar(value: string | number | bigint | boolean | null, { ascii, wide }: Style): string {
   if (typeof value === 'string') return quote(value, ascii);
-  // What is exact in a double has been made a number.
+  // Integers that are exact in a double are already numbers.
   if (typeof value === 'bigint') return wide === 'text' ? `"${value}"` : String(value);
   return String(value);
 }

@@ -22,10 +22,10 @@ const MAX_JSON_DEPTH = 64;
 /** Most bytes of a member's name, and most members of an object: more than any message or BTF type has. */
 const MAX_NAME = 1024;
 const MAX_MEMBERS = 70_000;
-/** Text read ahead at most for one item before it is taken apart the slow way. */
+/** Most text to read ahead for one item before falling back to the slow path. */
 export const JSON_WINDOW = 256 * 1024;
 
-/** Bytes to have at hand before a value is taken as a whole. */
+/** Bytes to have in the window before trying to read a value as a whole. */
 const QUICK = 4096;
 
 const QUOTE = 0x22;
@@ -56,7 +56,7 @@ const escapes: Readonly<Record<number, number>> = {
   0x74: 0x09,
 };
 
-/** Where text that is read from a temporary copy stood at first. */
+/** The original position of text that is read from a temporary copy. */
 export interface Origin {
   readonly input: Input;
   readonly offset: number;
@@ -69,11 +69,11 @@ export class Sum {
   values = 0;
 }
 
-/** Reads one text from where it stands. Methods throw BpfimgError `badJson` for what is not as expected. */
+/** Reads one text from its current position. Methods throw BpfimgError `badJson` for unexpected input. */
 export class JsonReader {
   readonly cursor: Cursor;
   readonly #origin: Origin | undefined;
-  /** Names and indexes that lead to where the reader stands. */
+  /** Names and indexes that lead to the current position. */
   readonly path: (string | number)[];
   /** Whether a value read since this was last cleared had an integer beyond 2^53-1 (a bigint). */
   sawBigint = false;
@@ -97,18 +97,18 @@ export class JsonReader {
     return (this.#origin?.input ?? this.cursor.input).name;
   }
 
-  /** JSON pointer of where the reader stands. */
+  /** JSON pointer of the current position. */
   get pointer(): string {
     return this.path.map(pointerPart).join('');
   }
 
-  /** Where text that is copied out from here on should say it came from. */
+  /** The current position, as the origin of text that is copied out from here on. */
   origin(): Origin {
     return { input: this.#origin?.input ?? this.cursor.input, offset: this.offset, path: [...this.path] };
   }
 
   /**
-   * The error for what stands at `offset`: file, pointer, message, line and column. Made by callers as
+   * The error for the text at `offset`: file, pointer, message, line and column. Use it as
    * `throw reader.bad(…)`.
    */
   bad(message: string, offset = this.offset, pointer = this.pointer): BpfimgError {
@@ -119,7 +119,7 @@ export class JsonReader {
   }
 
   /**
-   * The error for JSON that does not fit within the value that starts at `offset` and has the pointer `outer`.
+   * The error for wrong JSON inside the value that starts at `offset` and has the pointer `outer`.
    * Reads the file once more to find the line.
    */
   async badAt(inner: PointerError, offset: number, outer = this.pointer): Promise<BpfimgError> {
@@ -135,7 +135,7 @@ export class JsonReader {
     }
   }
 
-  /** Offset of the value that `pointer` names within the value at `offset`, or of its nearest parent. */
+  /** Offset of the value that `pointer` names inside the value at `offset`, or of its nearest parent. */
   private async find(offset: number, pointer: string): Promise<number> {
     await this.cursor.skip(offset);
     let found = offset;
@@ -168,7 +168,7 @@ export class JsonReader {
     return found;
   }
 
-  /** The next byte that is not white space, without taking it; -1 at the end. */
+  /** The next byte that is not white space, without consuming it; -1 at the end. */
   async peek(): Promise<number> {
     const { cursor } = this;
     for (;;) {
@@ -198,7 +198,7 @@ export class JsonReader {
     return this.#unexpected(what);
   }
 
-  /** Steps through an object. The caller takes each member's value before it asks for the next. */
+  /** Steps through an object. The caller must read each member's value before it asks for the next. */
   async *members(): AsyncGenerator<string> {
     await this.#expect(OPEN_OBJECT, 'an object');
     const seen = new Set<string>();
@@ -211,7 +211,7 @@ export class JsonReader {
       const start = this.offset;
       const name = await this.string(MAX_NAME);
       if (seen.size === MAX_MEMBERS) throw this.bad(`more than ${MAX_MEMBERS} members`, start);
-      if (seen.has(name)) throw this.bad(`member "${name}" stands twice`, start);
+      if (seen.has(name)) throw this.bad(`member "${name}" appears twice`, start);
       seen.add(name);
       await this.#expect(COLON, '":"');
       this.path.push(name);
@@ -225,7 +225,7 @@ export class JsonReader {
     this.cursor.at++;
   }
 
-  /** Steps through a list, giving each index. The caller takes each element. */
+  /** Steps through a list, yielding each index. The caller must read each element. */
   async *elements(): AsyncGenerator<number> {
     await this.#expect(OPEN_LIST, 'a list');
     if ((await this.peek()) === CLOSE_LIST) {
@@ -247,7 +247,7 @@ export class JsonReader {
 
   /**
    * A string, as text.
-   * @param most bytes of it and of what is held already
+   * @param most limit for its bytes plus `held`
    */
   async string(most = MAX_STRINGS, held = 0): Promise<string> {
     let whole = Buffer.allocUnsafe(64);
@@ -272,12 +272,12 @@ export class JsonReader {
     }
   }
 
-  /** Streams a string's bytes, escapes resolved. `take` returns false to refuse what it was given. */
+  /** Streams a string's bytes, with escapes resolved. `take` returns false to reject its input. */
   async #pieces(take: (bytes: Uint8Array, from: number, to: number) => boolean, what: string): Promise<void> {
     await this.#expect(QUOTE, what);
     const { cursor } = this;
     for (;;) {
-      if ((await cursor.fill()) === 0) throw this.bad('the text ends within a string');
+      if ((await cursor.fill()) === 0) throw this.bad('the text ends inside a string');
       const { bytes, end } = cursor;
       let at = cursor.at;
       for (let byte = bytes[at] as number; at < end; byte = bytes[++at] as number) {
@@ -291,20 +291,20 @@ export class JsonReader {
         cursor.at++;
         return;
       }
-      if (byte !== BACKSLASH) throw this.bad(`control character 0x${byte.toString(16)} within a string`);
+      if (byte !== BACKSLASH) throw this.bad(`control character 0x${byte.toString(16)} in a string`);
       const unescaped = await this.#escape();
       if (!take(unescaped, 0, unescaped.length)) throw this.bad(`must be ${what}`);
     }
   }
 
-  /** Takes one escape (a surrogate pair at once) and gives its UTF-8 bytes. */
+  /** Reads one escape (or a surrogate pair) and returns its UTF-8 bytes. */
   async #escape(): Promise<Uint8Array> {
     const { cursor } = this;
-    if ((await cursor.fill(2)) < 2) throw this.bad('the text ends within a string');
+    if ((await cursor.fill(2)) < 2) throw this.bad('the text ends inside a string');
     const letter = cursor.bytes[cursor.at + 1] as number;
     if (letter !== 0x75) {
       const byte = escapes[letter];
-      if (byte === undefined) throw this.bad(`"\\${String.fromCharCode(letter)}" is no escape`);
+      if (byte === undefined) throw this.bad(`"\\${String.fromCharCode(letter)}" is not an escape`);
       cursor.at += 2;
       return Uint8Array.of(byte);
     }
@@ -320,7 +320,7 @@ export class JsonReader {
         }
       }
     }
-    if (/\p{Surrogate}/u.test(text)) throw this.bad('half of a surrogate pair within a string');
+    if (/\p{Surrogate}/u.test(text)) throw this.bad('half of a surrogate pair in a string');
     return Buffer.from(text);
   }
 
@@ -356,7 +356,7 @@ export class JsonReader {
     throw this.bad(`expected a JSON value, found ${JSON.stringify(short)}`, this.offset - text.length);
   }
 
-  /** The value of a word without quotes; undefined when it is none. */
+  /** The value of an unquoted word; undefined if it has none. */
   #word(text: string): Json | undefined {
     if (text === 'true') return true;
     if (text === 'false') return false;
@@ -369,9 +369,9 @@ export class JsonReader {
   }
 
   /**
-   * Takes the object or list that stands next, when all of it is at hand: like {@link value}, without a wait and
-   * several times as fast. Undefined, and nothing is taken, when it is cut off or has anything odd in it.
-   * @param level how deep it stands in the value that is being built
+   * Reads the next object or list if all of it is in the window: like {@link value}, but without waiting and
+   * several times as fast. Returns undefined and consumes nothing if it is cut off or unusual.
+   * @param level its depth in the value being built
    */
   ready(level = 0): Json | undefined {
     const { cursor } = this;
@@ -406,7 +406,7 @@ export class JsonReader {
     return at > end ? undefined : this.#parsed(at, members, ascii);
   }
 
-  /** The text up to `end` as JSON; undefined when it is none, or has another number of members than the text. */
+  /** The text up to `end` as JSON; undefined if it is invalid, or the result has fewer members than the text. */
   #parsed(end: number, members: number, ascii: boolean): Json | undefined {
     const { cursor } = this;
     this.#text ??= Buffer.from(cursor.bytes.buffer, cursor.bytes.byteOffset, cursor.bytes.length);
@@ -417,19 +417,19 @@ export class JsonReader {
         ? this.#text.toString('latin1', cursor.at, end)
         : utf8.decode(cursor.bytes.subarray(cursor.at, end));
       const value = JSON.parse(text) as Json;
-      // A member that stands twice is an error, which the slow way explains.
+      // A duplicate member is an error, which the slow path reports.
       if (this.#count(value) === members) {
         cursor.at = end;
         return value;
       }
     } catch {
-      // Explained likewise.
+      // The slow path reports this too.
     }
     Object.assign(sum, { strings, values });
     return undefined;
   }
 
-  /** Counts what is in a value; returns the members of all objects, NaN when the name of one is too long. */
+  /** Counts the contents of a value; returns the number of members of all objects, NaN if a name is too long. */
   #count(value: Json): number {
     if (typeof value !== 'object' || value === null) {
       this.#sum.values++;
@@ -447,7 +447,7 @@ export class JsonReader {
   }
 
   /**
-   * Any value, built in memory: for what is small by nature.
+   * Any value, built in memory; for values that are always small.
    * @param sum of the values that it is kept together with
    */
   async value(sum = new Sum()): Promise<Json> {
@@ -461,7 +461,7 @@ export class JsonReader {
       await cursor.fill(Math.min(QUICK, cursor.bytes.length));
       const ready = isWhole ? this.ready(depth) : undefined;
       if (ready === undefined) sum.values += isWhole ? VALUES_OF_WHOLE : 1;
-      if (sum.values > MAX_VALUES) throw this.bad('more values than any entry has');
+      if (sum.values > MAX_VALUES) throw this.bad('more values than any entry can have');
       if (sum.strings > MAX_STRINGS) throw this.bad(`text of more than ${MAX_STRINGS} bytes in one value`);
       await pause();
       if (ready !== undefined) return ready;
@@ -490,8 +490,8 @@ export class JsonReader {
   }
 
   /**
-   * Moves past a value, whatever its size, and copies its text to `copy` when given. Checks brackets and
-   * strings only: a copy is parsed later.
+   * Skips a value of any size, and copies its text to `copy` if given. Checks only brackets and
+   * strings, because a copy is parsed later.
    */
   async skip(copy?: Output): Promise<void> {
     const { cursor } = this;
@@ -538,7 +538,7 @@ export class JsonReader {
     const start = this.offset;
     const refuse = (bytes: Uint8Array, from: number): false => {
       const { cursor } = this;
-      // Leaves the cursor at the digit that is none, for the message.
+      // Leaves the cursor at the character that is not a digit, for the message.
       if (bytes === cursor.bytes) for (cursor.at = from; isHexDigit(bytes[cursor.at] as number); ) cursor.at++;
       return false;
     };
@@ -583,10 +583,10 @@ export class JsonReader {
       return stop;
     };
     for (;;) {
-      // Two bytes at least, so that an escape is not cut in half; one is enough for the closing quote.
-      if ((await cursor.fill(2)) === 0) throw this.bad('the text ends within a string');
+      // At least two bytes, so that no escape is split; one is enough for the closing quote.
+      if ((await cursor.fill(2)) === 0) throw this.bad('the text ends inside a string');
       const { bytes, end } = cursor;
-      // What one push makes must fit the smallest output buffer.
+      // The output of one push must fit into the smallest output buffer.
       const part = Math.min(end, cursor.at + 64 * 1024);
       cursor.at = push(cursor.view, cursor.at, part);
       if (cursor.at === part) {

@@ -1,4 +1,4 @@
-/** Types of items in documents: what `types` and `btf` say, both ways. */
+/** Types of items in documents: reads and writes the members `types` and `btf`. */
 import { BTF_MAX, Btf } from '../btf/btf.js';
 import { typeName, typeNamed } from '../btf/c.js';
 import { type ValueCodec, valueCodec } from '../btf/values.js';
@@ -13,8 +13,8 @@ import { FORM_MOST, type ItemForms, itemBytes, type JsonForm, type MapForms } fr
 import { type JsonReader, Sum } from './reader.js';
 
 /**
- * Typed JSON as a form of keys or values. Text of two hex digits for each byte is the bytes, unless it is just
- * what the type's values are written as: a number of 16 decimal digits, say.
+ * Typed JSON as a form of keys or values. Text with two hex digits for each byte means the bytes, unless it is also
+ * how a value of the type is written: a number of 16 decimal digits, say.
  */
 export function typedForm(codec: ValueCodec): JsonForm {
   const { size } = codec;
@@ -30,7 +30,7 @@ export function typedForm(codec: ValueCodec): JsonForm {
   };
 }
 
-/** Whether `value` is just what its bytes are shown as; they are then written. */
+/** Whether `value` is exactly how its bytes are shown. If so, writes the bytes. */
 function reads(codec: ValueCodec, value: Json, view: DataView, at: number): boolean {
   if (typeof value !== 'string') return false;
   try {
@@ -44,7 +44,7 @@ function reads(codec: ValueCodec, value: Json, view: DataView, at: number): bool
 
 /** The types of one map. */
 export interface NamedTypes {
-  /** Number of their BTF object within the document. */
+  /** Id of their BTF object within the document. */
   readonly btfId: number;
   readonly btf: Btf;
   /** 0 for none. */
@@ -52,32 +52,32 @@ export interface NamedTypes {
   readonly value: number;
 }
 
-/** The forms of items of these types, and the `types` member that leads back to them. */
+/** The forms of items of these types, and the `types` member that names them. */
 export function namedForms({ btfId, btf, key, value }: NamedTypes): MapForms {
   const types: JsonObject = { btf_id: btfId };
   const form = (what: 'key' | 'value', id: number): JsonForm | undefined => {
     if (id === 0) return undefined;
     const name = typeName(btf, id);
     types[what] = name;
-    // Arrays, and types of one name, are not found by their names.
+    // Arrays, and types that share a name, cannot be found by name.
     if (typeNamed(btf, name) !== id) types[`btf_${what}_type_id`] = id;
     return typedForm(valueCodec(btf, id));
   };
   return { key: form('key', key), value: form('value', value), types };
 }
 
-/** A BTF object that a document carries. */
+/** A BTF object in a document. */
 export interface CarriedBtf {
   /** As in a bpfmap_btf_entry. */
   readonly message: JsonObject;
-  /** Where the blob stands in {@link DocumentTypes.blobs}. */
+  /** Where the blob begins in {@link DocumentTypes.blobs}. */
   readonly at: number;
   readonly size: number;
 }
 
-/** The types that a document carries. */
+/** The types in a document. */
 export class DocumentTypes {
-  /** All blobs, one behind the other. */
+  /** All blobs, one after the other. */
   readonly blobs = new Spool();
   readonly objects = new Map<number, CarriedBtf>();
   readonly #parsed = new Map<number, Btf>();
@@ -86,7 +86,7 @@ export class DocumentTypes {
     this.blobs.close();
   }
 
-  /** Reads the list that stands next, a document's `btf`. */
+  /** Reads the list that comes next, a document's `btf`. */
   async read(reader: JsonReader): Promise<void> {
     for await (const _ of reader.elements()) {
       await reader.peek();
@@ -108,7 +108,7 @@ export class DocumentTypes {
       if (problem) throw await reader.badAt(problem, start);
       const id = message.btf_id as number;
       if (this.objects.has(id))
-        throw await reader.badAt(new PointerError('/btf_id', `BTF object ${id} stands twice`), start);
+        throw await reader.badAt(new PointerError('/btf_id', `BTF object ${id} appears twice`), start);
       const whole: JsonObject = { ...message, size };
       try {
         encodeMessage(BPFMAP_BTF.message, whole, 'latin1');
@@ -122,7 +122,7 @@ export class DocumentTypes {
 
   /**
    * The ids of the types that a map's `types` names.
-   * @throws PointerError; its pointer leads from `types` down
+   * @throws PointerError with a pointer relative to `types`
    */
   async resolve(types: Json): Promise<NamedTypes> {
     const problem = await check('item_types', types, true);
@@ -149,8 +149,8 @@ export class DocumentTypes {
 
   /**
    * The forms of a map's items.
-   * @param header of the map: the sizes it says must be those of its types
-   * @throws PointerError; its pointer leads from the map down
+   * @param header of the map; its sizes must match its types
+   * @throws PointerError with a pointer relative to the map
    */
   async forms(header: JsonObject): Promise<ItemForms> {
     try {
@@ -175,10 +175,7 @@ export class DocumentTypes {
     if (btf !== undefined) return btf;
     const object = this.objects.get(id);
     if (object === undefined) {
-      throw new PointerError(
-        '/btf_id',
-        `no BTF object ${id} in the document's "btf", which must stand before its maps`,
-      );
+      throw new PointerError('/btf_id', `no BTF object ${id} in the document's "btf", which must come before its maps`);
     }
     const { at, size, message } = object;
     const blob = await new Cursor(this.blobs.input(), at, at + size).take(size);

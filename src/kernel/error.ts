@@ -59,11 +59,11 @@ export class KernelError extends BpfimgError {
 /** `BPF_MAP_CREATE` and `EPERM`, or `*` and `EPERM`: the likely causes, the more special first. */
 const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   BPF_MAP_CREATE: {
-    ENOMEM: 'not enough memory, or the limit of a memory cgroup reached',
+    ENOMEM: 'not enough memory, or a memory cgroup reached its limit',
     EBADF: 'a file descriptor among its attributes is not open',
     EINVAL: 'one of its attributes is not accepted',
     E2BIG: 'one of its attributes is too large, or newer than this kernel',
-    EOPNOTSUPP: 'no device offers offload, which its ifindex asks for',
+    EOPNOTSUPP: 'its ifindex asks for offload, which no device offers',
   },
   BPF_MAP_GET_NEXT_ID: { EPERM: 'needs the capability CAP_SYS_ADMIN' },
   BPF_PROG_GET_NEXT_ID: { EPERM: 'needs the capability CAP_SYS_ADMIN' },
@@ -83,7 +83,7 @@ const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     ENOTDIR: 'no such folder',
   },
   BPF_OBJ_PIN: {
-    EEXIST: 'there is a file already',
+    EEXIST: 'a file exists there already',
     ENOENT: 'no such folder',
     EACCES: 'no permission to write there',
     EPERM: 'not on a BPF file system, or a dot in the name',
@@ -97,15 +97,15 @@ const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   BPF_MAP_GET_NEXT_KEY: { EPERM: 'its file descriptor is write-only', EINVAL: 'it has no keys' },
   BPF_MAP_LOOKUP_BATCH: {
     EPERM: 'its file descriptor is write-only',
-    ENOSPC: 'one of its buckets does not fit',
+    ENOSPC: 'one of its buckets does not fit into the batch',
     EINTR: 'it changes faster than it can be read',
   },
   BPF_MAP_UPDATE_ELEM: {
     EPERM: 'frozen, or its file descriptor is read-only',
     E2BIG: 'it is full, or the index is not below max_entries',
     ENOSPC: 'it is full',
-    EEXIST: 'the key is there already',
-    ENOENT: 'the key is not there',
+    EEXIST: 'the key exists already',
+    ENOENT: 'the key does not exist',
     EINVAL: 'the key, the value or a flag is not accepted',
     ENOMEM: 'not enough memory',
   },
@@ -140,7 +140,7 @@ const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   mmap: {
     EPERM: 'frozen, or not mappable for writing',
     EACCES: 'read-only to programs, or its file descriptor does not allow it',
-    EINVAL: 'not a map with BPF_F_MMAPABLE, or beyond its end',
+    EINVAL: 'the map lacks BPF_F_MMAPABLE, or the range is beyond its end',
     ENOTSUPP: 'maps of this type cannot be mapped',
     ENODEV: 'maps of this type cannot be mapped',
     ENOMEM: 'not enough memory or address space',
@@ -156,10 +156,10 @@ const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     ENOMEM: 'not enough memory',
     EMFILE: 'too many open files in this process, see ulimit -n',
     ENFILE: 'too many open files on this machine',
-    ENOSYS: 'this kernel does not have the call',
+    ENOSYS: 'this kernel lacks the call',
     EOPNOTSUPP: 'not supported for maps of this type',
     ENOTSUPP: 'not supported for maps of this type',
-    EINTR: 'interrupted again and again',
+    EINTR: 'interrupted repeatedly',
     EAGAIN: 'not possible at the moment',
     EBUSY: 'in use at the moment',
   },
@@ -168,5 +168,5 @@ const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
 /** The likely cause of a failure, from call and errno alone. */
 export function causeOf(call: string, errno: number): string {
   const name = errnoName(errno);
-  return CAUSES[call]?.[name] ?? CAUSES['*']?.[name] ?? 'the kernel does not say why';
+  return CAUSES[call]?.[name] ?? CAUSES['*']?.[name] ?? 'the kernel gives no reason';
 }

@@ -136,7 +136,7 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
     }
   }
   if (failure !== undefined) throw failure;
-  const why = 'no process or pin is seen to hold it, and its type may be one that opening would harm';
+  const why = 'no visible process or pin holds it, and opening it could harm it, depending on its type';
   throw new BpfimgError('unsupported', why, { subject: mapSubject(map.id, map.name ?? '') });
 }
 
@@ -216,13 +216,13 @@ export class LiveMaps {
       if (open === 'hidden') {
         throw new BpfimgError(
           'io',
-          'its files may not be looked at (needs the right to trace it: CAP_SYS_PTRACE, and no fewer capabilities than it has)',
+          'no permission to inspect its files (needs the right to trace it: CAP_SYS_PTRACE, and no fewer capabilities than it has)',
           { subject: `process ${pid}` },
         );
       }
       for (const fd of fds) {
         if (open.some(({ holder }) => holder.fd === fd)) continue;
-        throw new BpfimgError('notFound', `its fd ${fd} is no BPF map`, { subject: `process ${pid}` });
+        throw new BpfimgError('notFound', `its fd ${fd} is not a BPF map`, { subject: `process ${pid}` });
       }
       for (const { map, holder } of open) if (fds.length === 0 || fds.includes(holder.fd)) chosen.add(map.id);
     }

@@ -766,8 +766,8 @@ function createCause(sys: Sys, spec: MapSpec, name: Buffer, attr: Attr, errno: n
   const found = breaches(asked, type);
   if (found.length > 0) return found.join('; ');
   if (errno === ERRNO.E2BIG && spec.keySize > 0) return 'key_size, value_size or max_entries is too large';
-  if (spec.btf !== undefined) return 'its BTF is no BTF object, or does not fit its sizes';
-  if ((asked.flags & MAP_FLAG.NUMA_NODE) !== 0) return `NUMA node ${spec.numaNode ?? 0} is perhaps not there`;
+  if (spec.btf !== undefined) return 'its BTF is not a BTF object, or does not fit its sizes';
+  if ((asked.flags & MAP_FLAG.NUMA_NODE) !== 0) return `NUMA node ${spec.numaNode ?? 0} may not exist`;
   const newest = Object.entries<StructField>(attr.layout.fields)
     .filter(([, { offset, size, since }]) => since !== undefined && !isZero(attr.bytes, offset, offset + size))
     .at(-1);
@@ -783,7 +783,7 @@ function pinCause(path: string, errno: number, sys: Sys): string | undefined {
   const folder = path.replace(/[^/]*\/*$/, '') || '.';
   if (isBpffs(pathBytes(folder)) === false) return `${folder} is not on a BPF file system; ${bpffsHint(sys.proc)}`;
   const name = path.slice(folder === '.' ? 0 : folder.length);
-  return name.includes('.') ? 'names of pins cannot have a dot' : undefined;
+  return name.includes('.') ? 'a pin name cannot contain a dot' : undefined;
 }
 
 /**

@@ -282,7 +282,7 @@ export function childrenOf(pid: number, proc = PROC): number[] | 'gone' {
     const text = attempt(() => fs.readFileSync(`${folder}/${task}/children`, 'latin1'));
     if (text !== undefined) for (const [child] of text.matchAll(/\d+/g)) children.push(Number(child));
     else if (attempt(() => fs.statSync(`${folder}/${task}/stat`)) !== undefined) {
-      const why = 'this kernel does not tell the children of a process (CONFIG_PROC_CHILDREN)';
+      const why = 'this kernel does not list the children of a process (it lacks CONFIG_PROC_CHILDREN)';
       throw new BpfimgError('unsupported', why, { subject: `${folder}/${task}/children` });
     }
   }

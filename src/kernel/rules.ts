@@ -168,7 +168,7 @@ export function nameByteAllowed(byte: number): boolean {
  * @param type its row; undefined for a type without one
  */
 export function breaches(asked: CreateRequest, type: KnownType | undefined): string[] {
-  if (type === undefined) return [`map_type ${asked.type} is not known to bpfimg, and perhaps not to this kernel`];
+  if (type === undefined) return [`map_type ${asked.type} is unknown to bpfimg, and maybe to this kernel`];
   const rule = type.create;
   if (rule === undefined) return [];
   const found: string[] = [];
@@ -185,9 +185,9 @@ export function breaches(asked: CreateRequest, type: KnownType | undefined): str
   }
   size('max_entries', asked.maxEntries, rule.entries);
   const strange = asked.flags & ~rule.flags;
-  if (strange !== 0) found.push(`map_flags ${flagsText(strange)} not taken`);
+  if (strange !== 0) found.push(`map_flags ${flagsText(strange)} not accepted`);
   const missing = rule.needs & ~asked.flags;
-  if (missing !== 0) found.push(`map_flags without ${flagsText(missing)}`);
+  if (missing !== 0) found.push(`map_flags lack ${flagsText(missing)}`);
   for (const both of [RW, PROG]) {
     if ((asked.flags & both) === both) found.push(`map_flags ${flagsText(both)} exclude each other`);
   }
@@ -199,13 +199,13 @@ export function breaches(asked: CreateRequest, type: KnownType | undefined): str
     );
   }
   if (asked.ifindex !== 0)
-    found.push(`ifindex ${asked.ifindex}, expected 0: maps on network devices are their drivers'`);
-  if (asked.btf && rule.btf === 'no') found.push('BTF, which this type does not take');
+    found.push(`ifindex ${asked.ifindex}, expected 0: maps on network devices belong to the drivers`);
+  if (asked.btf && rule.btf === 'no') found.push('BTF, which this type does not accept');
   if (!asked.btf && rule.btf === 'required') found.push('no BTF, which this type needs');
-  if (type.inner === true && !asked.inner) found.push('no inner map to go by');
+  if (type.inner === true && !asked.inner) found.push('no inner map as a template');
   if (asked.name.length >= NAME_SIZE)
     found.push(`a name of ${asked.name.length} bytes, expected at most ${NAME_SIZE - 1}`);
   const odd = asked.name.find((byte) => !nameByteAllowed(byte));
-  if (odd !== undefined) found.push(`byte 0x${odd.toString(16).padStart(2, '0')} in the name`);
+  if (odd !== undefined) found.push(`byte 0x${odd.toString(16).padStart(2, '0')} is not allowed in the name`);
   return found;
 }

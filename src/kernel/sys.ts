@@ -474,7 +474,7 @@ export async function openSys(
   } catch (error) {
     throw new BpfimgError(
       'unsupported',
-      `live BPF maps need the package koffi, which does not load: ${firstLine(error)}`,
+      `live BPF maps need the package koffi, which failed to load: ${firstLine(error)}`,
       {
         cause: error,
       },

@@ -56,13 +56,13 @@ export async function compareItems(
       if (map.lookup(key, 0, found) === undefined) {
         // An array that was made smaller has no place for it, nor needs one for zero.
         if (type.dense === true && (await holds((bytes) => isZero(bytes)))) continue;
-        throw wrong(key, 'is not there');
+        throw wrong(key, 'is missing');
       }
       blank(found, 0, ignored);
       const same = holds(isFound);
       // No waiting where it is known.
       if (same === true || (await same)) continue;
-      if (!repeated) throw wrong(key, 'has another value than in the image');
+      if (!repeated) throw wrong(key, 'has a different value than in the image');
       differing++;
     }
     await pause();

@@ -440,7 +440,7 @@ async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise
       const held = await countItems(map);
       if (held >= items.count) return FULL;
       if (again === REFILLS) {
-        const why = `it holds ${held} of ${items.count} items: the kernel drops the others for new ones`;
+        const why = `it holds ${held} of ${items.count} items: the kernel evicted the others to make room`;
         return { kind: 'partial', why };
       }
       let missing = 0;
@@ -475,7 +475,7 @@ export async function countItems(map: BpfMap): Promise<number> {
     if (result.end) return count;
     await pause();
     if (count > 2 * map.maxEntries + 1024) {
-      throw new BpfimgError('conflict', 'it changes while it is read', { subject: map.subject });
+      throw new BpfimgError('conflict', 'it changes while it is being read', { subject: map.subject });
     }
   }
 }

@@ -80,7 +80,7 @@ async function readFully(input: Input, into: Uint8Array, position: number): Prom
   for (let got = 0; got < into.length; ) {
     const count = await input.read(got === 0 ? into : into.subarray(got), position + got);
     if (count === 0)
-      throw new BpfimgError('badImage', 'it has become shorter while it was read', { subject: input.name });
+      throw new BpfimgError('badImage', 'it became shorter while it was being read', { subject: input.name });
     got += count;
   }
 }
@@ -108,7 +108,7 @@ export function foldCpus(items: ItemSource, valueSize: number, from: number, to:
   if (how !== 'first' && valueSize % word !== 0) {
     throw new BpfimgError(
       'unsupported',
-      `values of ${valueSize} bytes are no numbers of 4 or 8 bytes; --percpu first keeps them`,
+      `values of ${valueSize} bytes are not 4- or 8-byte numbers; --percpu first keeps them`,
       { subject: `--percpu ${how}` },
     );
   }

@@ -80,7 +80,7 @@ export function memoryAvailable(proc = PROC, cgroups = '/sys/fs/cgroup'): Availa
   try {
     const text = fs.readFileSync(`${proc}/meminfo`, 'latin1');
     const match = /^MemAvailable:\s*(\d+) kB/m.exec(text);
-    if (match) offer(Number(match[1]) * 1024, 'memory that is available');
+    if (match) offer(Number(match[1]) * 1024, 'available memory');
   } catch {
     // Without procfs nothing is known, and nothing is refused.
   }
@@ -98,7 +98,7 @@ export function memoryAvailable(proc = PROC, cgroups = '/sys/fs/cgroup'): Availa
       const usage = numberIn(`${group}/${used}`);
       if (limit !== undefined && usage !== undefined) {
         const left = Math.max(0, limit - usage + reclaimable(group));
-        offer(left, `memory that cgroup ${at === '' ? '/' : at} has left`);
+        offer(left, `memory left in cgroup ${at === '' ? '/' : at}`);
       }
       if (at === '') break;
     }

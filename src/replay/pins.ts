@@ -81,7 +81,7 @@ function takenError(folder: string, taken: readonly string[]): BpfimgError {
   const list =
     taken.slice(0, LISTED_PINS).join(', ') +
     (taken.length > LISTED_PINS ? `, and ${taken.length - LISTED_PINS} more` : '');
-  const ways = '--pin names another folder, --rename-taken gives the new maps other names';
+  const ways = 'choose another folder with --pin, or other names with --rename-taken';
   return new BpfimgError('conflict', `${list}: pinned there already; ${ways}`, { subject: folder, code: 'EEXIST' });
 }
 
@@ -96,7 +96,7 @@ function placeProblem(folder: string, proc: string): BpfimgError | undefined {
   try {
     there = fs.statSync(pathBytes(folder), { throwIfNoEntry: false });
   } catch (error) {
-    return ioError(folder, 'look at it', error) as BpfimgError;
+    return ioError(folder, 'inspect it', error) as BpfimgError;
   }
   if (there !== undefined && !there.isDirectory()) return new BpfimgError('io', 'not a folder', { subject: folder });
   const bpffs = isBpffs(pathBytes(there === undefined ? parent : folder));
@@ -104,7 +104,7 @@ function placeProblem(folder: string, proc: string): BpfimgError | undefined {
   const [subject, where] = bpffs === undefined ? [parent, 'no such folder'] : [folder, 'not on a BPF file system'];
   return new BpfimgError(
     bpffs === undefined ? 'notFound' : 'unsupported',
-    `${where}, where pins go; ${bpffsHint(proc)}`,
+    `${where}, which pins need; ${bpffsHint(proc)}`,
     { subject },
   );
 }

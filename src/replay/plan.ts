@@ -126,7 +126,7 @@ export function mapSpec(file: BpfmapFileEntry, types: MapTypes, maxEntries = fil
 export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: PlanOptions): PlannedMap {
   const file = map.files[0]?.message;
   if (file === undefined) {
-    throw new BpfimgError('unsupported', `map ${map.mapId}: nothing says what it is`, { subject: dump.name });
+    throw new BpfimgError('unsupported', `map ${map.mapId}: no image describes it`, { subject: dump.name });
   }
   const whole = wholeName(map) ?? '';
   const subject = mapSubject(map.mapId, whole);
@@ -143,12 +143,12 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   if (options.maxEntries !== undefined) {
     maxEntries = takenEntries(type, options.maxEntries, options.pageSize ?? SMALLEST_PAGE);
     if (maxEntries !== options.maxEntries) {
-      const why = `a ${type.name} takes a power of two in whole pages`;
+      const why = `a ${type.name} needs a power of two that is a multiple of the page size`;
       notes.push(`max_entries is rounded up from ${options.maxEntries} to ${maxEntries}: ${why}`);
     }
   }
   const spec = mapSpec(file, types, maxEntries);
-  if (spec.name !== file.map_name) lacks.push('its name has a NUL byte, where it ends');
+  if (spec.name !== file.map_name) lacks.push('its name is cut off at a NUL byte');
   const items = itemSource(dump, map, file, types, options, bad);
   if (types.row(file.map_type) === undefined) lacks.push(STRANGE);
   const captured = captureReport(map.meta);
@@ -159,7 +159,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const facts = mapFacts(map, types);
   if (facts.types !== undefined && (facts.types.key !== 0 || facts.types.value !== 0)) {
     if (type.create?.btf === 'no') lacks.push(takesNoTypes(type));
-    else if (!dump.btf.has(facts.types.btf)) lacks.push('its types, which no image has');
+    else if (!dump.btf.has(facts.types.btf)) lacks.push('its types, which no image contains');
   }
   return {
     mapId: map.mapId,
@@ -184,7 +184,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
 }
 
 /** What is said of a map whose type no plugin names. */
-export const STRANGE = 'bpfimg does not know its type, nor perhaps this kernel: its keys and values are plain bytes';
+export const STRANGE = 'its type is unknown to bpfimg, and maybe to this kernel: its keys and values are plain bytes';
 
 /**
  * Works out `maps`, those of the dump that they lead to, and the order in which they must be created.
@@ -229,7 +229,7 @@ export async function planMaps(
 
 /** What is said of the types of a map whose type has none. */
 export function takesNoTypes({ name }: MapType): string {
-  return `its types: the kernel takes none of a map of type ${name}`;
+  return `its types: the kernel accepts none for a map of type ${name}`;
 }
 
 /** Maps that must be there before that of `plan` can be filled, and which of them the dump does not have. */
@@ -290,7 +290,7 @@ function itemSource(
     const got = `${keysBytes} bytes of keys and ${valuesBytes} of values`;
     const { key = file.key_size, value = file.value_size } = type.imageItem ?? {};
     throw bad(
-      `its ${count} items have ${got}, expected ${key} and ${value === 'page' ? 'those of a page' : value} bytes each`,
+      `its ${count} items have ${got}, expected ${key} and ${value === 'page' ? 'a page of' : value} bytes each`,
     );
   }
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);
@@ -302,7 +302,7 @@ function itemSource(
     throw new BpfimgError(
       'conflict',
       `${subject}: it has values of ${from} CPUs, this machine has ${cpus} possible CPUs; ` +
-        '--percpu first, sum or spread says what becomes of them',
+        '--percpu first, sum or spread says what to do with them',
       { subject: dump.name },
     );
   }

@@ -62,7 +62,7 @@ export function memoryShort(
   const [largest] = [...plans].sort((a, b) => b.memory - a.memory);
   return (
     `about ${mib(need)} of kernel memory needed (${largest?.subject}: ${mib(largest?.memory ?? 0)}), ` +
-    `${mib(available.bytes)} of ${available.limit}; at most ${SHARE * 100} % of it is taken`
+    `but a replay uses at most ${SHARE * 100} % of the ${mib(available.bytes)} of ${available.limit}`
   );
 }
 
@@ -77,7 +77,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
     throw new BpfimgError('unsupported', `${noReplay(unfilled.type)}; ${ways}`, { subject: unfilled.subject });
   }
   const short = options.force === true ? undefined : memoryShort(plans, options.available);
-  if (short !== undefined) throw new BpfimgError('unsupported', `${short}; --force tries all the same`);
+  if (short !== undefined) throw new BpfimgError('unsupported', `${short}; --force tries anyway`);
   const { pin: folder, renameTaken, skip } = options;
   const pins = folder === undefined ? undefined : PinFolder.open(folder, plans, renameTaken, sys.proc);
   const types = new ReplayTypes(sys);
