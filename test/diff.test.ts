@@ -521,7 +521,7 @@ t.test('whatever goes wrong is 2', async (t) => {
     [[FLOWD, 'nothing-here'], /nothing-here: cannot open it: no such file or folder/],
     [['nothing-here', FLOWD], /nothing-here/],
     [[FLOWD, path.join(parent, 'empty')], /empty: no files.img/],
-    [[FLOWD, short], /short.img: entry 0 .*is the image cut off/],
+    [[FLOWD, short], /short.img: entry 0 .*is the image truncated/],
     [[FLOWD, path.join(parent, 'text.json')], /text.json: \/maps\/0.*line 1/],
     [[FLOWD, path.join(FLOWD, 'pstree.img')], /pstree.img: a PSTREE image has no BPF maps\n$/],
     [[FLOWD, path.join(TOP, 'README.md')], /README.md: .*is not an image magic/],
@@ -689,7 +689,7 @@ t.test('data that is no items', async (t) => {
   t.strictSame(await lines([broken(1), broken(1)]), { status: 0, text: '', said: '' });
   t.match(await lines([broken(1), broken(2)]), {
     status: 1,
-    text: /map 1: 1 attribute changed\n {2}data: 9 bytes that are not 2 equal items → 9 bytes that are not 2 equal items/,
+    text: /map 1: 1 attribute changed\n {2}data: 9 bytes that do not divide into 2 equal items → 9 bytes that do not divide into 2 equal items/,
   });
 });
 
@@ -943,7 +943,7 @@ t.test('queues and stacks stay as they are', { skip }, async (t) => {
     t.strictSame([status, text], [0, '']);
     t.match(
       said,
-      /^bpfimg: note: map \d+ \(diff_queue\): items not compared: A: not supported: reading it takes its items out/,
+      /^bpfimg: note: map \d+ \(diff_queue\): items not compared: A: not supported: reading it removes its items/,
     );
     t.ok(map.lookupAndDelete(undefined), 'it was not drained');
   }
