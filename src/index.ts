@@ -180,6 +180,7 @@ export type { CpuFold } from './replay/items.js';
 export type { Available } from './replay/memory.js';
 export { type PlannedMap, type PlanOptions, planMap, planMaps } from './replay/plan.js';
 export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
+export { encodeIntoArchive, packed as packDump } from './source/pack.js';
 export {
   type DumpSource,
   type ImageSource,
