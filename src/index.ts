@@ -10,6 +10,7 @@
  */
 
 export { plugins, typeTable } from '../plugins/index.js';
+export type { Format as ArchiveFormat } from './archive/compression.js';
 export {
   type ArrayType,
   Btf,
@@ -62,7 +63,6 @@ export {
   type PluginFolder,
   type Stops,
 } from './criu/criu-program.js';
-
 export type { AttributeChange } from './diff/diff.js';
 export { type DiffedMap, type DumpDiffOptions, diffDumps as diff, type ItemChange } from './diff/dumps.js';
 export { type DocumentForms, type DocumentOptions, writeDocument } from './dump/document.js';
@@ -123,7 +123,7 @@ export {
 } from './json/decode.js';
 export { encodeImage } from './json/encode.js';
 export type { ItemForms, JsonForm, MapForms } from './json/items.js';
-export { JsonReader, type Origin } from './json/reader.js';
+export { JsonReader, type Origin, type Sum } from './json/reader.js';
 export type { NamedTypes } from './json/types.js';
 export type {
   BpfCommand,
