@@ -307,7 +307,10 @@ t.test('without capabilities: a process like this one can be captured, others no
     fs.rmSync(path.join(cwd, 'inherited'), { recursive: true });
     // This process has capabilities, so it may not be looked at; nor may ids.
     const cases: readonly (readonly [string[], RegExp])[] = [
-      [['--pid', String(process.pid)], /may not be looked at \(needs the right to trace it: CAP_SYS_PTRACE/],
+      [
+        ['--pid', String(process.pid)],
+        /no permission to inspect its files \(needs the right to trace it: CAP_SYS_PTRACE/,
+      ],
       [['--name', 'no_such'], /no map has this name that can be seen without CAP_SYS_ADMIN$/],
       [['--id', '4294967295'], /no such map that can be seen without CAP_SYS_ADMIN$/],
     ];

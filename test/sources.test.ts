@@ -195,7 +195,7 @@ t.test('live maps', { skip }, async (t) => {
     (JSON.parse(run(words).stdout) as { maps: { map_id: number }[] }).maps.map(({ map_id }) => map_id);
   for (const source of both) t.strictSame(ids(['decode', source]), [a.id, b.id], source);
   for (const source of one) t.strictSame(ids(['decode', source]), [a.id], source);
-  for (const source of [...both, ...one]) {
+  for (const source of [`pinned:${folder}`, 'name:source_?', `id:${a.id}`]) {
     t.equal(run(['verify', source]).status, 0, `verify ${source}`);
     t.equal(run(['diff', source, source]).status, 0, `diff ${source}`);
     t.match(run(['show', source, '--map', 'source_a']).stdout, /07000000 .* 00000000 09000000/, `show ${source}`);
@@ -298,4 +298,13 @@ t.test('a checkpoint is edited without being unpacked', async (t) => {
   make(
     'bpfimg encode document.json -o made.tar.gz && bpfimg diff made.tar.gz dump && bpfimg encode document.json | tar -t',
   );
+});
+
+const script = shell('command -v script').status !== 0 && 'needs script(1), which makes a terminal';
+t.test('in a terminal', { skip: script }, async (t) => {
+  const typed = (line: string) =>
+    shell(`${line.includes('|') ? '' : '</dev/null '}script -qec "${line}" /dev/null`, { cwd });
+  t.match(typed('cd dump && bpfimg show --map cfg').stdout, /378 +cfg +array/, 'show means the dump it is in');
+  const told = shell('(sleep 3; printf "{}\\n\\004\\004") | script -qec "bpfimg decode" /dev/null', { cwd }).stdout;
+  t.match(told, /reading from the terminal; Ctrl-D ends the input/);
 });

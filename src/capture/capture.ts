@@ -90,7 +90,7 @@ export async function capture(
   try {
     // One that is new has no name yet, but it will be where its own folder is.
     const disk = fs.existsSync(folder) ? folder : path.dirname(folder);
-    writer = new DumpWriter(sys, images, disk, types, options, wanted);
+    writer = new DumpWriter(sys, { images, folder: disk }, types, options, wanted);
     const rows: (() => CapturedMap)[] = [];
     let left = maps.length === 0;
     for (const turn of wanted.turns()) {
@@ -145,6 +145,8 @@ const ACCESS_FLAGS: Readonly<Record<Access, number>> = { rw: 0o2, ro: 0o0, wo: 0
 
 /** The three images while they are written. */
 class DumpWriter {
+  /** On the disk where the images will be. */
+  readonly folder: string;
   readonly #images: FolderOutput;
   readonly #files: FileOutput;
   readonly #data: FileOutput;
@@ -162,12 +164,12 @@ class DumpWriter {
 
   constructor(
     readonly sys: Sys,
-    images: FolderOutput,
-    readonly folder: string,
+    { images, folder }: { readonly images: FolderOutput; readonly folder: string },
     readonly types: MapTypes,
     readonly options: CaptureOptions,
     readonly wanted: CaptureQueue,
   ) {
+    this.folder = folder;
     this.#images = images;
     this.#names = options.images ?? IMAGE;
     this.#boot = bootId(sys.proc);

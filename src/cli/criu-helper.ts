@@ -39,7 +39,7 @@ export async function helper(argv: readonly string[], io: Io): Promise<number> {
     const types = await mapTypes(config.libdir, io);
     const sys = await openSys(types);
     if (criu !== undefined) {
-      await dumpMaps(sys, NEW, criu, wanted, types, config, answer);
+      await dumpMaps(sys, types, { folder: NEW, criu, wanted, config, answer });
       answer('end');
       return EXIT.ok;
     }

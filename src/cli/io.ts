@@ -8,6 +8,8 @@ import { onSameLine } from '../render.js';
 /** Streams, terminal and environment of one command. */
 export interface Io {
   stdin(): Promise<Input>;
+  /** Whether somebody types what standard input gives; not when not said. */
+  typed?(): Promise<boolean>;
   /** The data stream. Commands write results here and nothing else. */
   stdout(): Output;
   /** One line of talk on standard error; whatever stands in it, it stays one. */
@@ -39,6 +41,7 @@ function isDevice(fd: number): boolean {
 export function processIo(): Io {
   return {
     stdin: standardInput,
+    typed: async () => isDevice(0) && (await import('node:tty')).isatty(0),
     stdout: standardOutput,
     say: (line) => {
       process.stderr.write(`${oneLine(line)}\n`);

@@ -1,4 +1,5 @@
 /** Sources as a command line names them: a path or live maps, and standard input for `-` and for nothing. */
+import * as fs from 'node:fs';
 import type { DumpFiles } from '../dump/files.js';
 import { BpfimgError } from '../errors.js';
 import type { Sys } from '../kernel/sys.js';
@@ -34,7 +35,10 @@ export class Sources {
     sys?: Sys,
   ) {
     this.#host = {
-      stdin: () => io.stdin(),
+      stdin: async () => {
+        if (await io.typed?.()) io.say('bpfimg: reading from the terminal; Ctrl-D ends the input');
+        return io.stdin();
+      },
       types: () => this.types(),
       sys: async (types) => sys ?? (await import('../kernel/sys.js')).openSys(types),
       watch: async () => {
@@ -62,6 +66,13 @@ export class Sources {
     );
     if (source.kind === 'dump' && !judged) await this.#sayUnfinished(source.files);
     return source;
+  }
+
+  /** The current folder, for a command without a source that nobody pipes anything into: when it is a dump. */
+  async here(): Promise<string | undefined> {
+    if (!(await this.io.typed?.())) return undefined;
+    const { isDump } = await import('../source/checkpoint.js');
+    return isDump(fs.readdirSync('.')) ? '.' : undefined;
   }
 
   /** What is in an unfinished dump may be less than there was, or broken. */

@@ -33,19 +33,24 @@ function signOfLife(answer: Answer): () => void {
   };
 }
 
+/** What the CRIU plugin asks for during a dump. */
+export interface DumpRequest {
+  /** Where the images go. */
+  readonly folder: string;
+  /** CRIU's pid. */
+  readonly criu: number;
+  /** Ids of maps to capture even if no task is seen to hold them. */
+  readonly wanted: readonly number[];
+  readonly config: CriuConfig;
+  readonly answer: Answer;
+}
+
 /**
- * Captures every map that the tasks traced by `criu` hold, and those of `wanted` beside them, into `folder`.
+ * Captures every map that the tasks traced by CRIU hold, and those that are wanted beside them.
  * @throws BpfimgError, KernelError: then nothing of it stands there
  */
-export async function dumpMaps(
-  sys: Sys,
-  folder: string,
-  criu: number,
-  wanted: readonly number[],
-  types: MapTypes,
-  config: CriuConfig,
-  answer: Answer,
-): Promise<void> {
+export async function dumpMaps(sys: Sys, types: MapTypes, request: DumpRequest): Promise<void> {
+  const { folder, criu, wanted, config, answer } = request;
   const tasks = processes(sys.proc).filter((pid) => tracerOf(pid, sys.proc) === criu);
   const live = LiveMaps.ofProcesses(sys, tasks);
   // Looking at the whole machine takes longer; the tasks are frozen meanwhile.

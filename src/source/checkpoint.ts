@@ -3,8 +3,6 @@ import { IMAGE, PLUGIN_IMAGE } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 
-export { folderFiles } from '../dump/files.js';
-
 /** The file in which podman, CRI-O and kubelet say what container it was. */
 export const CONFIG = 'config.dump';
 

@@ -153,7 +153,8 @@ export function imageSource(input: Input, form: ImageSource['form']): ImageSourc
 
 /** A folder: a dump, or what podman and others make of one, with the dump in `checkpoint`. */
 async function folderSource(folder: string): Promise<DumpSource> {
-  const { checkpointName, CONFIG, folderFiles, isDump } = await import('./checkpoint.js');
+  const { folderFiles } = await import('../dump/files.js');
+  const { checkpointName, CONFIG, isDump } = await import('./checkpoint.js');
   const inner = path.join(folder, 'checkpoint');
   const isInner = !isDump(namesIn(folder)) && isDump(namesIn(inner));
   const files = folderFiles(isInner ? inner : folder);

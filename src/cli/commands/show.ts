@@ -74,7 +74,9 @@ async function run(args: ShowArguments, io: Io): Promise<void> {
     throw new BpfimgError('usage', '--types prints C, without --raw and --json');
   if (args.raw && namesTypes(args)) throw new BpfimgError('usage', '--raw has no use for types');
   const sources = new Sources(io, args.libdir);
-  const source = await sources.open(sourceOf(args.source, args.in));
+  const named = sourceOf(args.source, args.in);
+  const isNamed = args.source !== undefined || args.in !== undefined;
+  const source = await sources.open(isNamed ? named : await sources.here());
   try {
     const dump = await openMaps(source);
     if (dump !== undefined) await showDump(dump, await sources.types(), args, io);
