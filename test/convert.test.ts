@@ -351,7 +351,7 @@ t.test('refused to plugin', async (t) => {
 t.test('a type that bpfimg does not know goes to the plugin as plain bytes', async (t) => {
   const folder = folderOf(t, { 'files.img': filesImage(mapFile({ id: 1, map_id: 7, type: 77 })) });
   const { maps } = (await convert(folder, 'plugin', types)) as { maps: ConvertedMap[] };
-  t.match(maps, [{ mapId: 7, type: 77, report: { kind: 'partial', why: /does not know its type/ } }]);
+  t.match(maps, [{ mapId: 7, type: 77, report: { kind: 'partial', why: /its type is unknown to bpfimg/ } }]);
 });
 
 t.test('refused to native: images that contradict each other', async (t) => {

@@ -563,7 +563,7 @@ t.test('plugin folders: who says which', { skip }, async (t) => {
   if (process.getuid?.() === 0) {
     fs.chmodSync(path.join(etc, 'default.conf'), 0o666);
     t.same(from({ CRIU_LIBS_DIR: builtIn }), { path: builtIn, from: 'CRIU_LIBS_DIR' }, 'not followed');
-    t.match(findings(look(criu, {}, etc)), [/^every dump: .*default\.conf: refused as root: others may write it/]);
+    t.match(findings(look(criu, {}, etc)), [/^every dump: .*default\.conf: refused as root: others may write to it/]);
     fs.chmodSync(path.join(etc, 'default.conf'), 0o644);
   }
   fs.writeFileSync(path.join(etc, 'default.conf'), 'libdir plugins\n');

@@ -100,7 +100,7 @@ for (const [type, name] of [
 /** Types of which something is lost, and how the log says so. */
 const PARTIAL: readonly [name: string, command: string, warning: RegExp][] = [
   ['perf_event_array', 'map m type=4 value=4 max=4', /perf event/],
-  ['bloom_filter', 'map m type=30 key=0 value=8 max=10', /tested/],
+  ['bloom_filter', 'map m type=30 key=0 value=8 max=10', /test for them/],
 ];
 
 for (const [name, command, warning] of PARTIAL) {

@@ -608,7 +608,7 @@ t.test('--skip-unsupported: a map that there cannot be here is not the end of th
   t.match(await cli(dry), { status: 1, stderr: /^bpfimg: map 13 \(strange\): map_flags 0x40000000 not accepted\n$/ });
   t.match(await cli([...dry, '--skip-unsupported']), {
     status: 0,
-    stdout: /future .*partial: bpfimg does not know its type.*\n.*strange .*not supported: /,
+    stdout: /future .*partial: its type is unknown to bpfimg.*\n.*strange .*not supported: /,
     stderr: '',
   });
   t.match(await cli(['replay', dump, '--map', 'future', '--skip-unsupported', '--', 'echo', 'no']), {

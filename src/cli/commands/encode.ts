@@ -1,5 +1,5 @@
 import * as fs from 'node:fs';
-import { BpfimgError } from '../../errors.js';
+import { BpfimgError, ioError } from '../../errors.js';
 import { type Input, openInput, peeked } from '../../io/input.js';
 import { encodeImage } from '../../json/encode.js';
 import type { Command, Given } from '../command.js';
@@ -70,9 +70,17 @@ async function encodeOne(given: Input, { out: file, libdir }: EncodeArguments, i
 async function encodeDump(input: Input, dir: string, { force, libdir }: EncodeArguments, io: Io): Promise<void> {
   const { encodeDocument, encodeIntoArchive, mapTypes } = await ofDumps();
   const types = await mapTypes(libdir, io);
-  if (!fs.statSync(dir, { throwIfNoEntry: false })?.isFile()) return encodeDocument(input, dir, force, types);
+  if (!isFile(dir)) return encodeDocument(input, dir, force, types);
   if (!force) throw new BpfimgError('conflict', 'it is there already; --force edits the dump in it', { subject: dir });
   return encodeIntoArchive(input, dir, types);
+}
+
+function isFile(path: string): boolean {
+  try {
+    return fs.statSync(path, { throwIfNoEntry: false })?.isFile() === true;
+  } catch (error) {
+    throw ioError(path, 'look at it', error);
+  }
 }
 
 /** What only dumps need: a small image is encoded before it could be loaded. */
