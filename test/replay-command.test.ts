@@ -438,7 +438,7 @@ t.test('--dry-run finds what would fail', { skip }, async (t) => {
       {},
       /^bpfimg: map 5 \(m\): map_flags BPF_F_NUMA_NODE not accepted$/,
     ],
-    ['a name', [{ id: 5, name: 'x y' }], {}, /^bpfimg: map 5 \(x y\): byte 0x20 in the name$/],
+    ['a name', [{ id: 5, name: 'x y' }], {}, /^bpfimg: map 5 \(x y\): byte 0x20 is not allowed in the name$/],
     [
       'memory',
       [{ id: 5, type: ARRAY, max: 2 ** 32 - 1, value: 4096 }],
@@ -483,7 +483,10 @@ t.test('--dry-run finds what would fail', { skip }, async (t) => {
     json: true,
   });
   t.match(JSON.parse(several.out), {
-    maps: [{ report: /^not supported: max_entries 0, expected .*; byte 0x20 in the name$/ }, { report: 'full' }],
+    maps: [
+      { report: /^not supported: max_entries 0, expected .*; byte 0x20 is not allowed in the name$/ },
+      { report: 'full' },
+    ],
   });
   const pin = await spied({ source: dumpOf(folder, flows), dryRun: true, pin: folder });
   t.match(pin, { status: 1, said: [/: not on a BPF file system, which pins need; /] });

@@ -383,7 +383,7 @@ const REFUSED: [what: string, maps: MapImage[], message: RegExp][] = [
   [
     'a name the kernel does not take',
     [{ id: 77, name: 'a/b' }],
-    /^map 77 \(a\/b\): BPF_MAP_CREATE: EINVAL \(byte 0x2f in the name\)$/,
+    /^map 77 \(a\/b\): BPF_MAP_CREATE: EINVAL \(byte 0x2f is not allowed in the name\)$/,
   ],
   [
     'a name that is too long',
@@ -731,7 +731,7 @@ t.test('somebody else pins while a replay does', { skip }, async (t) => {
     return undefined;
   });
   await t.rejects(runWith(kernel, { source: dump, pin: place }), {
-    message: /: quick: pinned there already; --pin names/,
+    message: /: quick: pinned there already; choose another folder/,
   });
   t.same(fs.readdirSync(place), ['quick'], 'theirs stays, ours is gone');
   fs.rmSync(path.join(place, 'quick'));

@@ -482,7 +482,10 @@ t.test('one image, by name and through a pipe', async (t) => {
   const bytes = fixture('flowd/bpfmap-data.img');
   t.match(bpfimg(['verify'], { input: bytes }), { status: 0, stdout: 'sound\n' });
   t.match(bpfimg(['verify'], { input: bytes.subarray(0, 9000) }), { status: 1, stdout: /^error: bad-image: / });
-  t.match(bpfimg(['verify'], { input: blob(1, Buffer.from('x')) }), { status: 1, stderr: /expected an image magic/ });
+  t.match(bpfimg(['verify'], { input: blob(1, Buffer.from('x')) }), {
+    status: 1,
+    stderr: /expected a 4-byte image magic/,
+  });
 });
 
 t.test('duplicate keys are found among many, and none where there are none', async (t) => {

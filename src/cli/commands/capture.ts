@@ -105,7 +105,12 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
     if (args.dir !== undefined) rows = await into(args.dir, args.force);
     else {
       const { packed, packFormat } = await import('../../source/pack.js');
-      const format = packFormat(args.out ?? '') ?? 'tar';
+      const format = toPipe ? 'tar' : packFormat(args.out ?? '');
+      if (format === undefined) {
+        throw new BpfimgError('usage', 'expected a name that ends in .tar, .tar.gz or .tar.zst', {
+          subject: `-o ${args.out}`,
+        });
+      }
       rows = await packed(await outputOf(args.out, io), format, (folder) => into(folder, false));
     }
   } finally {

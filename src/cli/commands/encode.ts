@@ -5,7 +5,7 @@ import { encodeImage } from '../../json/encode.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
 import { boolean, libdir, string } from '../options.js';
-import { sourceOf } from '../source.js';
+import { DASH, sourceOf } from '../source.js';
 import { outputOf, written } from '../written.js';
 
 const takes = {
@@ -61,8 +61,10 @@ async function encodeOne(given: Input, { out: file, libdir }: EncodeArguments, i
   const isDocument = /^\s*\{\s*"(format|maps)"/.test(Buffer.from(head).toString('latin1'));
   if (!isDocument) return written(file, io, (out) => encodeImage(input, out));
   const { encodeDocument, mapTypes, packed, packFormat } = await ofDumps();
+  const format = file === undefined || file === DASH ? 'tar' : packFormat(file);
+  // By its name it would be taken for an image.
+  if (format === undefined) return written(file, io, (out) => encodeImage(input, out));
   const types = await mapTypes(libdir, io);
-  const format = packFormat(file ?? '') ?? 'tar';
   return packed(await outputOf(file, io), format, (folder) => encodeDocument(input, folder, false, types));
 }
 
