@@ -53,7 +53,7 @@ async function run(args: EncodeArguments, io: Io): Promise<void> {
 }
 
 /** Bytes that show whether JSON is a maps document: its first member. */
-const HEAD = 256;
+const HEAD = 16;
 
 /** Encodes an image, or a maps document as an archive. */
 async function encodeOne(given: Input, { out: file, libdir }: EncodeArguments, io: Io): Promise<void> {
@@ -77,9 +77,10 @@ async function encodeDump(input: Input, dir: string, { force, libdir }: EncodeAr
   return encodeIntoArchive(input, dir, types);
 }
 
+/** Whether there is a file itself, and no link, which others may have put there. */
 function isFile(path: string): boolean {
   try {
-    return fs.statSync(path, { throwIfNoEntry: false })?.isFile() === true;
+    return fs.lstatSync(path, { throwIfNoEntry: false })?.isFile() === true;
   } catch (error) {
     throw ioError(path, 'look at it', error);
   }
