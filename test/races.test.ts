@@ -264,7 +264,7 @@ t.test('a file of a change that was cut off is lost: nothing is read, nothing is
   cutOff(old, dump, (folder) => ['encode', document, '-D', folder, '--force']);
   fs.rmSync(path.join(dump, '.bpfimg-journal/bpfmap-data.img'));
   const before = contents(dump);
-  const stderr = `bpfimg: ${dump}: its images are not of one time: bpfmap-data.img of a change that was cut off is lost; remove .bpfimg-journal in that folder to read them as they are\n`;
+  const stderr = `bpfimg: ${dump}: its images are inconsistent: a change was interrupted, and its bpfmap-data.img is lost; remove .bpfimg-journal in that folder to read them as they are\n`;
   const image = path.join(dump, 'bpfmap-data.img');
   for (const args of [
     ['decode', dump],
