@@ -1,4 +1,5 @@
 /** Every command takes every source, and says the same of one dump whatever it comes from. */
+import { spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
@@ -101,6 +102,9 @@ t.test('verify judges archives as it judges their folder', async (t) => {
   const [folder, archive] = [run(['verify', 'broken']), run(['verify', 'broken.tar'])];
   t.equal(archive.status, 1);
   t.equal(archive.stdout, folder.stdout);
+  t.match(archive.stderr + run(['show', 'broken.tar']).stderr, /^$/);
+  make('rm broken/inventory.img && tar -C broken -cf broken.tar .');
+  t.match(run(['show', 'broken.tar']).stderr, /^bpfimg: warning: broken\.tar:inventory\.img: it is missing/);
   t.equal(run(['verify', 'document.json']).status, 0);
 });
 
@@ -221,6 +225,13 @@ t.test('live maps', { skip }, async (t) => {
     t.match(stderr, error, source);
     t.equal(status, 1);
   }
+  const idle = spawn('sleep', ['100'], { stdio: 'ignore' });
+  t.teardown(() => idle.kill());
+  for (const command of ['show', 'decode', 'verify', 'info']) {
+    const { status, stderr } = run([command, `pid:${idle.pid}`]);
+    t.equal(stderr, `bpfimg: pid:${idle.pid}: process ${idle.pid} (sleep) holds no BPF maps\n`, command);
+    t.equal(status, 1);
+  }
   const piped = shell(`bpfimg decode "pinned:${folder}" | bpfimg replay - --pin "${folder}/copy"`, { cwd });
   t.equal(piped.status, 0, piped.stderr);
   t.strictSame(fs.readdirSync(path.join(folder, 'copy')).sort(), ['source_a', 'source_b']);
@@ -295,6 +306,13 @@ t.test('a checkpoint is edited without being unpacked', async (t) => {
     t.equal(run(['encode', 'bad.json', '-D', name, '--force']).status, 1);
     t.ok(fs.readFileSync(path.join(cwd, name)).equals(whole), 'untouched');
   }
+  // Whoever changes the archive while it is edited keeps what they did.
+  const [name = ''] = names;
+  make(`bpfimg decode ${name} > edit.json`);
+  const meanwhile = `(head -c 100 edit.json; sleep 2; cat ${name} >other; mv other ${name}; tail -c +101 edit.json)`;
+  const late = shell(`${meanwhile} | bpfimg encode -D ${name} --force`, { cwd });
+  t.strictSame([late.status, late.stdout], [1, '']);
+  t.equal(late.stderr, `bpfimg: ${name}: somebody else has changed it in the meantime; nothing is written\n`);
   make(
     'bpfimg encode document.json -o made.tar.gz && bpfimg diff made.tar.gz dump && bpfimg encode document.json | tar -t',
   );

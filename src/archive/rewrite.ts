@@ -16,9 +16,15 @@ export type Changes = ReadonlyMap<string, Input | 'removed'>;
 /**
  * Copies an archive, in the compression that it has, and commits `out`; when it fails, `out` is aborted. It owns
  * `given`.
+ * @param last called before the commit, which does not happen when it throws
  * @throws BpfimgError for an archive that is broken, or a change to what is no plain file
  */
-export async function rewriteArchive(given: Input, out: Output, changes: Changes): Promise<void> {
+export async function rewriteArchive(
+  given: Input,
+  out: Output,
+  changes: Changes,
+  last: () => void = () => {},
+): Promise<void> {
   const { head, input } = await peeked(given, HEAD);
   let plain: Input | undefined;
   let packed = out;
@@ -30,6 +36,7 @@ export async function rewriteArchive(given: Input, out: Output, changes: Changes
     plain = await decompressed(input, format);
     packed = await compressing(out, format);
     await rewriteTar(plain, packed, changes);
+    last();
     await packed.commit();
   } catch (error) {
     await packed.abort();

@@ -8,6 +8,7 @@ import { colours, nameText, sizeText, table } from '../render.js';
 import { openMaps, type Source } from '../source/source.js';
 import { holdersText } from './holders.js';
 import { coloured, type Io } from './io.js';
+import { ATTRIBUTES, OWNERS } from './map-columns.js';
 import { DASH, Sources } from './source.js';
 import { reported } from './start.js';
 import { printLines, written } from './written.js';
@@ -101,17 +102,10 @@ function members({ source, container, maps }: Listed, types: MapTypes): object {
 
 const MAP_COLUMNS = [
   { title: 'ID', right: true },
-  { title: 'NAME' },
-  { title: 'TYPE' },
-  { title: 'KEY', right: true },
-  { title: 'VALUE', right: true },
-  { title: 'MAX', right: true },
-  { title: 'FLAGS' },
-  { title: 'FROZEN' },
+  ...ATTRIBUTES,
   { title: 'ITEMS', right: true },
   { title: 'SIZE', right: true },
-  { title: 'PINS' },
-  { title: 'HOLDERS (pid(command):fd)' },
+  ...OWNERS,
 ];
 
 function mapRow({ map, items, bytes }: ListedMap, types: MapTypes): string[] {

@@ -41,6 +41,10 @@ export class Sources {
       },
       types: () => this.types(),
       sys: async (types) => sys ?? (await import('../kernel/sys.js')).openSys(types),
+      unseen: async (what) => {
+        const text = (await import('./unseen.js')).unseenText(what);
+        if (text !== '') io.say(`bpfimg: ${text}`);
+      },
       watch: async () => {
         const { Progress } = await import('./progress.js');
         return new Progress(io);
@@ -79,6 +83,6 @@ export class Sources {
   async #sayUnfinished(files: DumpFiles): Promise<void> {
     const { FINISHED, unfinishedDump } = await import('../dump/model.js');
     const why = unfinishedDump(files);
-    if (why !== undefined) this.io.say(`bpfimg: warning: ${files.name}/${FINISHED}: ${why}`);
+    if (why !== undefined) this.io.say(`bpfimg: warning: ${files.nameOf(FINISHED)}: ${why}`);
   }
 }

@@ -9,6 +9,8 @@ import { atOneTime } from '../io/journal.js';
 export interface DumpFiles {
   /** How messages name the dump: its path, say. */
   readonly name: string;
+  /** How messages name a file of it. */
+  nameOf(file: string): string;
   /** Names of the files that are there now. */
   names(): Set<string>;
   /** Bytes of a file; undefined when it is missing. */
@@ -27,8 +29,10 @@ export interface DumpFiles {
  * @param name how messages name it
  */
 export function folderFiles(folder: string, name = folder): DumpFiles {
+  const nameOf = (file: string) => path.join(name, file);
   return {
     name,
+    nameOf,
     names() {
       try {
         return new Set(fs.readdirSync(folder));
@@ -36,8 +40,14 @@ export function folderFiles(folder: string, name = folder): DumpFiles {
         throw ioError(name, 'read it', error);
       }
     },
-    size: (file) => fs.statSync(path.join(folder, file), { throwIfNoEntry: false })?.size,
-    open: (file) => openFile(path.join(folder, file), path.join(name, file)),
+    size(file) {
+      try {
+        return fs.statSync(path.join(folder, file), { throwIfNoEntry: false })?.size;
+      } catch (error) {
+        throw ioError(nameOf(file), 'look at it', error);
+      }
+    },
+    open: (file) => openFile(path.join(folder, file), nameOf(file)),
     atOneTime: (read) => atOneTime(folder, read),
   };
 }

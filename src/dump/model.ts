@@ -6,7 +6,6 @@
  * files of one map are one map here, although CRIU writes its data once for each of them.
  */
 
-import * as path from 'node:path';
 import { BTF_MAX } from '../btf/btf.js';
 import { roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
@@ -472,7 +471,7 @@ class DumpBuilder {
       }
     } else if (named || this.external.size > 0) {
       const message = 'it is missing, and without it nothing says which maps were open';
-      const subject = path.join(this.name, PLUGIN_TABLE);
+      const subject = this.dumpFiles?.nameOf(PLUGIN_TABLE) ?? this.name;
       this.onBroken(new BpfimgError('notFound', message, { subject, code: 'plugin-table' }), PLUGIN_TABLE);
     }
     // What nobody holds gets an id by which documents can name it; the image's own is a running number.

@@ -62,11 +62,13 @@ export async function openArchiveSource(given: Input): Promise<DumpSource> {
   const { archive, images, config } = await openArchivedDump(given);
   try {
     const sizeOf = (name: string) => archive.entries.get(images.get(name) ?? '')?.size;
+    const nameOf = (file: string) => `${archive.name}:${file}`;
     const files: DumpFiles = {
       name: archive.name,
+      nameOf,
       names: () => new Set(images.keys()),
       size: sizeOf,
-      open: (name) => archive.open(images.get(name) ?? '') ?? unread(archive.name, name, sizeOf(name)),
+      open: (name) => archive.open(images.get(name) ?? '') ?? unread(nameOf(name), sizeOf(name)),
       atOneTime: (read) => read(),
     };
     const container = async () => {
@@ -90,8 +92,7 @@ export async function openArchiveSource(given: Input): Promise<DumpSource> {
 }
 
 /** A file that is not put aside: its size is known, its bytes are not. */
-function unread(archive: string, file: string, size: number | undefined): Input {
-  const name = `${archive}:${file}`;
+function unread(name: string, size: number | undefined): Input {
   const read = () => {
     throw new BpfimgError('io', 'it is not read out of archives', { subject: name });
   };

@@ -2,10 +2,13 @@
 import * as path from 'node:path';
 import { capture } from '../capture/capture.js';
 import { folderFiles } from '../dump/files.js';
+import { BpfimgError } from '../errors.js';
 import { LiveMaps, type Selectors } from '../kernel/live.js';
 import { mapSubject } from '../kernel/map.js';
 import { reportText } from '../maptype.js';
+import { noMapsText } from './nothing.js';
 import { privateFolder } from './private.js';
+import { selected } from './selectors.js';
 import type { DumpSource, SourceHost } from './source.js';
 
 /** Captures the maps that `selectors` name, which messages call `name`. */
@@ -15,6 +18,10 @@ export async function openLiveMaps(name: string, selectors: Selectors, host: Sou
   const live = LiveMaps.look(sys);
   const find = (maps: LiveMaps, id: number) => maps.maps.find((map) => map.id === id);
   const chosen = live.select(selectors);
+  if (chosen.length === 0 && selected(selectors)) {
+    throw new BpfimgError('notFound', noMapsText(sys, selectors, '', 'tree:PID'), { subject: name });
+  }
+  if (!selected(selectors)) await host.unseen?.(live.unseen);
   const watcher = await host.watch?.();
   const folder = privateFolder();
   try {

@@ -57,17 +57,28 @@ export async function packed<T>(out: Output, format: Format, write: (folder: str
  * stays as it is, byte for byte; when something is wrong, all of it does.
  */
 export async function encodeIntoArchive(document: Input, file: string, types: MapTypes): Promise<void> {
+  const before = stateOf(file);
   const folder = privateFolder();
   try {
     const changes = await changesOf(document, file, folder, types);
     try {
-      await rewriteArchive(await openInput(file), await openOutput(file), changes.files);
+      await rewriteArchive(await openInput(file), await openOutput(file), changes.files, () => {
+        if (stateOf(file) === before) return;
+        const what = 'somebody else has changed it in the meantime; nothing is written';
+        throw new BpfimgError('conflict', what, { subject: file });
+      });
     } finally {
       for (const input of changes.open) input.close();
     }
   } finally {
     folder.close();
   }
+}
+
+/** What shows that a file was replaced or written to. */
+function stateOf(file: string): string {
+  const stat = fs.statSync(file, { bigint: true, throwIfNoEntry: false });
+  return `${stat?.dev} ${stat?.ino} ${stat?.ctimeNs}`;
 }
 
 /** What becomes of the archive's files, and what must be closed afterwards. */
@@ -80,6 +91,7 @@ async function changesOf(
   const { archive, images, folder: prefix } = await openArchivedDump(await openInput(file));
   const open: Input[] = [];
   try {
+    await archive.check();
     const original = (name: string) => archive.open(images.get(name) ?? '') as Input;
     const read = [...images.keys()].filter(isRead);
     for (const name of read) await unpack(original(name), path.join(folder.path, name));

@@ -75,11 +75,11 @@ const LIVE: Readonly<Record<string, (text: string) => Partial<SelectorArguments>
   all: () => ({ all: true }),
 };
 
-/** The live maps that a source such as `id:315` names; undefined for any other text. */
+/** The live maps that a source such as `id:315` names; undefined for any other text, and for a file of that name. */
 export function liveSelectors(source: string): Selectors | undefined {
   const [, word = '', rest = ''] = /^([a-z]+):(.*)$/s.exec(source) ?? [];
   const select = Object.hasOwn(LIVE, word) ? LIVE[word] : undefined;
-  if (select === undefined) return undefined;
+  if (select === undefined || fs.existsSync(source)) return undefined;
   if ((rest === '') !== (word === 'all')) {
     throw new BpfimgError('usage', 'expected id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD, tree:PID or all:', {
       subject: source,
@@ -112,7 +112,7 @@ export function selectedSources(args: SelectorArguments & { readonly sources: re
       subject: sources[0] ?? '',
     });
   }
-  const live = sources.map((text) => (fs.existsSync(text) ? undefined : liveSelectors(text)));
+  const live = sources.map(liveSelectors);
   if (live.every((one) => one === undefined)) return { live: selectorsOf(args), files: sources };
   const stray = sources.find((_, i) => live[i] === undefined);
   if (stray !== undefined) {

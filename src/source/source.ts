@@ -13,6 +13,7 @@ import type { ImageKind } from '../image/kinds.js';
 import { ImageReader } from '../image/reader.js';
 import { type Input, openInput, peeked, standardInput } from '../io/input.js';
 import { setAside } from '../io/spool.js';
+import type { Unseen } from '../kernel/live.js';
 import type { Sys } from '../kernel/sys.js';
 import type { Doing, MapTypes } from '../maptype.js';
 import { liveSelectors } from './selectors.js';
@@ -35,6 +36,8 @@ export interface SourceHost {
   watch?(): Promise<Watcher>;
   /** A line about what of live maps could not be captured. */
   warn?(line: string): void;
+  /** What could not be seen when all live maps were asked for. */
+  unseen?(what: Unseen): Promise<void>;
 }
 
 /** A source of several images: a dump. */
@@ -82,12 +85,12 @@ const DEFAULTS: SourceHost = {
 export async function openSource(text: string | undefined, given: Partial<SourceHost> = {}): Promise<Source> {
   const host: SourceHost = { ...DEFAULTS, ...given };
   if (text === undefined) return openStream(await host.stdin(), host);
-  const stat = statOf(text);
-  if (stat?.isDirectory()) return folderSource(text);
-  const selectors = stat === undefined ? liveSelectors(text) : undefined;
-  if (selectors === undefined) return openStream(await openInput(text), host);
-  const { openLiveMaps } = await import('./live.js');
-  return openLiveMaps(text, selectors, host);
+  const selectors = liveSelectors(text);
+  if (selectors !== undefined) {
+    const { openLiveMaps } = await import('./live.js');
+    return openLiveMaps(text, selectors, host);
+  }
+  return statOf(text)?.isDirectory() ? folderSource(text) : openStream(await openInput(text), host);
 }
 
 /**
@@ -159,7 +162,10 @@ async function folderSource(folder: string): Promise<DumpSource> {
   const isInner = !isDump(namesIn(folder)) && isDump(namesIn(inner));
   const files = folderFiles(isInner ? inner : folder);
   const container = async () => {
-    const beside = folderFiles(isInner ? folder : path.dirname(folder));
+    // An engine that packs a checkpoint has its own files beside the folder of that name.
+    const whole = isInner ? folder : path.dirname(path.resolve(folder));
+    if (!isInner && path.basename(path.resolve(folder)) !== 'checkpoint') return undefined;
+    const beside = folderFiles(whole);
     return beside.size(CONFIG) === undefined ? undefined : checkpointName(beside.open(CONFIG));
   };
   return { kind: 'dump', name: files.name, form: 'folder', files, container, close() {} };

@@ -1,10 +1,10 @@
 import { type CapturedMap, capture } from '../../capture/capture.js';
 import { BpfimgError, EXIT } from '../../errors.js';
-import { type LiveMap, LiveMaps, type Selectors, treesOf } from '../../kernel/live.js';
-import { commandOf, mapsOfProcess } from '../../kernel/proc.js';
+import { type LiveMap, LiveMaps, treesOf } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { type Drain, type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
+import { noMapsText } from '../../source/nothing.js';
 import { selected, selectedSources } from '../../source/selectors.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
@@ -88,7 +88,8 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   if (args.all && unseen !== '') io.say(`bpfimg: ${unseen}`);
   const { tree = false, fds = [] } = selectors;
   const pids = tree ? treesOf(selectors.pids, kernel.proc) : selectors.pids;
-  if (maps.length === 0) throw new BpfimgError('notFound', nothingText(kernel, selectors));
+  if (maps.length === 0)
+    throw new BpfimgError('notFound', noMapsText(kernel, selectors, ': nothing to capture', '--tree'));
   const progress = new Progress(io);
   let rows: CapturedMap[];
   try {
@@ -133,33 +134,6 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
     return EXIT.failed;
   }
   return failed.length > 0 && !args.skipUnsupported ? EXIT.failed : EXIT.ok;
-}
-
-/** Why there is nothing to capture, and where there is something. */
-function nothingText({ proc }: Sys, { pids, tree = false }: Selectors): string {
-  const [pid] = pids;
-  if (pid === undefined) return 'no BPF maps can be seen: nothing to capture';
-  const whose = `process ${pid} (${commandOf(pid, proc)})`;
-  const [others, s] = pids.length > 1 ? [` and ${pids.length - 1} more`, ''] : ['', 's'];
-  if (tree) return `${whose}${others} and the processes below hold no BPF maps: nothing to capture`;
-  const text = `${whose}${others} hold${s} no BPF maps: nothing to capture`;
-  const below = belowWith(pids, proc);
-  if (below === undefined) return text;
-  return `${text}; process ${below} (${commandOf(below, proc)}) below holds some: --tree takes it as well`;
-}
-
-/** The first process below these that is seen to hold maps. */
-function belowWith(pids: readonly number[], proc: string): number | undefined {
-  try {
-    return treesOf(pids, proc).find((pid) => {
-      const open = mapsOfProcess(pid, proc);
-      return Array.isArray(open) && open.length > 0;
-    });
-  } catch (error) {
-    // A kernel that does not tell who is below.
-    if (error instanceof BpfimgError) return undefined;
-    throw error;
-  }
 }
 
 function find(live: LiveMaps, id: number): LiveMap | undefined {

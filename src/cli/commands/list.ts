@@ -6,6 +6,7 @@ import { selectedSources } from '../../source/selectors.js';
 import type { Command, Given } from '../command.js';
 import { fdsText } from '../holders.js';
 import { coloured, type Io } from '../io.js';
+import { ATTRIBUTES, OWNERS } from '../map-columns.js';
 import { json, libdir, selectors as options } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { listSources } from '../source-list.js';
@@ -94,17 +95,10 @@ function members(map: LiveMap, types: MapTypes): Record<string, unknown> {
 
 const COLUMNS = [
   { title: 'ID', right: true },
-  { title: 'NAME' },
-  { title: 'TYPE' },
-  { title: 'KEY', right: true },
-  { title: 'VALUE', right: true },
-  { title: 'MAX', right: true },
-  { title: 'FLAGS' },
-  { title: 'FROZEN' },
+  ...ATTRIBUTES,
   { title: 'MEMLOCK', right: true },
   { title: 'BTF', right: true },
-  { title: 'PINS' },
-  { title: 'HOLDERS (pid(command):fd)' },
+  ...OWNERS,
 ];
 
 function row(map: LiveMap, types: MapTypes): string[] {

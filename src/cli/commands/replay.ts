@@ -16,6 +16,7 @@ import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
 import { mapsOf, type Source } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
+import { ATTRIBUTES } from '../map-columns.js';
 import { boolean, json, libdir, map, number, source, string } from '../options.js';
 import { Progress } from '../progress.js';
 import { Sources, sourceOf } from '../source.js';
@@ -323,13 +324,7 @@ async function tellPins(
 
 const PLAN_COLUMNS = [
   { title: 'OLD ID', right: true },
-  { title: 'NAME' },
-  { title: 'TYPE' },
-  { title: 'KEY', right: true },
-  { title: 'VALUE', right: true },
-  { title: 'MAX', right: true },
-  { title: 'FLAGS' },
-  { title: 'FROZEN' },
+  ...ATTRIBUTES,
   { title: 'ITEMS', right: true },
   { title: 'MEMORY', right: true },
   { title: 'REPORT' },
