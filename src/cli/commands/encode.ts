@@ -1,12 +1,13 @@
 import * as fs from 'node:fs';
 import { BpfimgError, ioError } from '../../errors.js';
 import { type Input, openInput, peeked } from '../../io/input.js';
+import type { Output } from '../../io/output.js';
 import { encodeImage } from '../../json/encode.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
 import { boolean, libdir, string } from '../options.js';
 import { DASH, sourceOf } from '../source.js';
-import { outputOf, written } from '../written.js';
+import { outputOf } from '../written.js';
 
 const takes = {
   words: { json: { type: 'string', describe: 'a JSON file, or - for standard input' } },
@@ -53,19 +54,32 @@ async function run(args: EncodeArguments, io: Io): Promise<void> {
 }
 
 /** Bytes that show whether JSON is a maps document: its first member. */
-const HEAD = 16;
+const HEAD = 256;
 
-/** Encodes an image, or a maps document as an archive. */
+/**
+ * Encodes an image, or a maps document as an archive. The output is opened before the input comes: what cannot be
+ * written is news at once.
+ */
 async function encodeOne(given: Input, { out: file, libdir }: EncodeArguments, io: Io): Promise<void> {
-  const { head, input } = await peeked(given, HEAD);
-  const isDocument = /^\s*\{\s*"(format|maps)"/.test(Buffer.from(head).toString('latin1'));
-  if (!isDocument) return written(file, io, (out) => encodeImage(input, out));
-  const { encodeDocument, mapTypes, packed, packFormat } = await ofDumps();
-  const format = file === undefined || file === DASH ? 'tar' : packFormat(file);
-  // By its name it would be taken for an image.
-  if (format === undefined) return written(file, io, (out) => encodeImage(input, out));
-  const types = await mapTypes(libdir, io);
-  return packed(await outputOf(file, io), format, (folder) => encodeDocument(input, folder, false, types));
+  const out = await outputOf(file, io);
+  try {
+    const { head, input } = await peeked(given, HEAD);
+    if (!/^\s*\{\s*"(format|maps)"/.test(Buffer.from(head).toString('latin1'))) return await encodeAs(input, out);
+    const { encodeDocument, mapTypes, packed, packFormat } = await ofDumps();
+    const format = file === undefined || file === DASH ? 'tar' : packFormat(file);
+    // By its name it would be taken for an image.
+    if (format === undefined) return await encodeAs(input, out);
+    const types = await mapTypes(libdir, io);
+    return await packed(out, format, (folder) => encodeDocument(input, folder, false, types));
+  } catch (error) {
+    await out.abort();
+    throw error;
+  }
+}
+
+async function encodeAs(input: Input, image: Output): Promise<void> {
+  await encodeImage(input, image);
+  await image.commit();
 }
 
 /** Encodes a maps document into a folder, or into an archive that is there. */
