@@ -325,7 +325,7 @@ class Compiler {
 }
 
 /** Variables of a data section as members. */
-function sectionMembers(btf: Btf, type: DatasecType): Member[] {
+export function sectionMembers(btf: Btf, type: DatasecType): Member[] {
   return type.vars.flatMap(({ type: id, offset, size }) => {
     if (btf.kind(id) !== 'VAR') return [];
     // The compiler keeps only the part of a variable that programs use; the type does not say which part.
@@ -338,7 +338,7 @@ function sectionMembers(btf: Btf, type: DatasecType): Member[] {
  * `name`, with a number appended if it is taken: static variables of different functions may share a name.
  * @param names the names taken, each with the number to try next
  */
-function unused(name: string, names: Map<string, number>): string {
+export function unused(name: string, names: Map<string, number>): string {
   let free = name;
   for (let next = names.get(name); names.has(free); next = (next ?? 2) + 1) {
     free = `${name}#${next}`;
