@@ -453,7 +453,7 @@ const REFUSED: [what: string, maps: MapImage[], message: RegExp][] = [
   [
     'keys of another size',
     [{ id: 77, name: 'bad', key: 4, items: [[Buffer.alloc(5), Buffer.alloc(8)]] }],
-    /^\S+: map 77 \(bad\): its 1 items have 5 bytes of keys and 8 of values, expected 4 and 8 bytes each$/,
+    /^\S+: map 77 \(bad\): it has 5 bytes of keys and 8 of values for 1 item, expected 4 and 8 bytes each$/,
   ],
   [
     'values of another size',

@@ -6,7 +6,7 @@ import t from 'tap';
 import { BpfMap } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
 import { bpfimg, type Ran, shell, TOP, workFolder } from './helpers/command.js';
-import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { bpffs, fillNumbers, skipWithoutBpftool, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
@@ -282,6 +282,104 @@ t.test('a dump as a stream: captured into an archive, replayed from a pipe', { s
   for (const words of [[], ['-D', 'x', '-o', 'y.tar']]) {
     t.equal(run(['capture', '--pinned', folder, ...words]).status, 2, 'one place to write to');
   }
+});
+
+t.test('what bpftool prints', { skip: skip || skipWithoutBpftool() }, async (t) => {
+  const sys = await openSys(types);
+  const { folder, remove } = bpffs();
+  t.teardown(remove);
+  const specs = { plain: 1, percpu: 5, nothing: 1 };
+  for (const [name, type] of Object.entries(specs)) {
+    const map = BpfMap.create(sys, { type, keySize: 4, valueSize: 6, maxEntries: 16, flags: 0, name });
+    t.teardown(() => map.close());
+    map.pin(path.join(folder, name));
+    for (const key of name === 'nothing' ? [] : [7, 8]) {
+      make(`bpftool map update pinned "${folder}/${name}" key ${key} 0 0 0 value 1 2 3 4 5 ${key}`);
+    }
+    const file = `bpftool-${name}.json`;
+    make(`bpftool -j map dump pinned "${folder}/${name}" > ${file}`);
+    const pin = `pinned:${folder}/${name}`;
+    const like = ['--like', pin];
+    t.equal(run(['diff', file, pin, ...like]).status, 0, name);
+    const shown = run(['show', '-', ...like], file);
+    t.equal(shown.stdout, run(['show', pin]).stdout);
+    t.equal(run(['decode', file, ...like]).stdout, run(['decode', pin]).stdout);
+    t.equal(run(['verify', file, ...like]).stdout, 'sound\n');
+    const made = run(['replay', file, ...like, '--pin', path.join(folder, 'made')]);
+    t.equal(made.status, 0, made.stderr);
+    t.equal(run(['diff', `pinned:${folder}/made/${name}`, pin]).status, 0, 'replayed');
+    t.match(run(['show', file]).stdout, name === 'nothing' ? /0\/\?/ : /07000000 .* 01020304 0507/, 'items alone');
+    t.match(run(['info', file]).stdout, /"magic": "BPFMAP_DATA"/);
+  }
+  // A deleted key, as bpftool prints it when it loses the race.
+  const gone = '{"key":["0x09"],"value":{"error":"No such file or directory"}}';
+  const texts: readonly (readonly [text: string, error: RegExp | string])[] = [
+    [`[${gone},{"key":["0x01"],"value":["0x02"]}]`, ''],
+    ['[{"key":["0x01"],"value":{"error":"Permission denied"}}]', /\/0\/value: bpftool could not read it: Permission/],
+    ['[{"key":["0x01"],"value":["0x2"]}]', /\/0\/value: expected a list of bytes such as "0x0a".*line 1, column 26/],
+    ['[{"key":["0x01"],"value":["0x02"]},{"key":[],"value":["0x02"]}]', /\/1: a key of 0 bytes, the first has 1/],
+    ['[{"key":["0x01"],"values":[{"cpu":1,"value":["0x02"]}]}]', /\/0\/values\/0: expected "cpu":0/],
+    ['[{"key":1,"value":{"a":1}}]', /\/0\/key: expected a list of bytes/],
+    ['[7]', /\/0: expected an object with "key" and "value"/],
+    ['[]x', /expected the end of the document/],
+  ];
+  for (const [text, error] of texts) {
+    fs.writeFileSync(path.join(cwd, 'text.json'), text);
+    t.match(run(['show', 'text.json']).stderr, error, text);
+  }
+  const unused = run(['show', 'dump', '--like', 'id:1']);
+  t.equal(unused.status, 2);
+  t.match(unused.stderr, /^bpfimg: --like id:1: it is for sources that `bpftool -j map dump` has printed/);
+  t.match(run(['show', 'text.json', '--like', 'dump']).stderr, /--like dump: found 6 maps, expected one/);
+});
+
+const namespaces = shell('unshare --net true').status !== 0 && 'cannot make network namespaces';
+t.test('from one host to another: whole or not at all', { skip: skip || namespaces, timeout: 300_000 }, async (t) => {
+  const sys = await openSys(types);
+  const { folder, remove } = bpffs();
+  t.teardown(remove);
+  const count = 1_000_000;
+  const map = BpfMap.create(sys, { type: 1, keySize: 16, valueSize: 64, maxEntries: count, flags: 0, name: 'moved' });
+  t.teardown(() => map.close());
+  fillNumbers(map, count);
+  map.pin(path.join(folder, 'moved'));
+  const peak = path.join(TOP, 'build/test/helpers/peak.js');
+  const node = `unshare --net node --import ${peak} ${TOP}dist/bpfimg`;
+  const spool = path.join(cwd, 'spool');
+  fs.mkdirSync(spool);
+  const [send, receive] = [
+    `${node} capture --pinned "${folder}/moved" -o -`,
+    `${node} replay - --pin "${folder}/other"`,
+  ];
+  const env = { TMPDIR: spool };
+  const both = shell(`${send} 2>sent | ${receive}`, { cwd, env });
+  t.equal(both.status, 0, both.stderr);
+  const peaks = [fs.readFileSync(path.join(cwd, 'sent'), 'utf8'), both.stderr].map((text) =>
+    Number(/^peak (\d+) MiB$/m.exec(text)?.[1]),
+  );
+  for (const mib of peaks) t.ok(mib <= 200, `${mib} MiB`);
+  t.equal(run(['diff', `pinned:${folder}/moved`, `pinned:${folder}/other/moved`]).status, 0);
+  fs.rmSync(path.join(folder, 'other'), { recursive: true });
+  const whole: boolean[] = [];
+  for (let round = 0; round < 8; round++) {
+    const victim = round % 2 === 0 ? 'capture' : 'replay';
+    const seconds = (0.1 + Math.random() * 4).toFixed(2);
+    // A shell that is killed leaves its pipe's other end to come to its end.
+    const kill = (command: string, name: string) =>
+      victim === name ? `timeout -s KILL ${seconds} ${command}` : command;
+    const { stderr } = shell(`${kill(send, 'capture')} 2>/dev/null | ${kill(receive, 'replay')}`, { cwd, env });
+    const pins = fs.existsSync(path.join(folder, 'other')) ? fs.readdirSync(path.join(folder, 'other')) : [];
+    const full = pins.length > 0;
+    whole.push(full);
+    t.notMatch(stderr, /^ +at |internal/m, `${victim} killed after ${seconds} s`);
+    if (!full) continue;
+    t.equal(run(['diff', `pinned:${folder}/moved`, `pinned:${folder}/other/moved`]).status, 0, 'all of it');
+    fs.rmSync(path.join(folder, 'other'), { recursive: true });
+  }
+  t.ok(whole.includes(false), `made: ${whole.join(', ')}`);
+  // What the killed ones have put aside goes with the next run.
+  t.equal(shell(`bpfimg show "pinned:${folder}/moved" --limit 1`, { cwd, env }).status, 0);
+  t.strictSame(fs.readdirSync(spool), []);
 });
 
 t.test('a checkpoint is edited without being unpacked', async (t) => {

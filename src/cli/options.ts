@@ -26,6 +26,11 @@ export const types = {
   },
 } as const;
 
+export const like = {
+  ...string,
+  describe: 'a source with one map, whose attributes and types the items from `bpftool -j map dump` get',
+} as const;
+
 const chosen = { ...several, defaultDescription: 'none' } as const;
 export const selectors = {
   id: { ...chosen, describe: 'the map with this id' },

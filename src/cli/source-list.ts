@@ -43,7 +43,7 @@ export async function listSources(
   io: Io,
   sys?: Sys,
 ): Promise<number> {
-  const opener = new Sources(io, options.libdir, sys);
+  const opener = new Sources(io, options, sys);
   const types = await opener.types();
   const found: Listed[] = [];
   const failed: { readonly source: string; readonly error: string }[] = [];

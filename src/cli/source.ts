@@ -23,15 +23,23 @@ export function sourceOf(positional: string | undefined, option: string | undefi
   return source === DASH ? undefined : source;
 }
 
+/** Options that say how sources are opened. */
+export interface SourceOptions {
+  readonly libdir: readonly string[];
+  readonly like?: string | undefined;
+}
+
 /** Opens sources for one command, whose map types are loaded when something asks for them. */
 export class Sources {
   #types: Promise<MapTypes> | undefined;
   readonly #host: Partial<SourceHost>;
 
+  #likeUsed = false;
+
   /** @param sys the kernel; tests have their own */
   constructor(
     readonly io: Io,
-    readonly libdir: readonly string[],
+    readonly options: SourceOptions,
     sys?: Sys,
   ) {
     this.#host = {
@@ -40,6 +48,10 @@ export class Sources {
         return io.stdin();
       },
       types: () => this.types(),
+      like: () => {
+        this.#likeUsed = true;
+        return options.like;
+      },
       sys: async (types) => sys ?? (await import('../kernel/sys.js')).openSys(types),
       unseen: async (what) => {
         const text = (await import('./unseen.js')).unseenText(what);
@@ -54,7 +66,7 @@ export class Sources {
 
   /** The table of map types. */
   types(): Promise<MapTypes> {
-    this.#types ??= import('./plugins.js').then(({ mapTypes }) => mapTypes(this.libdir, this.io));
+    this.#types ??= import('./plugins.js').then(({ mapTypes }) => mapTypes(this.options.libdir, this.io));
     return this.#types;
   }
 
@@ -70,6 +82,15 @@ export class Sources {
     );
     if (source.kind === 'dump' && !judged) await this.#sayUnfinished(source.files);
     return source;
+  }
+
+  /** Fails if `--like` was of no use to any of the sources. */
+  expectLikeUsed(): void {
+    const { like } = this.options;
+    if (like === undefined || this.#likeUsed) return;
+    throw new BpfimgError('usage', 'it is for sources that `bpftool -j map dump` has printed', {
+      subject: `--like ${like}`,
+    });
   }
 
   /** The current folder, for a command without a source that nobody pipes anything into: when it is a dump. */

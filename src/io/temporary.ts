@@ -57,15 +57,5 @@ function isAlive(pid: number): boolean {
 function remove(folder: Folder, name: string): void {
   const stat = folder.look(name);
   if (stat === undefined || stat.uid !== process.geteuid?.()) return;
-  if (!stat.isDirectory()) {
-    fs.unlinkSync(folder.at(name));
-    return;
-  }
-  const inside = folder.open(name);
-  try {
-    for (const one of inside.names()) fs.unlinkSync(inside.at(one));
-    fs.rmdirSync(folder.at(name));
-  } finally {
-    inside.close();
-  }
+  fs.rmSync(folder.at(name), { recursive: true });
 }

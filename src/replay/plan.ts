@@ -290,7 +290,7 @@ function itemSource(
     const got = `${keysBytes} bytes of keys and ${valuesBytes} of values`;
     const { key = file.key_size, value = file.value_size } = type.imageItem ?? {};
     throw bad(
-      `its ${count} items have ${got}, expected ${key} and ${value === 'page' ? 'a page of' : value} bytes each`,
+      `it has ${got} for ${count} item${count === 1 ? '' : 's'}, expected ${key} and ${value === 'page' ? 'a page of' : value} bytes each`,
     );
   }
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);

@@ -2,7 +2,9 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { ioError } from '../errors.js';
+import { Folder } from '../io/place.js';
 import { spoolFolder } from '../io/spool.js';
+import { removeLeft, temporaryName } from '../io/temporary.js';
 import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
 
 /** A folder that goes when it is closed, or when the process ends. */
@@ -11,12 +13,21 @@ export interface PrivateFolder {
   close(): void;
 }
 
-/** Makes one, where large temporaries go. */
+/** A part of their names. */
+const TARGET = 'dump';
+
+/** Makes one where large temporary files go; removes those that killed runs have left there. */
 export function privateFolder(): PrivateFolder {
   const parent = spoolFolder();
-  let folder: string;
+  const folder = path.join(parent, temporaryName(TARGET));
   try {
-    folder = fs.mkdtempSync(path.join(parent, '.bpfimg-'));
+    const inside = new Folder(parent);
+    try {
+      removeLeft(inside, TARGET);
+      fs.mkdirSync(inside.at(path.basename(folder)), 0o700);
+    } finally {
+      inside.close();
+    }
   } catch (error) {
     throw ioError(parent, 'make a folder in it', error);
   }

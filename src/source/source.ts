@@ -36,6 +36,8 @@ export interface SourceHost {
   watch?(): Promise<Watcher>;
   /** A line about what of live maps could not be captured. */
   warn?(line: string): void;
+  /** A source with the map whose attributes and types the items from `bpftool -j map dump` get; asked for at most once. */
+  like?(): string | undefined;
   /** What could not be seen when all live maps were asked for. */
   unseen?(what: Unseen): Promise<void>;
 }

@@ -8,7 +8,7 @@ import type { MapTypes } from '../../maptype.js';
 import type { DumpSource, ImageSource } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
-import { boolean, image, libdir, map, namesTypes, source, string, types } from '../options.js';
+import { boolean, image, libdir, like, map, namesTypes, source, string, types } from '../options.js';
 import { Sources, sourceOf } from '../source.js';
 import { written } from '../written.js';
 
@@ -33,6 +33,7 @@ const takes = {
       describe: 'show keys and values by their types, if known; --no-typed shows bytes',
     },
     ...libdir,
+    like,
   },
 } as const;
 
@@ -56,9 +57,10 @@ async function run(args: DecodeArguments, io: Io): Promise<void> {
   if (args.format === 'crit' && (args.typed || namesTypes(args))) {
     throw new BpfimgError('usage', '--format crit: crit has no form for types');
   }
-  const sources = new Sources(io, args.libdir);
+  const sources = new Sources(io, args);
   const opened = await sources.open(source);
   try {
+    sources.expectLikeUsed();
     if (opened.kind === 'dump') await decodeDump(opened, await sources.types(), args, io);
     else await decodeOne(opened, opened.form === 'image' ? source : undefined, args, io);
   } finally {

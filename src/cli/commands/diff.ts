@@ -13,7 +13,7 @@ import { mapsOf } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
 import { coloured, type Io } from '../io.js';
-import { boolean, json, libdir, map as mapOption, number, types as typeOptions } from '../options.js';
+import { boolean, json, libdir, like, map as mapOption, number, types as typeOptions } from '../options.js';
 import { DASH, Sources } from '../source.js';
 import { documentForms, typeFinder } from '../types.js';
 import { written } from '../written.js';
@@ -34,6 +34,7 @@ const takes = {
     holders: { ...boolean, describe: 'also compare which processes hold the maps' },
     ...typeOptions,
     ...libdir,
+    like,
     json,
   },
 } as const;
@@ -90,7 +91,7 @@ async function diff(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
   if (args.a === DASH && args.b === DASH) {
     throw new BpfimgError('usage', 'two inputs from standard input: name a file for one of them');
   }
-  const sources = new Sources(io, args.libdir, sys);
+  const sources = new Sources(io, args, sys);
   const open: { close(): void }[] = [];
   const maps = async (text: string) => {
     const source = await sources.open(text === DASH ? undefined : text, true);
@@ -101,6 +102,7 @@ async function diff(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
   };
   try {
     const [a, b] = [await maps(args.a), await maps(args.b)];
+    sources.expectLikeUsed();
     return await new Diff(a, b, await sources.types(), args, io).run();
   } finally {
     for (const one of open) one.close();

@@ -44,7 +44,7 @@ async function run({ sources, debug = false }: Given<typeof takes>, io: Io): Pro
       }
     };
     const line = (info: JsonObject) => out.text(`${print(info, PYTHON_PRETTY)}\n`);
-    const opener = new Sources(io, []);
+    const opener = new Sources(io, { libdir: [] });
     for (const name of sources) {
       await guarded(async () => {
         const source = await opener.open(name === DASH ? undefined : name, true);

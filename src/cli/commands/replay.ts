@@ -17,7 +17,7 @@ import { mapsOf, type Source } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { ATTRIBUTES } from '../map-columns.js';
-import { boolean, json, libdir, map, number, source, string } from '../options.js';
+import { boolean, json, libdir, like, map, number, source, string } from '../options.js';
 import { Progress } from '../progress.js';
 import { Sources, sourceOf } from '../source.js';
 import { printLines, written } from '../written.js';
@@ -46,6 +46,7 @@ const takes = {
     'skip-unsupported': { ...boolean, describe: 'leave out maps that this host does not support' },
     force: { ...boolean, describe: 'create maps even if they seem not to fit into memory' },
     ...libdir,
+    like,
     json,
   },
   tail: true,
@@ -83,10 +84,11 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   if (maxEntries !== undefined && (!Number.isInteger(maxEntries) || maxEntries < 1 || maxEntries > 0xffff_ffff)) {
     throw new BpfimgError('usage', '--max-entries takes a whole number from 1 to 4294967295');
   }
-  const sources = new Sources(io, args.libdir, sys);
+  const sources = new Sources(io, args, sys);
   const given = await sources.open(sourceOf(args.source, undefined));
   try {
     if (given.kind === 'dump') await given.check?.();
+    sources.expectLikeUsed();
     return await replaySource(given, await sources.types(), args, io, sys);
   } finally {
     given.close();

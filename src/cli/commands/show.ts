@@ -25,7 +25,18 @@ import { openMaps } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { holdersText } from '../holders.js';
 import { coloured, type Io } from '../io.js';
-import { boolean, image, json, libdir, map, namesTypes, number, source, types as typeOptions } from '../options.js';
+import {
+  boolean,
+  image,
+  json,
+  libdir,
+  like,
+  map,
+  namesTypes,
+  number,
+  source,
+  types as typeOptions,
+} from '../options.js';
 import { Sources, sourceOf } from '../source.js';
 import { cellFields, TypedTable } from '../typed-table.js';
 import { documentForms, sayProblems, typeFinder } from '../types.js';
@@ -42,6 +53,7 @@ const takes = {
     text: { ...boolean, describe: 'show keys of tries as IP addresses, if they have the right size' },
     types: { ...boolean, describe: 'show the C types of keys and values instead of items' },
     ...libdir,
+    like,
     json,
   },
 } as const;
@@ -73,11 +85,12 @@ async function run(args: ShowArguments, io: Io): Promise<void> {
   if (args.types && (args.raw || args.json))
     throw new BpfimgError('usage', '--types prints C, without --raw and --json');
   if (args.raw && namesTypes(args)) throw new BpfimgError('usage', '--raw has no use for types');
-  const sources = new Sources(io, args.libdir);
+  const sources = new Sources(io, args);
   const named = sourceOf(args.source, args.in);
   const isNamed = args.source !== undefined || args.in !== undefined;
   const source = await sources.open(isNamed ? named : await sources.here());
   try {
+    sources.expectLikeUsed();
     const dump = await openMaps(source);
     if (dump !== undefined) await showDump(dump, await sources.types(), args, io);
     else if (source.kind === 'image') await showImage(source.input, io);

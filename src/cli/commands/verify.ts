@@ -6,11 +6,11 @@ import type { JsonObject } from '../../value.js';
 import { Verifier } from '../../verify/verify.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
-import { image, json, libdir, source, types as typeOptions } from '../options.js';
+import { image, json, libdir, like, source, types as typeOptions } from '../options.js';
 import { Sources, sourceOf } from '../source.js';
 import { printLines, written } from '../written.js';
 
-const takes = { words: { source }, options: { in: image, ...typeOptions, ...libdir, json } } as const;
+const takes = { words: { source }, options: { in: image, ...typeOptions, ...libdir, like, json } } as const;
 
 type VerifyArguments = Given<typeof takes>;
 
@@ -48,10 +48,11 @@ async function run(args: VerifyArguments, io: Io): Promise<number> {
 }
 
 async function verified(args: VerifyArguments, io: Io): Promise<Verifier> {
-  const sources = new Sources(io, args.libdir);
+  const sources = new Sources(io, args);
   const source = await sources.open(sourceOf(args.source, args.in), true);
   try {
     if (source.kind === 'dump') await source.check?.();
+    sources.expectLikeUsed();
     const verifier = new Verifier(await sources.types(), source.kind === 'image' ? source.name : undefined);
     const dump = await openMaps(source, verifier.onBroken);
     try {
