@@ -6,7 +6,6 @@
  */
 
 import { valueCodec } from '../btf/values.js';
-import { viewOf } from '../bytes.js';
 import { type Node, pathOf } from './layout.js';
 
 /**
@@ -85,7 +84,7 @@ export interface EnumTable {
 const TO_BOOL = 2;
 const TO_SIGNED = 1;
 
-/** The record of a number's conversion: first byte, step to the next, shift, bytes, bits, of both. */
+/** The record of a number's conversion: the place of both, whether it has a sign, and what fits. */
 export function numberOp(op: number, from: Node, to: Node): number[] {
   return [
     op,
@@ -102,11 +101,11 @@ export function roomOf({ bits, signed, bool }: Node): number {
   return bool ? 1 : signed ? bits - 1 : bits;
 }
 
+/** First byte, byte order, bits below it (in the integer that the bytes form), bytes, bits. */
 function placeOf({ bit, bits, little }: Node): number[] {
-  const first = Math.floor(bit / 8);
   const start = bit % 8;
   const bytes = Math.ceil((start + bits) / 8);
-  return little ? [first, 1, start, bytes, bits] : [first + bytes - 1, -1, bytes * 8 - start - bits, bytes, bits];
+  return [Math.floor(bit / 8), little ? 1 : 0, little ? start : bytes * 8 - start - bits, bytes, bits];
 }
 
 /** The halves of a number of at most 64 bits. */
@@ -115,8 +114,8 @@ export const halves = (value: bigint): Halves => ({
   high: Number(BigInt.asIntN(32, value >> 32n)),
 });
 
-/** Up to this many bytes, a loop is faster than a call. */
-const SHORT = 64;
+/** From this many bytes on, a call is faster than a loop. */
+const LONG = 512;
 /** Bytes of the longest value that is shown in a loss. */
 const SHOWN_BYTES = 1024;
 /** Characters of it. */
@@ -127,26 +126,44 @@ let LOW = 0;
 let HIGH = 0;
 
 function load(
-  bytes: Uint8Array,
-  first: number,
-  step: number,
+  view: DataView,
+  at: number,
+  little: boolean,
   shift: number,
-  count: number,
+  bytes: number,
   bits: number,
-  signed: number,
-) {
+  signed: boolean,
+): void {
+  if (bits === bytes * 8) {
+    switch (bits) {
+      case 8:
+        LOW = signed ? view.getInt8(at) : view.getUint8(at);
+        HIGH = LOW >> 31;
+        return;
+      case 16:
+        LOW = signed ? view.getInt16(at, little) : view.getUint16(at, little);
+        HIGH = LOW >> 31;
+        return;
+      case 32:
+        LOW = view.getInt32(at, little);
+        HIGH = signed ? LOW >> 31 : 0;
+        return;
+      case 64:
+        LOW = view.getInt32(little ? at : at + 4, little);
+        HIGH = view.getInt32(little ? at + 4 : at, little);
+        return;
+    }
+  }
   let low = 0;
   let high = 0;
-  let at = first;
   let place = -shift;
-  for (let i = 0; i < count; i++) {
-    const byte = bytes[at] as number;
+  for (let i = 0; i < bytes; i++) {
+    const byte = view.getUint8(little ? at + i : at + bytes - 1 - i);
     if (place < 0) low = byte >> -place;
     else if (place < 32) {
       low |= byte << place;
       if (place > 24) high |= byte >> (32 - place);
     } else high |= byte << (place - 32);
-    at += step;
     place += 8;
   }
   if (bits <= 32) {
@@ -159,40 +176,45 @@ function load(
   HIGH = high;
 }
 
-/** Adds the lowest `bits` to bytes that are zero there. */
-function store(
-  bytes: Uint8Array,
-  first: number,
-  step: number,
-  shift: number,
-  count: number,
-  bits: number,
-  low: number,
-  high: number,
-) {
-  let at = first;
+/** Writes the lowest `bits` of the loaded number; bits around it in its bytes stay. */
+function store(view: DataView, at: number, little: boolean, shift: number, bytes: number, bits: number): void {
+  if (bits === bytes * 8) {
+    switch (bits) {
+      case 8:
+        view.setInt8(at, LOW);
+        return;
+      case 16:
+        view.setInt16(at, LOW, little);
+        return;
+      case 32:
+        view.setInt32(at, LOW, little);
+        return;
+      case 64:
+        view.setInt32(little ? at : at + 4, LOW, little);
+        view.setInt32(little ? at + 4 : at, HIGH, little);
+        return;
+    }
+  }
+  const low = bits < 32 ? LOW & ((1 << bits) - 1) : LOW;
+  const high = bits <= 32 ? 0 : bits < 64 ? HIGH & ((1 << (bits - 32)) - 1) : HIGH;
   let place = -shift;
-  if (bits < 32) low &= (1 << bits) - 1;
-  // Of no more than 32 bits the high half is none of it; else what is below it is all of `low`.
-  if (bits <= 32) high = 0;
-  else if (bits < 64) high &= (1 << (bits - 32)) - 1;
-  for (let i = 0; i < count; i++) {
+  for (let i = 0; i < bytes; i++) {
     let byte: number;
     if (place < 0) byte = low << -place;
     else if (place < 32) {
       byte = low >>> place;
       if (place > 24) byte |= high << (32 - place);
     } else byte = place < 64 ? high >>> (place - 32) : 0;
-    // The array takes the lowest eight bits.
-    bytes[at] = (bytes[at] as number) | byte;
-    at += step;
+    const there = little ? at + i : at + bytes - 1 - i;
+    // It takes the lowest eight bits.
+    view.setUint8(there, view.getUint8(there) | byte);
     place += 8;
   }
 }
 
 /** Whether the loaded number fits: `room` bits, one more below zero when signed. */
-function fits(signedSource: number, bits: number, room: number, signedTarget: boolean): boolean {
-  if (signedSource !== 0 && HIGH < 0) {
+function fits(signedSource: boolean, bits: number, room: number, signedTarget: boolean): boolean {
+  if (signedSource && HIGH < 0) {
     if (!signedTarget) return false;
     if (bits >= 64) return true;
     if (bits > 32) return HIGH === (HIGH << (64 - bits)) >> (64 - bits);
@@ -206,43 +228,59 @@ function fits(signedSource: number, bits: number, room: number, signedTarget: bo
 const TWO_32 = 0x1_0000_0000;
 
 /** The loaded number as a key of an {@link EnumTable}. */
-function loadedKey(signed: number): number | bigint {
+function loadedKey(signed: boolean): number | bigint {
   const high = signed ? HIGH : HIGH >>> 0;
   if (high >= -0x20_0000 && high < 0x20_0000 && (high > -0x20_0000 || LOW !== 0)) return high * TWO_32 + (LOW >>> 0);
   return (BigInt(high) << 32n) | BigInt(LOW >>> 0);
 }
 
 /** An integer of any width. */
-function loadWide(
-  bytes: Uint8Array,
-  first: number,
-  step: number,
-  shift: number,
-  count: number,
-  bits: number,
-  signed: boolean,
-): bigint {
+function loadWide(view: DataView, at: number, little: boolean, shift: number, bytes: number): bigint {
   let whole = 0n;
-  for (let i = count - 1; i >= 0; i--) whole = (whole << 8n) | BigInt(bytes[first + i * step] as number);
-  whole >>= BigInt(shift);
-  return signed ? BigInt.asIntN(bits, whole) : BigInt.asUintN(bits, whole);
+  for (let i = bytes - 1; i >= 0; i--) {
+    whole = (whole << 8n) | BigInt(view.getUint8(little ? at + i : at + bytes - 1 - i));
+  }
+  return whole >> BigInt(shift);
 }
 
 function storeWide(
-  bytes: Uint8Array,
-  first: number,
-  step: number,
+  view: DataView,
+  at: number,
+  little: boolean,
   shift: number,
-  count: number,
+  bytes: number,
   bits: number,
   value: bigint,
-) {
+): void {
   let rest = BigInt.asUintN(bits, value) << BigInt(shift);
-  for (let i = 0; i < count; i++) {
-    const at = first + i * step;
-    bytes[at] = (bytes[at] as number) | Number(rest & 0xffn);
+  for (let i = 0; i < bytes; i++) {
+    const there = little ? at + i : at + bytes - 1 - i;
+    view.setUint8(there, view.getUint8(there) | Number(rest & 0xffn));
     rest >>= 8n;
   }
+}
+
+/** Copies bytes: short ones by four, which is faster than a call. */
+export function copyBytes(source: DataView, at: number, target: DataView, to: number, count: number): void {
+  if (count > LONG) {
+    const bytes = new Uint8Array(source.buffer, source.byteOffset + at, count);
+    new Uint8Array(target.buffer, target.byteOffset + to, count).set(bytes);
+    return;
+  }
+  let i = 0;
+  for (; i + 4 <= count; i += 4) target.setInt32(to + i, source.getInt32(at + i));
+  for (; i < count; i++) target.setUint8(to + i, source.getUint8(at + i));
+}
+
+/** Makes bytes zero. */
+export function clearBytes(target: DataView, to: number, count: number): void {
+  if (count > LONG) {
+    new Uint8Array(target.buffer, target.byteOffset + to, count).fill(0);
+    return;
+  }
+  let i = 0;
+  for (; i + 4 <= count; i += 4) target.setInt32(to + i, 0);
+  for (; i < count; i++) target.setUint8(to + i, 0);
 }
 
 /** A compiled program. */
@@ -280,13 +318,13 @@ export class Program {
   }
 
   /** Runs it on the value at `from`; the bytes at `to` are zero where it writes. Returns what is lost. */
-  run(source: Uint8Array, from: number, target: Uint8Array, to: number): readonly Loss[] | undefined {
+  run(source: DataView, from: number, target: DataView, to: number): readonly Loss[] | undefined {
     this.#losses = undefined;
     this.#run(source, target, 0, this.#end, from, to);
     return this.#losses;
   }
 
-  #run(source: Uint8Array, target: Uint8Array, start: number, end: number, from: number, to: number): void {
+  #run(source: DataView, target: DataView, start: number, end: number, from: number, to: number): void {
     const code = this.#code;
     for (let pc = start; pc < end; pc++) {
       const at = pc * WIDTH;
@@ -294,23 +332,21 @@ export class Program {
       const b = code[at + 2] as number;
       const c = code[at + 3] as number;
       switch (code[at]) {
-        case OP.COPY: {
-          const first = from + a;
-          const there = to + b;
-          if (c > SHORT) target.set(source.subarray(first, first + c), there);
-          else for (let i = 0; i < c; i++) target[there + i] = source[first + i] as number;
+        case OP.COPY:
+          copyBytes(source, from + a, target, to + b, c);
           break;
-        }
         case OP.MASK:
-          target[to + b] = (target[to + b] as number) | ((source[from + a] as number) & c);
+          target.setUint8(to + b, target.getUint8(to + b) | (source.getUint8(from + a) & c));
           break;
         case OP.REVERSE:
-          for (let i = 0; i < c; i++) target[to + b + i] = source[from + a + c - 1 - i] as number;
+          for (let i = 0; i < c; i++) target.setUint8(to + b + i, source.getUint8(from + a + c - 1 - i));
           break;
         case OP.NUMBER:
+          this.#load(source, at, from);
           this.#number(source, target, pc, from, to);
           break;
         case OP.ENUM:
+          this.#load(source, at, from);
           this.#enum(source, target, pc, from, to);
           break;
         case OP.WIDE:
@@ -339,64 +375,52 @@ export class Program {
     }
   }
 
-  #number(source: Uint8Array, target: Uint8Array, pc: number, from: number, to: number): void {
+  #load(source: DataView, at: number, from: number): void {
     const code = this.#code;
-    const at = pc * WIDTH;
-    const signed = code[at + 6] as number;
     load(
       source,
       from + (code[at + 1] as number),
-      code[at + 2] as number,
+      code[at + 2] === 1,
       code[at + 3] as number,
       code[at + 4] as number,
       code[at + 5] as number,
-      signed,
+      code[at + 6] === 1,
     );
-    this.#store(target, pc, to, signed, source, from);
   }
 
-  /** Stores the loaded number, whether it fits or not. */
-  #store(target: Uint8Array, pc: number, to: number, signed: number, source: Uint8Array, from: number): void {
+  #store(target: DataView, at: number, to: number): void {
     const code = this.#code;
-    const at = pc * WIDTH;
-    const bits = code[at + 11] as number;
-    const flags = code[at + 13] as number;
-    let low = LOW;
-    if (!fits(signed, bits, code[at + 12] as number, (flags & TO_SIGNED) !== 0)) {
-      this.#lose(pc, source, from);
-      // As in C.
-      if ((flags & TO_BOOL) !== 0) low = 1;
-    }
     store(
       target,
       to + (code[at + 7] as number),
-      code[at + 8] as number,
+      code[at + 8] === 1,
       code[at + 9] as number,
       code[at + 10] as number,
-      bits,
-      low,
-      (flags & TO_BOOL) !== 0 ? 0 : HIGH,
+      code[at + 11] as number,
     );
   }
 
-  #enum(source: Uint8Array, target: Uint8Array, pc: number, from: number, to: number): void {
+  /** Stores the loaded number, whether it fits or not. */
+  #number(source: DataView, target: DataView, pc: number, from: number, to: number): void {
     const code = this.#code;
     const at = pc * WIDTH;
-    const signed = code[at + 6] as number;
-    load(
-      source,
-      from + (code[at + 1] as number),
-      code[at + 2] as number,
-      code[at + 3] as number,
-      code[at + 4] as number,
-      code[at + 5] as number,
-      signed,
-    );
+    const flags = code[at + 13] as number;
+    if (!fits(code[at + 6] === 1, code[at + 11] as number, code[at + 12] as number, (flags & TO_SIGNED) !== 0)) {
+      this.#lose(pc, source, from);
+      // As in C.
+      if ((flags & TO_BOOL) !== 0) LOW = 1;
+    }
+    if ((flags & TO_BOOL) !== 0) HIGH = 0;
+    this.#store(target, at, to);
+  }
+
+  #enum(source: DataView, target: DataView, pc: number, from: number, to: number): void {
+    const at = pc * WIDTH;
     const table = this.#names[pc] as EnumTable;
-    const key = loadedKey(signed);
+    const key = loadedKey(this.#code[at + 6] === 1);
     const named = table.numbers.get(key);
     if (named === undefined && !table.renumbered && !table.taken.has(key)) {
-      this.#store(target, pc, to, signed, source, from);
+      this.#number(source, target, pc, from, to);
       return;
     }
     if (!named) this.#lose(pc, source, from);
@@ -404,73 +428,51 @@ export class Program {
       LOW = named.low;
       HIGH = named.high;
     }
-    store(
-      target,
-      to + (code[at + 7] as number),
-      code[at + 8] as number,
-      code[at + 9] as number,
-      code[at + 10] as number,
-      code[at + 11] as number,
-      LOW,
-      HIGH,
-    );
+    this.#store(target, at, to);
   }
 
-  #wide(source: Uint8Array, target: Uint8Array, pc: number, from: number, to: number): void {
-    const [, first, step, shift, bytes, bits, signed, first2, step2, shift2, bytes2, bits2, room, flags] =
-      this.#code.subarray(pc * WIDTH, (pc + 1) * WIDTH) as unknown as number[] & { length: 14 };
-    let value = loadWide(
-      source,
-      from + (first as number),
-      step as number,
-      shift as number,
-      bytes as number,
-      bits as number,
-      signed !== 0,
-    );
-    const below = ((flags as number) & TO_SIGNED) !== 0 ? -(1n << BigInt(room as number)) : 0n;
-    if (value < below || value >= 1n << BigInt(room as number)) {
+  #wide(source: DataView, target: DataView, pc: number, from: number, to: number): void {
+    const code = this.#code;
+    const at = pc * WIDTH;
+    const word = (i: number) => code[at + i] as number;
+    const read = loadWide(source, from + word(1), word(2) === 1, word(3), word(4));
+    let value = word(6) === 1 ? BigInt.asIntN(word(5), read) : BigInt.asUintN(word(5), read);
+    const [end, flags] = [1n << BigInt(word(12)), word(13)];
+    if (value >= end || value < ((flags & TO_SIGNED) !== 0 ? -end : 0n)) {
       this.#lose(pc, source, from);
-      if (((flags as number) & TO_BOOL) !== 0) value = 1n;
+      if ((flags & TO_BOOL) !== 0) value = 1n;
     }
-    storeWide(
-      target,
-      to + (first2 as number),
-      step2 as number,
-      shift2 as number,
-      bytes2 as number,
-      bits2 as number,
-      value,
-    );
+    storeWide(target, to + word(7), word(8) === 1, word(9), word(10), word(11), value);
   }
 
-  #float(source: Uint8Array, target: Uint8Array, pc: number, from: number, to: number): void {
-    const [, at = 0, size, little, there = 0, , littleThere] = this.#code.subarray(pc * WIDTH, (pc + 1) * WIDTH);
-    const [view, out] = [viewOf(source), viewOf(target)];
-    if (size === 4) {
-      const bits = view.getUint32(from + at, little === 1);
+  #float(source: DataView, target: DataView, pc: number, from: number, to: number): void {
+    const code = this.#code;
+    const word = (i: number) => code[pc * WIDTH + i] as number;
+    const [at, little, there, littleThere] = [from + word(1), word(3) === 1, to + word(4), word(6) === 1];
+    if (word(2) === 4) {
+      const bits = source.getUint32(at, little);
       if ((bits & 0x7fff_ffff) > 0x7f80_0000) {
         // Not a number, but its bits may mean something; processors would change them.
         const wide = (BigInt(bits >>> 31) << 63n) | 0x7ff0_0000_0000_0000n | (BigInt(bits & 0x7f_ffff) << 29n);
-        out.setBigUint64(to + there, wide, littleThere === 1);
-      } else out.setFloat64(to + there, view.getFloat32(from + at, little === 1), littleThere === 1);
+        target.setBigUint64(there, wide, littleThere);
+      } else target.setFloat64(there, source.getFloat32(at, little), littleThere);
       return;
     }
-    const value = view.getFloat64(from + at, little === 1);
+    const value = source.getFloat64(at, little);
     if (Number.isNaN(value)) {
-      const bits = view.getBigUint64(from + at, little === 1);
+      const bits = source.getBigUint64(at, little);
       const payload = Number((bits >> 29n) & 0x7f_ffffn);
       const exact = (bits & 0x1fff_ffffn) === 0n && payload !== 0;
-      const narrow = (Number(bits >> 63n) * 2 ** 31 + 0x7f80_0000 + (exact ? payload : payload | 0x40_0000)) >>> 0;
-      out.setUint32(to + there, narrow, littleThere === 1);
+      const narrow = Number(bits >> 63n) * 2 ** 31 + 0x7f80_0000 + (exact ? payload : payload | 0x40_0000);
+      target.setUint32(there, narrow, littleThere);
       if (!exact) this.#lose(pc, source, from);
       return;
     }
     if (Math.fround(value) !== value) this.#lose(pc, source, from);
-    out.setFloat32(to + there, value, littleThere === 1);
+    target.setFloat32(there, value, littleThere);
   }
 
-  #lose(pc: number, source: Uint8Array, from: number): void {
+  #lose(pc: number, source: DataView, from: number): void {
     const site = this.#sites[pc] as Site;
     if (this.#losses === undefined) {
       this.#losses = [];
@@ -493,24 +495,25 @@ export class Program {
   }
 }
 
-function isZeroAt(bytes: Uint8Array, from: number, count: number, firstMask: number, lastMask: number): boolean {
-  if (((bytes[from] as number) & firstMask) !== 0) return false;
+function isZeroAt(view: DataView, from: number, count: number, firstMask: number, lastMask: number): boolean {
+  if ((view.getUint8(from) & firstMask) !== 0) return false;
   const last = from + count - 1;
-  for (let i = from + 1; i < last; i++) if (bytes[i] !== 0) return false;
-  return count === 1 || ((bytes[last] as number) & lastMask) === 0;
+  for (let i = from + 1; i < last; i++) if (view.getUint8(i) !== 0) return false;
+  return count === 1 || (view.getUint8(last) & lastMask) === 0;
 }
 
 /** A member's value as short text. */
-function textOf(node: Node, bytes: Uint8Array, from: number): string {
+function textOf(node: Node, view: DataView, from: number): string {
   if (node.kind === 'number') {
-    const [first = 0, step = 0, shift = 0, count = 0, bits = 0] = placeOf(node);
-    const number = loadWide(bytes, from + first, step, shift, count, bits, node.signed);
+    const [at = 0, little, shift = 0, bytes = 0, bits = 0] = placeOf(node);
+    const read = loadWide(view, from + at, little === 1, shift, bytes);
+    const number = node.signed ? BigInt.asIntN(bits, read) : BigInt.asUintN(bits, read);
     const same = (other: bigint) => BigInt.asUintN(bits, other) === BigInt.asUintN(bits, number);
     return node.enum?.values.find(({ value }) => same(value))?.name || String(number);
   }
   const size = node.bits / 8;
   if (size > SHOWN_BYTES) return `${size} bytes`;
-  const value = valueCodec(node.btf, node.id).decode(viewOf(bytes), from + node.bit / 8);
+  const value = valueCodec(node.btf, node.id).decode(view, from + node.bit / 8);
   return cut(node.kind === 'float' ? String(value) : JSON.stringify(value));
 }
 

@@ -214,6 +214,14 @@ class Builder {
     }
   }
 
+  #checkApart(id: number, members: readonly Node[]): void {
+    let end = 0;
+    for (const { bit, bits, name } of members.toSorted((a, b) => a.bit - b.bit)) {
+      if (bit < end) throw this.#btf.bad(id, `member ${name} overlaps the one before it`);
+      end = bit + bits;
+    }
+  }
+
   /** The members of structure `id`; those without bytes, and padding that has a width, carry no information. */
   #members(node: Draft, id: number, depth: number, plain: boolean): Node[] {
     const btf = this.#btf;
@@ -242,6 +250,7 @@ class Builder {
       }
     };
     collect(id, node.bit, depth);
+    if (node.kind === 'struct') this.#checkApart(id, nodes);
     return nodes;
   }
 }

@@ -33,6 +33,8 @@ import { exactInteger, hex, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import type { Json } from '../value.js';
 import {
+  clearBytes,
+  copyBytes,
   type EnumTable,
   halves,
   type Loss,
@@ -144,11 +146,14 @@ export function migration(from: TypeRef, to: TypeRef, options: MigrationOptions 
   const plan = new Plan(old.root, fresh.root, options);
   const same = old.size === fresh.size && plan.isSame();
   let program: Program | undefined;
-  let template: Uint8Array | undefined;
+  let template: DataView | undefined;
   if (!same) {
     program = new Program(plan.compile(old.size, fresh.size));
     template = plan.template(fresh.size);
   }
+  // The buffers of the last call, of which views are at hand: mostly they are this one's too.
+  const none: Uint8Array = new Uint8Array(0);
+  const seen = { source: none, from: viewOf(none), target: none, to: viewOf(none) };
   const [fromSize, toSize] = [old.size, fresh.size];
   return {
     from: fromSize,
@@ -163,21 +168,20 @@ export function migration(from: TypeRef, to: TypeRef, options: MigrationOptions 
           `${fromSize} bytes at ${at} of ${source.length}, ${toSize} at ${place} of ${target.length}`,
         );
       }
+      if (source !== seen.source) [seen.source, seen.from] = [source, viewOf(source)];
+      if (target !== seen.target) [seen.target, seen.to] = [target, viewOf(target)];
+      const { from, to } = seen;
       if (program === undefined) {
-        if (fromSize <= SHORT) for (let i = 0; i < fromSize; i++) target[place + i] = source[at + i] as number;
-        else target.set(source.subarray(at, at + fromSize), place);
+        copyBytes(from, at, to, place, fromSize);
         return undefined;
       }
-      if (template !== undefined) target.set(template, place);
-      else if (toSize <= SHORT) for (let i = place; i < place + toSize; i++) target[i] = 0;
-      else target.fill(0, place, place + toSize);
-      return program.run(source, at, target, place);
+      if (template !== undefined) copyBytes(template, 0, to, place, toSize);
+      else clearBytes(to, place, toSize);
+      return program.run(from, at, to, place);
     },
   };
 }
 
-/** Up to this many bytes, a loop is faster than a call. */
-const SHORT = 128;
 /** Most names of enums to compare, all pairs of enums together. */
 const MAX_NAMES = 1_000_000;
 
@@ -351,7 +355,7 @@ class Plan {
   }
 
   /** A new value before anything old is put into it; undefined if it is all zero. */
-  template(size: number): Uint8Array | undefined {
+  template(size: number): DataView | undefined {
     if (this.#inserts.length === 0) return undefined;
     const bytes = new Uint8Array(size);
     for (const { node, path, value, counts } of this.#inserts) {
@@ -362,7 +366,7 @@ class Plan {
         throw this.#usage(error.message, `--set ${path}`);
       }
     }
-    return bytes;
+    return viewOf(bytes);
   }
 
   /** @param counts elements of the arrays around it, from outermost to innermost, that get it */
@@ -929,11 +933,7 @@ function membersIn(root: Node): { readonly from: number; readonly to: number }[]
     else all.push({ from: node.bit, to: node.bit + node.bits });
   };
   collect(root);
-  all.sort((a, b) => a.from - b.from);
-  for (const [i, { from }] of all.entries()) {
-    if (i > 0 && from < (all[i - 1] as { to: number }).to) throw root.btf.bad(root.id, 'members overlap');
-  }
-  return all;
+  return all.sort((a, b) => a.from - b.from);
 }
 
 /** Whether no member is between two bits. */
