@@ -6,6 +6,7 @@ import t from 'tap';
 import { BpfMap } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
 import { bpfimg, type Ran, shell, TOP, workFolder } from './helpers/command.js';
+import { skipWithout } from './helpers/crit.js';
 import { bpffs, fillNumbers, skipWithoutBpftool, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { types } from './helpers/types.js';
 
@@ -27,7 +28,7 @@ make('mv flowd dump');
 make('mkdir -p unpacked && cp -r dump unpacked/checkpoint && echo \'{"name":"c1"}\' > unpacked/config.dump');
 make('tar -C dump -cf flat.tar . && tar -C unpacked -cf nested.tar config.dump checkpoint');
 make('tar -C unpacked -czf nested.tgz ./config.dump ./checkpoint && gzip -c flat.tar > flat');
-const zstd = shell('command -v zstd').status === 0;
+const zstd = skipWithout('zstd') === false;
 if (zstd) make('zstd -q flat.tar -o named.tar.gz');
 make('bpfimg decode dump > document.json && bpfimg decode dump --pretty > pretty.json');
 make('bpfimg decode dump/bpfmap-data.img > data.json && bpfimg decode --format crit dump/bpfmap-data.img > crit.json');

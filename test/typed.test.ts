@@ -18,6 +18,7 @@ import { bufferInput } from '../src/io/input.js';
 import { MemoryOutput } from '../src/io/output.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { bpfimg, contents, copyDump, TOP } from './helpers/command.js';
+import { skipWithout } from './helpers/crit.js';
 import { filesImage, folderOf, mapFile } from './helpers/dumps.js';
 import { fixture } from './helpers/fixtures.js';
 import { blob, entry, type Item, image, mapData, scalar } from './helpers/images.js';
@@ -87,7 +88,7 @@ function jq(text: string, ...args: string[]): string {
   if (status !== 0) throw new Error(stderr);
   return stdout;
 }
-const noJq = spawnSync('jq', ['--version']).status === 0 ? false : 'needs jq';
+const noJq = skipWithout('jq');
 
 /** Noise, text, small numbers, or nearly nothing. */
 function someBytes(random: Random, size: number): Buffer {
