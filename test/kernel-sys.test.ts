@@ -450,6 +450,11 @@ t.test('MAP_CREATE that fails is explained', async (t) => {
       { btf: { fd: 3, keyType: 1, valueType: 1 } },
       '(its BTF is not a BTF object, or does not fit its sizes)',
     ],
+    [
+      E.EINVAL,
+      { type: 29, maxEntries: 0, flags: 1, btf: { fd: 3, keyType: 1, valueType: 1 }, since: '5.11' },
+      'does not fit its sizes; or this kernel lacks task_storage, which came with Linux 5.11)',
+    ],
     [E.EINVAL, { name: 'a b' }, '(byte 0x20 is not allowed in the name)'],
     [E.EINVAL, { name: 'sixteen_letters_' }, '(a name of 16 bytes, expected at most 15)'],
     [E.EINVAL, { flags: 4, numaNode: 9 }, '(NUMA node 9 may not exist)'],

@@ -766,15 +766,18 @@ function createCause(sys: Sys, spec: MapSpec, name: Buffer, attr: Attr, errno: n
   const found = breaches(asked, type);
   if (found.length > 0) return found.join('; ');
   if (errno === ERRNO.E2BIG && spec.keySize > 0) return 'key_size, value_size or max_entries is too large';
-  if (spec.btf !== undefined) return 'its BTF is not a BTF object, or does not fit its sizes';
+  const kind = type?.name ?? `map type ${spec.type}`;
+  const lacks = `this kernel lacks ${kind}${spec.since === undefined ? '' : `, which came with Linux ${spec.since}`}`;
+  if (spec.btf !== undefined) {
+    const wrong = 'its BTF is not a BTF object, or does not fit its sizes';
+    return spec.since === undefined ? wrong : `${wrong}; or ${lacks}`;
+  }
   if ((asked.flags & MAP_FLAG.NUMA_NODE) !== 0) return `NUMA node ${spec.numaNode ?? 0} may not exist`;
   const newest = Object.entries<StructField>(attr.layout.fields)
     .filter(([, { offset, size, since }]) => since !== undefined && !isZero(attr.bytes, offset, offset + size))
     .at(-1);
   const parts = newest === undefined ? '' : `, or ${newest[0]}, which came with Linux ${newest[1].since}`;
-  const kind = type?.name ?? `map type ${spec.type}`;
-  const since = spec.since === undefined ? '' : `, which came with Linux ${spec.since}`;
-  return `perhaps this kernel lacks ${kind}${since}${parts}`;
+  return `perhaps ${lacks}${parts}`;
 }
 
 /** Why a pin was refused: the kernel says EPERM for a wrong place and for a wrong name alike. */
