@@ -256,6 +256,25 @@ const ROWS: Readonly<Record<string, readonly Row[]>> = {
       ],
       steps: ['narrowed a', 'widened b', 'widened c', 'moved d', 'moved e', 'moved f', 'narrowed g', 'resigned h'],
     },
+    {
+      // Below zero, with nothing in its lower half.
+      old: '{ s64 a; s64 b; s64 c; s64 d; }',
+      new: '{ s16 a; s32 b; s64 c:33; s64 d:40; }',
+      values: [
+        [
+          { a: -4294967296, b: -4294967296, c: -4294967296, d: -4294967296 },
+          { c: -4294967296, d: -4294967296 },
+          'a does not fit -4294967296',
+          'b does not fit -4294967296',
+        ],
+        [
+          { c: -4294967297, d: -549755813889 },
+          { c: 4294967295, d: 549755813887 },
+          'c does not fit -4294967297',
+          'd does not fit -549755813889',
+        ],
+      ],
+    },
     { old: 'u32', new: 'u64', values: [[7, 7]], steps: ['widened '] },
     {
       old: 'u32',

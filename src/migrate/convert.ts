@@ -218,7 +218,7 @@ function fits(signedSource: boolean, bits: number, room: number, signedTarget: b
     if (!signedTarget) return false;
     if (bits >= 64) return true;
     if (bits > 32) return HIGH === (HIGH << (64 - bits)) >> (64 - bits);
-    return HIGH === -1 && LOW === (bits === 32 ? LOW | 0x8000_0000 : (LOW << (32 - bits)) >> (32 - bits));
+    return HIGH === -1 && LOW < 0 && LOW === (LOW << (32 - bits)) >> (32 - bits);
   }
   if (room >= 64) return true;
   if (room > 32) return HIGH >>> (room - 32) === 0;
