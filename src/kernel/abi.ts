@@ -1,7 +1,7 @@
 /**
  * bpf(2) as the kernel defines it: commands, structures as tables of (offset, size, since), flags.
  *
- * No offset stands anywhere else. `test/kernel-abi.test.ts` compares every row with the type information
+ * No other file contains offsets. `test/kernel-abi.test.ts` compares every row with the type information
  * of the running kernel. Numbers are little-endian: bpfimg refuses big-endian machines, see `sys.ts`.
  */
 
@@ -57,7 +57,7 @@ export const MAP_FLAG = {
   NO_USER_CONV: 0x40000,
 } as const;
 
-/** The attributes every view of a map has: fdinfo, the iterator, what MAP_CREATE is asked for. */
+/** The attributes that every view of a map has: fdinfo, the iterator, MAP_CREATE. */
 export interface MapShape {
   readonly type: number;
   readonly keySize: number;
@@ -67,16 +67,16 @@ export interface MapShape {
   readonly flags: number;
 }
 
-/** Flags of UPDATE_ELEM (anonymous enum of BPF_ANY); LOCK is for look-ups and batches as well. */
+/** Flags of UPDATE_ELEM (anonymous enum of BPF_ANY). LOCK also applies to look-ups and batches. */
 export const ELEM_FLAG = { ANY: 0, NOEXIST: 1, EXIST: 2, LOCK: 4 } as const;
 
 /** A member of a kernel structure. */
 export interface StructField {
-  /** Bytes from the structure's start. */
+  /** Offset in bytes. */
   readonly offset: number;
-  /** 4 and 8 are numbers or pointers, anything else is bytes. */
+  /** 4 and 8 are numbers or pointers; any other size is bytes. */
   readonly size: number;
-  /** Linux version that brought it, where that is later than its structure. */
+  /** Linux version that added it, if later than its structure. */
   readonly since: string | undefined;
 }
 
@@ -84,7 +84,7 @@ export interface StructField {
 export interface StructLayout<F extends string = string> {
   /** The kernel's name: a structure, or a member of the union. */
   readonly name: string;
-  /** Bytes up to the end of the last member we know. */
+  /** Size in bytes, up to the end of the last member we know. */
   readonly size: number;
   readonly fields: Readonly<Record<F, StructField>>;
 }
@@ -98,12 +98,12 @@ function layout<F extends string>(name: string, size: number, rows: Readonly<Rec
   return { name, size, fields: fields as Record<F, StructField> };
 }
 
-/** Bytes of a map's, program's or BTF object's name with its NUL. */
+/** Size in bytes of the name of a map, program or BTF object, with its NUL. */
 export const NAME_SIZE = 16;
 
 /** What each command reads from `union bpf_attr`. */
 export const ATTR = {
-  /** MAP_CREATE. Bytes behind the last member must be zero, also the padding at 92. */
+  /** MAP_CREATE. Bytes after the last member must be zero, as must the padding at 92. */
   create: layout('bpf_attr', 96, {
     map_type: [0, 4],
     key_size: [4, 4],
@@ -127,7 +127,7 @@ export const ATTR = {
   /** The MAP_*_ELEM commands. */
   elem: layout('bpf_attr', 32, { map_fd: [0, 4], key: [8, 8], value: [16, 8], flags: [24, 8] }),
   nextKey: layout('bpf_attr', 24, { map_fd: [0, 4], key: [8, 8], next_key: [16, 8] }),
-  /** The MAP_*_BATCH commands, since 5.6. `count` goes in and comes out. */
+  /** The MAP_*_BATCH commands, since 5.6. `count` is both input and output. */
   batch: layout('bpf_attr.batch', 56, {
     in_batch: [0, 8],
     out_batch: [8, 8],
@@ -151,7 +151,7 @@ export const ATTR = {
   mapById: layout('bpf_attr', 12, { map_id: [0, 4], open_flags: [8, 4, '4.15'] }),
   progById: layout('bpf_attr', 12, { prog_id: [0, 4], open_flags: [8, 4, '4.15'] }),
   btfById: layout('bpf_attr', 12, { btf_id: [0, 4], open_flags: [8, 4, '4.15'] }),
-  /** OBJ_GET_INFO_BY_FD. `info_len` goes in and comes out. */
+  /** OBJ_GET_INFO_BY_FD. `info_len` is both input and output. */
   info: layout('bpf_attr.info', 16, { bpf_fd: [0, 4], info_len: [4, 4], info: [8, 8] }),
   btfLoad: layout('bpf_attr', 28, {
     btf: [0, 8],
@@ -182,10 +182,10 @@ export const ATTR = {
 } as const;
 
 /**
- * struct bpf_map_info. The kernel fills in as much as it knows and says how much that was.
+ * struct bpf_map_info. The kernel fills in what it knows and returns how much that was.
  *
- * Later members (`hash`, `hash_size`) are *inputs*: what stands there is read as a pointer. They are left
- * out, and so is everything behind them.
+ * Later members (`hash`, `hash_size`) are *inputs* that the kernel reads as pointers. They and everything
+ * after them are left out.
  */
 export const MAP_INFO = layout('bpf_map_info', 88, {
   type: [0, 4],
@@ -206,7 +206,7 @@ export const MAP_INFO = layout('bpf_map_info', 88, {
   map_extra: [80, 8, '5.16'],
 });
 
-/** struct bpf_btf_info. `btf`, `btf_size`, `name` and `name_len` go in; too small a buffer is no error. */
+/** struct bpf_btf_info. `btf`, `btf_size`, `name` and `name_len` are inputs; a buffer that is too small is no error. */
 export const BTF_INFO = layout('bpf_btf_info', 32, {
   btf: [0, 8],
   btf_size: [8, 4],
@@ -216,7 +216,7 @@ export const BTF_INFO = layout('bpf_btf_info', 32, {
   kernel_btf: [28, 4, '5.11'],
 });
 
-/** struct bpf_prog_info, as far as it says which program it is and names its maps. `nr_map_ids` and `map_ids` go in. */
+/** struct bpf_prog_info, as far as it identifies a program and its maps. `nr_map_ids` and `map_ids` are inputs. */
 export const PROG_INFO = layout('bpf_prog_info', 80, {
   type: [0, 4],
   id: [4, 4],
@@ -235,10 +235,10 @@ export const SYSCALL: Readonly<Record<string, { bpf: number; pidfd_open: number;
   ppc64: { bpf: 361, pidfd_open: 434, pidfd_getfd: 438 },
 };
 
-/** What readlink shows for an open map, and what stands before the kind of any other BPF object. */
+/** What readlink shows for an open map, and the prefix of every other BPF object. */
 export const MAP_LINK = 'anon_inode:bpf-map';
 export const BPF_LINK = 'anon_inode:bpf';
-/** What it shows for an open program. */
+/** What readlink shows for an open program. */
 export const PROG_LINK = 'anon_inode:bpf-prog';
 
 /** `f_type` of a BPF file system in statfs(2) (include/uapi/linux/magic.h). */

@@ -1,4 +1,4 @@
-/** BTF objects of the kernel: their bytes, and loading them again. */
+/** BTF objects of the kernel: reads their bytes and loads them again. */
 import { ATTR, BTF_INFO } from './abi.js';
 import { KernelError } from './error.js';
 import { kernelName } from './map.js';
@@ -8,7 +8,7 @@ import { Attr, ERRNO, pinned, type Sys } from './sys.js';
 export interface LoadedBtf {
   readonly id: number;
   readonly name: string;
-  /** Of the kernel or of a module, not loaded by a program. */
+  /** Belongs to the kernel or a module; no program loaded it. */
   readonly kernel: boolean;
   readonly blob: Buffer;
 }
@@ -32,14 +32,14 @@ export function readBtf(sys: Sys, id: number): LoadedBtf {
         .point('info', info.bytes);
       const result = sys.bpf('OBJ_GET_INFO_BY_FD', attr);
       if (result === -ERRNO.E2BIG && named) {
-        // Linux before 5.11: BTF objects have no names, and what is asked for beyond what it knows must be zero.
+        // Before Linux 5.11, BTF objects have no names, and the kernel requires zeros beyond the members it knows.
         named = false;
         return ask(blob, name);
       }
       if (result < 0) throw new KernelError(subject, 'BPF_OBJ_GET_INFO_BY_FD', -result);
       return info;
     };
-    // Too small a buffer is no error: the size that is told is the whole one.
+    // A buffer that is too small is no error: the kernel returns the full size.
     const name = pinned(128);
     const blob = pinned(ask(pinned(1), name).get('btf_size'));
     const info = ask(blob, name);
@@ -49,12 +49,12 @@ export function readBtf(sys: Sys, id: number): LoadedBtf {
   }
 }
 
-/** Room for what the verifier says of a blob that it refuses. */
+/** Room for the verifier's explanation when it refuses a blob. */
 const LOG_SIZE = 64 * 1024;
 
 /**
  * Loads a blob.
- * @returns a file descriptor, which is the caller's; the maps that are created with it hold the object
+ * @returns a file descriptor that the caller owns; maps created with it keep the object alive
  * @throws KernelError with the verifier's reason
  */
 export function loadBtf(sys: Sys, blob: Uint8Array): number {
@@ -63,7 +63,7 @@ export function loadBtf(sys: Sys, blob: Uint8Array): number {
   const attr = new Attr(ATTR.btfLoad, sys).point('btf', bytes).set('btf_size', bytes.length);
   const fd = sys.bpf('BTF_LOAD', attr);
   if (fd >= 0) return fd;
-  // Only now with a log: one that is too small would make the load fail.
+  // A log only on the second try: a log buffer that is too small would make the load fail.
   const log = pinned(LOG_SIZE);
   const again = sys.bpf(
     'BTF_LOAD',

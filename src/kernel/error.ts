@@ -1,11 +1,11 @@
-/** What the kernel's errno means here: one line with command, map and likely cause. */
+/** What the kernel's errno means here: one line with the command, the map and the likely cause. */
 import { constants as os } from 'node:os';
 import { BpfimgError, type ErrorKind } from '../errors.js';
 import { ERRNO } from './sys.js';
 
 const NAMES = new Map<number, string>([
   ...Object.entries(os.errno)
-    // Some numbers have two names; the usual one stands last.
+    // Some numbers have two names; the usual one comes last.
     .filter(([name]) => name !== 'EWOULDBLOCK' && name !== 'ENOTSUP')
     .map(([name, number]): [number, string] => [number, name]),
   [ERRNO.ENOTSUPP, 'ENOTSUPP'],
@@ -28,16 +28,16 @@ const ERROR_KINDS = new Map<number, ErrorKind>([
 
 /** A system call that failed. Its `code` is the errno's name. */
 export class KernelError extends BpfimgError {
-  /** What it was done to: `map 57 (flows)`. */
+  /** What the call was made on: `map 57 (flows)`. */
   declare readonly subject: string;
 
   constructor(
     subject: string,
-    /** The call, as its manual spells it: `BPF_MAP_FREEZE`, `pidfd_getfd`. */
+    /** The call, spelled as in its manual: `BPF_MAP_FREEZE`, `pidfd_getfd`. */
     readonly call: string,
-    /** A positive number. */
+    /** A positive errno. */
     readonly errno: number,
-    /** The likely reason; {@link causeOf} where the caller knows no better. */
+    /** The likely reason; {@link causeOf} if the caller knows no better one. */
     readonly reason: string = causeOf(call, errno),
     part?: string,
   ) {
@@ -45,7 +45,7 @@ export class KernelError extends BpfimgError {
     super(ERROR_KINDS.get(errno) ?? 'io', `${call}: ${code} (${reason})`, { subject, part, code });
   }
 
-  /** The same failure, of a part of its subject: `item 0a000001`. */
+  /** The same failure for a part of its subject: `item 0a000001`. */
   of(part: string): KernelError {
     const whole = this.part === undefined ? part : `${this.part}, ${part}`;
     return new KernelError(this.subject, this.call, this.errno, this.reason, whole);
@@ -56,7 +56,7 @@ export class KernelError extends BpfimgError {
   }
 }
 
-/** `BPF_MAP_CREATE` and `EPERM`, or `*` and `EPERM`: the likely causes, the more special first. */
+/** Likely causes by `BPF_MAP_CREATE` and `EPERM`, or by `*` and `EPERM`; the more specific ones come first. */
 const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   BPF_MAP_CREATE: {
     ENOMEM: 'not enough memory, or a memory cgroup reached its limit',
@@ -165,7 +165,7 @@ const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   },
 };
 
-/** The likely cause of a failure, from call and errno alone. */
+/** The likely cause of a failure, from the call and the errno alone. */
 export function causeOf(call: string, errno: number): string {
   const name = errnoName(errno);
   return CAUSES[call]?.[name] ?? CAUSES['*']?.[name] ?? 'the kernel gives no reason';

@@ -1,9 +1,9 @@
 /**
- * All maps of this machine without touching one of them, by a BPF iterator.
+ * Lists all maps of this machine with a BPF iterator, without opening any of them.
  *
- * Walking ids says no type, and opening by id is what can do harm (a PROG_ARRAY that is being cleared leaks
- * for ever when it is opened and closed). An iterator program runs over the kernel's own list and takes no
- * user reference. It is put together here, from the offsets in the running kernel's type information.
+ * Walking ids does not tell a map's type, and opening a map by id can do harm (a PROG_ARRAY that is being cleared
+ * leaks for ever when it is opened and closed). An iterator program walks the kernel's own list and takes no
+ * user reference. It is assembled here from the offsets in the running kernel's type information.
  *
  * Needs Linux 5.8 (commit 6086d29def80, "bpf: Add bpf_map iterator") with BTF, CAP_BPF and CAP_PERFMON.
  */
@@ -15,12 +15,12 @@ import { Attr, pinned, type Sys } from './sys.js';
 export interface KernelMap extends MapShape {
   readonly id: number;
   readonly extra: bigint;
-  /** One character a byte. */
+  /** One character per byte. */
   readonly name: string;
   readonly frozen: boolean;
-  /** 0 for none. */
+  /** 0 if it has none. */
   readonly btfId: number;
-  /** File descriptors and pins that hold it, whosever; 0 when only the kernel does: programs, other maps, mappings. */
+  /** File descriptors and pins that hold it, anyone's; 0 if only programs, other maps or mappings keep it. */
   readonly users: bigint;
 }
 
@@ -32,12 +32,12 @@ const RECORD_USERS = 56;
 const RECORD_SIZE = 64;
 
 // ---------------------------------------------------------------------------------------------------
-// The kernel's type information, as far as this needs it
+// The part of the kernel's type information that the program needs
 
 interface Offsets {
   /** Type id of the function that marks the iterator. */
   readonly target: number;
-  /** Members of struct bpf_map, bytes from its start. */
+  /** Offsets in struct bpf_map, in bytes. */
   readonly map: ReadonlyMap<string, number>;
   /** `id` in struct btf. */
   readonly btfId: number | undefined;
@@ -45,7 +45,7 @@ interface Offsets {
 
 const KIND_FUNC = 12;
 const KIND_STRUCT = 4;
-/** Bytes behind a type of each kind: fixed, and for each of its members. */
+/** Bytes that follow a type of each kind: a fixed number, and a number for each member. */
 const TAIL: Readonly<Record<number, readonly [fixed: number, each: number]>> = {
   1: [4, 0],
   3: [12, 0],
@@ -59,14 +59,14 @@ const TAIL: Readonly<Record<number, readonly [fixed: number, each: number]>> = {
   19: [0, 12],
 };
 
-/** Finds what the program needs in a BTF blob; undefined when it is not there. */
+/** Finds what the program needs in a BTF blob; undefined if it is missing. */
 export function iteratorOffsets(btf: Buffer): Offsets | undefined {
   if (btf.length < 24 || btf.readUInt16LE(0) !== 0xeb9f) return undefined;
   const header = btf.readUInt32LE(4);
   const types = header + btf.readUInt32LE(8);
   const end = types + btf.readUInt32LE(12);
   const strings = btf.subarray(header + btf.readUInt32LE(16));
-  // Strings stand once each, so a name is one number.
+  // Each string occurs once, so a name is one number.
   const named = (name: string) => strings.indexOf(`\0${name}\0`) + 1;
   const [target, map, object] = [named('bpf_iter_bpf_map'), named('bpf_map'), named('btf')];
   const text = (at: number) => strings.toString('latin1', at, strings.indexOf(0, at));
@@ -118,7 +118,7 @@ function program({ map, btfId }: Offsets): Buffer | undefined {
   const load = (size: 1 | 4 | 8, to: number, from: number, offset: number) => op(LOAD[size], to, from, offset, 0);
   const store = (size: 4 | 8, at: number) => op(STORE[size], 10, 1, at - RECORD_SIZE, 0);
   const body: Buffer[] = [];
-  /** Copies a member of the map (r7) into the record; a member that this kernel lacks is 0. */
+  /** Copies a member of the map (r7) into the record; 0 if this kernel lacks the member. */
   const copy = (name: string, from: 1 | 4 | 8, to: 4 | 8, at: number, more = 0) => {
     const offset = map.get(name);
     body.push(offset === undefined ? op(0xb7, 1, 0, 0, 0) : load(from, 1, 7, offset + more), store(to, at));
@@ -162,8 +162,8 @@ const ATTACH_TRACE_ITER = 28;
 
 /**
  * Reads the kernel's list of maps.
- * @param btfFile where the kernel's type information is
- * @returns maps by id; undefined where this kernel or our capabilities do not allow it
+ * @param btfFile the file with the kernel's type information
+ * @returns maps by id; undefined if this kernel or our capabilities do not allow it
  */
 export function kernelMaps(sys: Sys, btfFile = '/sys/kernel/btf/vmlinux'): Map<number, KernelMap> | undefined {
   let btf: Buffer;

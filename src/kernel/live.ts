@@ -1,8 +1,8 @@
 /**
- * The live maps of this machine: which there are, who holds them, and how to open one without doing harm.
+ * The live maps of this machine: finds them and their holders, and opens them without doing harm.
  *
- * What fdinfo and pins show comes first. A map that no visible process or pin holds is opened only when its
- * type is known and harmless (see `iter.ts`); one whose type is not known is listed by its id.
+ * fdinfo and pins are read first. A map without a visible holder or pin is opened only if its type is
+ * known and harmless (see `iter.ts`); if its type is unknown, only its id is listed.
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -34,10 +34,10 @@ export interface Program {
   readonly name: string;
 }
 
-/** A live map, as it was when it was looked at. Undefined is what could not be seen. */
+/** A live map, as it was when it was read. A member is undefined if it could not be seen. */
 export interface LiveMap {
   readonly id: number;
-  /** One character a byte. */
+  /** One character per byte. */
   name: string | undefined;
   type: number | undefined;
   keySize: number | undefined;
@@ -48,37 +48,37 @@ export interface LiveMap {
   frozen: boolean | undefined;
   /** Bytes. */
   memlock: number | undefined;
-  /** 0 for none. */
+  /** 0 if it has none. */
   btfId: number | undefined;
-  /** As {@link pathText} writes them. */
+  /** As {@link pathText} writes paths. */
   readonly pins: string[];
   readonly holders: MapHolder[];
-  /** Programs that use it; looked for only where neither pins nor holders are seen. */
+  /** Programs that use it; filled in only if it has no visible pins or holders. */
   programs: readonly Program[];
 }
 
 /** Names that an error lists. */
 const LISTED_NAMES = 5;
 
-/** What names maps. All of those that any of them names. */
+/** Selectors. A map is chosen if any of them names it. */
 export interface Selectors {
   readonly ids: readonly number[];
   /** Whole names, or patterns. */
   readonly names: readonly string[];
-  /** Paths, or what {@link pathText} writes for them: of pins, or of folders of pins; or patterns. */
+  /** Paths of pins or of folders of pins, as bytes or as {@link pathText} writes them; or patterns. */
   readonly pins: readonly string[];
   readonly pids: readonly number[];
-  /** Of those processes only these file descriptors; all when there are none. */
+  /** Only these file descriptors of those processes; all of them if empty. */
   readonly fds?: readonly number[];
-  /** The processes below those as well. */
+  /** Also the descendants of these processes. */
   readonly tree?: boolean;
 }
 
 /** What could not be seen. */
 export interface Unseen {
-  /** Ids cannot be walked (CAP_SYS_ADMIN): maps of others are missing. */
+  /** Ids cannot be walked (no CAP_SYS_ADMIN): other users' maps are missing. */
   readonly ids: boolean;
-  /** Processes that may not be looked at. */
+  /** Number of processes that we have no permission to inspect. */
   readonly processes: number;
   /** Maps of which only the id is known. */
   readonly types: number;
@@ -101,7 +101,7 @@ export function walkIds(sys: Sys, command: 'MAP_GET_NEXT_ID' | 'PROG_GET_NEXT_ID
   }
 }
 
-/** Whether a map of this id lives, without opening it; undefined without CAP_SYS_ADMIN. */
+/** Whether a map with this id exists, without opening it; undefined without CAP_SYS_ADMIN. */
 export function isLive(sys: Sys, id: number): boolean | undefined {
   const attr = new Attr(ATTR.nextId, sys).set('start_id', id - 1);
   const result = sys.bpf('MAP_GET_NEXT_ID', attr);
@@ -110,9 +110,9 @@ export function isLive(sys: Sys, id: number): boolean | undefined {
 }
 
 /**
- * Opens a live map in the way that disturbs least: as its holder has it open, by its pin, and by id only
- * where that is harmless.
- * @param access what is needed of it: `ro` to read
+ * Opens a live map in the way that disturbs least: through its holder, then its pin, and by id only
+ * if that is harmless.
+ * @param access the access that is needed: `ro` to read
  */
 export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): BpfMap {
   const fits = (given: Access) => given === 'rw' || given === access;
@@ -120,7 +120,7 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
     ...map.holders.filter((one) => fits(one.access)).map((one) => () => BpfMap.fromProcess(sys, one.pid, one.fd)),
     ...map.pins.map((path) => () => BpfMap.openPinned(sys, pathBytes(path), access)),
   ];
-  // Held by someone, as far as we saw: then its kind does not matter.
+  // We saw it held, so its type does not matter.
   const held = map.holders.length > 0 || map.pins.length > 0;
   if (map.type !== undefined && (held || opensSafely(sys.types.row(map.type))))
     ways.push(() => BpfMap.openById(sys, map.id, access));
@@ -128,7 +128,7 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
   for (const way of ways) {
     try {
       const open = way();
-      // The file descriptor may be another file's by now.
+      // The file descriptor may belong to another file by now.
       if (open.id === map.id) return open;
       open.close();
     } catch (error) {
@@ -140,12 +140,12 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
   throw new BpfimgError('unsupported', why, { subject: mapSubject(map.id, map.name ?? '') });
 }
 
-/** Processes and all below them. */
+/** Processes and all their descendants. */
 export function treesOf(pids: readonly number[], proc: string): number[] {
   return [...new Set(pids.flatMap((pid) => treeOf(pid, proc)))];
 }
 
-/** What there is at a path; a path that may not be looked at is left for opening it to explain. */
+/** What is at a path. If we have no permission to look, opening it will explain that. */
 function kindOfFile(file: Buffer): 'nothing' | 'folder' | 'other' {
   try {
     const stat = fs.statSync(file, { throwIfNoEntry: false });
@@ -157,7 +157,7 @@ function kindOfFile(file: Buffer): 'nothing' | 'folder' | 'other' {
 
 /** All maps that can be seen. */
 export class LiveMaps {
-  /** In ascending id. */
+  /** In ascending order of id. */
   readonly maps: readonly LiveMap[];
   readonly unseen: Unseen;
   readonly #sys: Sys;
@@ -168,9 +168,9 @@ export class LiveMaps {
     this.unseen = unseen;
   }
 
-  /** Looks at the machine. Opens each map at most once and closes it at once. */
+  /** Inspects the machine. Opens each map at most once and closes it at once. */
   static look(sys: Sys): LiveMaps {
-    // Ids first: what is held then, and still is, shows in what is read after.
+    // Ids first: a map that is held now and stays held shows up in what is read afterwards.
     const ids = walkIds(sys, 'MAP_GET_NEXT_ID');
     const found = new MapCollector(sys);
     const { open, hidden } = openMaps(sys.proc);
@@ -184,7 +184,7 @@ export class LiveMaps {
     return new LiveMaps(sys, maps, { ids: ids === undefined, processes: hidden, types });
   }
 
-  /** The maps that these processes hold, and nothing else that is known of them: no pins, no other holders. */
+  /** The maps that these processes hold, without pins or other holders. */
   static ofProcesses(sys: Sys, pids: readonly number[]): LiveMaps {
     const found = new MapCollector(sys);
     let hidden = 0;
@@ -199,8 +199,8 @@ export class LiveMaps {
   }
 
   /**
-   * The maps that `selectors` name, in ascending id; all of them when there are none.
-   * @throws BpfimgError `notFound`, or `usage` for a name that several maps have; KernelError
+   * The maps that `selectors` name, in ascending order of id; all of them if there are no selectors.
+   * @throws BpfimgError `notFound`, or `usage` for a name that several maps share; KernelError
    */
   select(selectors: Selectors): LiveMap[] {
     const { ids, names, pins, pids, fds = [], tree = false } = selectors;
@@ -229,7 +229,7 @@ export class LiveMaps {
     return this.maps.filter((map) => chosen.has(map.id));
   }
 
-  /** Ids of the maps whose pin is at `given`, in the folder `given`, or fits the pattern `given`. */
+  /** Ids of the maps whose pin is `given`, is in the folder `given`, or matches the pattern `given`. */
   #pinned(given: string): number[] {
     const file = givenPath(given);
     const what = kindOfFile(file);
@@ -259,7 +259,7 @@ export class LiveMaps {
     return [map.id];
   }
 
-  /** The map of that name, or all whose names fit a pattern. */
+  /** The map with that name, or all whose names match a pattern. */
   #named(name: string): LiveMap[] {
     const found = this.maps.filter((map) => map.name === name);
     if (found.length === 1) return found;
@@ -277,7 +277,7 @@ export class LiveMaps {
     });
   }
 
-  /** @param like what there is instead */
+  /** @param like similar names, for the message */
   #missing(what: string, why: string, like: readonly string[] = []): BpfimgError {
     const doubt = this.unseen.ids ? ' that can be seen without CAP_SYS_ADMIN' : '';
     const others = like.length === 0 ? '' : `; there is ${like.join(', ')}`;
@@ -304,7 +304,7 @@ class MapCollector {
     return map;
   }
 
-  /** Opens each file of the BPF file systems: a pin holds its object, so a moment's opening changes nothing. */
+  /** Opens every file of the BPF file systems. A pin holds its object, so opening it briefly changes nothing. */
   addPins(): void {
     for (const file of pinFiles(this.sys.proc)) {
       let fd = openPin(this.sys, file);
@@ -324,11 +324,11 @@ class MapCollector {
     for (const map of this.maps.values()) map.pins.sort();
   }
 
-  /** Fills in what only the kernel tells; false when `fd` is another map, or none. */
+  /** Fills in what only the kernel knows; false if `fd` is another map or no map. */
   #ask(map: LiveMap, fd: number): boolean {
     try {
       const info = this.#info.read(fd, `map ${map.id}`);
-      // The holder may have something else there by now.
+      // The holder may have reused the number by now.
       if (info.id !== map.id || info.type !== map.type) return false;
       Object.assign(map, { name: info.name, btfId: info.btfId, extra: info.extra });
       return true;
@@ -338,8 +338,8 @@ class MapCollector {
   }
 
   /**
-   * Names and BTF of maps that processes hold. Their own open files are borrowed for it: no further one is
-   * made, so closing it again has no side effects.
+   * Names and BTF of maps that processes hold. Borrows the holders' own open files, so that closing them
+   * has no side effects.
    */
   addNames(byId: boolean): void {
     const pidfds = new Map<number, number>();
@@ -372,12 +372,12 @@ class MapCollector {
     }
   }
 
-  /** Maps that no process or pin was seen to hold: what programs, other maps and mappings keep. */
+  /** Maps without a visible holder or pin: kept by programs, other maps or mappings. */
   addUnheld(ids: readonly number[]): void {
     const kernel = kernelMaps(this.sys);
     for (const id of ids) {
       const seen = kernel?.get(id);
-      // Gone since its id was walked.
+      // It went away after its id was walked.
       if (kernel !== undefined ? seen === undefined : !isLive(this.sys, id)) continue;
       const map = Object.assign(unknownMap(id), seen && iteratorFacts(seen));
       this.maps.set(id, map);
@@ -395,7 +395,7 @@ class MapCollector {
   }
 }
 
-/** A result that is no want of file descriptors: with too few, maps would seem not to have the names they have. */
+/** Throws if we ran out of file descriptors: maps would otherwise seem to have no names. */
 function enough(result: number, call: string): number {
   if (result === -ERRNO.EMFILE) throw new KernelError('live maps', call, -result);
   return result;
@@ -430,7 +430,7 @@ function iteratorFacts(map: KernelMap): Partial<LiveMap> {
   return { name, type, keySize, valueSize, maxEntries, flags, extra, frozen, btfId };
 }
 
-/** Programs by the ids of maps they use, for the maps in `wanted`. Opening a program has no side effects. */
+/** Programs by the ids of the maps they use, for the maps in `wanted`. Opening a program has no side effects. */
 export function programsByMap(sys: Sys, wanted: ReadonlySet<number>): Map<number, Program[]> {
   const users = new Map<number, Program[]>();
   let ids = pinned(4 * 64);

@@ -1,8 +1,8 @@
 /**
- * One live BPF map: {@link BpfMap} owns its file descriptor and every buffer the kernel is told of.
+ * One live BPF map: {@link BpfMap} owns its file descriptor and every buffer whose address the kernel gets.
  *
- * Reads as a map lives: create or open, info, items one by one, items in batches, memory, freeze, pin, close.
- * What fails throws a {@link KernelError}; answers that are part of the game (no such key, the end) are
+ * In the order of a map's life: create or open, info, single items, batches, memory, freeze, pin, close.
+ * Failures throw a {@link KernelError}; expected outcomes (no such key, the end) are return values.
  * values.
  */
 import { isZero, pathBytes, pathText, roundUp8 } from '../bytes.js';
@@ -15,22 +15,22 @@ import { Attr, ERRNO, pinned, type Sys } from './sys.js';
 
 const ACCESS_FLAGS: Readonly<Record<Access, number>> = { rw: 0, ro: MAP_FLAG.RDONLY, wo: MAP_FLAG.WRONLY };
 
-/** What the kernel says of a map by OBJ_GET_INFO_BY_FD. None of it changes while the map lives. */
+/** What OBJ_GET_INFO_BY_FD says of a map. None of it changes while the map lives. */
 export interface MapInfo {
   readonly type: number;
   readonly id: number;
   /** Bytes. */
   readonly keySize: number;
-  /** Bytes; of per-CPU maps one CPU's value, not rounded up. */
+  /** Bytes; in per-CPU maps the size of one CPU's value, not rounded up. */
   readonly valueSize: number;
   readonly maxEntries: number;
   readonly flags: number;
-  /** One character a byte: the kernel takes Latin-1 letters. Empty before Linux 4.15. */
+  /** One character per byte: the kernel accepts Latin-1 letters. Empty before Linux 4.15. */
   readonly name: string;
-  /** Device it is offloaded to, 0 for none. */
+  /** Device it is offloaded to; 0 if none. */
   readonly ifindex: number;
   readonly extra: bigint;
-  /** Ids of BTF and of types in it, 0 for none. */
+  /** Ids of a BTF object and of types in it; 0 if none. */
   readonly btfId: number;
   readonly btfKeyType: number;
   readonly btfValueType: number;
@@ -38,7 +38,7 @@ export interface MapInfo {
   readonly btfVmlinuxValueType: number;
 }
 
-/** What only /proc/PID/fdinfo tells, and may change; undefined where the kernel or procfs does not say. */
+/** What only /proc/PID/fdinfo shows, and what may change; undefined if the kernel or procfs does not show it. */
 export interface MapState {
   readonly frozen: boolean | undefined;
   /** Bytes. */
@@ -49,21 +49,21 @@ export interface MapState {
 /** What to create. */
 export interface MapSpec {
   readonly type: number;
-  /** Linux version that brought the type, for a message. */
+  /** Linux version that added the type, for messages. */
   readonly since?: string;
   readonly keySize: number;
   readonly valueSize: number;
   readonly maxEntries: number;
   readonly flags?: number;
-  /** One character a byte, at most 15. */
+  /** One character per byte, at most 15. */
   readonly name?: string;
   readonly extra?: bigint;
   readonly ifindex?: number;
-  /** NUMA node, read by the kernel only with BPF_F_NUMA_NODE; -1 is any. */
+  /** NUMA node, which the kernel reads only with BPF_F_NUMA_NODE; -1 means any. */
   readonly numaNode?: number;
-  /** Template of a map of maps: borrowed, and not needed any more once the map is there. */
+  /** Template of a map of maps: borrowed, and not needed once the map exists. */
   readonly inner?: BpfMap;
-  /** Types of keys and values. `fd` is borrowed; 0 is file descriptor 0, so there is no "none": leave `btf` out. */
+  /** Types of keys and values. `fd` is borrowed. 0 is a valid file descriptor, so leave `btf` out for none. */
   readonly btf?: {
     readonly fd: number;
     readonly keyType: number;
@@ -72,31 +72,31 @@ export interface MapSpec {
   };
 }
 
-/** What a batch did. */
+/** Outcome of a batch. */
 export interface BatchResult {
-  /** Items that stand in the batch, or were taken from it. */
+  /** Items in the batch, or taken from it. */
   readonly count: number;
-  /** Nothing follows. */
+  /** No items follow. */
   readonly end: boolean;
-  /** Why it went no further. `count` items are good all the same. */
+  /** Why the batch stopped. The first `count` items are valid even so. */
   readonly error: KernelError | undefined;
 }
 
-/** Bytes a batch has room for when the caller does not say: it stays in the caches. */
+/** Default size of a batch in bytes: it stays in the CPU's caches. */
 const BATCH_BYTES = 512 * 1024;
 const BATCH_ROOM = 4096;
-/** Bytes of a value that is long: nobody has several of them in memory at a time. */
+/** Size from which a value counts as long: no code holds several of them in memory at a time. */
 const LONG = 4 * 1024 * 1024;
-/** Times in a row a batch may come back empty because the map changed (EINTR), before that is an error. */
+/** How often in a row a batch may come back empty because the map changed (EINTR) before that is an error. */
 const EMPTY_BATCHES = 100;
 
-/** A name as the kernel has it, up to its NUL, one character a byte. */
+/** A name from the kernel, up to its NUL, one character per byte. */
 export function kernelName(bytes: Buffer): string {
   const end = bytes.indexOf(0);
   return bytes.toString('latin1', 0, end < 0 ? bytes.length : end);
 }
 
-/** Asks the kernel about maps: one for many of them. */
+/** Asks the kernel about maps. One instance serves many maps. */
 export class InfoReader {
   readonly #sys: Sys;
   readonly #info: Attr<keyof (typeof MAP_INFO)['fields']>;
@@ -113,7 +113,7 @@ export class InfoReader {
    * @throws KernelError
    */
   read(fd: number, subject: string): MapInfo {
-    // Zero each time, for old kernels fill in less; and no longer than what we know: see MAP_INFO.
+    // Zeroed each time, because old kernels fill in less; and no longer than the members we know: see MAP_INFO.
     const info = this.#info.clear();
     const attr = this.#attr.set('bpf_fd', fd).set('info_len', info.bytes.length);
     const result = this.#sys.bpf('OBJ_GET_INFO_BY_FD', attr);
@@ -142,10 +142,10 @@ export function mapSubject(id: number, name: string): string {
   return name === '' ? `map ${id}` : `map ${id} (${name})`;
 }
 
-/** Opens the BPF object that is pinned at `path`; the caller owns the result. The path may be bytes that are no text. */
+/** Opens the BPF object pinned at `path`; the caller owns the result. The path may be bytes that are not text. */
 export function openPin(sys: Sys, path: string | Buffer, access: Access = 'rw'): number {
   const bytes = Buffer.from(path);
-  // The kernel would read up to it, and so another path.
+  // The kernel would stop at the NUL and open another path.
   if (bytes.includes(0)) return -ERRNO.ENOENT;
   const text = Buffer.concat([bytes, Buffer.of(0)]);
   const attr = new Attr(ATTR.obj, sys).point('pathname', text).set('file_flags', ACCESS_FLAGS[access]);
@@ -153,8 +153,8 @@ export function openPin(sys: Sys, path: string | Buffer, access: Access = 'rw'):
 }
 
 /**
- * Where a reading of a map's items stands. Belongs to one map, because the kernel reads and writes as many
- * bytes as that map's cursors have: those of the hash family 4 whatever the key's size, else a key's size.
+ * The position of a reader in a map's items. Belongs to one map, because the kernel reads and writes as many
+ * bytes as that map's cursors have: 4 in the hash family, whatever the key size; elsewhere the key size.
  */
 export class BatchCursor {
   #from: Buffer;
@@ -177,12 +177,12 @@ export class BatchCursor {
     else this.#from.set(start.subarray(0, size));
   }
 
-  /** What in_batch points at; undefined before the first batch. */
+  /** The target of in_batch; undefined before the first batch. */
   get from(): Buffer | undefined {
     return this.#started ? this.#from : undefined;
   }
 
-  /** What out_batch points at. */
+  /** The target of out_batch. */
   get to(): Buffer {
     return this.#to;
   }
@@ -192,21 +192,21 @@ export class BatchCursor {
     return this.#started ? this.#from.readUInt32LE() : undefined;
   }
 
-  /** Goes to where the last batch ended. */
+  /** Moves to the end of the last batch. */
   advance(): void {
     [this.#from, this.#to] = [this.#to, this.#from];
     this.#started = true;
   }
 
-  /** An independent cursor at the same place. */
+  /** An independent cursor at the same position. */
   copy(): BatchCursor {
     return new BatchCursor(this.map, this.#started ? Buffer.from(this.#from) : undefined);
   }
 }
 
 /**
- * Room for items of one map, in the layout of the batch commands: keys behind each other, values behind each
- * other, nothing between them. Owns its memory; one call at a time uses it.
+ * Room for items of one map in the layout of the batch commands: all keys packed together, and all values
+ * packed together. Owns its memory; only one call uses it at a time.
  */
 export class Batch {
   #keys: Buffer;
@@ -233,17 +233,17 @@ export class Batch {
     return this.#room;
   }
 
-  /** Keys, {@link BpfMap.keySize} bytes each. Another buffer after the batch has grown. */
+  /** Keys, {@link BpfMap.keySize} bytes each. A different buffer after the batch has grown. */
   get keys(): Buffer {
     return this.#keys;
   }
 
-  /** Values, {@link BpfMap.valueStride} bytes each. Another buffer after the batch has grown. */
+  /** Values, {@link BpfMap.valueStride} bytes each. A different buffer after the batch has grown. */
   get values(): Buffer {
     return this.#values;
   }
 
-  /** Makes room for `room` items. What stands in the batch is lost. */
+  /** Makes room for `room` items. The contents are lost. */
   grow(room: number): void {
     if (this.busy) throw new Error('a batch that is in use cannot grow');
     this.#room = room;
@@ -252,7 +252,7 @@ export class Batch {
   }
 }
 
-/** A map's memory, mapped. `bytes` may be used until it is closed, and not a moment longer. */
+/** A map's memory, mapped. `bytes` must not be used after it is closed. */
 export class Mapping implements Disposable {
   #bytes: Buffer | undefined;
 
@@ -261,13 +261,13 @@ export class Mapping implements Disposable {
     readonly sys: Sys,
     readonly address: bigint,
     readonly length: number,
-    /** Bytes of its first page that nobody asked for. */
+    /** Bytes of its first page before the requested range. */
     skip = 0,
   ) {
     this.#bytes = sys.view(address, length).subarray(skip);
   }
 
-  /** The live bytes. Do not keep them, nor views of them: after {@link close} touching them ends the process. */
+  /** The live bytes. Do not keep them or views of them: touching them after {@link close} kills the process. */
   get bytes(): Buffer {
     if (this.#bytes === undefined) throw new Error('this mapping is closed');
     return this.#bytes;
@@ -284,31 +284,31 @@ export class Mapping implements Disposable {
   }
 }
 
-/** A live map, open. Close it (or `using` it): closing waits for calls that are under way. */
+/** An open live map. Close it (or use `using`): closing waits for calls in progress. */
 export class BpfMap implements Disposable {
   readonly id: number;
-  /** One character a byte. */
+  /** One character per byte. */
   readonly name: string;
   readonly type: number;
   readonly flags: number;
   readonly maxEntries: number;
   /** Bytes. */
   readonly keySize: number;
-  /** Bytes; of per-CPU maps one CPU's value, not rounded up. */
+  /** Bytes; in per-CPU maps the size of one CPU's value, not rounded up. */
   readonly valueSize: number;
-  /** Bytes of a value as bpf(2) reads and writes it: of per-CPU maps those of all possible CPUs. */
+  /** Size in bytes of a value as bpf(2) reads and writes it: in per-CPU maps, the values of all possible CPUs. */
   readonly valueStride: number;
 
-  /** The kernel it lives in. */
+  /** The kernel it belongs to. */
   readonly sys: Sys;
   readonly #fd: number;
-  /** Calls that run on other threads. */
+  /** Number of calls running on other threads. */
   #running = 0;
   #closing = false;
   #closed = false;
   /** Flags of every call that reads or writes values. */
   #flags = 0;
-  /** Buffers for calls on one item, made with the first of them. */
+  /** Buffers for calls on single items, made by the first such call. */
   #one: OneItem | undefined;
 
   private constructor(sys: Sys, fd: number, info: MapInfo) {
@@ -329,8 +329,8 @@ export class BpfMap implements Disposable {
   // Opening
 
   /**
-   * Makes a map of `fd`, which it owns from now on, also when this fails.
-   * @throws KernelError; BpfimgError `unsupported` when it is something else than a map
+   * Makes a map from `fd` and takes ownership of it, even on failure.
+   * @throws KernelError; BpfimgError `unsupported` if it is not a map
    */
   static adopt(sys: Sys, fd: number, subject = `fd ${fd}`): BpfMap {
     try {
@@ -347,8 +347,8 @@ export class BpfMap implements Disposable {
   }
 
   /**
-   * Creates a map. Nothing is checked before: the kernel decides, and {@link breaches} explains.
-   * Needs CAP_BPF; maps of devices and sockets CAP_NET_ADMIN as well.
+   * Creates a map. Checks nothing beforehand: the kernel decides, and {@link breaches} explains a refusal.
+   * Needs CAP_BPF; maps of devices and sockets also need CAP_NET_ADMIN.
    */
   static create(sys: Sys, spec: MapSpec): BpfMap {
     const name = Buffer.from(spec.name ?? '', 'latin1');
@@ -380,8 +380,8 @@ export class BpfMap implements Disposable {
   /**
    * Opens a map by its id. Needs CAP_SYS_ADMIN.
    *
-   * Only for ids that surely are no PROG_ARRAY, or that another process or a pin surely holds
-   * ({@link opensSafely}): opening and closing one that is being cleared leaks it for ever.
+   * Use it only for ids that are certainly not a PROG_ARRAY, or that another process or a pin certainly holds
+   * ({@link opensSafely}): opening and closing a PROG_ARRAY that is being cleared leaks it for ever.
    */
   static openById(sys: Sys, id: number, access: Access = 'rw'): BpfMap {
     const attr = new Attr(ATTR.mapById, sys).set('map_id', id).set('open_flags', ACCESS_FLAGS[access]);
@@ -390,7 +390,7 @@ export class BpfMap implements Disposable {
     return BpfMap.adopt(sys, fd, `map ${id}`);
   }
 
-  /** Opens a pinned map. Needs permission for the file, and no capability. */
+  /** Opens a pinned map. Needs permission for the file but no capability. */
   static openPinned(sys: Sys, path: string | Buffer, access: Access = 'rw'): BpfMap {
     const fd = openPin(sys, path, access);
     const subject = typeof path === 'string' ? path : pathText(path);
@@ -403,8 +403,8 @@ export class BpfMap implements Disposable {
   }
 
   /**
-   * Opens what process `pid` has open as `fd`: the same open file, so with the same access, and closing it
-   * has no side effects while the process keeps its own. Needs to be allowed to trace the process.
+   * Opens what process `pid` has open as `fd`: the same open file, thus with the same access. Closing it
+   * has no side effects while the process keeps its own. Needs permission to trace the process.
    * Since Linux 5.6.
    */
   static fromProcess(sys: Sys, pid: number, fd: number): BpfMap {
@@ -434,19 +434,19 @@ export class BpfMap implements Disposable {
     return this.#fd;
   }
 
-  /** Asks the kernel once more for what never changes. */
+  /** Asks the kernel again for what never changes. */
   info(): MapInfo {
     return new InfoReader(this.sys).read(this.fd, this.subject);
   }
 
-  /** What only fdinfo tells, as it is now. */
+  /** The current values of what only fdinfo shows. */
   state(): MapState {
     return stateOf(mapFdinfo('self', this.fd, this.sys.proc));
   }
 
   /**
-   * Has every value read and written under the spin lock in it from now on (BPF_F_LOCK): never half of one and half
-   * of the next. For maps whose values have one: the kernel refuses all others.
+   * From now on, reads and writes every value under its spin lock (BPF_F_LOCK), so that no value is half old and
+   * half new. Only for maps whose values have a spin lock: the kernel refuses all others.
    */
   lockValues(): void {
     this.#flags = ELEM_FLAG.LOCK;
@@ -466,8 +466,8 @@ export class BpfMap implements Disposable {
   }
 
   /**
-   * Room for one value, always the same: given to {@link lookup} or {@link update} it is not copied. What stands in it
-   * is lost with the next call on one item.
+   * Room for one value, always the same buffer: {@link lookup} and {@link update} do not copy it. The next call on
+   * a single item overwrites it.
    */
   get valueRoom(): Buffer {
     return this.#item().room;
@@ -478,7 +478,7 @@ export class BpfMap implements Disposable {
     return this.sys.bpf(command, attr);
   }
 
-  /** The error of a call on this map, with what its state adds to the usual cause. */
+  /** The error of a call on this map, with causes that follow from its state. */
   #failed(command: BpfCommand, errno: number): KernelError {
     let cause = causeOf(`BPF_${command}`, errno);
     if (errno === ERRNO.EPERM && !this.#closing) {
@@ -503,15 +503,15 @@ export class BpfMap implements Disposable {
   }
 
   /**
-   * The value of `key` ({@link valueStride} bytes); undefined when there is none.
+   * The value of `key` ({@link valueStride} bytes); undefined if there is none.
    * @param key undefined for maps without keys
-   * @param into where to put it instead of into a new buffer
+   * @param into where to put it; a new buffer if not given
    */
   lookup(key: Uint8Array | undefined, flags = 0, into?: Uint8Array): Uint8Array | undefined {
     return this.#take('MAP_LOOKUP_ELEM', key, flags | this.#flags, into);
   }
 
-  /** The value of `key`, which is gone from the map: how queues and stacks are popped. Since 4.20, hashes 5.14. */
+  /** Removes `key` and returns its value: this is how queues and stacks are popped. Since 4.20, hashes 5.14. */
   lookupAndDelete(key: Uint8Array | undefined, flags = 0, into?: Uint8Array): Uint8Array | undefined {
     return this.#take('MAP_LOOKUP_AND_DELETE_ELEM', key, flags, into);
   }
@@ -537,7 +537,7 @@ export class BpfMap implements Disposable {
     if (result < 0) throw this.#failed('MAP_UPDATE_ELEM', -result);
   }
 
-  /** Removes `key`; false when it is not there. */
+  /** Removes `key`; false if it is not there. */
   delete(key: Uint8Array): boolean {
     this.#checkKey(key);
     const result = this.#call('MAP_DELETE_ELEM', this.#item().only(key));
@@ -547,11 +547,11 @@ export class BpfMap implements Disposable {
   }
 
   /**
-   * The key behind `key`, or the first one; undefined at the end.
+   * The key after `key`, or the first one; undefined at the end.
    *
-   * A key that is not in the map (any more) gives the first key again, and a map that changes meanwhile
-   * gives keys twice or not at all: see batches.
-   * @param into where to put it instead of into a new buffer; may be `key`
+   * If `key` is not in the map (any more), this returns the first key again. If the map changes meanwhile, keys
+   * may come twice or not at all: see batches.
+   * @param into where to put it; a new buffer if not given; may be `key`
    */
   nextKey(key: Uint8Array | undefined, into?: Uint8Array): Uint8Array | undefined {
     if (key !== undefined) this.#checkKey(key);
@@ -567,24 +567,24 @@ export class BpfMap implements Disposable {
   // -------------------------------------------------------------------------------------------------
   // Batches, since Linux 5.6 for some types; `error.errno` is ENOTSUPP or EINVAL elsewhere
 
-  /** Room for `room` items; when not said, for some thousands, fewer of them when they are long. */
+  /** Room for `room` items; by default some thousands, or fewer if they are long. */
   batch(room?: number): Batch {
     const usual = Math.floor(BATCH_BYTES / Math.max(1, this.keySize + this.valueStride));
     return new Batch(this, Math.max(1, room ?? Math.min(BATCH_ROOM, usual, this.maxEntries)), this.sys);
   }
 
   /**
-   * Where to read from: the beginning; a bucket of the hash family; behind an index of an array (never one
-   * that is not below max_entries: that is the beginning again); behind a key of a trie.
+   * Start position: the beginning; a bucket of the hash family; after an index of an array (it must be below
+   * max_entries, else reading starts again at the beginning); or after a key of a trie.
    */
   cursor(start?: number | Uint8Array): BatchCursor {
     return new BatchCursor(this, start);
   }
 
   /**
-   * Reads the items behind `cursor` into `batch` and moves the cursor. A batch that is too small for a bucket
+   * Reads the items after `cursor` into `batch` and moves the cursor. A batch that is too small for a bucket
    * grows: no item is left out.
-   * @param count items to read at most; a bucket of the hash family is never cut
+   * @param count maximum number of items to read; a bucket of the hash family is never split
    * @param flags 0, or ELEM_FLAG.LOCK for values with a spin lock
    */
   lookupBatch(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): BatchResult {
@@ -597,7 +597,7 @@ export class BpfMap implements Disposable {
     }
   }
 
-  /** {@link lookupBatch} on another thread. Batch and cursor are in use until it resolves. */
+  /** {@link lookupBatch} on another thread. The batch and the cursor are in use until it resolves. */
   async lookupBatchAsync(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): Promise<BatchResult> {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
     const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags, this.sys.cpus);
@@ -609,8 +609,8 @@ export class BpfMap implements Disposable {
   }
 
   /**
-   * Sets items `from` to `from + count - 1` of `batch`. After an error go on, or give up, at `from` plus the
-   * result's `count`: that item is the one which was refused.
+   * Writes items `from` to `from + count - 1` of `batch`. After an error, `from` plus the result's `count`
+   * is the item that was refused: continue or stop there.
    * @param flags 0, or ELEM_FLAG.LOCK
    */
   updateBatch(batch: Batch, count: number, from = 0, flags = 0): BatchResult {
@@ -627,8 +627,8 @@ export class BpfMap implements Disposable {
   }
 
   /**
-   * A type newer than bpfimg: how far apart its values stand in a batch is not known, and a wrong guess lets
-   * the kernel write past a buffer's end.
+   * For a type newer than bpfimg, the spacing of values in a batch is unknown, and a wrong guess lets
+   * the kernel write past the end of a buffer.
    */
   get #strange(): boolean {
     return this.sys.types.row(this.type) === undefined;
@@ -659,7 +659,7 @@ export class BpfMap implements Disposable {
     return { count: partOf(batch, count), end: false, error: this.#failed('MAP_UPDATE_BATCH', -result) };
   }
 
-  /** Runs a call on another thread: what it uses is marked, and the file descriptor stays open, until it ends. */
+  /** Runs a call on another thread: marks what it uses, and keeps the file descriptor open until it ends. */
   async #onPool(used: readonly { busy: boolean }[], command: BpfCommand, attr: Attr): Promise<number> {
     if (this.#closing) throw new Error(`${this.subject} is closed`);
     for (const one of used) one.busy = true;
@@ -677,11 +677,11 @@ export class BpfMap implements Disposable {
   // Memory, freezing, pinning
 
   /**
-   * Maps the map's memory: BPF_F_MMAPABLE arrays (values {@link roundUp8} apart), ring buffers, arenas.
-   * @param offset any, not only that of a page
-   * @param length bytes; when not said, a whole array. No more than 4 GiB at once: a Buffer's limit in Node 20
-   * @param populate read every page in at once: for reading it through
-   * @param address where it must be, for arenas
+   * Maps the map's memory: BPF_F_MMAPABLE arrays (values {@link roundUp8} bytes apart), ring buffers, arenas.
+   * @param offset need not be at a page boundary
+   * @param length bytes; a whole array by default. At most 4 GiB: the limit of a Buffer in Node 20
+   * @param populate read in every page at once: for reading all of it
+   * @param address required address, for arenas
    */
   mmap(options: {
     readonly writable?: boolean;
@@ -705,8 +705,8 @@ export class BpfMap implements Disposable {
   }
 
   /**
-   * Makes the map read-only to user space, for good. Last of all: it fails (EBUSY) while a mapping for
-   * writing is there. Since Linux 5.2.
+   * Makes the map read-only to user space, for good. Do this last: it fails (EBUSY) while a writable mapping
+   * exists. Since Linux 5.2.
    */
   freeze(): void {
     const result = this.#call('MAP_FREEZE', new Attr(ATTR.freeze, this.sys).set('map_fd', this.fd));
@@ -730,7 +730,7 @@ export class BpfMap implements Disposable {
   }
 
   #closeNow(): void {
-    // Only here: a number closed under a running call may be another file's by the time it is used.
+    // Not earlier: if the number is closed during a call, another file may get it before the call uses it.
     if (this.#closed) return;
     this.#closed = true;
     this.sys.close(this.#fd);
@@ -741,12 +741,12 @@ export class BpfMap implements Disposable {
   }
 }
 
-/** What fdinfo tells of a map's state. */
+/** What fdinfo shows of a map's state. */
 export function stateOf(fdinfo: MapFdinfo | undefined): MapState {
   return { frozen: fdinfo?.frozen, memlock: fdinfo?.memlock, access: fdinfo?.access };
 }
 
-/** The attributes that MAP_CREATE did not like, or what else its errno says. */
+/** The attributes that MAP_CREATE refused, or the usual meaning of its errno. */
 function createCause(sys: Sys, spec: MapSpec, name: Buffer, attr: Attr, errno: number): string | undefined {
   const type = sys.types.row(spec.type);
   if (errno === ERRNO.EPERM) {
@@ -780,7 +780,7 @@ function createCause(sys: Sys, spec: MapSpec, name: Buffer, attr: Attr, errno: n
   return `perhaps ${lacks}${parts}`;
 }
 
-/** Why a pin was refused: the kernel says EPERM for a wrong place and for a wrong name alike. */
+/** Why a pin was refused: the kernel returns EPERM both for a wrong place and for a wrong name. */
 function pinCause(path: string, errno: number, sys: Sys): string | undefined {
   if (errno !== ERRNO.EPERM && errno !== ERRNO.EINVAL) return undefined;
   const folder = path.replace(/[^/]*\/*$/, '') || '.';
@@ -790,15 +790,15 @@ function pinCause(path: string, errno: number, sys: Sys): string | undefined {
 }
 
 /**
- * What a batch command did before it failed. The kernel sets `count` to zero when it begins and to what was
- * done when it ends, but not when it refuses the whole call: then there still stands what was asked for.
+ * What a batch command did before it failed. The kernel sets `count` to zero when it begins and to the number
+ * done when it ends. If it refuses the whole call, `count` is still the requested number.
  */
 function partOf(batch: Batch, asked: number): number {
   const count = batch.attr.get('count');
   return count < asked ? count : 0;
 }
 
-/** One reading of a batch, through growing and trying again. */
+/** One read of a batch, with growth and retries. */
 class BatchWalk {
   #left = EMPTY_BATCHES;
   #asked: number;
@@ -829,18 +829,18 @@ class BatchWalk {
       .set('elem_flags', this.flags);
   }
 
-  /** The outcome of a call that gave `result`; undefined to call again. */
+  /** The outcome of a call that returned `result`; undefined to call again. */
   done(result: number, failed: (errno: number) => KernelError): BatchResult | undefined {
     const { cursor, batch } = this;
     if (result >= 0) {
       cursor.advance();
       return { count: batch.attr.get('count'), end: false, error: undefined };
     }
-    // The end may come with items, as many as asked for even.
+    // The end may come with items, even with as many as requested.
     if (result === -ERRNO.ENOENT) return { count: batch.attr.get('count'), end: true, error: undefined };
     const count = partOf(batch, this.#asked);
     if (result === -ERRNO.EINTR) {
-      // Keys went away while the kernel was at them: what it has so far is good, and it says where it was.
+      // Keys were removed during the call. What it has so far is valid, and it returned its position.
       if (count > 0) {
         cursor.advance();
         return { count, end: false, error: undefined };
@@ -851,7 +851,7 @@ class BatchWalk {
     return { count, end: false, error: failed(-result) };
   }
 
-  /** Asks for more; false when there is room for the whole map already. */
+  /** Asks for more items; false if there is already room for the whole map. */
   #grow(): boolean {
     const { batch, map } = this;
     if (this.#asked < batch.room) {
@@ -867,9 +867,9 @@ class BatchWalk {
   }
 }
 
-/** Buffers and attributes for calls on one item. */
+/** Buffers and attributes for calls on single items. */
 class OneItem {
-  /** Of one value. */
+  /** Size of one value. */
   readonly room: Buffer;
   readonly next: Buffer;
   readonly #key: Buffer;
@@ -882,7 +882,7 @@ class OneItem {
   constructor(map: BpfMap, sys: Sys) {
     this.#key = pinned(map.keySize);
     this.next = pinned(map.keySize);
-    // How long a value of a type newer than bpfimg is nobody knows: the kernel must not write past its end.
+    // The value size of a type newer than bpfimg is unknown: the kernel must not write past the end.
     const most = sys.types.row(map.type) === undefined ? roundUp8(map.valueSize) * sys.cpus : map.valueStride;
     const value = pinned(most);
     this.room = value.subarray(0, map.valueStride);

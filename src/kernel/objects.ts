@@ -1,8 +1,8 @@
 /**
- * What user space can see of the kernel objects that maps refer to, programs, network interfaces and sockets,
- * and how to find them again: sockets as long as the machine runs, the others also on another day or another host.
+ * What user space can see of the programs, network interfaces and sockets that maps refer to, and how to find
+ * them again: sockets until the machine shuts down, the others also later or on another host.
  *
- * Cgroups and perf events are missing here: the kernel tells nothing of them.
+ * Cgroups and perf events are missing: the kernel reveals nothing about them.
  */
 import * as fs from 'node:fs';
 import { hex, pathBytes, pathText } from '../bytes.js';
@@ -18,13 +18,13 @@ export interface LoadedProgram {
   readonly id: number;
   /** BPF_PROG_TYPE_*. */
   readonly type: number;
-  /** One character a byte; often empty, and never unique. */
+  /** One character per byte; often empty, and never unique. */
   readonly name: string;
   /** The kernel's hash of its instructions, 8 bytes: the same on every host, whatever maps it uses. */
   readonly tag: Uint8Array;
 }
 
-/** What a program is looked for by. */
+/** What is known of the program to find. */
 export interface WantedProgram {
   readonly id?: number | undefined;
   readonly type?: number | undefined;
@@ -34,20 +34,20 @@ export interface WantedProgram {
   readonly pins?: readonly string[] | undefined;
 }
 
-/** A program that is the wanted one, as far as one can tell, and how to open it. */
+/** A program that seems to be the wanted one, and how to open it. */
 export interface Candidate {
   readonly program: LoadedProgram;
-  /** @returns a file descriptor, the caller's to close, or a negated errno */
+  /** @returns a file descriptor that the caller owns, or a negated errno */
   open(): Result;
 }
 
-/** How messages name a program, by what is known of it: `program 57 xdp_main tag 3b185187f1855c4c`. */
+/** How messages name a program, from what is known of it: `program 57 xdp_main tag 3b185187f1855c4c`. */
 export function programText({ id, name, tag }: WantedProgram): string {
   const parts = ['program', id, name === '' ? undefined : name, tag && `tag ${hex(tag)}`];
   return parts.filter((part) => part !== undefined).join(' ');
 }
 
-/** What the kernel says of the program behind `fd`; undefined when that is none. */
+/** What the kernel says of the program behind `fd`; undefined if it is not a program. */
 export function programInfo(sys: Sys, fd: number): LoadedProgram | undefined {
   if ((fdLink(fd, sys.proc) ?? PROG_LINK) !== PROG_LINK) return undefined;
   const info = new Attr(PROG_INFO, sys);
@@ -61,7 +61,7 @@ export function programInfo(sys: Sys, fd: number): LoadedProgram | undefined {
   };
 }
 
-/** The programs of this machine. Opening one has no side effects; what was seen once is remembered. */
+/** The programs of this machine. Opening one has no side effects; results are cached. */
 export class Programs {
   readonly #known = new Map<number, LoadedProgram | undefined>();
   #pins: Map<number, string[]> | undefined;
@@ -74,14 +74,14 @@ export class Programs {
     return this.sys.bpf('PROG_GET_FD_BY_ID', new Attr(ATTR.progById, this.sys).set('prog_id', id));
   }
 
-  /** The program with this id; undefined when it is gone, or when it is not pinned and we may not open it. */
+  /** The program with this id; undefined if it is gone, or if it is not pinned and we have no permission to open it. */
   get(id: number): LoadedProgram | undefined {
     if (this.#known.get(id) === undefined) this.#known.set(id, this.#ask(this.open(id)));
     if (this.#known.get(id) === undefined) this.pins(id);
     return this.#known.get(id);
   }
 
-  /** Where a program is pinned, as {@link pathText} writes it. The BPF file systems are walked once. */
+  /** Where a program is pinned, as {@link pathText} writes paths. The BPF file systems are walked once. */
   pins(id: number): readonly string[] {
     this.#pins ??= this.#walkPins();
     return this.#pins.get(id) ?? [];
@@ -96,8 +96,8 @@ export class Programs {
   }
 
   /**
-   * Programs that may be the wanted one, the likeliest first: pinned where it was, with its tag; with its id,
-   * tag, name and type; then the newest with these. Without a tag none is: names and ids say too little.
+   * Programs that may be the wanted one, the likeliest first: pinned at the same place with the same tag; same id, tag,
+   * name and type; then the newest with the same tag, name and type. None without a tag: names and ids are too weak.
    */
   find(wanted: WantedProgram): Candidate[] {
     const { tag, pins = [] } = wanted;
@@ -115,7 +115,7 @@ export class Programs {
     return [...found, ...loaded.map((program) => ({ program, open: () => this.open(program.id) }))];
   }
 
-  /** The program behind `fd`, which is closed. */
+  /** The program behind `fd`. Closes `fd`. */
   #ask(fd: Result): LoadedProgram | undefined {
     if (fd < 0) return undefined;
     try {
@@ -127,7 +127,7 @@ export class Programs {
 
   #openPin(path: Buffer): Result {
     const fd = openPin(this.sys, path);
-    // A file system that is mounted read-only, or a file without permission to write.
+    // The file system is mounted read-only, or we have no permission to write the file.
     return fd < 0 && fd !== -ERRNO.ENOENT ? openPin(this.sys, path, 'ro') : fd;
   }
 
@@ -163,8 +163,8 @@ export class Interfaces {
   }
 
   /**
-   * Those that a map's indexes mean: of our own network namespace; of that of a process which holds the map
-   * where none of them is in ours.
+   * The interfaces that a map's indexes mean: those of our own network namespace or, if it has none of them, those
+   * of the namespace of a process that holds the map.
    */
   static ofMap(sys: Sys, mapId: number): Interfaces {
     const own = networkOf('self', sys.proc);
@@ -173,7 +173,7 @@ export class Interfaces {
         .open.filter(({ map }) => map.id === mapId)
         .map(({ holder }) => holder.pid),
     );
-    // We have it open ourselves, to read it.
+    // We hold it ourselves, to read it.
     pids.delete(process.pid);
     const others = [...pids].filter((pid) => networkOf(pid, sys.proc) !== undefined);
     const [first] = others;
@@ -191,7 +191,7 @@ export class Interfaces {
   }
 }
 
-/** The option that tells a socket's number: no two sockets have the same from boot to shutdown. */
+/** The option that returns a socket's cookie, which is unique from boot to shutdown. */
 const SO_COOKIE = 57;
 
 /** An open socket of a process. */
@@ -200,7 +200,7 @@ interface OpenSocket {
   readonly fd: number;
 }
 
-/** The sockets that processes of this machine have open, as far as we may look at them. */
+/** The open sockets of this machine's processes, as far as we have permission to see them. */
 export class Sockets {
   #found: ReadonlyMap<bigint, OpenSocket> | undefined;
 
@@ -213,14 +213,14 @@ export class Sockets {
   }
 
   /**
-   * Opens the socket with this cookie: the same one that a process has.
-   * @returns a file descriptor, the caller's to close; undefined when no process has it
+   * Opens the socket with this cookie: the same socket that a process has.
+   * @returns a file descriptor that the caller owns; undefined if no process has it
    */
   open(cookie: bigint): number | undefined {
     this.#found ??= this.#walk();
     const found = this.#found.get(cookie);
     const fd = found === undefined ? undefined : this.#get(found);
-    // The file descriptor may be another file's by now.
+    // The file descriptor may belong to another file by now.
     if (fd === undefined || this.#cookieOf(fd) === cookie) return fd;
     this.sys.close(fd);
     return undefined;
@@ -236,14 +236,14 @@ export class Sockets {
     if (pidfd < 0) return undefined;
     const own = this.sys.pidfdGetfd(pidfd, fd);
     this.sys.close(pidfd);
-    // With too few file descriptors of our own no socket would seem to be there.
+    // Without file descriptors of our own, it would seem that there are no sockets.
     if (own === -ERRNO.EMFILE) throw new KernelError('open sockets', 'pidfd_getfd', -own);
     return own < 0 ? undefined : own;
   }
 
   #walk(): Map<bigint, OpenSocket> {
     const found = new Map<bigint, OpenSocket>();
-    /** Links to those that were looked at: a socket can be in many hands. */
+    /** Links that were already inspected: many processes can share a socket. */
     const seen = new Set<string>();
     for (const pid of processes(this.sys.proc)) {
       for (const [fd, link] of socketLinks(pid, this.sys.proc)) {
@@ -260,7 +260,7 @@ export class Sockets {
   }
 }
 
-/** The open sockets of a process with what their links say; none of one that has ended or is not for us. */
+/** The open sockets of a process with their links; none if it has ended or we have no permission. */
 function socketLinks(pid: number, proc: string): [fd: number, link: string][] {
   const folder = `${proc}/${pid}/fd`;
   try {

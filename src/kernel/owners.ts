@@ -1,4 +1,4 @@
-/** The tasks and cgroups of this machine, opened one by one: what local storage hangs on. */
+/** The tasks and cgroups of this machine, opened one by one: the owners of local storage. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathBytes, pathText } from '../bytes.js';
@@ -6,10 +6,10 @@ import { errnoOf } from '../errors.js';
 import { mountPoint, PROC, processes } from './proc.js';
 import type { Sys } from './sys.js';
 
-/** Numbers of the namespaces that are there from boot on (PROC_PID_INIT_INO, PROC_CGROUP_INIT_INO). */
+/** Inode numbers of the initial namespaces (PROC_PID_INIT_INO, PROC_CGROUP_INIT_INO). */
 const OWN = { pid: 0xeffffffc, cgroup: 0xeffffffb } as const;
 
-/** Whether all tasks, or all cgroups, of the machine are in our sight: none is hidden by a namespace. */
+/** Whether we can see all tasks, or all cgroups, of the machine: no namespace hides any. */
 export function seesAll(what: keyof typeof OWN, proc = PROC): boolean {
   try {
     return fs.readlinkSync(`${proc}/self/ns/${what}`) === `${what}:[${OWN[what]}]`;
@@ -19,15 +19,15 @@ export function seesAll(what: keyof typeof OWN, proc = PROC): boolean {
 }
 
 /**
- * All threads by their ids, each with a file descriptor that is closed when the next is asked for; negative
- * where it could not be opened though the thread is there.
+ * All threads by id, each with a file descriptor that is closed when the next one is requested; negative
+ * if the thread exists but could not be opened.
  */
 export function* tasks(sys: Sys): Generator<{ readonly id: number; readonly fd: number }> {
   for (const pid of processes(sys.proc)) {
     for (const id of threadsOf(pid, sys.proc)) {
       const fd = sys.pidfdOpen(id, id !== pid);
       try {
-        // Gone since, which is no failure.
+        // It has ended meanwhile, which is no failure.
         if (fd >= 0 || fs.existsSync(`${sys.proc}/${pid}/task/${id}`)) yield { id, fd };
       } finally {
         if (fd >= 0) sys.close(fd);
@@ -46,7 +46,7 @@ function threadsOf(pid: number, proc: string): number[] {
 
 /** The cgroups of version 2. */
 export class Cgroups {
-  /** Where they are mounted, as {@link pathText} writes it; undefined where they are not. */
+  /** Mount point, as {@link pathText} writes it; undefined if it is not mounted. */
   readonly mount: string | undefined;
 
   constructor(proc = PROC) {
@@ -59,8 +59,8 @@ export class Cgroups {
   }
 
   /**
-   * All of them with their ids, paths below the mount point as {@link pathText} writes them, and a file descriptor
-   * until the next is asked for.
+   * All cgroups: id, path below the mount point as {@link pathText} writes it, and a file descriptor that is
+   * open until the next one is requested.
    */
   *all(): Generator<{ readonly id: bigint; readonly path: string; readonly fd: number }> {
     const folders = this.mount === undefined ? [] : ['/'];
@@ -80,9 +80,9 @@ export class Cgroups {
     fs.closeSync(fd);
   }
 
-  /** Opens a cgroup by its path; a file descriptor for {@link close}, or undefined when it is not there. */
+  /** Opens a cgroup by its path. Returns a file descriptor for {@link close}, or undefined if there is none. */
   open(folder: string): number | undefined {
-    // A path of an image must not lead out of the mount, however its dots are written.
+    // A path from an image must not lead out of the mount, however its dots are written.
     const parts = pathBytes(folder).toString('latin1').split('/');
     if (this.mount === undefined || parts.includes('..')) return undefined;
     try {

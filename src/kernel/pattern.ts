@@ -1,11 +1,11 @@
-/** Patterns that select maps by name or pin: those of glob(7), where `*` and `?` stop at a slash. */
+/** Patterns that select maps by name or pin: as in glob(7), `*` and `?` do not match a slash. */
 
-/** Whether `text` has anything that a pattern gives a meaning. */
+/** Whether `text` contains a character with a meaning in patterns. */
 export function isPattern(text: string): boolean {
   return /[*?[]/.test(text);
 }
 
-/** What tells whether a text fits `pattern`. */
+/** Compiles `pattern`; the result says whether a text matches. */
 export function matcher(pattern: string): (text: string) => boolean {
   const parts = pattern.match(/\*+|\?|\[!?\]?[^\]/]*\]|./gs) ?? [];
   const source = parts.map((part) => {
@@ -22,13 +22,13 @@ export function matcher(pattern: string): (text: string) => boolean {
   try {
     fits = new RegExp(`^${source.join('')}$`, 's');
   } catch {
-    // A range that runs backwards fits nothing but itself.
+    // A reversed range matches only itself.
     return (text) => text === pattern;
   }
   return (text) => fits.test(text);
 }
 
-/** Those of `names` that one who mistyped `name` may have meant: the first few, for a message. */
+/** The first few of `names` that someone who mistyped `name` may have meant, for a message. */
 export function near(name: string, names: Iterable<string>): string[] {
   const plain = (text: string) => text.toLowerCase().replace(/[^a-z0-9]/g, '');
   const wanted = plain(name);

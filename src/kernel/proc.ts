@@ -1,8 +1,8 @@
 /**
- * What procfs, sysfs and mounts tell of BPF maps without opening any: fdinfo, holders, BPF file systems, CPUs.
+ * What procfs, sysfs and mounts tell about BPF maps without opening any: fdinfo, holders, BPF file systems, CPUs.
  *
- * Processes come and go while they are looked at: what has ended is left out, what may not be looked at is
- * counted.
+ * Processes come and go meanwhile: those that have ended are left out, those that we have no permission to
+ * inspect are counted.
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -10,13 +10,13 @@ import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { BPF_FS_MAGIC, MAP_LINK, type MapShape } from './abi.js';
 
-/** Where procfs is; tests have their own. */
+/** Mount point of procfs; tests have their own. */
 export const PROC = '/proc';
 
-/** What a file descriptor of a map is good for: reading and writing, only reading, only writing. */
+/** Access through a file descriptor of a map: reading and writing, only reading, only writing. */
 export type Access = 'rw' | 'ro' | 'wo';
 
-/** A map as /proc/PID/fdinfo/FD shows it. Undefined is what this kernel does not show. */
+/** A map as /proc/PID/fdinfo/FD shows it. Undefined if this kernel does not show it. */
 export interface MapFdinfo extends MapShape {
   readonly id: number;
   /** Since Linux 5.16. */
@@ -25,23 +25,23 @@ export interface MapFdinfo extends MapShape {
   readonly memlock: number | undefined;
   /** Since Linux 5.2. */
   readonly frozen: boolean | undefined;
-  /** What this file descriptor is good for. */
+  /** The access that this file descriptor gives. */
   readonly access: Access;
-  /** Closed when its process starts another program. */
+  /** Closed on exec. */
   readonly cloexec: boolean;
 }
 
 /** One open file that is a map. */
 export interface MapHolder {
   readonly pid: number;
-  /** Name of the process, as it calls itself. */
+  /** The name the process has given itself (comm). */
   readonly command: string;
   readonly fd: number;
   readonly access: Access;
   readonly cloexec: boolean;
 }
 
-/** The lines of an fdinfo file by name: kernels add lines and change their order. */
+/** The lines of an fdinfo file by name, because kernels add lines and change their order. */
 export function parseFdinfo(text: string): Map<string, string> {
   const fields = new Map<string, string>();
   for (const line of text.split('\n')) {
@@ -51,7 +51,7 @@ export function parseFdinfo(text: string): Map<string, string> {
   return fields;
 }
 
-/** fdinfo of a map; undefined when it is something else. */
+/** fdinfo of a map; undefined if it is something else. */
 export function parseMapFdinfo(text: string): MapFdinfo | undefined {
   const fields = parseFdinfo(text);
   const number = (name: string) => {
@@ -81,7 +81,7 @@ export function parseMapFdinfo(text: string): MapFdinfo | undefined {
 
 const buffer = Buffer.alloc(4096);
 
-/** The start of a small file of procfs, in less time than readFileSync takes. */
+/** Reads the start of a small file of procfs, faster than readFileSync. */
 function readSmall(file: string): string {
   const fd = fs.openSync(file, 'r');
   try {
@@ -91,14 +91,14 @@ function readSmall(file: string): string {
   }
 }
 
-/** Not to be taken for a file that is not there: then whatever one looks for would seem not to be there either. */
+/** These must not count as a missing file: then everything would seem to be missing. */
 function rethrowOutOfFiles(error: unknown): void {
   const code = errnoOf(error);
   if (code !== 'EMFILE' && code !== 'ENFILE') return;
   throw ioError((error as NodeJS.ErrnoException).path ?? 'procfs', 'read it', error);
 }
 
-/** The value of `read`, or undefined where a process, file descriptor or file is not there or not for us. */
+/** The value of `read`, or undefined if a process, file descriptor or file is gone or not accessible. */
 function attempt<T>(read: () => T): T | undefined {
   try {
     return read();
@@ -108,7 +108,7 @@ function attempt<T>(read: () => T): T | undefined {
   }
 }
 
-/** The list that `read` gives, or the name of its errno. */
+/** The list that `read` returns, or the name of its errno. */
 function orErrno(read: () => string[]): string[] | string {
   try {
     return read();
@@ -122,7 +122,7 @@ function isForbidden(errno: string): boolean {
   return errno === 'EACCES' || errno === 'EPERM';
 }
 
-/** fdinfo of file descriptor `fd` of a process; undefined when it is no map, is gone, or may not be read. */
+/** fdinfo of file descriptor `fd` of a process; undefined if it is not a map, is gone, or is not readable. */
 export function mapFdinfo(pid: number | 'self', fd: number, proc = PROC): MapFdinfo | undefined {
   const text = attempt(() => readSmall(`${proc}/${pid}/fdinfo/${fd}`));
   return text === undefined ? undefined : parseMapFdinfo(text);
@@ -133,7 +133,7 @@ export function fdLink(fd: number, proc = PROC): string | undefined {
   return attempt(() => fs.readlinkSync(`${proc}/self/fd/${fd}`));
 }
 
-/** Name of a process, as it calls itself; at most 15 bytes, and any bytes at all. */
+/** The name a process has given itself (comm): at most 15 bytes, of any value. */
 export function commandOf(pid: number, proc = PROC): string {
   return attempt(() => fs.readFileSync(`${proc}/${pid}/comm`, 'utf8').replace(/\n$/, '')) ?? '';
 }
@@ -147,7 +147,7 @@ export interface OpenMap {
 /** What {@link openMaps} could see. */
 export interface Scan {
   readonly open: readonly OpenMap[];
-  /** Processes whose files we may not look at. */
+  /** Number of processes whose files we have no permission to see. */
   readonly hidden: number;
 }
 
@@ -159,19 +159,19 @@ export function processes(proc = PROC): number[] {
     .map(Number);
 }
 
-/** The process that traces `pid`; 0 for none, undefined when it is gone. */
+/** The process that traces `pid`; 0 if none does, undefined if `pid` is gone. */
 export function tracerOf(pid: number, proc = PROC): number | undefined {
   const text = attempt(() => readSmall(`${proc}/${pid}/status`));
   const tracer = /^TracerPid:\s*(\d+)/m.exec(text ?? '')?.[1];
   return tracer === undefined ? undefined : Number(tracer);
 }
 
-/** What this boot of the kernel is called: ids of maps are those of one boot. Undefined where it cannot be read. */
+/** The boot id of the kernel: map ids are valid within one boot. Undefined if it is not readable. */
 export function bootId(proc = PROC): string | undefined {
   return attempt(() => readSmall(`${proc}/sys/kernel/random/boot_id`).trim());
 }
 
-/** The open maps of one process: `gone`, `hidden` (no permission), or each in ascending file descriptor. */
+/** The open maps of a process: `gone`, `hidden` (no permission), or the maps in ascending order of file descriptor. */
 export function mapsOfProcess(pid: number, proc = PROC): OpenMap[] | 'gone' | 'hidden' {
   const folder = `${proc}/${pid}/fd`;
   const fds = orErrno(() => fs.readdirSync(folder));
@@ -179,9 +179,9 @@ export function mapsOfProcess(pid: number, proc = PROC): OpenMap[] | 'gone' | 'h
   const open: OpenMap[] = [];
   let command: string | undefined;
   for (const name of fds) {
-    // Most files are no maps, and their link says so at a fraction of the price of their fdinfo.
+    // Most files are not maps, and reading their link is far cheaper than reading their fdinfo.
     const link = orErrno(() => [fs.readlinkSync(`${folder}/${name}`)]);
-    // Root without capabilities may list the files of others, and no more.
+    // Root without capabilities may list other users' files, but not read them.
     if (typeof link === 'string' && isForbidden(link)) return 'hidden';
     if (link[0] !== MAP_LINK) continue;
     const fd = Number(name);
@@ -193,7 +193,7 @@ export function mapsOfProcess(pid: number, proc = PROC): OpenMap[] | 'gone' | 'h
   return open.sort((a, b) => a.holder.fd - b.holder.fd);
 }
 
-/** The open maps of all processes that we may look at, in ascending process id. */
+/** The open maps of all processes that we have permission to inspect, in ascending order of process id. */
 export function openMaps(proc = PROC): Scan {
   const open: OpenMap[] = [];
   let hidden = 0;
@@ -206,20 +206,20 @@ export function openMaps(proc = PROC): Scan {
 }
 
 // ---------------------------------------------------------------------------------------------------
-// Process trees, and what a process holds that is no file of a file system
+// Process trees, and what a process holds that belongs to no file system
 
-/** What stands before the kind of a file that belongs to no file system. */
+/** Link prefix of a file that belongs to no file system. */
 const ANONYMOUS = 'anon_inode:';
-/** A BPF token is in its BPF file system, under a name that is not there. */
+/** The link of a BPF token names its BPF file system and a file that does not exist there. */
 const TOKEN = '/bpf-token (deleted)';
 
-/** What `link` says of an anonymous file: `bpf-map`, `[eventpoll]`; undefined for others. */
+/** What `link` says of an anonymous file: `bpf-map`, `[eventpoll]`; undefined for other files. */
 function anonymousKind(link: string): string | undefined {
   if (link === TOKEN) return 'bpf-token';
   return link.startsWith(ANONYMOUS) ? link.slice(ANONYMOUS.length) : undefined;
 }
 
-/** An open file of a process that is no file of a file system. */
+/** An open file of a process that belongs to no file system. */
 export interface AnonymousFile {
   readonly fd: number;
   /** As the kernel names it: `bpf-map`, `bpf_link`, `[eventpoll]`. */
@@ -228,7 +228,7 @@ export interface AnonymousFile {
   readonly fdinfo: string;
 }
 
-/** The anonymous files of a process in ascending file descriptor: `gone`, or `hidden` (no permission). */
+/** The anonymous files of a process in ascending order of file descriptor: `gone`, or `hidden` (no permission). */
 export function anonymousFiles(pid: number, proc = PROC): AnonymousFile[] | 'gone' | 'hidden' {
   const folder = `${proc}/${pid}/fd`;
   const fds = orErrno(() => fs.readdirSync(folder));
@@ -245,11 +245,11 @@ export function anonymousFiles(pid: number, proc = PROC): AnonymousFile[] | 'gon
   return found.sort((a, b) => a.fd - b.fd);
 }
 
-/** A part of a process's memory that is an anonymous file. */
+/** A part of a process's memory that maps an anonymous file. */
 export interface AnonymousMapping {
   readonly start: bigint;
   readonly end: bigint;
-  /** Bytes from the file's start. */
+  /** Offset in the file, in bytes. */
   readonly offset: bigint;
   readonly access: Access;
   /** As in {@link AnonymousFile}. */
@@ -272,8 +272,8 @@ export function anonymousMappings(pid: number, proc = PROC): AnonymousMapping[] 
 }
 
 /**
- * The children of a process, of all its tasks, in ascending process id; `gone` when it is.
- * @throws BpfimgError `unsupported` when the kernel does not tell (CONFIG_PROC_CHILDREN)
+ * The children of all threads of a process, in ascending order of process id; `gone` if it has ended.
+ * @throws BpfimgError `unsupported` if the kernel does not list them (CONFIG_PROC_CHILDREN)
  */
 export function childrenOf(pid: number, proc = PROC): number[] | 'gone' {
   const folder = `${proc}/${pid}/task`;
@@ -289,10 +289,10 @@ export function childrenOf(pid: number, proc = PROC): number[] | 'gone' {
   return attempt(() => fs.statSync(folder)) === undefined ? 'gone' : children.sort((a, b) => a - b);
 }
 
-/** A process and all below it, those that are nearer first. */
+/** A process and all its descendants, nearer ones first. */
 export function treeOf(root: number, proc = PROC): number[] {
   const tree = new Set([root]);
-  // It grows while it is gone over.
+  // The list grows during the loop.
   for (const pid of tree) {
     const children = childrenOf(pid, proc);
     if (children !== 'gone') for (const child of children) tree.add(child);
@@ -303,16 +303,16 @@ export function treeOf(root: number, proc = PROC): number[] {
 // ---------------------------------------------------------------------------------------------------
 // Network interfaces
 
-/** The network namespace of a process; undefined when it is gone or may not be looked at. */
+/** The network namespace of a process; undefined if it is gone or not accessible. */
 export function networkOf(pid: number | 'self', proc = PROC): string | undefined {
   return attempt(() => fs.readlinkSync(`${proc}/${pid}/ns/net`));
 }
 
 /**
- * Network interfaces of a process's network namespace, as index and name (as {@link pathText} writes it).
+ * Network interfaces of a process's network namespace: index and name (as {@link pathText} writes it).
  *
- * The indexes are IPv6's, for procfs follows the process into its namespace. Sysfs shows that of whoever
- * mounted it, so it is asked only for interfaces without IPv6, and only where it shows the same ones.
+ * The indexes are read from IPv6 files, because procfs follows the process into its namespace. Sysfs shows the
+ * namespace of whoever mounted it, so it only adds interfaces without IPv6, if it shows the same others.
  */
 export function interfacesOf(pid: number | 'self', proc = PROC, sys = '/sys/class/net'): [number, string][] {
   const text = attempt(() => fs.readFileSync(`${proc}/${pid}/net/dev`, 'latin1')) ?? '';
@@ -339,7 +339,7 @@ export function interfacesOf(pid: number | 'self', proc = PROC, sys = '/sys/clas
 // ---------------------------------------------------------------------------------------------------
 // BPF file systems
 
-/** Mount points of BPF file systems that this process sees, each file system once, as {@link pathText} writes them. */
+/** Mount points of BPF file systems that this process sees, one per file system, as {@link pathText} writes them. */
 export function bpffsMounts(proc = PROC): string[] {
   const mounts = new Map<string, string>();
   for (const { what, point } of bpffsMountsOf('self', proc)) if (!mounts.has(what)) mounts.set(what, point);
@@ -354,7 +354,7 @@ export interface BpffsMount {
   readonly point: string;
 }
 
-/** The path that a list of mounts writes as `point`, one character a byte and some in octal. */
+/** Decodes a mount point as mount tables write it: one character per byte, some in octal. */
 export function mountPoint(point: string): Buffer {
   const raw = point.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
   return Buffer.from(raw, 'latin1');
@@ -372,28 +372,28 @@ export function bpffsMountsOf(pid: number | 'self', proc = PROC): BpffsMount[] {
   });
 }
 
-/** The mount namespace of a process; undefined when it is gone or may not be looked at. */
+/** The mount namespace of a process; undefined if it is gone or not accessible. */
 export function mountNamespaceOf(pid: number | 'self', proc = PROC): string | undefined {
   return attempt(() => fs.readlinkSync(`${proc}/${pid}/ns/mnt`));
 }
 
-/** Whether `file` (or folder) is on a BPF file system; undefined when it is not there. */
+/** Whether `file` (or folder) is on a BPF file system; undefined if it does not exist. */
 export function isBpffs(file: string | Buffer): boolean | undefined {
   return attempt(() => fs.statfsSync(file).type === BPF_FS_MAGIC);
 }
 
-/** Where a BPF file system is, or how to get one. */
+/** The mount point of a BPF file system, or advice how to mount one. */
 export function bpffsHint(proc = PROC): string {
   const [first] = bpffsMounts(proc);
   return first === undefined ? 'mount one with: mount -t bpf bpf /sys/fs/bpf' : `one is mounted at ${first}`;
 }
 
-/** A path as somebody has given it: itself where that is there, else what it is as {@link pathText} writes paths. */
+/** A path from the user: taken literally if it exists, else decoded from the form that {@link pathText} writes. */
 export function givenPath(text: string): Buffer {
   return fs.existsSync(text) ? Buffer.from(text) : pathBytes(text);
 }
 
-/** All files below the BPF file systems, as bytes: their names need not be text. Links are not followed. */
+/** All files of the BPF file systems, as bytes, because names need not be text. Does not follow links. */
 export function* pinFiles(proc = PROC): Generator<Buffer> {
   const folders = bpffsMounts(proc).map(pathBytes);
   for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
@@ -421,8 +421,8 @@ export function cpuCount(list: string): number {
 }
 
 /**
- * Possible CPUs of this machine: so many values a per-CPU map has for each key, whether they are online or not.
- * @throws Error when sysfs does not say: guessing too low would let the kernel write past a buffer's end
+ * Number of possible CPUs of this machine: in a per-CPU map, each key has this many values, online or not.
+ * @throws Error if sysfs does not say: too low a guess would let the kernel write past a buffer's end
  */
 export function possibleCpus(file = '/sys/devices/system/cpu/possible'): number {
   let list: string;

@@ -1,10 +1,10 @@
 /**
- * What MAP_CREATE demands, as data that the rows of map types bring: nothing is checked before the call, but when the
- * kernel says no, these rules say why. A kernel that knows better is never second-guessed.
+ * What MAP_CREATE demands, as data in the rows of map types. Nothing is checked before the call; if the kernel
+ * refuses, these rules explain why. They never overrule the kernel.
  */
 import { MAP_FLAG, type MapShape, NAME_SIZE } from './abi.js';
 
-/** Smallest and largest value a size may have, and what it must be a multiple of, or whether a power of two. */
+/** Smallest and largest value of a size, and what it must be a multiple of, or whether it must be a power of two. */
 export interface SizeRange {
   readonly min: number;
   readonly max: number;
@@ -12,55 +12,55 @@ export interface SizeRange {
   readonly power?: true;
 }
 
-/** What one map type demands of MAP_CREATE. */
+/** What a map type demands of MAP_CREATE. */
 export interface CreateRule {
   readonly key: SizeRange;
   readonly value: SizeRange;
   readonly entries: SizeRange;
-  /** Bits of map_flags that are accepted. */
+  /** Bits of map_flags that the type accepts. */
   readonly flags: number;
   /** Bits of map_flags that must be set. */
   readonly needs: number;
   readonly btf: 'yes' | 'no' | 'required';
-  /** What the type of keys must be, where the map has types; any that has their size when not said. */
+  /** Required type of keys, if the map has types; any type of the right size by default. */
   readonly keyType?: 'INT' | 'STRUCT' | 'VOID';
-  /** map_extra: the largest, and what it must be a multiple of; 0 where nothing is said. */
+  /** map_extra: the largest value, and what it must be a multiple of; 0 by default. */
   readonly extra?: { readonly max: bigint; readonly step: bigint };
-  /** With this flag, values must have other sizes. */
+  /** With this flag, values must have these sizes instead. */
   readonly flagged?: { readonly flag: number; readonly value: SizeRange };
-  /** Key and value together may not be longer. */
+  /** Largest size of key and value together. */
   readonly item?: number;
   /**
-   * As an inner map: besides type, sizes and flags it must have the max_entries of what its outer map was made with
-   * (map_meta_equal of the kernel), always or where that has no BPF_F_INNER_MAP. With `never` there is no such inner map.
+   * As an inner map: besides type, sizes and flags, max_entries must match the template of the outer map
+   * (map_meta_equal of the kernel), always or unless that has BPF_F_INNER_MAP. `never`: it cannot be an inner map.
    */
   readonly within?: 'same entries' | 'same entries unless flagged' | 'never';
-  /** CAP_NET_ADMIN is needed on top of CAP_BPF. */
+  /** Needs CAP_NET_ADMIN in addition to CAP_BPF. */
   readonly network?: true;
   /**
-   * The kernel clears it when its last file descriptor or pin goes. Opening one by id while that is under
-   * way, and closing it again, leaks it for ever: see {@link opensSafely}.
+   * The kernel clears the map when its last file descriptor or pin goes away. Opening it by id during that time
+   * and closing it again leaks it for ever: see {@link opensSafely}.
    */
   readonly cleared?: true;
-  /** A program's section of variables (.bss and the like) can be its only value's type. */
+  /** The type of its only value can be a program's section of variables (.bss and the like). */
   readonly sections?: true;
 }
 
-/** What is known of a map type here: its row. */
+/** What is known here of a map type: its row. */
 export interface KnownType {
   /** As bpftool spells it. */
   readonly name: string;
   /** A value is round_up(value_size, 8) bytes for each possible CPU. */
   readonly perCpu?: true;
-  /** Values are ids of other maps; MAP_CREATE needs one of them to go by. */
+  /** Values are ids of other maps; MAP_CREATE needs one such map as a template. */
   readonly inner?: true;
-  /** Undefined where nobody has measured it. */
+  /** Undefined if nobody has measured it. */
   readonly create?: CreateRule;
 }
 
 /** The table of map types. */
 export interface KnownTypes {
-  /** The row of a type; undefined for one that is newer than bpfimg. */
+  /** The row of a type; undefined if the type is newer than bpfimg. */
   row(type: number): KnownType | undefined;
 }
 
@@ -70,16 +70,16 @@ export const PROG = F.RDONLY_PROG | F.WRONLY_PROG;
 export const U32 = 0xffff_ffff;
 
 /**
- * Whether a map of this type may be opened by id when nobody else surely holds it. False for types that
- * we do not know.
+ * Whether a map of this type may be opened by id even if nothing else certainly holds it. False for unknown
+ * types.
  */
 export function opensSafely(type: KnownType | undefined): boolean {
   return type?.create !== undefined && type.create.cleared !== true;
 }
 
 /**
- * The max_entries that a map of this type takes in place of `wanted`: a ring buffer's are rounded up as libbpf
- * does, to a power of two that is whole pages; of other types it is `wanted`.
+ * The max_entries to use instead of `wanted`. For a ring buffer it is rounded up, as libbpf does,
+ * to a power of two and whole pages; for other types it is `wanted`.
  */
 export function takenEntries({ create }: KnownType, wanted: number, pageSize: number): number {
   const entries = create?.entries;
@@ -88,7 +88,7 @@ export function takenEntries({ create }: KnownType, wanted: number, pageSize: nu
   return rounded > entries.max ? wanted : rounded;
 }
 
-/** What MAP_CREATE is asked for, as far as {@link breaches} looks at it. */
+/** The arguments of MAP_CREATE that {@link breaches} checks. */
 export interface CreateRequest extends MapShape {
   readonly extra: bigint;
   readonly ifindex: number;
@@ -97,7 +97,7 @@ export interface CreateRequest extends MapShape {
   readonly inner: boolean;
 }
 
-/** Why an outer map that was made with an inner map like `template` will not take `map`. Each is a clause. */
+/** Why an outer map whose template was like `template` refuses `map`. Each reason is a clause. */
 export function misfits(map: MapShape, template: MapShape, types: KnownTypes): string[] {
   const within = types.row(template.type)?.create?.within;
   const flagged = within === 'same entries unless flagged' && (template.flags & F.INNER_MAP) === 0;
@@ -126,8 +126,8 @@ function memberText(member: keyof MapShape, map: MapShape, types: KnownTypes): s
 }
 
 /**
- * Why the kernel will not take types of these kinds for a map, when their sizes are right; undefined where it may.
- * Kinds are those behind typedefs, VOID for a type that is not given.
+ * Why the kernel refuses types of these kinds for a map even if their sizes are right; undefined if it may accept them.
+ * The kinds are those behind typedefs; VOID for a type that is not given.
  */
 export function typesRefused(
   { create: rule, name }: KnownType,
@@ -144,7 +144,7 @@ export function typesRefused(
   return key === 'VOID' && rule.keyType === undefined ? 'its values have a type, its keys have none' : undefined;
 }
 
-/** Names of the bits of map_flags, unknown ones as one number. */
+/** Names of the bits of map_flags; unknown bits as one number. */
 function flagsText(flags: number): string {
   const names = Object.entries(F).filter(([, bit]) => (flags & bit) !== 0);
   const rest = (flags & ~names.reduce((sum, [, bit]) => sum | bit, 0)) >>> 0;
@@ -158,14 +158,14 @@ function rangeText({ min, max, step, power }: SizeRange): string {
   return step === undefined ? range : `${range} in steps of ${step}`;
 }
 
-/** Bytes the kernel takes in a name: ASCII letters, digits, `_`, `.`, and Latin-1 letters. */
+/** Bytes that the kernel accepts in a name: ASCII letters, digits, `_`, `.`, and Latin-1 letters. */
 export function nameByteAllowed(byte: number): boolean {
   return (byte >= 0xc0 && byte !== 0xd7 && byte !== 0xf7) || /[A-Za-z0-9_.]/.test(String.fromCharCode(byte));
 }
 
 /**
  * Everything in `asked` that breaks the rules of its type, as text: `key_size 3, expected 4`.
- * @param type its row; undefined for a type without one
+ * @param type its row; undefined for a type without a row
  */
 export function breaches(asked: CreateRequest, type: KnownType | undefined): string[] {
   if (type === undefined) return [`map_type ${asked.type} is unknown to bpfimg, and maybe to this kernel`];

@@ -1,10 +1,10 @@
 /**
- * The one door to the kernel: every system call that Node has no function for.
+ * The only door to the kernel: every system call that Node has no function for.
  *
- * Only this file loads koffi, and only when {@link openSys} is called. Everything else takes a {@link Sys},
- * so tests put a scripted one in its place.
+ * Only this file loads koffi, and only when {@link openSys} is called. All other code receives a {@link Sys},
+ * so that tests can pass a scripted one.
  *
- * Results are the kernel's own convention: zero or more is success, a negative number is the negated
+ * Results follow the kernel's convention: zero or more is success, a negative number is the negated
  * errno. Nothing here throws because a call failed.
  */
 import { readdirSync } from 'node:fs';
@@ -15,8 +15,8 @@ import { PROC, possibleCpus } from './proc.js';
 import type { KnownTypes } from './rules.js';
 
 /**
- * errno numbers that code branches on. ENOTSUPP is the kernel's own 524, which leaks out of bpf(2) and has
- * no name in libc; it is not EOPNOTSUPP, though it means the same to us.
+ * errno numbers that code branches on. ENOTSUPP is the kernel's internal 524, which leaks out of bpf(2) and has
+ * no name in libc; it is not EOPNOTSUPP, though we treat both alike.
  */
 export const ERRNO = {
   EPERM: os.errno.EPERM,
@@ -46,70 +46,70 @@ export type Result = number;
 /** A mapping's address, or a negated errno. */
 export type MapResult = bigint;
 
-/** The system calls, as thin as they are. */
+/** The system calls, with as little around them as possible. */
 export interface Sys {
-  /** Where procfs is; tests have their own. */
+  /** Mount point of procfs; tests have their own. */
   readonly proc: string;
-  /** What is known of map types. */
+  /** The table of map types. */
   readonly types: KnownTypes;
-  /** Possible CPUs of this machine. */
+  /** Number of possible CPUs of this machine. */
   readonly cpus: number;
-  /** Bytes of a page of memory. */
+  /** Size of a page of memory in bytes. */
   readonly pageSize: number;
   /**
-   * bpf(2). A result that is a file descriptor belongs to the caller, who gives it back to {@link close}.
-   * EINTR and EAGAIN are tried again where the call has no effect of its own, see {@link repeatable}.
+   * bpf(2). If the result is a file descriptor, the caller owns it and passes it to {@link close}.
+   * Retries EINTR and EAGAIN if the call has no effect of its own, see {@link repeatable}.
    */
   bpf(command: BpfCommand, attr: Attr): Result;
-  /** The same on a thread of libuv's pool: for calls longer than half a millisecond, never two with one Attr. */
+  /** The same on a thread of libuv's pool: for calls longer than half a millisecond. Never two calls with one Attr. */
   bpfAsync(command: BpfCommand, attr: Attr): Promise<Result>;
-  /** Address of `bytes`, good as long as something else refers to them: an address does not keep them. */
+  /** Address of `bytes`, valid while something else refers to them: an address does not keep them alive. */
   address(bytes: Uint8Array): bigint;
   /** Opens a process as a file descriptor, since Linux 5.3; or one of its threads, since 6.9. */
   pidfdOpen(pid: number, thread?: boolean): Result;
-  /** A duplicate of file descriptor `fd` of another process: the same open file. Since Linux 5.6. */
+  /** Duplicates file descriptor `fd` of another process: the same open file. Since Linux 5.6. */
   pidfdGetfd(pidfd: number, fd: number): Result;
-  /** pread(2): bytes read. For files where an error is a usual answer, for those of Node's cost far more than the call. */
+  /** pread(2): bytes read. For files where errors are common: an error from Node costs far more than the call. */
   pread(fd: number, into: Uint8Array, position: bigint): Result;
-  /** getsockopt(2) of level SOL_SOCKET: the option goes into `value`. */
+  /** getsockopt(2) of level SOL_SOCKET: writes the option into `value`. */
   getsockopt(fd: number, option: number, value: Uint8Array): Result;
   /**
    * Maps memory, always MAP_SHARED.
-   * @param address where, without moving what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose
-   * @param populate read every page in at once
+   * @param address where to map, without replacing what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose
+   * @param populate read in every page at once
    */
   mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult;
   munmap(address: bigint, length: number): Result;
-  /** The mapped bytes themselves. Touching them after {@link munmap} ends the process. */
+  /** The mapped bytes themselves. Touching them after {@link munmap} kills the process. */
   view(address: bigint, length: number): Buffer;
-  /** CPUs the calling thread may run on. */
+  /** CPUs on which the calling thread may run. */
   getAffinity(): readonly number[] | Result;
-  /** Keeps the calling thread on `cpus`. Calls on the pool's threads are not bound. */
+  /** Binds the calling thread to `cpus`. Calls on the pool's threads are not bound. */
   setAffinity(cpus: readonly number[]): Result;
   /**
-   * Spreads the pool's threads over the CPUs, where there are no more of these than threads. Left alone, Linux
-   * may wake all of them on one CPU, and long calls of the kernel then run one after the other while another
-   * CPU is idle. Only once, and only a matter of speed.
+   * Spreads the pool's threads over the CPUs, unless there are more CPUs than threads. Left alone, Linux
+   * may wake all of them on one CPU, so that long calls run one after the other while another
+   * CPU is idle. Done only once; it affects only speed.
    */
   spreadPool?(): void;
-  /** fallocate(2): the file has `length` bytes, and room for them on its disk. */
+  /** fallocate(2): gives the file `length` bytes and reserves disk space for them. */
   allocate(fd: number, length: number): Result;
-  /** Closes a file descriptor; whatever the result, it is gone. */
+  /** Closes a file descriptor; whatever the result, it is closed. */
   close(fd: number): Result;
-  /** What this door opened and nobody closed: a line for each, with the command it came from. */
+  /** What was opened here and not closed: one line each, with the command that opened it. */
   openFds(): string[];
 }
 
-/** Memory that the garbage collector leaves where it is: small typed arrays may live on its heap, these never do. */
+/** Memory that the garbage collector does not move: small typed arrays may live on its heap, these never do. */
 export function pinned(size: number): Buffer {
   return Buffer.from(new ArrayBuffer(size));
 }
 
 /**
- * The bytes of one `union bpf_attr` or info structure, and whatever buffers its pointers name.
+ * The bytes of one `union bpf_attr` or info structure, and the buffers its pointers point to.
  *
- * The kernel gets addresses, and an address does not keep a buffer from being collected. So each pointer's
- * buffer is kept here, and the door keeps the Attr for as long as the call runs.
+ * The kernel gets addresses, which do not keep a buffer from being collected. So the Attr keeps each pointer's
+ * buffer, and {@link Sys} keeps the Attr while the call runs.
  */
 export class Attr<F extends string = string> {
   readonly bytes: Buffer;
@@ -124,7 +124,7 @@ export class Attr<F extends string = string> {
     this.#view = new DataView(this.bytes.buffer);
   }
 
-  /** Sets a number member. Negative numbers are what the kernel reads as such (fds of -1). */
+  /** Sets a number member. Negative numbers are written as the kernel reads them (fds of -1). */
   set(field: F, value: number | bigint): this {
     const { offset, size } = this.layout.fields[field];
     if (size === 8) this.#view.setBigUint64(offset, BigInt.asUintN(64, BigInt(value)), true);
@@ -132,7 +132,7 @@ export class Attr<F extends string = string> {
     return this;
   }
 
-  /** Copies bytes into a member such as a name; what is left of it becomes zero. */
+  /** Copies bytes into a member such as a name and zeroes the rest of it. */
   setBytes(field: F, bytes: Uint8Array): this {
     const { offset, size } = this.layout.fields[field];
     this.bytes.fill(0, offset, offset + size);
@@ -140,7 +140,7 @@ export class Attr<F extends string = string> {
     return this;
   }
 
-  /** Points a member at `bytes[from..]`, which stay alive at least until it points elsewhere; undefined is NULL. */
+  /** Points a member at `bytes[from..]` and keeps them alive until it points elsewhere; undefined is NULL. */
   point(field: F, bytes: Uint8Array | undefined, from = 0): this {
     if (bytes === undefined) {
       this.#kept.delete(field);
@@ -150,7 +150,7 @@ export class Attr<F extends string = string> {
     return this.set(field, this.memory.address(bytes) + BigInt(from));
   }
 
-  /** What a member points at, as {@link point} was told; for a scripted kernel. */
+  /** What a member points at, as passed to {@link point}; for a scripted kernel. */
   pointee(field: F): Uint8Array | undefined {
     return this.#kept.get(field);
   }
@@ -169,7 +169,7 @@ export class Attr<F extends string = string> {
     return Buffer.from(this.bytes.subarray(offset, offset + size));
   }
 
-  /** All zero again, pointing at nothing. */
+  /** Zeroes everything and clears all pointers. */
   clear(): this {
     this.bytes.fill(0);
     this.#kept.clear();
@@ -191,8 +191,8 @@ const OPENS: ReadonlySet<BpfCommand> = new Set<BpfCommand>([
 ]);
 
 /**
- * Commands that are not simply made again: the batches' `count` has been overwritten with what was done
- * (they say EINTR when a map changed too fast, not for a signal), and a value that was taken away is gone.
+ * Commands that must not simply be repeated: a batch overwrites its `count` with the number done
+ * (and returns EINTR if a map changed too fast, not for a signal), and a removed value is gone.
  */
 const ONCE: ReadonlySet<BpfCommand> = new Set<BpfCommand>([
   'MAP_LOOKUP_BATCH',
@@ -202,10 +202,10 @@ const ONCE: ReadonlySet<BpfCommand> = new Set<BpfCommand>([
   'MAP_LOOKUP_AND_DELETE_ELEM',
 ]);
 
-/** Times a call is made again; libbpf gives up after five as well. */
+/** How often a call is repeated; libbpf also gives up after five. */
 const REPEATS = 5;
 
-/** Whether a call that failed with `errno` for the `failures`th time is worth making again. */
+/** Whether to repeat a call that failed with `errno` for the `failures`th time. */
 export function repeatable(command: BpfCommand, errno: number, failures: number): boolean {
   return (errno === ERRNO.EINTR || errno === ERRNO.EAGAIN) && failures <= REPEATS && !ONCE.has(command);
 }
@@ -230,7 +230,7 @@ type BpfArgs = [number: number, command: number, attr: Uint8Array, size: number]
 type BpfCall = ((...args: BpfArgs) => number) & { readonly async: Async<BpfArgs> };
 
 /**
- * Keeps what a synchronous call uses: optimised code lets go of locals as soon as it has read their last
+ * Keeps alive what a synchronous call uses: optimised code drops locals after the last read of a
  * member, which may be before the call that uses their memory by address.
  */
 const inUse: { attr?: Attr } = {};
@@ -259,22 +259,22 @@ class KernelSys implements Sys {
   readonly #getsockopt: (fd: number, level: number, option: number, value: Uint8Array, size: Uint8Array) => number;
   readonly #getAffinity: (pid: number, size: number, set: Uint8Array) => number;
   readonly #setAffinity: (pid: number, size: number, set: Uint8Array) => number;
-  /** A call that costs nothing, for a thread of the pool. */
+  /** A call that costs nothing, to start a thread of the pool. */
   readonly #nothing: { async(done: () => void): void };
   #spread = false;
-  /** RLIMIT_MEMLOCK was lifted, or cannot be. */
+  /** RLIMIT_MEMLOCK was raised, or cannot be. */
   #raised = false;
   readonly #fallocate: (fd: number, mode: number, offset: number, length: number) => number;
   readonly #close: (fd: number) => number;
   readonly #open = new Map<number, string>();
-  /** What runs on the pool, kept for as long as it does. */
+  /** Keeps what runs on the pool alive while it runs. */
   readonly #running = new Set<Attr>();
 
   constructor(koffi: Koffi, numbers: { bpf: number; pidfd_open: number; pidfd_getfd: number }, types: KnownTypes) {
     this.types = types;
     this.#koffi = koffi;
     this.#numbers = numbers;
-    // Node's own symbols: whichever libc it runs on. A fixed signature, because variadic ones cannot be async.
+    // Node's own symbols, so any libc works. A fixed signature, because variadic functions cannot be async.
     const libc = koffi.load(null);
     this.#bpf = libc.func('long syscall(long, int, void *, uint32_t)') as unknown as BpfCall;
     this.#syscall = libc.func('long syscall(long, long, long, long)');
@@ -303,7 +303,7 @@ class KernelSys implements Sys {
     return value >= 0 ? value : -this.#koffi.errno();
   }
 
-  /** Notes a new file descriptor. */
+  /** Records a new file descriptor. */
   #opened(fd: Result, from: string): Result {
     if (fd >= 0) this.#open.set(fd, from);
     return fd;
@@ -320,9 +320,9 @@ class KernelSys implements Sys {
   }
 
   /**
-   * Lifts RLIMIT_MEMLOCK, as far as we may: Linux before 5.11 counts the memory of maps and programs against it, and
-   * says EPERM. Asked for only then, and once.
-   * @returns whether there is more room now
+   * Raises RLIMIT_MEMLOCK as far as permitted: Linux before 5.11 counts the memory of maps and programs against it,
+   * and fails with EPERM. Called only after that, and only once.
+   * @returns whether the limit is higher now
    */
   #raiseMemlock(): boolean {
     if (this.#raised) return false;
@@ -330,7 +330,7 @@ class KernelSys implements Sys {
     const prlimit = this.#koffi.load(null).func('int prlimit(int, int, void *, _Out_ void *)');
     const limit = Buffer.alloc(16, 0xff);
     if (prlimit(0, RLIMIT_MEMLOCK, limit, null) === 0) return true;
-    // Without CAP_SYS_RESOURCE only the soft limit, which stands first, and only as far as the hard one.
+    // Without CAP_SYS_RESOURCE, only the soft limit, which comes first, and only up to the hard limit.
     if (prlimit(0, RLIMIT_MEMLOCK, null, limit) !== 0) return false;
     limit.copy(limit, 0, 8);
     return prlimit(0, RLIMIT_MEMLOCK, limit, null) === 0;
@@ -353,7 +353,7 @@ class KernelSys implements Sys {
   #onPool(command: BpfCommand, attr: Attr): Promise<Result> {
     return new Promise((resolve, reject) => {
       this.#bpf.async(this.#numbers.bpf, BPF_COMMAND[command], attr.bytes, attr.bytes.length, (error, result) => {
-        // errno is this call's only here, inside the callback: another call's by the time a promise resolves.
+        // Read errno inside the callback: by the time a promise resolves, another call may have overwritten it.
         if (error) reject(error);
         else resolve(this.#result(result));
       });
@@ -423,7 +423,7 @@ class KernelSys implements Sys {
     this.#spread = true;
     const cpus = this.getAffinity();
     if (typeof cpus === 'number' || cpus.length < 2) return;
-    // All threads of the pool begin with the first call that is given to it.
+    // All threads of the pool start with the first call that is queued.
     const before = new Set(threads());
     this.#nothing.async(() => {});
     const pool = threads().filter((thread) => !before.has(thread));
@@ -437,7 +437,7 @@ class KernelSys implements Sys {
 
   close(fd: number): Result {
     this.#open.delete(fd);
-    // Never again after EINTR: Linux has freed the number, and another thread may have it already.
+    // Never retried after EINTR: Linux has freed the number, and another thread may have it already.
     return this.#result(this.#close(fd));
   }
 
@@ -447,11 +447,11 @@ class KernelSys implements Sys {
 }
 
 /**
- * Opens the door to this machine's kernel.
- * @param machine what it is; tests say otherwise
+ * Opens access to this machine's kernel.
+ * @param machine its architecture; tests pass others
  * @param types the table of map types
- * @param load where koffi comes from
- * @throws BpfimgError `unsupported` where the machine is not one whose layouts we know
+ * @param load loads koffi
+ * @throws BpfimgError `unsupported` if the machine's layouts are not known
  */
 export async function openSys(
   types: KnownTypes,
