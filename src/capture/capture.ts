@@ -1,8 +1,8 @@
 /**
- * Live maps into a dump of our own images: bpfmap-file.img, bpfmap-data.img and bpfmap-meta.img.
+ * Saves live maps in a dump of our own images: bpfmap-file.img, bpfmap-data.img and bpfmap-meta.img.
  *
- * Its entries are what CRIU writes for the same maps, field by field; what CRIU has no room for stands in the
- * meta image.
+ * Its entries are what CRIU writes for the same maps, field by field; what CRIU's images have no room for goes
+ * into the meta image.
  */
 import * as fs from 'node:fs';
 import * as os from 'node:os';
@@ -44,29 +44,29 @@ import { CaptureQueue, isVanished, type QueuedMap } from './queue.js';
 
 /** How to capture. */
 export interface CaptureOptions {
-  /** Replace a dump of bpfimg's that stands in the folder. */
+  /** Replace a dump of bpfimg's own in the folder. */
   readonly force?: boolean;
-  /** Names of the images, in a folder that has other images as well; a dump of its own when not said. */
+  /** Names of the images, for a folder that has other images too; the default is a dump of its own. */
   readonly images?: ImageNames;
-  /** Maps that are gone before they could be opened are left out, and not told. */
+  /** Silently leave out maps that go away before they are opened. */
   readonly lenient?: boolean;
-  /** Nothing is written unless at least one map is captured; else attributes are, of maps that are not. */
+  /** Write nothing unless at least one map is captured; otherwise attributes are saved even of maps that are not. */
   readonly orNothing?: boolean;
-  /** Which holders the images name; all of them when not said. */
+  /** The holders to name in the images; all by default. */
   readonly holders?: (holder: MapHolder) => boolean;
   readonly drain?: Drain;
-  /** What is known of a live map that others lead to. */
+  /** Looks up a live map that another map refers to. */
   readonly find?: (id: number) => LiveMap | undefined;
   readonly progress?: (doing: Doing) => void;
 }
 
-/** What became of one map. */
+/** The outcome for one map. */
 export interface CapturedMap {
   readonly id: number;
   readonly name: string;
   readonly type: number;
   readonly items: number;
-  /** Of keys and values. */
+  /** Size of keys and values together. */
   readonly bytes: number;
   readonly report: Report;
 }
@@ -88,7 +88,7 @@ export async function capture(
   const wanted = new CaptureQueue(sys, maps, options.find ?? (() => undefined));
   let writer: DumpWriter | undefined;
   try {
-    // One that is new has no name yet, but it will be where its own folder is.
+    // A new folder has no name yet, but it will be on the same disk as its parent.
     const disk = fs.existsSync(folder) ? folder : path.dirname(folder);
     writer = new DumpWriter(sys, { images, folder: disk }, types, options, wanted);
     const rows: (() => CapturedMap)[] = [];
@@ -102,7 +102,7 @@ export async function capture(
     if (!left && rows.length === 0) throw new BpfimgError('notFound', 'nothing to capture: all maps are gone');
     const done = rows.map((row) => row());
     const captured = done.some(({ report }) => report.kind !== 'not supported');
-    // Of maps that are gone there is nothing to write.
+    // Maps that are gone leave nothing to write.
     if (left && (captured || options.orNothing !== true)) await writer.commit();
     else await writer.abort();
     return done;
@@ -116,7 +116,7 @@ export async function capture(
   }
 }
 
-/** The row of a map that was there when the maps were looked at, and is not any more. */
+/** The row of a map that was there at first and has gone away since. */
 function goneRow({ id, name = '', type = 0 }: LiveMap): CapturedMap {
   return { id, name, type, items: 0, bytes: 0, report: { kind: 'not supported', why: 'it is gone' } };
 }
@@ -130,7 +130,7 @@ function checkFolder(folder: string, force: boolean): void {
   }
   const images = names.filter((name) => name.endsWith('.img'));
   if (images.length === 0) return;
-  // Others must not lose their company.
+  // One failed close must not keep the others open.
   const ours = ownImages(IMAGE);
   const foreign = images.find((name) => !ours.includes(name));
   if (foreign !== undefined) {
@@ -143,7 +143,7 @@ function checkFolder(folder: string, force: boolean): void {
 
 const ACCESS_FLAGS: Readonly<Record<Access, number>> = { rw: 0o2, ro: 0o0, wo: 0o1 };
 
-/** The three images while they are written. */
+/** The three images during writing. */
 class DumpWriter {
   /** On the disk where the images will be. */
   readonly folder: string;
@@ -153,13 +153,13 @@ class DumpWriter {
   readonly #meta: FileOutput;
   readonly #names: ImageNames;
   #btfImage: FileOutput | undefined;
-  /** BTF objects by id: parsed, not understood, or not to be had. */
+  /** BTF objects by id: parsed, not understood, or not readable. */
   readonly #btf = new Map<number, Btf | undefined | KernelError>();
   readonly #boot: string | undefined;
   #fileId = 0;
   /** One function for all maps. */
   readonly #follow = (id: number) => this.wanted.follow(id);
-  /** What plugins want done in the end. */
+  /** What plugins registered to run at the end. */
   readonly #ends: ((whole: boolean) => void)[] = [];
 
   constructor(
@@ -176,7 +176,7 @@ class DumpWriter {
     this.#files = this.#image('bpfmapFile', BPFMAP_FILE);
     this.#data = this.#image('data', BPFMAP_DATA);
     this.#meta = this.#image('meta', BPFMAP_META);
-    // One of an earlier capture must not stay beside images that know nothing of it.
+    // One from an earlier capture must not remain beside images that do not belong to it.
     if (images.has(this.#names.btf)) this.#btfImage = this.#image('btf', BPFMAP_BTF);
   }
 
@@ -188,7 +188,7 @@ class DumpWriter {
 
   /**
    * Captures one map.
-   * @returns what makes its row when all maps were captured; undefined when it is gone
+   * @returns a function that makes its row once all maps are captured; undefined if the map is gone
    */
   async map({ live, held }: QueuedMap): Promise<(() => CapturedMap) | undefined> {
     const hook = live.type === undefined ? undefined : this.types.plugin(live.type).capture;
@@ -211,7 +211,7 @@ class DumpWriter {
         this.wanted.lose(live.id);
         return undefined;
       }
-      // Nobody is seen to hold it, and opening it by id could harm.
+      // It has no visible holder, and opening it by id could do harm.
       if (error instanceof BpfimgError && error.kind === 'unsupported' && !(error instanceof KernelError)) {
         return this.#unread(live, { kind: 'not supported', why: error.message });
       }
@@ -221,13 +221,13 @@ class DumpWriter {
       return await this.#read(map, live);
     } finally {
       const open = map;
-      // What was taken out of it may have to go back, when something else fails.
+      // If something else fails, what was taken out of the map may have to go back.
       if (drains) this.#ends.push(() => open.close());
       else open.close();
     }
   }
 
-  /** Whether a map could not be opened because it is no more. Without CAP_SYS_ADMIN only its holders tell. */
+  /** Whether a map could not be opened because it no longer exists. Without CAP_SYS_ADMIN only its holders tell. */
   #isGone({ id }: LiveMap, error: unknown): boolean {
     const living = isLive(this.sys, id);
     return living === false || (living === undefined && error instanceof KernelError && isVanished(error));
@@ -275,7 +275,7 @@ class DumpWriter {
     };
   }
 
-  /** The types of a map, whose BTF object goes into bpfmap-btf.img once; an error when that cannot be read. */
+  /** The types of a map, whose BTF object goes into bpfmap-btf.img once; an error if it cannot be read. */
   #typesOf({ btfId, btfKeyType, btfValueType }: MapInfo): TypeFacts | undefined | KernelError {
     if (btfId === 0) return undefined;
     const types = { btf: btfId, key: btfKeyType, value: btfValueType };
@@ -283,7 +283,7 @@ class DumpWriter {
     if (known !== undefined) return known instanceof KernelError ? known : types;
     try {
       const { id, name, kernel, blob } = readBtf(this.sys, btfId);
-      // The kernel's own are on every machine, in the version that fits it.
+      // Every machine has the kernel's own types, in the version that fits it.
       if (!kernel) {
         this.#btfImage ??= this.#image('btf', BPFMAP_BTF);
         const message = { btf_id: id, size: blob.length, ...(name === '' ? {} : { name }) };
@@ -293,7 +293,7 @@ class DumpWriter {
       this.#btf.set(btfId, Btf.parse(blob, { name: `BTF ${id}` }));
       return types;
     } catch (error) {
-      // A blob that the kernel took and we do not understand is kept, and its maps are read as they are.
+      // If the kernel accepted a blob that we do not understand, we keep it and read its maps without types.
       if (!(error instanceof KernelError)) {
         this.#btf.set(btfId, undefined);
         return types;
@@ -304,8 +304,8 @@ class DumpWriter {
   }
 
   /**
-   * What the kernel's own fields in values ask for: a lock is taken for each, and a sink blanks what is shown of
-   * others, which is addresses, other ones with each reading.
+   * What the kernel's own fields in values require: each value with a lock is read under it, and a sink blanks
+   * the other fields, which the kernel shows as addresses that differ with every read.
    */
   #masked(map: BpfMap, sink: ItemSink, types: TypeFacts | undefined): ItemSink {
     const btf = types && this.#btf.get(types.btf);
@@ -315,7 +315,7 @@ class DumpWriter {
     return fields.length === 0 ? sink : new MaskedSink(sink, map.valueStride, fields);
   }
 
-  /** Reads the items into an entry, which stands in the image only when they were read. */
+  /** Reads the items into an entry, which is kept only if all items were read. */
   async #items(map: BpfMap, entry: EntryWriter, sink: ItemSink, work: CaptureWork): Promise<Report> {
     try {
       const report = (await this.types.plugin(map.type).capture?.(map, sink, work)) as Report;
@@ -334,7 +334,7 @@ class DumpWriter {
     return { kind: 'not supported', why: `bpfimg cannot capture ${what}` };
   }
 
-  /** A map whose items are not read: what it is, is kept. */
+  /** A map whose items are not read: its attributes are saved. */
   #unread(live: LiveMap, report: Report = this.#noHook(live)): () => CapturedMap {
     const { id, name = '', type, keySize, valueSize, maxEntries, flags = 0 } = live;
     if (type !== undefined && keySize !== undefined && valueSize !== undefined && maxEntries !== undefined) {
@@ -346,9 +346,9 @@ class DumpWriter {
   }
 
   /**
-   * Writes what the map is: an open file for each way in which holders have it open, and what CRIU's images
+   * Writes the map's attributes: an open file for each way in which holders have it open, and what CRIU's images
    * have no room for.
-   * @returns what writes the latter, as soon as the report is known
+   * @returns a function that writes the latter once the report is known
    */
   #keep(live: LiveMap, attributes: Attributes, facts: MapFacts): (report: Report) => void {
     const holders = live.holders.filter(this.options.holders ?? (() => true));
@@ -387,7 +387,7 @@ class DumpWriter {
     }
   }
 
-  /** All of them, before an error is told. */
+  /** Await all of them before reporting an error. */
   #end(whole: boolean): void {
     const errors: unknown[] = [];
     for (const end of this.#ends.splice(0)) {
@@ -403,10 +403,10 @@ class DumpWriter {
   }
 }
 
-/** The kernel's BTF object that is not a module's has the first id of all. */
+/** The first BTF id is that of the kernel itself (not of a module). */
 const VMLINUX = 1;
 
-/** The kernel's type of a map's values, with its name, for its id is another one in the next kernel. */
+/** The kernel's type of a map's values, with its name, because its id differs in another kernel. */
 function kernelTypeOf({ btfVmlinuxValueType: id, btfVmlinuxId }: MapInfo): KernelTypeFacts | undefined {
   if (id === 0) return undefined;
   if (btfVmlinuxId !== VMLINUX) return { id, name: undefined };
@@ -431,7 +431,7 @@ interface Attributes {
   readonly memlock: number;
 }
 
-/** The message that CRIU writes for an open file of a map: no mnt_id, and no map_extra where it is 0. */
+/** The message that CRIU writes for an open file of a map: no mnt_id, and no map_extra if it is 0. */
 function capturedFileMessage(id: number, mapId: number, flags: number, map: Attributes): JsonObject {
   return {
     id,

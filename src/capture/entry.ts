@@ -8,7 +8,7 @@ import type { ItemSink } from '../maptype.js';
 /** The entry's totals are u32. */
 const TOTAL_LIMIT = 2 ** 32;
 
-/** A map has more than an entry can say of it. */
+/** A map has more than an entry can hold. */
 export class EntryLimit extends BpfimgError {
   constructor() {
     super('unsupported', 'an image entry can hold less than 4 GiB of keys and less than 4 GiB of values');
@@ -16,11 +16,11 @@ export class EntryLimit extends BpfimgError {
 }
 
 /**
- * A sink that writes keys and values to their places in the image at once.
+ * A sink that writes keys and values directly to their places in the image.
  *
- * How many items there are is known only at the end, but the message before them says so, and all keys stand
- * before the values. So room is left for as many keys as are expected; what was expected wrongly is moved in
- * the end. A full map, and an array, is written straight to its place.
+ * The number of items is known only at the end, but the message before them contains it, and all keys come
+ * before the values. So it leaves room for the expected number of keys, and moves the data at the end if that was
+ * wrong. A full map, or an array, needs no move.
  */
 export class EntryWriter implements ItemSink {
   count = 0;
@@ -28,16 +28,16 @@ export class EntryWriter implements ItemSink {
   #room: number;
   #keysAt: number;
   #valuesAt: number;
-  /** Writes that are under way. */
+  /** Writes in progress. */
   readonly #writes = new Set<Promise<void>>();
   /** Calls of {@link put} that have not ended. */
   readonly #puts = new Set<Promise<void>>();
-  /** The move that makes more room, while there is one. */
+  /** The move that makes more room, if one is in progress. */
   #growing: Promise<void> = Promise.resolve();
 
   /**
-   * @param valueSize bytes of all of an item's value
-   * @param expected items, when the map is full
+   * @param valueSize size in bytes of an item's whole value
+   * @param expected number of items in a full map
    */
   constructor(
     readonly out: FileOutput,
@@ -52,7 +52,7 @@ export class EntryWriter implements ItemSink {
     this.#valuesAt = this.#keysAt + this.#room * keySize;
   }
 
-  /** Items that an entry can hold. */
+  /** Number of items that an entry can hold. */
   #most(): number {
     return Math.ceil(TOTAL_LIMIT / Math.max(this.keySize, this.valueSize, 1)) - 1;
   }
@@ -79,7 +79,7 @@ export class EntryWriter implements ItemSink {
       this.#room = room;
       this.#growing = this.#growing.then(() => this.#place(room, at));
     }
-    // Asked for before anything is awaited: the order of calls is the order of items.
+    // Reserved before any await: the order of calls is the order of items.
     const growing = this.#growing;
     const write = growing.then(async () => {
       const written = Promise.all([
@@ -101,25 +101,25 @@ export class EntryWriter implements ItemSink {
     }
   }
 
-  /** Moves the keys and values of the `held` items that were written to where they stand among `count`. */
+  /** Moves the keys and values of the `held` items from where they were written to their places among `count`. */
   async #place(count: number, held: number): Promise<void> {
     await Promise.allSettled(this.#writes);
     const keysAt = this.#start + this.#head(count).length;
     const valuesAt = keysAt + count * this.keySize;
     const keys = () => this.out.move(this.#keysAt, keysAt, held * this.keySize);
     const values = () => this.out.move(this.#valuesAt, valuesAt, held * this.valueSize);
-    // What moves away from the other goes first.
+    // Move first whatever moves away from the other.
     for (const move of valuesAt > this.#valuesAt ? [values, keys] : [keys, values]) await move();
     this.#keysAt = keysAt;
     this.#valuesAt = valuesAt;
   }
 
-  /** Gives the entry up: nothing of it stays, and its place is free for the next. */
+  /** Discards the entry and frees its place for the next. */
   async drop(): Promise<void> {
     await Promise.allSettled(this.#puts);
   }
 
-  /** Ends the entry; the output goes on behind it. */
+  /** Ends the entry; the output continues after it. */
   async finish(): Promise<void> {
     await this.#growing;
     await this.#place(this.count, this.count);

@@ -1,11 +1,11 @@
 /** Blanks bytes of values on their way into an image. */
 import { blank, type ItemSink, type Span } from '../maptype.js';
 
-/** A sink in front of another, for values with bytes that mean nothing once they were read. */
+/** A sink in front of another, for values with bytes that mean nothing once they are read. */
 export class MaskedSink implements ItemSink {
   constructor(
     readonly sink: ItemSink,
-    /** Bytes from one value to the next. */
+    /** Distance in bytes from one value to the next. */
     readonly stride: number,
     readonly spans: readonly Span[],
   ) {}

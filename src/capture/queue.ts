@@ -1,7 +1,7 @@
 /**
- * Which maps one capture takes: those that were asked for, and those that they lead to.
+ * The maps of one capture: those that were selected, and those that they refer to.
  *
- * An inner map may be replaced at any time, and is gone then. So it is held open from the moment its id is seen.
+ * An inner map may be replaced, and thus disappear, at any time. So it is held open once its id is seen.
  */
 import * as fs from 'node:fs';
 import { KernelError } from '../kernel/error.js';
@@ -10,30 +10,30 @@ import { BpfMap } from '../kernel/map.js';
 import type { Sys } from '../kernel/sys.js';
 import type { Template } from '../maptype.js';
 
-/** File descriptors that a capture needs beside those of maps that it holds. */
+/** File descriptors that a capture needs besides those of the maps that it holds. */
 const OTHERS = 64;
-/** Inner maps that are named in one line. */
+/** Inner maps named in one line. */
 const NAMED_IDS = 5;
 
-/** A map whose turn it is, open if it was held. */
+/** A map whose turn it is; open if it was held. */
 export interface QueuedMap {
   readonly live: LiveMap;
   readonly held: BpfMap | undefined;
 }
 
-/** The maps of one capture. Those that it holds open are its own until a turn hands them over. */
+/** The maps of one capture. It owns the maps that it holds until their turn, when it passes them on. */
 export class CaptureQueue {
   readonly #live: Map<number, LiveMap>;
-  /** Grows while it is gone over. */
+  /** Grows during iteration. */
   readonly #ids: Set<number>;
   readonly #held = new Map<number, BpfMap>();
   readonly #templates = new Map<number, Template>();
-  /** What cannot be captured, and why; undefined for what is gone. */
+  /** What cannot be captured, and why; undefined if it is gone. */
   readonly #lost = new Map<number, string | undefined>();
-  /** Maps that are held at most. */
+  /** Maximum number of maps to hold. */
   readonly #most: number;
 
-  /** @param find what is known of further maps */
+  /** @param find looks up further maps */
   constructor(
     readonly sys: Sys,
     maps: readonly LiveMap[],
@@ -44,14 +44,14 @@ export class CaptureQueue {
     this.#most = Math.floor((fileLimit(sys.proc) - OTHERS) / 2);
   }
 
-  /** Each map in turn. Whoever gets one that is held closes it. */
+  /** Each map in turn. The caller closes a map that it gets open. */
   *turns(): Generator<QueuedMap> {
     for (const id of this.#ids) {
       if (this.#lost.has(id)) continue;
       let held = this.#held.get(id);
       this.#held.delete(id);
       const live = this.#live.get(id) ?? this.find(id);
-      // One that came after the maps were looked at is known by itself alone.
+      // A map that was created after the machine was inspected: only it knows about itself.
       if (live === undefined) held ??= this.#attempt(id);
       const turn = live ?? (held && openMapFacts(held));
       if (turn !== undefined) yield { live: turn, held };
@@ -59,8 +59,8 @@ export class CaptureQueue {
   }
 
   /**
-   * Has map `id` captured as well, and holds it until then.
-   * @returns what it is; undefined when it cannot be had
+   * Adds map `id` to the capture and holds it until its turn.
+   * @returns its facts; undefined if it is not available
    */
   follow(id: number): Template | undefined {
     const known = this.#templates.get(id);
@@ -87,7 +87,7 @@ export class CaptureQueue {
     }
   }
 
-  /** By id where nothing is known: no inner map is of the kind which that may harm, for maps of maps do not take it. */
+  /** By id if nothing is known: maps of maps do not accept the one type that opening by id may harm. */
   #open(id: number): BpfMap {
     const live = this.#live.get(id);
     if (live !== undefined) return openLive(this.sys, live);
@@ -105,7 +105,7 @@ export class CaptureQueue {
     this.#lost.set(id, undefined);
   }
 
-  /** What a map's line says of the maps that it leads to; undefined when all of them were captured. */
+  /** What the line of a map says of the maps it refers to; undefined if all of them were captured. */
   lossOf(ids: Iterable<number>): string | undefined {
     const lost = [...ids].filter((id) => this.#lost.has(id));
     if (lost.length === 0) return undefined;
@@ -130,12 +130,12 @@ function goneText(ids: readonly number[]): string {
   return `its inner maps ${ids.slice(0, NAMED_IDS).join(', ')}${more} are gone`;
 }
 
-/** Whether opening a map failed because it, or the process that held it, is no more. */
+/** Whether opening a map failed because the map, or the process that held it, no longer exists. */
 export function isVanished(error: KernelError): boolean {
   return error.code === 'ENOENT' || error.code === 'ESRCH' || error.code === 'EBADF';
 }
 
-/** Files that this process may have open. */
+/** Number of files that this process may have open. */
 function fileLimit(proc: string): number {
   try {
     const text = fs.readFileSync(`${proc}/self/limits`, 'latin1');

@@ -1,8 +1,8 @@
 /**
  * Ways to read all items of a live map, fastest first. Plugins choose among them.
  *
- * What is promised while others write: every key that stays put is read exactly once, with a value it had.
- * Nothing here is a snapshot of one moment; no kernel offers that.
+ * The promise while others write: every key that is not deleted is read exactly once, with a value it had.
+ * It is not a snapshot of one moment: no kernel offers that.
  */
 import { availableParallelism } from 'node:os';
 import { roundUp8 } from '../bytes.js';
@@ -14,37 +14,37 @@ import { ERRNO } from '../kernel/sys.js';
 import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
 
 /**
- * Calls for one map that are under way at a time. More than there are CPUs: a thread of the pool that finds the next
- * call waiting goes on at once, and one that has to be woken may be woken on a CPU that is busy.
+ * Calls in progress at a time for one map. More than there are CPUs: a thread of the pool that finds the next call
+ * queued continues at once, while one that has to be woken may be woken on a busy CPU.
  */
 const READERS = availableParallelism() === 1 ? 1 : Math.min(8, 3 * availableParallelism());
-/** Batches that are being written at a time, and ranges that wait for their turn. */
+/** Batches being written at a time, and ranges waiting for their turn. */
 const BATCHES_AHEAD = 6;
 
-/** How much one call reads. Tests make it small, to have many calls. */
+/** How much one call reads. Tests make it small to get many calls. */
 export interface BatchLimits {
-  /** Items of a map's first call, which is made alone; when not said, those of a usual batch. */
+  /** Items in the first call for a map, which runs alone; a usual batch by default. */
   readonly first?: number;
-  /** Bytes of items that one call brings, */
+  /** Bytes of items in one call, */
   readonly bytes: number;
-  /** and items. */
+  /** and number of items. */
   readonly items: number;
-  /** Items of the first call for a range of buckets: what the range before is compared with where it ran over. */
+  /** Items in the first call for a range of buckets, to compare with the overrun of the range before. */
   readonly head: number;
 }
 
 const BATCH_LIMITS: BatchLimits = { bytes: 2 * 1024 * 1024, items: 32_768, head: 512 };
 
-/** Whether a map (or this kernel) has no batches: then nothing was read, and another way must be taken. */
+/** Whether a map (or this kernel) has no batches: nothing was read, and another way must be used. */
 function hasNoBatches({ error, count }: BatchResult): boolean {
   if (error === undefined || count > 0) return false;
   return error.errno === ERRNO.ENOTSUPP || error.errno === ERRNO.EINVAL || error.errno === ERRNO.EOPNOTSUPP;
 }
 
-/** Items that a batch for one may have grown to, and is still used again. */
+/** A batch that has grown to no more than this many items is reused. */
 const MOST_GROWN = 4;
 
-/** Batches that are used again and again: their memory is what a capture costs. */
+/** Batches that are reused: their memory is most of what a capture needs. */
 class Batches {
   readonly #asked = new Set<number>();
   readonly #free: Batch[] = [];
@@ -58,17 +58,17 @@ class Batches {
   }
 
   give(batch: Batch): void {
-    // One that has grown is of a size that nobody asks for.
+    // A batch that has grown has a size that nothing requests.
     if (this.#asked.has(batch.room) || this.#grown(batch)) this.#free.push(batch);
   }
 
-  /** Where one item fills a batch, many buckets make it grow: such a batch is used again. */
+  /** If one item fills a batch, many buckets make it grow: reuse such a batch. */
   #grown({ room }: Batch): boolean {
     return room <= MOST_GROWN && this.#asked.has(1);
   }
 }
 
-/** Hands batches to the sink in order, a few of them on their way at a time. */
+/** Passes batches to the sink in order, with a few in flight. */
 class Emitter {
   readonly #ahead: number;
   readonly #under: Promise<void>[] = [];
@@ -82,7 +82,7 @@ class Emitter {
     this.#ahead = fewer(BATCHES_AHEAD, batches.map);
   }
 
-  /** Puts the first `count` items of `batch`, which comes back to {@link batches}. */
+  /** Puts the first `count` items of `batch`, which then returns to {@link batches}. */
   async put(batch: Batch, count: number): Promise<void> {
     const done = this.sink
       .put(batch.keys, batch.values, count)
@@ -102,38 +102,38 @@ class Emitter {
   }
 }
 
-/** Items of this map that one call reads: one where they are long, for a bucket that holds more makes it grow. */
+/** Items of this map per call: one if items are long, because a bucket that holds more makes the batch grow. */
 function room(map: BpfMap, limits: BatchLimits = BATCH_LIMITS): number {
   const fit = Math.floor(limits.bytes / (map.keySize + map.valueStride));
   return Math.max(1, Math.min(limits.items, fit));
 }
 
-/** As many of `usual` as take no more memory than usual, where one item is longer than a call should bring. */
+/** `usual` items, or fewer if they are long, so that they take no more memory than usual. */
 function fewer(usual: number, map: BpfMap): number {
   return Math.max(1, Math.floor(usual * Math.min(1, BATCH_LIMITS.bytes / (map.keySize + map.valueStride))));
 }
 
 // ---------------------------------------------------------------------------------------------------
-// The hash family: the cursor is a bucket, a batch is whole buckets
+// The hash family: the cursor is a bucket, and a batch contains whole buckets
 
-/** What one call brought. */
+/** The result of one call. */
 interface BatchRead {
   readonly batch: Batch;
   readonly count: number;
-  /** The bucket behind it; Infinity at the map's end. */
+  /** The next bucket; Infinity at the end of the map. */
   readonly reached: number;
 }
 
-/** Buckets that one reader reads. */
+/** A range of buckets with one reader. */
 interface BucketRange {
   readonly from: number;
-  /** Where it should end; the last call may run over. */
+  /** Where it should end; the last call may overrun. */
   to: number;
   readonly runs: BatchRead[];
   readonly done: Promise<void>;
 }
 
-/** Reads hash tables, with several readers where the map is large. */
+/** Reads hash tables, with several readers if the map is large. */
 export async function readBuckets(
   map: BpfMap,
   sink: ItemSink,
@@ -159,8 +159,8 @@ export async function readBuckets(
 /**
  * Reads what follows the first batch of a hash table in ranges of buckets, several at a time.
  *
- * Where a batch ends cannot be told beforehand, so a range runs over its border by some items. Those are
- * found again among the next range's, and cut: by key, not by place, because the order within a bucket
+ * The end of a batch cannot be known beforehand, so a range overruns its border by some items. These are
+ * found again in the next range and cut: by key, not by position, because the order within a bucket
  * changes when an item is updated.
  */
 class Buckets {
@@ -168,9 +168,9 @@ class Buckets {
   readonly #head: number;
   readonly #readers: number;
   readonly #ahead: number;
-  /** Buckets as far as we know; the map's end is where the kernel says. */
+  /** Number of buckets as far as we know; only the kernel knows where the map ends. */
   readonly #buckets: number;
-  /** Ranges that were begun and are not yet put, in order. */
+  /** Ranges that were started and not yet put, in order. */
   readonly #ranges: BucketRange[] = [];
   #next: number;
   #running = 0;
@@ -181,7 +181,7 @@ class Buckets {
     readonly emitter: Emitter,
     limits: BatchLimits,
     from: number,
-    /** Items a bucket, so far. */
+    /** Average number of items in a bucket so far. */
     private density: number,
   ) {
     this.#room = room(map, limits);
@@ -206,13 +206,13 @@ class Buckets {
     }
   }
 
-  /** Begins ranges until every reader has one. */
+  /** Starts ranges until every reader has one. */
   #begin(): void {
     const [readers, most] = [this.#readers, this.#readers + this.#ahead];
     while (this.#running < readers && this.#ranges.length < most && this.#next < Infinity) {
       const from = this.#next;
       const size = Math.max(1, Math.floor((0.9 * this.#room) / Math.max(this.density, 1e-9)));
-      // The last range has no border: wherever we think the map ends, the kernel knows.
+      // The last range has no border: whatever end we assume, the kernel knows the real one.
       const to = from + size >= this.#buckets ? Infinity : from + size;
       this.#next = to;
       this.#running++;
@@ -220,7 +220,7 @@ class Buckets {
       const done = this.#readRange(from, to, runs).finally(() => {
         this.#running--;
       });
-      // Awaited in its turn: until then a failure is nobody's.
+      // Awaited in its turn; until then a failure must not count as unhandled.
       done.catch(() => {});
       this.#ranges.push({ from, to, runs, done });
     }
@@ -239,7 +239,7 @@ class Buckets {
     if (to !== Infinity && items > 0) this.density = items / (to - from);
   }
 
-  /** Items to ask for where `left` buckets are left: few of a range's last call lie beyond its border. */
+  /** Items to request with `left` buckets left, so that a range's last call overruns its border by little. */
   #want(left: number, calls: number, most: number): number {
     const expected = left * this.density;
     const spread = 2.5 * Math.sqrt(expected);
@@ -254,18 +254,18 @@ class Buckets {
     for (const run of range.runs) await this.emitter.put(run.batch, run === last ? keep : run.count);
   }
 
-  /** The items of a range's last call that the next range has not. */
+  /** The items of a range's last call that are not in the next range. */
   async #cut(range: BucketRange, last: BatchRead): Promise<number> {
     for (;;) {
       const next = this.#ranges[1];
       if (next === undefined) {
-        // Nothing was begun behind it yet: let it begin where this one ended.
+        // The next range has not started yet: start it where this one ended.
         this.#next = Math.max(this.#next, last.reached);
         return last.count;
       }
       await next.done;
       if (next.to > last.reached) return this.#known(next, last);
-      // All of it was read by this range already.
+      // This range already read all of it.
       for (const { batch } of next.runs) this.batches.give(batch);
       this.#ranges.splice(1, 1);
       range.to = next.to;
@@ -274,7 +274,7 @@ class Buckets {
     }
   }
 
-  /** How many items of `last` stand before the first that `next` has as well. */
+  /** The number of items of `last` before the first that `next` also has. */
   #known(next: BucketRange, last: BatchRead): number {
     const size = this.map.keySize;
     const keys = new Set<string>();
@@ -292,7 +292,7 @@ class Buckets {
 // ---------------------------------------------------------------------------------------------------
 // Arrays: the cursor is the last index read, and every index has a value
 
-/** Reads arrays, with several readers where the map is large; through its memory where it can be mapped. */
+/** Reads arrays, with several readers if the map is large; through its memory if it can be mapped. */
 export async function readIndexes(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   if (map.long) return readEachIndex(map, sink, work);
   const batches = new Batches(map);
@@ -323,13 +323,13 @@ export async function readIndexes(map: BpfMap, sink: ItemSink, work: Work): Prom
   return FULL;
 }
 
-/** Reads arrays some of whose indexes have no value, one batch after the other. */
+/** Reads arrays in which some indexes have no value, one batch after the other. */
 export async function readSlots(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   const batch = map.batch();
   const cursor = map.cursor();
   for (let begun = false; ; begun = true) {
     const result = map.lookupBatch(cursor, batch);
-    // Linux 5.10 has them for arrays, and not for arrays of maps.
+    // Linux 5.10 has batches for arrays, but not for arrays of maps.
     if (!begun && hasNoBatches(result)) return readEachIndex(map, sink, work);
     const { count, end, error } = result;
     if (error) throw error;
@@ -341,7 +341,7 @@ export async function readSlots(map: BpfMap, sink: ItemSink, work: Work): Promis
 
 /** Reads indexes `from` to `to - 1`. */
 async function readSlice(map: BpfMap, batch: Batch, from: number, to: number) {
-  // Never behind an index that is not there: that would be the map's beginning.
+  // Never start after the last index: that would restart at the map's beginning.
   const result = await map.lookupBatchAsync(map.cursor(from - 1), batch, to - from);
   if (result.error) throw result.error;
   if (result.count !== to - from) {
@@ -361,12 +361,12 @@ async function readEachIndex(map: BpfMap, sink: ItemSink, work: Work): Promise<R
   return FULL;
 }
 
-/** Bytes of a map's memory that are mapped at a time. */
+/** Bytes of a map's memory to map at a time. */
 const MAPPED_WINDOW = 64 * 1024 * 1024;
 
-/** Reads an array with BPF_F_MMAPABLE through its memory, where values stand round_up(value_size, 8) apart. */
+/** Reads an array with BPF_F_MMAPABLE through its memory, where values are round_up(value_size, 8) apart. */
 export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
-  // Fields that only the kernel may see (locks, timers, lists) stand in the memory as they are; a batch hides them.
+  // The memory exposes fields that only the kernel may see (locks, timers, lists); a batch hides them.
   if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info().btfId !== 0) return readIndexes(map, sink, work);
   const stride = roundUp8(map.valueSize);
   const step = Math.max(1, Math.floor(MAPPED_WINDOW / stride));
@@ -376,7 +376,7 @@ export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promi
     try {
       memory = map.mmap({ offset: from * stride, length: count * stride, populate: true });
     } catch (error) {
-      // A shared mapping of a read-only fd is a private one to the kernel, which maps do not take.
+      // The kernel treats a shared mapping of a read-only fd as private, and maps refuse private mappings.
       if (error instanceof KernelError && from === 0) return readIndexes(map, sink, work);
       throw error;
     }
@@ -390,7 +390,7 @@ export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promi
   return FULL;
 }
 
-/** Puts `count` values of a mapping whose first is that of index `from`. */
+/** Puts `count` values of a mapping, whose first value is that of index `from`. */
 async function putMemory(map: BpfMap, sink: ItemSink, memory: Buffer, from: number, count: number): Promise<void> {
   const stride = roundUp8(map.valueSize);
   const part = room(map);
@@ -409,14 +409,14 @@ async function putMemory(map: BpfMap, sink: ItemSink, memory: Buffer, from: numb
 }
 
 // ---------------------------------------------------------------------------------------------------
-// Tries: the cursor is the last key read, and when it is deleted the kernel begins anew
+// Tries: the cursor is the last key read; if that key is deleted, the kernel starts again
 
-/** Times a reading may be thrown back to the beginning by deletions. */
+/** How often deletions may throw a read back to the beginning. */
 const RESTARTS = 1000;
 
 /**
- * Compares two keys of a trie in the order the kernel walks them: a longer prefix before the shorter one that
- * contains it, else by the first bit that differs. Bits behind the prefix do not count.
+ * Compares two keys of a trie in the kernel's order: a longer prefix before the shorter one that
+ * contains it, else by the first bit that differs. Bits after the prefix do not count.
  * (trie_get_next_key: postorder, left before right.)
  */
 export function comparePrefixes(keys: Uint8Array, a: number, others: Uint8Array, b: number): number {
@@ -430,13 +430,13 @@ export function comparePrefixes(keys: Uint8Array, a: number, others: Uint8Array,
   return two - one;
 }
 
-/** The u32 a trie's key begins with: bits that count. */
+/** The u32 at the start of a trie's key: the number of bits that count. */
 function prefixLength(keys: Uint8Array, at: number): number {
   const byte = (i: number) => keys[at + i] as number;
   return (byte(0) | (byte(1) << 8) | (byte(2) << 16) | (byte(3) << 24)) >>> 0;
 }
 
-/** What was read of a trie behind some key: ascending, each key once. */
+/** What was read of a trie after some key: ascending, each key once. */
 interface Stretch {
   readonly batch: Batch;
   readonly count: number;
@@ -445,11 +445,11 @@ interface Stretch {
 }
 
 /**
- * Reads tries. The order of keys is known, so whatever stands not behind the last key was read before.
+ * Reads tries. The order of keys is known, so anything not after the last key was read before.
  *
- * Each stretch is read twice. A walk that stands in a node just when an update replaces it takes its right
- * sibling for no sibling, and leaves out all keys below that one (trie_get_next_key compares addresses): they
- * are in the other reading, unless the same happens there in the same place.
+ * Each stretch is read twice. If an update replaces a node just as a walk is in it, the walk does not
+ * recognise its right sibling and skips all keys below that (trie_get_next_key compares addresses): the
+ * other read finds them, unless the same happens there in the same place.
  */
 export async function readPrefixes(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   const batches = new Batches(map);
@@ -483,7 +483,7 @@ class PrefixWalk {
     this.#room = Math.min(room(map), 4096);
   }
 
-  /** The next items behind `last`; undefined when this map has no batches. */
+  /** The next items after `last`; undefined if this map has no batches. */
   behind(last: Buffer | undefined): Stretch | undefined {
     const batch = this.batches.take(this.#room);
     const cursor: BatchCursor = this.map.cursor(last);
@@ -494,7 +494,7 @@ class PrefixWalk {
       this.#begun = true;
       const from = result.count === 0 ? undefined : this.#last(batch, result.count);
       const count = this.#sift(batch, result.count, last, position);
-      // Thrown back to the beginning, it comes by everything that was read before.
+      // Thrown back to the beginning, it passes everything that was read before.
       if (count > 0 || result.end) return { batch, count, end: result.end };
       position = from ?? position;
     }
@@ -506,8 +506,8 @@ class PrefixWalk {
   }
 
   /**
-   * Moves the items behind `last` that ascend to the batch's beginning; returns how many.
-   * @param position the key before the batch, to see whether the kernel began anew
+   * Moves the items that ascend after `last` to the start of the batch; returns their number.
+   * @param position the key before the batch, to notice that the kernel started again
    */
   #sift({ keys, values }: Batch, count: number, last: Buffer | undefined, position: Buffer | undefined): number {
     const { keySize, valueStride } = this.map;
@@ -532,7 +532,7 @@ class PrefixWalk {
     return kept;
   }
 
-  /** The items of two readings from one place, as far as both of them went. */
+  /** Merges the items of two reads from one place, as far as both of them went. */
   merge(one: Stretch, two: Stretch): Stretch {
     const { keySize, valueStride } = this.map;
     const { keys } = one.batch;
@@ -543,7 +543,7 @@ class PrefixWalk {
     const batch = this.map.batch(one.count + two.count);
     let count = 0;
     for (let i = 0, j = 0; ; ) {
-      // Where one of them stopped, only the other has seen what follows.
+      // Beyond the end of one read, only the other knows what follows.
       if (i === one.count && !one.end) break;
       if (j === two.count && !two.end) break;
       if (i === one.count && j === two.count) break;
@@ -602,13 +602,13 @@ class Collector {
   }
 }
 
-/** Times the keys are walked until nothing new turns up. */
+/** How often the keys are walked until nothing new turns up. */
 const PASSES = 5;
 
 /**
- * Reads with GET_NEXT_KEY and LOOKUP_ELEM. While the map changes, that walk starts again when its key was
- * deleted, gives keys twice, and misses some that stay put; so keys are remembered (the one way whose memory
- * grows with the map), and walked again until a walk brings nothing new.
+ * Reads with GET_NEXT_KEY and LOOKUP_ELEM. While the map changes, the walk starts again if its key was
+ * deleted, returns keys twice, and misses some that stay. So keys are remembered (only this way needs memory
+ * that grows with the map), and walked again until a walk finds nothing new.
  */
 export async function readKeys(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   const items = new Collector(map, sink, work);
@@ -622,12 +622,12 @@ export async function readKeys(map: BpfMap, sink: ItemSink, work: Work): Promise
   return { kind: 'partial', why: 'it changed while it was read key by key, so items may be missing' };
 }
 
-/** One walk over the keys; false when it was given up because it made no progress. */
+/** One walk over the keys; false if it was abandoned because it made no progress. */
 async function walkKeys(map: BpfMap, seen: Set<string>, items: Collector): Promise<boolean> {
   const key = Buffer.alloc(map.keySize);
-  // Repeats beyond all there is: it was thrown back again and again.
+  // More repeats than there are keys: it was thrown back again and again.
   let patience = seen.size + 1000;
-  // Keys without a value: as many as there are slots, or what is deleted under our hands without end.
+  // Keys without a value: as many as there are slots, or an endless stream of keys deleted meanwhile.
   let absent = map.maxEntries + 1000;
   for (let more = map.nextKey(undefined, key); more !== undefined; more = map.nextKey(key, key)) {
     const name = key.toString('latin1');
@@ -648,7 +648,7 @@ async function walkKeys(map: BpfMap, seen: Set<string>, items: Collector): Promi
 // ---------------------------------------------------------------------------------------------------
 // Not at all
 
-/** Reads no items: the map's attributes are all that is kept, and what is lost is said. */
+/** Reads no items: saves only the map's attributes, and reports what is lost. */
 export async function metadataOnly(_map: BpfMap, _sink: ItemSink, { type }: Work): Promise<Report> {
   return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
 }
