@@ -7,16 +7,16 @@ import { blank, type ItemSource, type MapType, type Span } from '../maptype.js';
 import { backwards, countItems, itemsInCall } from './fill.js';
 import { seenIndexes, seenKeys } from './seen.js';
 
-/** Bytes of a long value that are compared at a time. */
+/** Bytes of a long value to compare at a time. */
 const PIECE = 1024 * 1024;
 
-/** What is asked of the bytes of a value that stand at `at`. */
+/** A test of the bytes of a value from `at` on. */
 type Test = (bytes: Buffer, at: number) => boolean;
 
 /**
  * Looks every item up again, the last one first: of several items with one key the last counts.
- * @param hidden bytes of a value that the kernel keeps for itself
- * @throws BpfimgError for an item that is missing or has another value, and for a key that is in no item
+ * @param hidden bytes of a value that only the kernel writes
+ * @throws BpfimgError for an item that is missing or has another value, and for a key that no item has
  */
 export async function compareItems(
   map: BpfMap,
@@ -38,7 +38,7 @@ export async function compareItems(
   };
   const wrong = (key: Uint8Array, what: string) =>
     new BpfimgError('io', `read back, it ${what}`, { subject: map.subject, part: `item ${hex(key)}` });
-  /** Items whose key came before, perhaps, and those of them with another value. */
+  /** Items whose key perhaps came before, and those of them with another value. */
   let again = 0;
   let differing = 0;
   for (let done = 0; done < items.count; done += room) {
@@ -54,13 +54,13 @@ export async function compareItems(
       const repeated = seen(keys, i);
       if (repeated) again++;
       if (map.lookup(key, 0, found) === undefined) {
-        // An array that was made smaller has no place for it, nor needs one for zero.
+        // An array that was made smaller has no place for it, and zero needs none.
         if (type.dense === true && (await holds((bytes) => isZero(bytes)))) continue;
         throw wrong(key, 'is missing');
       }
       blank(found, 0, ignored);
       const same = holds(isFound);
-      // No waiting where it is known.
+      // No await if it is known.
       if (same === true || (await same)) continue;
       if (!repeated) throw wrong(key, 'has a different value than in the image');
       differing++;
@@ -78,7 +78,7 @@ export async function compareItems(
   }
 }
 
-/** Whether `test` is true of a value piece by piece. */
+/** Whether `test` is true for a value, piece by piece. */
 async function everyPiece(items: ItemSource, item: number, piece: Buffer, test: Test): Promise<boolean> {
   for (let at = 0; at < items.valueSize; at += PIECE) {
     const bytes = piece.subarray(0, Math.min(PIECE, items.valueSize - at));
@@ -89,7 +89,7 @@ async function everyPiece(items: ItemSource, item: number, piece: Buffer, test: 
   return true;
 }
 
-/** What fills each CPU's value up to a multiple of 8 bytes. Linux 7.2 and newer zero it, others keep it. */
+/** The padding of each CPU's value to a multiple of 8 bytes. Linux 7.2 and newer zero it, others keep it. */
 function padding({ valueSize, valueStride }: BpfMap): Span[] {
   const stride = roundUp8(valueSize);
   if (valueStride === valueSize || stride === valueSize) return [];

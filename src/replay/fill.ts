@@ -10,7 +10,7 @@ import { ERRNO } from '../kernel/sys.js';
 import { FULL, type ItemSource, type MapType, type Report, type Work } from '../maptype.js';
 import { type Seen, seenIndexes, seenKeys } from './seen.js';
 
-/** Calls for one map that are under way at a time: as many as readers have, for the same reason. */
+/** Calls in progress at a time for one map: as many as for reading, for the same reason. */
 const WRITERS = availableParallelism() === 1 ? 1 : Math.min(8, 3 * availableParallelism());
 /** Bytes of items in one call. */
 const WRITE_BYTES = 1024 * 1024;
@@ -47,7 +47,7 @@ function updateEach(map: BpfMap, batch: Batch, from: number, to: number): void {
   }
 }
 
-/** Writes items `from` to `from + count - 1` of a batch; one by one where there are no batches. */
+/** Writes items `from` to `from + count - 1` of a batch; one by one if there are no batches. */
 async function update(map: BpfMap, batch: Batch, count: number, from = 0): Promise<void> {
   if (count === 0) return;
   // A thread costs more than a short call.
@@ -63,7 +63,7 @@ async function update(map: BpfMap, batch: Batch, count: number, from = 0): Promi
   throw refused(error, batchKey(map, batch, from + done));
 }
 
-/** Inserts an item of a batch, unless its key is there already. */
+/** Inserts an item of a batch unless its key is already there. */
 function insert(map: BpfMap, batch: Batch, index: number): void {
   const key = batchKey(map, batch, index);
   try {
@@ -76,18 +76,18 @@ function insert(map: BpfMap, batch: Batch, index: number): void {
 
 interface FillOptions {
   readonly writers: number;
-  /** Keys that were there before. */
+  /** The set of keys that were there before. */
   readonly seen: Seen;
-  /** Every key of the map is there from the beginning, with a value of zero. */
+  /** Every key exists from the beginning, with a value of zero. */
   readonly dense: boolean;
 }
 
-/** Items that are remembered for being written again; of more, all are. */
+/** Number of items remembered for a second write; beyond it, all are written again. */
 const REMEMBERED_ITEMS = 65_536;
 
 /**
- * Fills a map from its image, some parts of it at a time. Of several items with one key the last counts, as in
- * a restore by CRIU: items whose key has perhaps been there before are written once more, in order, in the end.
+ * Fills a map from its image, some parts at a time. Of several items with one key the last counts, as in
+ * a restore by CRIU: items whose key perhaps came before are written once more at the end, in order.
  */
 async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOptions): Promise<Report> {
   const { seen, dense } = options;
@@ -97,7 +97,7 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
   let done = 0;
   let failed = false;
 
-  /** Reads the next part; how many items there are in it, 0 at the end. */
+  /** Reads the next part; returns its number of items, 0 at the end. */
   const part = async (batch: Batch): Promise<number> => {
     const from = next;
     const count = failed ? 0 : Math.min(step, items.count - from);
@@ -107,7 +107,7 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
     return count;
   };
 
-  // One part after the other is read: which item is the later one must be known.
+  // Parts are read one after the other: it must be known which item is the later one.
   let turn: Promise<unknown> = Promise.resolve();
   const writer = async () => {
     const batch = map.batch(step);
@@ -129,13 +129,13 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
       throw error;
     }),
   );
-  // All of them, before an error is told: none may go on with a map that is closed.
+  // Await all of them before reporting an error: none may continue with a closed map.
   for (const end of await Promise.allSettled(all)) if (end.status === 'rejected') throw end.reason;
   await writeAgain(map, items, again);
   return FULL;
 }
 
-/** Writes the items at these places once more, in order; all items when they are too many to tell. */
+/** Writes the items at these places once more, in order; all items if there are too many to remember. */
 async function writeAgain(map: BpfMap, items: ItemSource, places: readonly number[]): Promise<void> {
   if (places.length === 0) return;
   const batch = map.batch(Math.min(itemsInCall(map), items.count));
@@ -168,7 +168,7 @@ function isZeroAt(map: BpfMap, batch: Batch, index: number): boolean {
   return batch.values[index * stride] === 0 && isZero(batch.values, index * stride, (index + 1) * stride);
 }
 
-/** Moves items whose value is not zero to the batch's beginning; returns how many they are. */
+/** Moves items whose value is not zero to the start of the batch; returns their number. */
 function withoutZeros(map: BpfMap, batch: Batch, count: number): number {
   const { keySize, valueStride } = map;
   let kept = 0;
@@ -183,13 +183,13 @@ function withoutZeros(map: BpfMap, batch: Batch, count: number): number {
   return kept;
 }
 
-/** Fills a fresh array, with several writers. What is zero is left out: a fresh array is. */
+/** Fills a fresh array, with several writers. Skips zeros: a fresh array contains nothing else. */
 export function fillIndexes(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   if (map.long) return fillLong(map, items, work);
   return fill(map, items, work, { writers: WRITERS, seen: seenIndexes(map), dense: true });
 }
 
-/** Fills a fresh array whose values are long: there is one copy of one at a time. */
+/** Fills a fresh array with long values: only one copy of a value is in memory at a time. */
 async function fillLong(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   const seen = seenIndexes(map);
   const key = Buffer.alloc(map.keySize);
@@ -208,12 +208,12 @@ async function fillLong(map: BpfMap, items: ItemSource, work: Work): Promise<Rep
   return FULL;
 }
 
-/** Bytes of a map's memory that are mapped at a time. */
+/** Bytes of a map's memory to map at a time. */
 const MAPPED_WINDOW = 64 * 1024 * 1024;
-/** Bytes of a long value that are read at a time. */
+/** Bytes of a long value to read at a time. */
 const PIECE = 1024 * 1024;
 
-/** Fills an array with BPF_F_MMAPABLE by copying into its memory; others, and what cannot be mapped, by calls. */
+/** Fills an array with BPF_F_MMAPABLE by copying into its memory; uses calls if it cannot be mapped. */
 export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info().btfId !== 0) return fillIndexes(map, items, work);
   const window = new Window(map);
@@ -235,7 +235,7 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
       const count = Math.min(batch.room, items.count - done);
       await items.read(done, count, batch.keys, batch.values);
       for (let i = 0; i < count; i++) {
-        // Zero is there already, unless an earlier item was not; and of a smaller array it may be beyond the end.
+        // Zero is already there, unless an earlier item was not zero; and in a smaller array the index may be past the end.
         if (!seen(batch.keys, i) && isZeroAt(map, batch, i)) continue;
         window.put(batch.keys.readUInt32LE(4 * i), 0, valueAt(map, batch, i));
       }
@@ -243,7 +243,7 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
       await pause();
     }
   } finally {
-    // Before it is frozen: that fails while it is mapped for writing.
+    // Before the freeze: that fails while the map is mapped for writing.
     window.close();
   }
   return FULL;
@@ -266,7 +266,7 @@ async function copyPieces(map: BpfMap, items: ItemSource, window: Window, work: 
   }
 }
 
-/** The part of an array's memory that is mapped just now. */
+/** The part of an array's memory that is currently mapped. */
 class Window {
   readonly #stride: number;
   #memory: Mapping | undefined;
@@ -277,7 +277,7 @@ class Window {
     this.#stride = roundUp8(map.valueSize);
   }
 
-  /** Maps the part that begins at byte `from`, of `least` bytes or more. */
+  /** Maps the part from byte `from` on, at least `least` bytes. */
   open(from: number, least = 0): void {
     this.close();
     const length = Math.min(Math.max(MAPPED_WINDOW, least), this.map.maxEntries * this.#stride - from);
@@ -294,7 +294,7 @@ class Window {
     }
     const from = index * this.#stride + offset;
     if (from < this.#from && !map.long) {
-      // Out of order: mapping a part anew for each would take long.
+      // Out of order: mapping a part again for each would take long.
       map.update(indexKey(index), bytes);
       return;
     }
@@ -327,8 +327,8 @@ export function fillHash(map: BpfMap, items: ItemSource, work: Work): Promise<Re
 }
 
 /**
- * Fills a hash table with a fixed seed. There the order of items is that of insertion, newest first: so it
- * becomes the image's.
+ * Fills a hash table with a fixed seed. Its items are in order of insertion, newest first, so that it
+ * gets the image's order.
  */
 async function fillBackwards(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   const seen = seenKeys(items, work.type);
@@ -341,7 +341,7 @@ async function fillBackwards(map: BpfMap, items: ItemSource, work: Work): Promis
     for (let i = 0; i < count; i++) {
       if (!seen(batch.keys, i)) continue;
       await update(map, batch, i - from, from);
-      // Of several items with one key the last is there already.
+      // Of several items with one key the last is already there.
       insert(map, batch, i);
       from = i + 1;
     }
@@ -374,13 +374,13 @@ export function backwards(items: ItemSource): ItemSource {
   };
 }
 
-/** Times the items that the kernel dropped are put in again. Two were enough for every size that was measured. */
+/** How often items that the kernel dropped are inserted again. Two were enough for every size that was measured. */
 const REFILLS = 5;
 
-/** CPUs that items are written from, each its share; empty when the thread cannot be bound to any. */
+/** CPUs from which items are written, a share each; empty if the thread cannot be bound to any. */
 function evictingCpus(map: BpfMap, before: readonly number[] | number): readonly number[] {
   const { sys } = map;
-  // All there are, and not only those this process was told to keep to: each holds its share of the map.
+  // All CPUs, not only those this process may use: each holds its share of the map.
   if ((map.flags & MAP_FLAG.NO_COMMON_LRU) !== 0) {
     return [...Array(sys.cpus).keys()].filter((cpu) => sys.setAffinity([cpu]) >= 0);
   }
@@ -389,9 +389,9 @@ function evictingCpus(map: BpfMap, before: readonly number[] | number): readonly
 
 /**
  * Fills a map that evicts. Every update succeeds, and yet items are lost: the kernel takes free elements in
- * chunks for each CPU, and makes some by eviction when the last chunk is short. So all are written from one
- * CPU, and what is missing then is written again. With BPF_F_NO_COMMON_LRU each CPU has its own share of the
- * elements: then each writes its share of the items.
+ * chunks for each CPU, and evicts some when the last chunk is short. So all items are written from one
+ * CPU, and those missing afterwards are written again. With BPF_F_NO_COMMON_LRU each CPU has its own share of the
+ * elements and writes its share of the items.
  */
 async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   const { sys } = map;
@@ -402,7 +402,7 @@ async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise
     const batch = map.batch(Math.min(itemsInCall(map), Math.max(1, items.count)));
     // The last item first: of several with one key it counts, and even a refused update may evict another item.
     const last = backwards(items);
-    /** Goes over all items on the CPUs they belong to. */
+    /** Goes over all items, each on the CPU it belongs to. */
     const each = async (part: (count: number, seen: Seen) => void) => {
       const seen = seenKeys(items, work.type);
       for (let share = 0; share < shares; share++) {
@@ -452,7 +452,7 @@ async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise
           updateEach(map, batch, i, i + 1);
         }
       });
-      // Fewer items than the image has, but none missing: some stand twice in it.
+      // Fewer items than the image has, but none missing: some are in it twice.
       if (missing === 0) return FULL;
     }
   } finally {
@@ -460,7 +460,7 @@ async function fillEvicting(map: BpfMap, items: ItemSource, work: Work): Promise
   }
 }
 
-/** Items that a map holds now. */
+/** Number of items in the map now. */
 export async function countItems(map: BpfMap): Promise<number> {
   const batch = map.batch();
   const cursor = map.cursor();
@@ -489,14 +489,14 @@ function countKeys(map: BpfMap): number {
   return count;
 }
 
-/** Puts nothing into the map, and says what is missing. */
+/** Puts nothing into the map, and reports what is missing. */
 export async function leaveEmpty(_map: BpfMap, items: ItemSource, { type }: Work): Promise<Report> {
   return leftEmpty(type, items.count);
 }
 
-/** What is reported of a map of this type that is left empty, when the dump has `count` items of it. */
+/** The report for a map of this type that is left empty although the dump has `count` items of it. */
 export function leftEmpty(type: MapType, count: number): Report {
-  // Of a map that had nothing, nothing is.
+  // A map without items loses nothing.
   if (type.carries?.captured === 'items' && count === 0) return FULL;
   return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
 }

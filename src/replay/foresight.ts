@@ -1,4 +1,4 @@
-/** What a replay of planned maps will come to, as far as one sees without creating any. */
+/** Predicts the outcome of a replay without creating any map. */
 import { isZero } from '../bytes.js';
 import type { Dump } from '../dump/model.js';
 import type { TypeFinder } from '../dump/types.js';
@@ -8,7 +8,7 @@ import { leftEmpty } from './fill.js';
 import { findKey } from './items.js';
 import type { PlannedMap } from './plan.js';
 
-/** Why MAP_CREATE would refuse what a replay asks it for. Each is a clause. */
+/** Why MAP_CREATE would refuse the map. Each reason is a clause. */
 export function createProblems(plan: Pick<PlannedMap, 'spec' | 'type' | 'btf' | 'facts' | 'inner'>): string[] {
   const { spec, type, btf, facts, inner } = plan;
   // The kernel may know a type that is newer than bpfimg.
@@ -18,21 +18,21 @@ export function createProblems(plan: Pick<PlannedMap, 'spec' | 'type' | 'btf' | 
     extra: spec.extra ?? 0n,
     ifindex: spec.ifindex ?? 0,
     name: Buffer.from(spec.name, 'latin1'),
-    // What a replay gives it when it is created.
+    // Replay sets these when it creates the map.
     btf: btf !== undefined && type.create?.btf !== 'no',
     inner: facts.template !== undefined || inner.size > 0,
   };
   return breaches(asked, spec.type === 0 ? undefined : type);
 }
 
-/** Why no such map can be created here. Each is a clause. */
+/** Why no such map can be created here. Each reason is a clause. */
 export function unsupported(plan: PlannedMap): string[] {
   const problems = createProblems(plan);
   if (plan.plugin.replay === undefined) problems.push(noReplay(plan.type));
   return problems;
 }
 
-/** What comes of filling the map when it was created. */
+/** The outcome of filling the map once it is created. */
 export async function fillForeseen(
   plan: Pick<PlannedMap, 'spec' | 'type' | 'types' | 'plugin' | 'items' | 'facts' | 'inner'>,
 ): Promise<Foreseen> {
@@ -40,11 +40,11 @@ export async function fillForeseen(
   const { maxEntries } = spec;
   const problem = (what: string): Foreseen => ({ problems: [what], report: FULL });
   const many = `${items.count} items do not fit, max_entries is ${maxEntries}`;
-  // What hangs on other objects is not counted, nor what is no item for bpf(2).
+  // Items that depend on other objects are not counted, nor is what bpf(2) does not see as items.
   const full = maxEntries > 0 && items.count > maxEntries && type.imageItem === undefined;
   if (full && type.evicts !== true && type.dense !== true) return problem(many);
   if (type.key === 'index' && items.keySize === 4) {
-    // What is zero is in a fresh array already.
+    // Zeros are already in a fresh array.
     const beyond = await findKey(
       items,
       (key) => key.readUInt32LE() >= maxEntries,
@@ -59,7 +59,7 @@ export async function fillForeseen(
   return { problems: [], report: full && type.evicts === true ? { kind: 'partial', why: many } : FULL };
 }
 
-/** What is foreseen of the maps of one dump. */
+/** The prediction for the maps of one dump. */
 export class Foresight {
   #finder: TypeFinder | undefined;
 
@@ -68,7 +68,7 @@ export class Foresight {
     readonly unresolved: 'fail' | 'skip' = 'fail',
   ) {}
 
-  /** What a replay will come to. */
+  /** The outcome of a replay. */
   async of(plan: PlannedMap): Promise<Foreseen> {
     const { missing } = plan;
     const faults = await this.#typeFaults(plan);
@@ -88,7 +88,7 @@ export class Foresight {
     return { problems: [], report };
   }
 
-  /** What is wrong with a map's types, so that the kernel will not take them. */
+  /** What is wrong with a map's types, so that the kernel refuses them. */
   async #typeFaults({ mapId, btf, type, types }: PlannedMap): Promise<string[]> {
     const given = btf !== undefined && type.create?.btf !== 'no';
     const map = given && this.dump.maps.find((one) => one.mapId === mapId);
@@ -101,16 +101,16 @@ export class Foresight {
   }
 }
 
-/** What is said of inner maps that the dump does not have. */
+/** The text about inner maps that the dump does not have. */
 export function lostInner(missing: readonly number[]): string {
   const ids = missing.slice(0, NAMED_IDS).join(', ');
   return `inner maps that are not in the dump: ${ids}${missing.length > NAMED_IDS ? `, and ${missing.length - NAMED_IDS} more` : ''}`;
 }
 
-/** Ids that a line names. */
+/** Number of ids in one line. */
 const NAMED_IDS = 5;
 
-/** What is said of a map type that no plugin fills. */
+/** The text about a map type that no plugin fills. */
 export function noReplay(type: MapType): string {
   return `bpfimg cannot replay ${type.name} maps yet`;
 }

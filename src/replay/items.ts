@@ -1,4 +1,4 @@
-/** The items of a dump as a replay takes them. */
+/** The items of a dump, as a replay reads them. */
 import { roundUp8, viewOf } from '../bytes.js';
 import type { MapData } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
@@ -30,13 +30,13 @@ export function imageItems(input: Input, data: MapData, keySize: number, valueSi
   };
 }
 
-/** Bytes of items looked at in one go. */
+/** Bytes of items to read at once. */
 const LOOKED_AT = 1024 * 1024;
 
 /**
- * The key of the first item that is `wanted`; undefined for none.
- * @param wanted is lent the key until it returns
- * @param matters where it is given, an item counts only when this is true of some part of its value
+ * The key of the first item for which `wanted` is true; undefined if there is none.
+ * @param wanted may use the key until it returns
+ * @param matters if given, an item counts only if this is true for some part of its value
  */
 export async function findKey(
   items: ItemSource,
@@ -63,7 +63,7 @@ export async function findKey(
   return undefined;
 }
 
-/** Whether `matters` of some part of an item's value, read in pieces. */
+/** Whether `matters` is true for some part of an item's value, read in pieces. */
 async function somePart(items: ItemSource, item: number, matters: (part: Buffer) => boolean): Promise<boolean> {
   const { keySize, valueSize } = items;
   const [key, part] = [Buffer.alloc(keySize), Buffer.alloc(Math.min(valueSize, LOOKED_AT))];
@@ -85,22 +85,22 @@ async function readFully(input: Input, into: Uint8Array, position: number): Prom
   }
 }
 
-/** What becomes of per-CPU values on a machine with another number of possible CPUs. */
+/** What to do with per-CPU values on a machine with another number of possible CPUs. */
 export type CpuFold = 'first' | 'sum' | 'spread';
 
-/** Bytes of an image's values that are folded at a time; at least one item's. */
+/** Bytes of an image's values to fold at a time; at least one item. */
 const FOLD_BYTES = 1024 * 1024;
 
 /**
- * Per-CPU items of `from` CPUs, re-cut for `to` CPUs.
+ * Converts per-CPU items from `from` CPUs to `to` CPUs.
  *
- * - `first`: CPU n keeps its value where both machines have one; further CPUs start with zero.
+ * - `first`: CPU n keeps its value if both machines have it; further CPUs start with zero.
  * - `sum`: CPU 0 gets the sum over all CPUs, the others zero.
  * - `spread`: CPU n's value is added to that of CPU n modulo `to`.
  *
- * Sums are those of little-endian words of 8 bytes (4 where value_size is no multiple of 8), and wrap.
- * @param valueSize bytes of one CPU's value
- * @throws BpfimgError `unsupported` for sums of values that are no words
+ * Sums are of little-endian words of 8 bytes (4 if value_size is not a multiple of 8), and wrap.
+ * @param valueSize size in bytes of one CPU's value
+ * @throws BpfimgError `unsupported` for sums of values that do not consist of words
  */
 export function foldCpus(items: ItemSource, valueSize: number, from: number, to: number, how: CpuFold): ItemSource {
   const stride = roundUp8(valueSize);

@@ -1,6 +1,6 @@
 /**
- * What a map will cost, and what the machine has. A create that does not fit does not fail: the kernel takes
- * the memory, and then ends other processes to get some.
+ * Estimates the memory that a map needs and that the machine has. A map that does not fit does not fail: the kernel
+ * takes the memory, and then kills other processes to get some.
  */
 
 import * as fs from 'node:fs';
@@ -9,15 +9,15 @@ import { MAP_FLAG, type MapShape } from '../kernel/abi.js';
 import { PROC } from '../kernel/proc.js';
 import type { MapType } from '../maptype.js';
 
-/** Bytes of an element of a hash table beside its key and value (struct htab_elem, its place in lists). */
+/** Size of an element of a hash table besides its key and value (struct htab_elem, list links). */
 const ELEMENT = 48;
 const BUCKET = 16;
-/** Bytes of a node of a trie, beside its key and value; and one between two of them. */
+/** Size of a node of a trie, besides its key and value; and of an intermediate node. */
 const NODE = 2 * 40;
 
 /**
- * Bytes of kernel memory that a fresh map needs, roughly.
- * @param count items that will be put in: what maps that do not allocate beforehand pay for
+ * Rough amount of kernel memory that a fresh map needs, in bytes.
+ * @param count items to be put in: these are what maps without preallocation pay for
  * @param cpus possible CPUs
  */
 export function memoryNeed(shape: MapShape, type: MapType, count: number, cpus: number): number {
@@ -25,7 +25,7 @@ export function memoryNeed(shape: MapShape, type: MapType, count: number, cpus: 
   const value = roundUp8(valueSize);
   if (type.dense === true) return maxEntries * (type.perCpu === true ? 8 + value * cpus : value);
   if (type.key === 'index') return maxEntries * 8;
-  // Its pages are made when they are touched.
+  // Its pages are allocated when they are touched.
   if (type.imageItem?.value === 'page') return count * SMALLEST_PAGE;
   if (type.key === 'none') return maxEntries * Math.max(1, valueSize);
   if (type.key === 'fd') return 0;
@@ -37,7 +37,7 @@ export function memoryNeed(shape: MapShape, type: MapType, count: number, cpus: 
   return held * element + buckets;
 }
 
-/** Where memory may be limited, and how it is called. */
+/** Places with a memory limit, with their names in messages. */
 export interface Available {
   readonly bytes: number;
   readonly limit: string;
@@ -61,7 +61,7 @@ interface CgroupFiles {
 const UNIFIED: CgroupFiles = { folder: '', max: 'memory.max', used: 'memory.current' };
 const LEGACY: CgroupFiles = { folder: '/memory', max: 'memory.limit_in_bytes', used: 'memory.usage_in_bytes' };
 
-/** Bytes of files in memory that nobody has used for long: given up when a cgroup needs the room. */
+/** Bytes of cached files not used for long: the kernel drops them when the cgroup needs room. */
 function reclaimable(folder: string): number {
   try {
     const text = fs.readFileSync(`${folder}/memory.stat`, 'latin1');
@@ -71,7 +71,7 @@ function reclaimable(folder: string): number {
   }
 }
 
-/** The least of what the machine and the memory cgroups of this process have left. */
+/** The least free memory among the machine and the memory cgroups of this process. */
 export function memoryAvailable(proc = PROC, cgroups = '/sys/fs/cgroup'): Available {
   let least: Available = { bytes: Infinity, limit: 'unknown' };
   const offer = (bytes: number, limit: string) => {
@@ -91,7 +91,7 @@ export function memoryAvailable(proc = PROC, cgroups = '/sys/fs/cgroup'): Availa
   for (const [, controllers = '', path = '/'] of own.matchAll(/^\d+:([^:]*):(\/.*)$/gm)) {
     if (controllers !== '' && !controllers.split(',').includes('memory')) continue;
     const { folder, max, used } = controllers === '' ? UNIFIED : LEGACY;
-    // Up to the root: seen from a container, that is the container's own.
+    // Up to the root, which in a container is the container's own cgroup.
     for (let at = path.replace(/\/$/, ''); ; at = at.slice(0, at.lastIndexOf('/'))) {
       const group = `${cgroups}${folder}${at}`;
       const limit = numberIn(`${group}/${max}`);

@@ -1,4 +1,4 @@
-/** Pins of fresh maps: one each, in a folder that names from an image cannot lead out of. */
+/** Pins of fresh maps: one each, in a folder that no name from an image can escape. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathBytes, pathText } from '../bytes.js';
@@ -10,15 +10,15 @@ import { bpffsHint, givenPath, isBpffs, PROC } from '../kernel/proc.js';
 const NAME_MAX = 255;
 
 /**
- * A map's name as the name of a pin. The kernel takes no dot in it, and a name from an image may have any
- * bytes: what is not a letter, digit, `_` or `-` becomes `_`.
+ * Turns a map's name into the name of a pin. The kernel accepts no dot in it, and a name from an image may have any
+ * bytes: everything but letters, digits, `_` and `-` becomes `_`.
  */
 export function pinName(name: string, mapId: number): string {
   const safe = name.replace(/[^A-Za-z0-9_-]/g, '_').slice(0, NAME_MAX - 24);
   return /[A-Za-z0-9]/.test(safe) ? safe : `map_${mapId}`;
 }
 
-/** What pins are made of: a map's whole name, and its id in the dump. */
+/** What the name of a pin is made of: the map's whole name, and its id in the dump. */
 export interface Pinned {
   readonly name: string;
   readonly mapId: number;
@@ -34,9 +34,9 @@ function freeName(wanted: string, mapId: number, taken: ReadonlySet<string>, wit
 }
 
 /**
- * Names of pins for `maps`, each another: where several want the same, all have their ids in it, so that none of them
- * is taken for the only one.
- * @param taken names that none gets
+ * Distinct names of pins for `maps`. If several want the same name, all get their ids in it, so that none of them
+ * looks like the only one.
+ * @param taken names that are not available
  */
 export function pinNames(maps: readonly Pinned[], taken: Iterable<string> = []): string[] {
   const wanted = maps.map(({ name, mapId }) => pinName(name, mapId));
@@ -51,9 +51,9 @@ export function pinNames(maps: readonly Pinned[], taken: Iterable<string> = []):
   });
 }
 
-/** The pins that a replay will make, and why it cannot as far as one sees. */
+/** The pins that a replay will make, and known reasons why it cannot. */
 export interface PinPlan {
-  /** Of each map, in order, as {@link pathText} writes them. */
+  /** The path for each map, in order, as {@link pathText} writes paths. */
   readonly paths: readonly string[];
   readonly problem?: BpfimgError | undefined;
 }
@@ -62,9 +62,9 @@ export interface PinPlan {
 const LISTED_PINS = 5;
 
 /**
- * Plans the pins of `maps` in `folder`, and makes nothing.
- * @param given the folder's path, or what {@link pathText} writes for it
- * @param rename a map whose name is taken there gets another, with its id in it
+ * Plans the pins of `maps` in `folder` without making any.
+ * @param given the folder's path, as bytes or as {@link pathText} writes it
+ * @param rename if a map's name is taken there, add its id
  */
 export function planPins(given: string, maps: readonly Pinned[], rename = false, proc = PROC): PinPlan {
   const folder = pathText(givenPath(given));
@@ -85,10 +85,10 @@ function takenError(folder: string, taken: readonly string[]): BpfimgError {
   return new BpfimgError('conflict', `${list}: pinned there already; ${ways}`, { subject: folder, code: 'EEXIST' });
 }
 
-/** Why no pin can be made in `folder`, as far as one sees without making anything. */
+/** Why no pin can be made in `folder`, as far as can be seen without making anything. */
 function placeProblem(folder: string, proc: string): BpfimgError | undefined {
   const parent = path.dirname(path.resolve(folder));
-  // Such a file system does not even look for a name with a dot.
+  // Such a file system does not even look up a name with a dot.
   if (path.basename(path.resolve(folder)).includes('.') && isBpffs(pathBytes(parent)) === true) {
     return new BpfimgError('io', 'a folder on a BPF file system cannot have a dot in its name', { subject: folder });
   }
@@ -109,7 +109,7 @@ function placeProblem(folder: string, proc: string): BpfimgError | undefined {
   );
 }
 
-/** A folder on a BPF file system where the pins of one replay go; nothing stays of them until {@link keep}. */
+/** A folder on a BPF file system for the pins of one replay; all of them are removed unless {@link keep} is called. */
 export class PinFolder {
   /** In the order they were made. */
   readonly #made: Buffer[] = [];
@@ -125,7 +125,7 @@ export class PinFolder {
 
   /**
    * Opens a folder for the pins of `maps`, or makes a new one.
-   * @throws BpfimgError when they cannot be made there
+   * @throws BpfimgError if pins cannot be made there
    */
   static open(folder: string, maps: readonly Pinned[], rename = false, proc = PROC): PinFolder {
     const { paths, problem } = planPins(folder, maps, rename, proc);
@@ -143,8 +143,8 @@ export class PinFolder {
   }
 
   /**
-   * Makes the pin of one map by `pin`, which is given the path.
-   * @param index the map's, among those the folder was opened for
+   * Makes the pin of one map by calling `pin` with the path.
+   * @param index position of the map among those the folder was opened for
    * @returns the path, as {@link pathText} writes it
    */
   add(index: number, pin: (path: Buffer) => void): string {
@@ -156,7 +156,7 @@ export class PinFolder {
         pin(bytes);
       } catch (error) {
         if (!(error instanceof BpfimgError) || error.code !== 'EEXIST') throw error;
-        // Somebody else was quicker.
+        // Another process was quicker.
         if (this.rename) continue;
         throw takenError(this.folder, [path.basename(file)]);
       }
@@ -180,7 +180,7 @@ export class PinFolder {
         if (file === this.#folder) fs.rmdirSync(file);
         else fs.unlinkSync(file);
       } catch (error) {
-        // What somebody else has removed, or has put into the folder, is theirs.
+        // Keep what others have removed from the folder or put into it.
         const errno = errnoOf(error);
         if (errno !== 'ENOENT' && errno !== 'ENOTEMPTY') throw ioError(pathText(file), 'remove it again', error);
       }

@@ -28,7 +28,7 @@ import { memoryNeed } from './memory.js';
 export interface PlannedMap {
   /** Its id in the dump. */
   readonly mapId: number;
-  /** Its whole name, where the dump knows more of it than the kernel has kept. */
+  /** Its whole name, if the dump knows more of it than the kernel keeps. */
   readonly name: string;
   /** How messages name it. */
   readonly subject: string;
@@ -38,49 +38,49 @@ export interface PlannedMap {
   readonly plugin: Plugin;
   readonly spec: MapSpec & { readonly name: string; readonly flags: number };
   readonly items: ItemSource;
-  /** Maps of the dump that must be there before it can be filled. */
+  /** Maps of the dump that must exist before it can be filled. */
   readonly needed: readonly number[];
   /** Those of them that the dump does not have. */
   readonly missing: readonly number[];
-  /** What the others will be, by their ids in the dump. */
+  /** The attributes of the others, by their ids in the dump. */
   readonly inner: Planned['inner'];
-  /** What the meta image keeps of it. */
+  /** What the meta image says of it. */
   readonly facts: MapFacts;
   /** The blob of its types. */
   readonly btf?: DumpBtf | undefined;
   readonly frozen: boolean;
-  /** What its file descriptors were good for, when not for reading and writing. */
+  /** The access its file descriptors gave, if not reading and writing. */
   readonly access: Access;
-  /** Bytes of kernel memory, roughly. */
+  /** Rough amount of kernel memory, in bytes. */
   readonly memory: number;
-  /** What the images cannot give back, each a clause. */
+  /** What the images cannot restore, each a clause. */
   readonly lacks: readonly string[];
-  /** What was done otherwise than it was asked for, each a clause. */
+  /** What differs from the request, each a clause. */
   readonly notes: readonly string[];
 }
 
-/** What is asked of the maps, and what this machine is like. */
+/** What the user wants for the maps, and facts about this machine. */
 export interface PlanOptions {
-  /** Instead of each map's own max_entries; {@link planMaps} leaves some maps their own. */
+  /** Overrides each map's max_entries, except for those that {@link planMaps} leaves alone. */
   readonly maxEntries?: number | undefined;
-  /** The maps were chosen one by one: `maxEntries` is meant for each of them. */
+  /** The maps were chosen one by one: `maxEntries` applies to each of them. */
   readonly chosen?: boolean | undefined;
   readonly perCpu?: CpuFold | undefined;
-  /** Possible CPUs here. */
+  /** Number of possible CPUs here. */
   readonly cpus: number;
-  /** Bytes of a page here; 4096 when not said. */
+  /** Size of a page here in bytes; 4096 by default. */
   readonly pageSize?: number | undefined;
 }
 
-/** Flags that are not a map's but a caller's, or that describe a file descriptor: an image must not ask for them. */
+/** Flags of a caller or a file descriptor rather than of a map: an image must not request them. */
 const NEVER = MAP_FLAG.RDONLY | MAP_FLAG.WRONLY | MAP_FLAG.PATH_FD | MAP_FLAG.TOKEN_FD;
 
-/** Flags of a map as MAP_CREATE takes them. */
+/** Flags of a map as MAP_CREATE expects them. */
 function takenFlags(flags: number, type: MapType): number {
   return (flags & ~(NEVER | (type.ownFlags ?? 0))) >>> 0;
 }
 
-/** What the meta image keeps of a map. */
+/** What the meta image says of a map. */
 export function mapFacts({ meta }: DumpMap, types: MapTypes): MapFacts {
   const { template, ...facts } = factsOf(meta);
   const flags = template && takenFlags(template.flags, types.get(template.type));
@@ -91,16 +91,16 @@ export function mapFacts({ meta }: DumpMap, types: MapTypes): MapFacts {
   };
 }
 
-/** Bytes that what inner maps must be takes for a moment. */
+/** Bytes that a template of inner maps needs temporarily. */
 function templateMemory({ template }: MapFacts, types: MapTypes, cpus: number): number {
   return template === undefined ? 0 : memoryNeed(template, types.get(template.type), 0, cpus);
 }
 
-/** What MAP_CREATE is asked for, to make the map that `file` describes. */
+/** The arguments of MAP_CREATE for the map that `file` describes. */
 export function mapSpec(file: BpfmapFileEntry, types: MapTypes, maxEntries = file.max_entries): PlannedMap['spec'] {
   const type = types.get(file.map_type);
   const flags = takenFlags(file.map_flags, type);
-  // The kernel would read it no further, and say nothing.
+  // The kernel would silently stop at the NUL.
   const [name = ''] = file.map_name.split('\0', 1);
   const plain: PlannedMap['spec'] = {
     type: file.map_type,
@@ -112,7 +112,7 @@ export function mapSpec(file: BpfmapFileEntry, types: MapTypes, maxEntries = fil
     name,
     extra: BigInt(file.map_extra ?? 0),
     ifindex: file.ifindex,
-    // The kernel tells the flag, never the node. It is kept, with a node that means any.
+    // The kernel shows the flag, never the node. The flag is kept, with a node that means any.
     ...((flags & MAP_FLAG.NUMA_NODE) === 0 ? {} : { numaNode: -1 }),
   };
   const spec = { ...plain, ...types.plugin(file.map_type).attributes?.(plain, type) };
@@ -120,7 +120,7 @@ export function mapSpec(file: BpfmapFileEntry, types: MapTypes, maxEntries = fil
 }
 
 /**
- * Works out one map.
+ * Plans one map.
  * @throws BpfimgError for what the images lack or contradict
  */
 export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: PlanOptions): PlannedMap {
@@ -183,14 +183,14 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   };
 }
 
-/** What is said of a map whose type no plugin names. */
+/** The text about a map whose type no plugin names. */
 export const STRANGE = 'its type is unknown to bpfimg, and maybe to this kernel: its keys and values are plain bytes';
 
 /**
- * Works out `maps`, those of the dump that they lead to, and the order in which they must be created.
+ * Plans `maps`, the maps of the dump that they refer to, and the order in which to create them.
  *
- * Another max_entries is for `maps`, not for what comes along with them; of maps that nobody has chosen one by
- * one also not for inner maps, which must be as the maps want them that hold them, nor where it is no choice.
+ * A new max_entries applies to `maps`, not to maps they refer to. Unless the maps were chosen one by one, it also
+ * does not apply to inner maps, which must match their outer map, nor to types with a fixed max_entries.
  * @throws BpfimgError for what the images lack or contradict
  */
 export async function planMaps(
@@ -200,7 +200,7 @@ export async function planMaps(
   options: PlanOptions,
 ): Promise<PlannedMap[]> {
   const planned: { readonly map: DumpMap; readonly plan: PlannedMap }[] = [];
-  /** Ids that were begun: a map that leads back to itself ends there. */
+  /** Ids that were begun, so that a map that refers back to itself ends there. */
   const begun = new Set<number>();
   const inner = new Set<number>();
   const { maxEntries, chosen = false, ...rest } = options;
@@ -227,12 +227,12 @@ export async function planMaps(
   }));
 }
 
-/** What is said of the types of a map whose type has none. */
+/** The text about the types of a map whose map type allows none. */
 export function takesNoTypes({ name }: MapType): string {
   return `its types: the kernel accepts none for a map of type ${name}`;
 }
 
-/** Maps that must be there before that of `plan` can be filled, and which of them the dump does not have. */
+/** Maps that must exist before that of `plan` can be filled, and those of them that the dump does not have. */
 export async function needsOf(
   dump: Dump,
   plan: PlannedMap,
@@ -251,7 +251,7 @@ export async function needsOf(
   return { needed, missing: [...missing], inner };
 }
 
-/** Whether maps of this type may have one max_entries or another. */
+/** Whether maps of this type can have different max_entries. */
 function isSizable({ type }: PlannedMap): boolean {
   const entries = type.create?.entries;
   return entries === undefined || entries.min < entries.max;
@@ -259,7 +259,7 @@ function isSizable({ type }: PlannedMap): boolean {
 
 const SHAPE = ['map_type', 'key_size', 'value_size', 'max_entries', 'map_flags', 'frozen'] as const;
 
-/** What all open files of a map were good for. */
+/** The access that all open files of a map gave. */
 function accessOf(map: DumpMap): Access {
   const modes = new Set(map.files.map(({ message }) => message.flags & 3));
   if (modes.size !== 1) return 'rw';
@@ -315,5 +315,5 @@ function itemSource(
   }
 }
 
-/** CPUs that Linux can have (NR_CPUS, of any architecture). */
+/** Most CPUs that Linux can have (NR_CPUS, of any architecture). */
 const MOST_CPUS = 8192;

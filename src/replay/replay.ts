@@ -1,6 +1,6 @@
 /**
- * Fresh maps from a dump: created, filled, compared, frozen, pinned, in this order. If one map fails,
- * everything this run has created is gone again.
+ * Fresh maps from a dump: created, filled, compared, frozen and pinned, in this order. If one map fails,
+ * everything that this run created is removed.
  */
 import { BpfimgError } from '../errors.js';
 import { KernelError } from '../kernel/error.js';
@@ -16,26 +16,26 @@ import { kernelFields, ReplayTypes } from './types.js';
 
 /** How to create and fill the maps. */
 export interface ReplayOptions {
-  /** Create maps though they need more memory than there seems to be. */
+  /** Create maps even if they seem to need more memory than there is. */
   readonly force?: boolean;
   /**
-   * What to do with items that refer to what this host does not have; `fail` when not said. With `skip-files`
-   * only those are skipped that refer to open files of processes.
+   * What to do with items that refer to what this host does not have; `fail` by default. `skip-files`
+   * skips only those that refer to open files of processes.
    */
   readonly unresolved?: 'fail' | 'skip' | 'skip-files';
-  /** A map whose types the kernel does not take is an error; else it is created without. */
+  /** Fail if the kernel refuses a map's types; otherwise the map is created without them. */
   readonly requireBtf?: boolean;
   /** Read every item back and compare. */
   readonly verify?: boolean;
   /** Folder on a BPF file system for a pin of each map. */
   readonly pin?: string | undefined;
-  /** Maps whose names are taken in that folder get others; else that is an error. */
+  /** Rename maps whose names are taken in that folder; otherwise that is an error. */
   readonly renameTaken?: boolean;
-  /** Called with each map that is not supported here, and why; it is left out. When not given, it is an error. */
+  /** Called with each map that is not supported here, and why; the map is left out. Without it, that is an error. */
   readonly skip?: ((plan: PlannedMap, why: string) => void) | undefined;
-  /** Called with the maps before their pins are kept; when it fails, so does the replay. */
+  /** Called with the maps before their pins become permanent; if it fails, so does the replay. */
   readonly done?: (fresh: readonly FreshMap[]) => Promise<void>;
-  /** Memory there is; tests have their own. */
+  /** Available memory; tests have their own. */
   readonly available?: Available;
   readonly progress?: (doing: Doing) => void;
 }
@@ -48,10 +48,10 @@ export interface FreshMap {
   readonly report: Report;
 }
 
-/** Share of the memory there is that a replay may take. */
+/** Share of the available memory that a replay may use. */
 const SHARE = 0.8;
 
-/** One line when `plans` need more memory than they should take, undefined when they fit. */
+/** One line if `plans` need more memory than they should; undefined if they fit. */
 export function memoryShort(
   plans: readonly PlannedMap[],
   available: Available = memoryAvailable(),
@@ -67,8 +67,8 @@ export function memoryShort(
 }
 
 /**
- * Creates and fills the maps of `plans`. The caller owns them, and closes them; pins hold them longer.
- * @throws BpfimgError, KernelError: the map, the item's key in hex, the kernel's reason
+ * Creates and fills the maps of `plans`. The caller owns and closes them; pins keep them alive longer.
+ * @throws BpfimgError, KernelError: names the map, the item's key in hex, the kernel's reason
  */
 export async function replay(sys: Sys, plans: readonly PlannedMap[], options: ReplayOptions = {}): Promise<FreshMap[]> {
   const unfilled = plans.find(({ plugin }) => plugin.replay === undefined);
@@ -109,7 +109,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
         skip(plan, error.textAbout(plan.subject));
       }
     }
-    // Pins last of all, when nothing can fail any more but pinning itself.
+    // Pins come last, when nothing but pinning itself can still fail.
     const fresh = made.map(({ plan, map, report }) => {
       const pin = asDumpMap(plan, map, () => pins?.add(plans.indexOf(plan), (path) => map.pin(path)));
       return { plan, map, report, pin };
@@ -126,23 +126,23 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
   }
 }
 
-/** Whether `error` says that there can be no such map here, whatever is tried. */
+/** Whether `error` means that no such map can exist here at all. */
 function isUnsupported(error: unknown): error is BpfimgError {
   if (!(error instanceof BpfimgError)) return false;
   const refused = error instanceof KernelError && error.call === 'BPF_MAP_CREATE';
   return error.kind === 'unsupported' || (refused && (error.errno === ERRNO.EINVAL || error.errno === ERRNO.E2BIG));
 }
 
-/** A map that was created, and is not filled yet. */
+/** A map that was created but not yet filled. */
 interface Created {
   readonly map: BpfMap;
-  /** Why it has no types, when it should have some. */
+  /** Why it has no types although it should. */
   readonly untyped: string | undefined;
-  /** Bytes of each value that the kernel keeps for itself. */
+  /** Bytes of each value that only the kernel writes. */
   readonly hidden: readonly Span[];
 }
 
-/** Creates a map, with its types where the kernel takes them. */
+/** Creates a map, with its types if the kernel accepts them. */
 async function createMap(
   sys: Sys,
   plan: PlannedMap,
@@ -175,7 +175,7 @@ async function createMap(
   return { map: make(plan.spec), untyped: `without its types: ${problem?.message}`, hidden: [] };
 }
 
-/** What the hooks of a map's plugin are told. */
+/** What the hooks of a map's plugin receive. */
 function workOf(plan: PlannedMap, options: ReplayOptions, fresh: ReplayWork['fresh']): ReplayWork {
   const { items, type, facts } = plan;
   const itemSize = items.keySize + items.valueSize;
@@ -196,13 +196,13 @@ async function fillMap(
 ): Promise<Report> {
   const { items, plugin, type } = plan;
   const filled = (await plugin.replay?.(map, items, work)) as Report;
-  // Of a map that is known to lack items, nothing else would be found; keys that are file descriptors name nothing.
+  // In a map that is known to lack items, a comparison finds only that; keys that are file descriptors identify nothing.
   const keyed =
     type.key !== 'none' && type.key !== 'fd' && type.imageItem === undefined && type.holdsReferences !== true;
   if (verify !== undefined && filled.kind === 'full' && keyed) {
     await compareItems(map, items, type, verify);
   }
-  // Last, for nothing can be written afterwards.
+  // Freeze last, because nothing can be written afterwards.
   if (plan.frozen) map.freeze();
   if (filled.kind === 'metadata only') return filled;
   const lacks = [
@@ -213,10 +213,10 @@ async function fillMap(
   return lacks.length === 0 ? FULL : { kind: 'partial', why: lacks.join('; ') };
 }
 
-/** Runs `work`; errors about the fresh map become errors about the map of the dump. */
+/** Runs `work`; turns errors about the fresh map into errors about the map of the dump. */
 function asDumpMap<T>(plan: PlannedMap, map: BpfMap | undefined, work: () => T): T {
   const rename = (error: unknown): never => {
-    // A map that could not be made has no name of its own yet.
+    // A map that could not be created has no name of its own yet.
     const ours = error instanceof BpfimgError && map !== undefined && error.subject === map.subject;
     throw error instanceof KernelError || ours ? error.about(plan.subject) : error;
   };

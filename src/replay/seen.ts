@@ -1,13 +1,13 @@
-/** Remembers which keys were there before, in memory that does not grow with the image. */
+/** Remembers which keys came before, in memory that does not grow with the image. */
 import type { BpfMap } from '../kernel/map.js';
 import type { ItemSource, MapType } from '../maptype.js';
 
-/** Whether key number `index` of `keys` was there before, and from now on it was. May err on the side of yes. */
+/** Whether key number `index` of `keys` came before, and remembers it. May wrongly say yes, never no. */
 export type Seen = (keys: Buffer, index: number) => boolean;
 
-/** Keys for each word of the filter, at most; one key in some thousand is then taken for another. */
+/** Maximum number of keys per word of the filter; about one key in a thousand is then mistaken for another. */
 const KEYS_A_WORD = 1;
-/** Words at most: 64 MiB. */
+/** Maximum number of words: 64 MiB. */
 const MOST_WORDS = 24;
 
 /** For keys of any kind: a Bloom filter whose three bits of a key are in one word, which is one look at memory. */
@@ -28,15 +28,15 @@ export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pic
   };
 }
 
-/** Indexes that are remembered, at most: 64 MiB of bits. */
+/** Maximum number of indexes remembered: 64 MiB of bits. */
 const MOST_INDEXES = 29;
 
-/** For indexes of an array, exact; of one with too many, none is remembered. */
+/** For indexes of an array, exact; for an array with too many, none is remembered. */
 export function seenIndexes(map: Pick<BpfMap, 'maxEntries'>): Seen {
   const { maxEntries } = map;
   if (maxEntries > 2 ** MOST_INDEXES) return () => false;
   const words = new BitWords();
-  /** All below were there. As a rule that is all: images have the indexes in their order. */
+  /** All below this index came before. Usually that is all: images have the indexes in order. */
   let next = 0;
   let bits: Int32Array | undefined;
   return (keys, item) => {
@@ -105,7 +105,7 @@ function byteHash(keys: Buffer, at: number, size: number): number {
   return finalHash(hash);
 }
 
-/** Of keys of a trie, where the bits behind the prefix make no difference. */
+/** For keys of a trie, in which bits after the prefix do not count. */
 function prefixHash(keys: Buffer, at: number, size: number): number {
   let left = keys.readUInt32LE(at);
   let hash = mixed(START, left);

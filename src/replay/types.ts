@@ -1,4 +1,4 @@
-/** Types of a dump, loaded into the kernel for the maps that have them. */
+/** Loads the types of a dump into the kernel for the maps that have them. */
 import { Btf } from '../btf/btf.js';
 import { hasSpinLock, SPECIAL_FIELDS, specialFields } from '../btf/special.js';
 import type { DumpBtf } from '../dump/model.js';
@@ -8,13 +8,13 @@ import { KernelError } from '../kernel/error.js';
 import type { Sys } from '../kernel/sys.js';
 import type { Span } from '../maptype.js';
 
-/** BTF objects that were loaded for this replay: one for all maps that share it. */
+/** BTF objects that were loaded for this replay, each shared by its maps. */
 export class ReplayTypes {
   readonly #loaded = new Map<number, number | BpfimgError>();
 
   constructor(readonly sys: Sys) {}
 
-  /** A file descriptor of the object, or why the kernel does not take it. */
+  /** A file descriptor of the object, or why the kernel refuses it. */
   async load(btf: DumpBtf): Promise<number | BpfimgError> {
     let loaded = this.#loaded.get(btf.id);
     if (loaded === undefined) {
@@ -29,14 +29,14 @@ export class ReplayTypes {
     return loaded;
   }
 
-  /** Closes the file descriptors: maps hold what they were made with. */
+  /** Closes the file descriptors: maps keep what they were made with. */
   close(): void {
     for (const loaded of this.#loaded.values()) if (typeof loaded === 'number') this.sys.close(loaded);
     this.#loaded.clear();
   }
 }
 
-/** What the kernel keeps for itself in values of one type. */
+/** The fields in values of one type that only the kernel writes. */
 export interface KernelFields {
   /** Bytes that an update does not set. */
   readonly hidden: readonly Span[];
@@ -46,7 +46,7 @@ export interface KernelFields {
 
 export const NO_FIELDS: KernelFields = { hidden: [], locked: false };
 
-/** The kernel's own fields in values of type `id` of a blob that the kernel has taken. */
+/** The kernel's own fields in values of type `id` of a blob that the kernel accepted. */
 export function kernelFields(blob: Buffer, name: string, id: number): KernelFields {
   if (id === 0) return NO_FIELDS;
   try {
