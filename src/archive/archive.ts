@@ -1,6 +1,6 @@
 /**
- * A checkpoint archive, as podman, CRI-O, containerd and others write it, and what of it is wanted: an archive that is
- * not compressed is read where it is, of others the wanted entries are put aside.
+ * Reads a checkpoint archive, as podman, CRI-O, containerd and others write it. An uncompressed archive is read in
+ * place; from others, the wanted entries are put aside in a spool.
  */
 import * as fs from 'node:fs';
 import { BpfimgError, errnoOf } from '../errors.js';
@@ -14,20 +14,20 @@ import { differs, parseSums, SUMS_MOST, SumsCheck, sumOf, sumsFolder } from './s
 
 /** An archive that was read to its end. */
 export interface Archive {
-  /** How messages name it. */
+  /** Its name in messages. */
   readonly name: string;
   readonly format: Format;
-  /** What is in it, by name. Of several entries of one name it is the last, as when it is unpacked. */
+  /** Its entries by name. Of several entries with one name it is the last, as when it is unpacked. */
   readonly entries: ReadonlyMap<string, Entry>;
   /**
    * Opens a file that was wanted; undefined for any other name. It is readable until the archive is closed.
-   * @throws BpfimgError for what is wanted but no plain file: a link, a device, a sparse file
+   * @throws BpfimgError if it is not a plain file but a link, a device, a sparse file
    */
   open(name: string): Input | undefined;
-  /** The digests that the archive says of its files, by name; none in archives of others. */
+  /** The archive's digests of its files, by name; other programs' archives have none. */
   readonly sums: ReadonlyMap<string, string>;
   /**
-   * Reads the files that were wanted, and holds them against the digests. Where they were put aside that has been done.
+   * Reads the wanted files and checks their digests. For files put aside, that has been done already.
    * @throws BpfimgError for one that differs
    */
   check(): Promise<void>;
@@ -42,12 +42,12 @@ export interface ArrivingArchive {
   close(): void;
 }
 
-/** Most bytes that are put aside of one archive, however much room there is. */
+/** Most bytes put aside from one archive, however much room there is. */
 export const MOST_ASIDE = 64 * 1024 ** 3;
 
 /**
  * Opens an archive to read its entries in the order they come, and owns `given`.
- * @throws BpfimgError when it is none
+ * @throws BpfimgError if it is not an archive
  */
 export async function arrivingArchive(given: Input): Promise<ArrivingArchive> {
   const { head, input } = await peeked(given, HEAD);
@@ -84,15 +84,15 @@ async function* all(plain: Input, format: Format, subject: string): AsyncGenerat
     yield { ...entry, body: bufferInput(text, body.name) };
   }
   if (format === 'tar') return;
-  // What was compressed has a checksum behind it, and whoever writes to a pipe wants to come to an end.
+  // Compressed data ends with a checksum, and a process that writes to a pipe needs to finish.
   const rest = new Uint8Array(64 * 1024);
   while ((await plain.read(rest, 0)) > 0) await pause();
 }
 
 /**
  * Reads an archive, and owns `input`.
- * @param wanted whether a file of that name is going to be opened
- * @throws BpfimgError when it is none, is broken or cut off, or when what is wanted of it does not fit
+ * @param wanted whether a file with that name will be opened
+ * @throws BpfimgError if it is not an archive, is broken or cut off, or what is wanted of it does not fit
  */
 export async function openArchive(input: Input, wanted: (name: string) => boolean): Promise<Archive> {
   const archive = await arrivingArchive(input);
@@ -146,7 +146,7 @@ export async function openArchive(input: Input, wanted: (name: string) => boolea
   }
 }
 
-/** Bytes that may be put aside: some of the free space is left to others. */
+/** Bytes that may be put aside: some free space is left for others. */
 function roomAside(): number {
   try {
     const { bavail, bsize } = fs.statfsSync(spoolFolder());

@@ -1,13 +1,13 @@
-/** Outputs whose bytes are compressed on their way to another one. */
+/** Outputs that compress their bytes and pass them on to another output. */
 import type { Duplex } from 'node:stream';
 import { ioError } from '../errors.js';
 import { Output } from '../io/output.js';
 import type { Format } from './compression.js';
 
-/** Bytes that are compressed at once; with zstd on a Node that does not have it, each such part is a frame. */
+/** Bytes to compress at once; with zstd on a Node that lacks it, each such part is a frame. */
 const PART = 1024 * 1024;
 
-/** `out`, as that of what is to be compressed. Committing or aborting it does the same to `out`. */
+/** Compresses into `out`. Committing or aborting the result does the same to `out`. */
 export async function compressing(out: Output, format: Format): Promise<Output> {
   if (format === 'tar') return out;
   return new CompressingOutput(out, format === 'gzip' ? (await import('node:zlib')).createGzip() : await zstd());
@@ -22,7 +22,7 @@ async function zstd(): Promise<Duplex> {
   if (typeof make === 'function') return make() as Duplex;
   const { Transform } = await import('node:stream');
   const { default: library } = await import('@bokuweb/zstd-wasm');
-  // A second time it would begin anew under whoever uses it.
+  // A second compression would reuse the state that is still in use.
   initialised ??= library.init();
   await initialised;
   return new Transform({

@@ -1,27 +1,27 @@
-/** How archives are compressed, which their first bytes say, and their bytes without that. */
+/** How an archive is compressed, which its first bytes say, and its bytes uncompressed. */
 import type { Duplex } from 'node:stream';
 import { BpfimgError, errnoOf, firstLine } from '../errors.js';
 import { Cursor, type Input, streamInput } from '../io/input.js';
 import { BLOCK, isHeader, isZero } from './header.js';
 
-/** What an archive is: a tar archive, or one in gzip or zstd. */
+/** The forms of an archive: tar, alone or in gzip or zstd. */
 export type Format = 'tar' | 'gzip' | 'zstd';
 
-/** Bytes that {@link archiveFormat} must see to tell an archive: its first block, or all there are. */
+/** Bytes that {@link archiveFormat} needs to recognise an archive: its first block, or all there are. */
 export const HEAD = BLOCK;
 
-/** Largest window of a zstd frame, which is held in memory: what `zstd -d` takes unless it is told to take more. */
+/** Largest window of a zstd frame, which is held in memory: the default limit of `zstd -d`. */
 const WINDOW_LOG = 27;
 
 /**
- * What `head`, the first {@link HEAD} bytes of something, is the beginning of; undefined for no archive. Names say
- * nothing: podman writes zstd into NAME.tar.gz.
+ * The format of the archive that begins with `head`, its first {@link HEAD} bytes; undefined if it is no archive. Names
+ * mean nothing: podman writes zstd into NAME.tar.gz.
  */
 export function archiveFormat(head: Uint8Array): Format | undefined {
   if (head[0] === 0x1f && head[1] === 0x8b) return 'gzip';
   if (head.length >= 4) {
     const magic = Buffer.from(head.buffer, head.byteOffset, 4).readUInt32LE();
-    // The latter begin frames that are to be skipped.
+    // The latter begin frames to be skipped.
     if (magic === 0xfd2fb528 || magic >>> 4 === 0x184d2a5) return 'zstd';
   }
   if (head.length < BLOCK) return undefined;
@@ -29,11 +29,11 @@ export function archiveFormat(head: Uint8Array): Format | undefined {
   return isZero(block) || (block[0] !== 0 && isHeader(block)) ? 'tar' : undefined;
 }
 
-/** The bytes of an archive without its compression, to be read in order. Closing it closes `input`. */
+/** The uncompressed bytes of an archive, to be read in order. Closing it closes `input`. */
 export async function decompressed(input: Input, format: Format): Promise<Input> {
   if (format === 'tar') return input;
   let open = true;
-  // Node reads ahead: nothing must be read of what is closed.
+  // Node reads ahead: do not read from a closed input.
   const read: Input['read'] = (into, position) => (open ? input.read(into, position) : 0);
   const chunks = await (format === 'gzip' ? gunzip : unzstd)({ ...input, read });
   return streamInput(chunks, input.name, () => {
@@ -53,7 +53,7 @@ async function gunzip(input: Input): Promise<AsyncGenerator<Uint8Array, void, un
   return through(input, createGunzip({ chunkSize: 256 * 1024 }), 'gzip');
 }
 
-/** The bytes that come out of a stream of Node's when those of `input` go in. */
+/** The output of a Node stream that gets the bytes of `input`. */
 async function* through(input: Input, stream: Duplex, format: string): AsyncGenerator<Uint8Array, void, undefined> {
   const { pipeline, Readable } = await import('node:stream');
   const done = pipeline(Readable.from(chunksOf(input), { objectMode: false }), stream, () => {});
@@ -80,12 +80,12 @@ async function unzstd(input: Input): Promise<AsyncGenerator<Uint8Array, void, un
   return zstdChunks(input, decoder);
 }
 
-/** The part of zstddec's decoder that is used. */
+/** The part of zstddec's decoder that is used here. */
 interface ZstdDecoder {
   decodeStreaming(chunks: Iterable<Uint8Array>): Iterator<Uint8Array>;
 }
 
-/** The decoder takes chunks at once, so there is always one that waits for it when it is asked for more. */
+/** The decoder takes chunks synchronously, so one must always be ready. */
 async function* zstdChunks(input: Input, decoder: ZstdDecoder): AsyncGenerator<Uint8Array, void, undefined> {
   const cursor = new Cursor(input);
   let waiting: Uint8Array | undefined = await chunkOf(cursor);
@@ -119,7 +119,7 @@ async function* zstdChunks(input: Input, decoder: ZstdDecoder): AsyncGenerator<U
       empty = 0;
       yield next.value;
     } else if (had === waiting && ++empty > 1) {
-      // The decoder tells no error, but neither goes on.
+      // The decoder reports no error, but makes no progress either.
       throw new BpfimgError(
         'badImage',
         'its zstd data is broken, or it was compressed with a window of more than 128 MiB',
@@ -135,7 +135,7 @@ async function chunkOf(cursor: Cursor): Promise<Uint8Array | undefined> {
   return (await cursor.fill()) > 0 ? cursor.take(cursor.ready) : undefined;
 }
 
-/** @throws BpfimgError when the first frame needs more memory than is given to it */
+/** @throws BpfimgError if the first frame needs more memory than it may use */
 function checkWindow(input: Input, head: Uint8Array | undefined): void {
   if (head === undefined || head.length < 6 || ((head[4] as number) & 0x20) !== 0) return;
   const magic = Buffer.from(head.buffer, head.byteOffset, 4).readUInt32LE();

@@ -1,28 +1,28 @@
 /**
- * Headers of tar archives, as blocks of 512 bytes: ustar, GNU's and those before both. Names are bytes, one character
+ * Headers of tar archives, as blocks of 512 bytes: ustar, GNU's and older ones. Names are bytes, one character
  * each, and nothing in them is trusted.
  */
 import { BpfimgError } from '../errors.js';
 
-/** Headers and the bytes of entries stand in blocks of this size. */
+/** Headers and the bytes of entries come in blocks of this size. */
 export const BLOCK = 512;
 
-/** Bytes that fill up the last block of `size` bytes. */
+/** Size in bytes of the padding that fills the last block. */
 export function padding(size: number): number {
   return (BLOCK - (size % BLOCK)) % BLOCK;
 }
 
-/** What a header says by itself; headers before it may say otherwise. */
+/** What a header itself says; headers before it may override it. */
 export interface Header {
   readonly name: string;
-  /** The character that says what the entry is. */
+  /** The character that gives the entry's type. */
   readonly type: string;
   readonly size: number;
   /** Seconds since 1970. */
   readonly mtime: number;
 }
 
-/** Where fields are: from, and behind their last byte. */
+/** Position of each field: start, and end (exclusive). */
 const FIELD = {
   name: [0, 100],
   mode: [100, 108],
@@ -35,14 +35,14 @@ const FIELD = {
   prefix: [345, 500],
 } as const;
 
-/** Most that a size of octal digits can say. */
+/** Largest size in octal digits. */
 const OCTAL_MOST = 0o77777777777;
 
 function field(block: Uint8Array, [from, to]: readonly [number, number]): Buffer {
   return Buffer.from(block.buffer, block.byteOffset + from, to - from);
 }
 
-/** The text before the first NUL, one character a byte. */
+/** The text before the first NUL, one character per byte. */
 function text(bytes: Buffer): string {
   const end = bytes.indexOf(0);
   return bytes.toString('latin1', 0, end < 0 ? bytes.length : end);
@@ -53,7 +53,7 @@ function octal(bytes: Buffer): number | undefined {
   return /^[0-7]*$/.test(digits) ? Number.parseInt(digits || '0', 8) : undefined;
 }
 
-/** The sum of a block's bytes, its own sum counted as spaces. */
+/** The checksum of a block, with its own field counted as spaces. */
 function sum(block: Uint8Array): number {
   const [from, to] = FIELD.checksum;
   let all = 0;
@@ -61,7 +61,7 @@ function sum(block: Uint8Array): number {
   return all;
 }
 
-/** Whether a block says the right sum of its bytes; some old programs took them as signed. */
+/** Whether the checksum of a block is right; some old programs summed signed bytes. */
 export function isHeader(block: Uint8Array): boolean {
   const said = octal(field(block, FIELD.checksum));
   const unsigned = sum(block);
@@ -76,7 +76,7 @@ export function isZero(block: Uint8Array): boolean {
   return block.every((byte) => byte === 0);
 }
 
-/** A number in octal digits, or as GNU and star write it where those do not suffice: base 256. */
+/** A number in octal digits or, if it is too large for these, in base 256 as GNU and star write it. */
 function numberOf(bytes: Buffer): number | undefined {
   const first = bytes[0] as number;
   if (first < 0x80) return octal(bytes);
@@ -85,7 +85,7 @@ function numberOf(bytes: Buffer): number | undefined {
   return value;
 }
 
-/** What stands in a block. @throws BpfimgError without a subject */
+/** The contents of a block. @throws BpfimgError without a subject */
 export function parseHeader(block: Uint8Array): Header {
   if (!isHeader(block)) {
     throw new BpfimgError('badImage', 'no header of a tar archive: its checksum is wrong');
@@ -107,7 +107,7 @@ export function parseHeader(block: Uint8Array): Header {
   };
 }
 
-/** The same header, with another size. One that octal digits cannot say is left to a record before it. */
+/** The same header with another size. If octal digits do not suffice, a record before it gives the size. */
 export function withSize(block: Uint8Array, size: number): Buffer {
   const copy = Buffer.from(block);
   const digits = (size > OCTAL_MOST ? 0 : size).toString(8);
@@ -120,14 +120,14 @@ function summed(block: Buffer): Buffer {
   return block;
 }
 
-/** What a new header says besides name, type and size. */
+/** The contents of a new header besides name, type and size. */
 export interface HeaderOptions {
   readonly mode: number;
   /** Seconds since 1970. */
   readonly mtime: number;
 }
 
-/** A ustar header of our own, for a name of at most 100 bytes and a size that {@link needsRecord} does not ask for. */
+/** A ustar header of our own, for a name of at most 100 bytes and a size for which {@link needsRecord} is false. */
 export function makeHeader(name: string, type: string, size: number, { mode, mtime }: HeaderOptions): Buffer {
   const block = Buffer.alloc(BLOCK);
   const put = ([from, to]: readonly [number, number], value: number) =>
@@ -144,12 +144,12 @@ export function makeHeader(name: string, type: string, size: number, { mode, mti
   return withSize(block, size);
 }
 
-/** Whether a size is more than a header can say. */
+/** Whether a size is too large for a header. */
 export function needsRecord(size: number): boolean {
   return size > OCTAL_MOST;
 }
 
-/** Records of a PAX header, in order: name and value, one character a byte. @throws BpfimgError without a subject */
+/** Records of a PAX header, in order: name and value, one character per byte. @throws BpfimgError without a subject */
 export function parseRecords(bytes: Uint8Array): [name: string, value: string][] {
   const records: [string, string][] = [];
   const all = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -160,7 +160,7 @@ export function parseRecords(bytes: Uint8Array): [name: string, value: string][]
     const equals = all.indexOf(0x3d, space);
     const fits = /^[1-9][0-9]*$/.test(said) && end <= all.length && end > space + 1 && all[end - 1] === 0x0a;
     if (!fits || equals < 0 || equals >= end - 1) {
-      // Some programs fill a header up with zeros.
+      // Some programs pad a header with zeros.
       if (all.subarray(at).every((byte) => byte === 0)) break;
       throw new BpfimgError('badImage', `a PAX header breaks its form at its byte ${at}`);
     }
@@ -174,7 +174,7 @@ export function parseRecords(bytes: Uint8Array): [name: string, value: string][]
 export function makeRecords(records: readonly (readonly [name: string, value: string])[]): Buffer {
   const lines = records.map(([name, value]) => {
     const rest = ` ${name}=${value}\n`;
-    // A record says its length, which counts the digits that say it.
+    // A record begins with its length, which includes the digits of the length.
     let length = rest.length + 1;
     while (length < rest.length + String(length).length) length++;
     return `${length}${rest}`;

@@ -1,54 +1,54 @@
 /**
- * A tar archive, entry by entry, as they arrive: headers are taken together with those before them that say more of
- * the same entry, bytes are read or skipped.
+ * Reads a tar archive entry by entry, in order: joins a header with those before it that describe
+ * the same entry, and reads or skips the bytes.
  */
 import { pathText } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import { BLOCK, type Header, isZero, padding, parseHeader, parseRecords } from './header.js';
 
-/** What an entry is. A hard link counts as a link. */
+/** The type of an entry. A hard link counts as a link. */
 export type EntryType = 'file' | 'folder' | 'link' | 'device' | 'sparse' | 'other';
 
 /** One entry of an archive. */
 export interface Entry {
-  /** Without `./` before it and `/` behind it; one character a byte. */
+  /** Without leading `./` and trailing `/`; one character per byte. */
   readonly name: string;
   readonly type: EntryType;
-  /** Bytes that follow its headers, those that fill up the last block left out. */
+  /** Bytes that follow its headers, without the padding of the last block. */
   readonly size: number;
   /** Seconds since 1970. */
   readonly mtime: number;
-  /** Where its headers begin, and its bytes, in the archive once it is not compressed. */
+  /** Offsets of its headers and its bytes in the uncompressed archive. */
   readonly offset: number;
   readonly dataAt: number;
 }
 
-/** A block of {@link ArrivingEntry.headers}, and the bytes of a header that only says more of the next one. */
+/** A block of {@link ArrivingEntry.headers}, and the bytes of a header that describes the next one. */
 export interface HeaderBlock {
   readonly type: string;
   readonly block: Uint8Array;
-  /** With what fills up the last block. */
+  /** With the padding of the last block. */
   readonly body: Uint8Array;
   readonly size: number;
 }
 
 /** An entry whose bytes come next. */
 export interface ArrivingEntry extends Entry {
-  /** What stands before its bytes. */
+  /** The blocks before its bytes. */
   readonly headers: readonly HeaderBlock[];
-  /** Its bytes, to be read in order and before the next entry is asked for. What is not read is skipped. */
+  /** Its bytes, to be read in order and before the next entry. What is not read is skipped. */
   readonly body: Input;
-  /** The same, with what fills up the last block. */
+  /** The same, with the padding of the last block. */
   readonly padded: Input;
 }
 
-/** Entries that an archive may have: checkpoints have hundreds. */
+/** Most entries in an archive: checkpoints have hundreds. */
 const MAX_ENTRIES = 100_000;
-/** Bytes of a name, as of a path in Linux; and of all names of an archive. */
+/** Most bytes in a name, as in a path in Linux; and in all names of an archive. */
 const MAX_NAME = 4096;
 const MAX_NAMES = 32 * 1024 * 1024;
-/** Bytes of a header that says more of the next one, and such headers in a row. */
+/** Most bytes in a header that describes the next one, and most such headers in a row. */
 const MAX_EXTENSION = 1024 * 1024;
 const MAX_EXTENSIONS = 16;
 
@@ -65,12 +65,12 @@ const TYPES: Readonly<Record<string, EntryType>> = {
   S: 'sparse',
 };
 
-/** A name of an entry as messages show it. */
+/** The name of an entry as messages show it. */
 export function entryText(name: string): string {
   return pathText(Buffer.from(name, 'latin1'));
 }
 
-/** A name as it is compared: `./checkpoint//files.img` is `checkpoint/files.img`. */
+/** A name in the form used for comparison: `./checkpoint//files.img` becomes `checkpoint/files.img`. */
 function plainName(name: string): string {
   return name
     .replaceAll(/\/{2,}/g, '/')
@@ -78,30 +78,30 @@ function plainName(name: string): string {
     .replace(/\/$/, '');
 }
 
-/** What headers before an entry say of it. */
+/** What the headers before an entry say of it. */
 interface More {
   name?: string | undefined;
   size?: number | undefined;
   sparse?: boolean;
 }
 
-/** Reads an archive that is not compressed. */
+/** Reads an uncompressed archive. */
 export class TarReader {
   readonly #cursor: Cursor;
   readonly #name: string;
   #entries = 0;
   #names = 0;
-  /** Where the next header is. */
+  /** Offset of the next header. */
   #next = 0;
 
-  /** @param input read in order when it has no size; else only where headers and bytes are that somebody wants */
+  /** @param input read in order if it has no size; otherwise only the headers and the bytes that are wanted */
   constructor(input: Input) {
-    // Small: between the headers of an archive there is much that nobody reads.
+    // Small, because most of what lies between the headers of an archive is never read.
     this.#cursor = new Cursor(input, 0, Number.POSITIVE_INFINITY, input.size === undefined ? undefined : 16 * 1024);
     this.#name = input.name;
   }
 
-  /** @throws BpfimgError where it is no tar archive any more, or cut off */
+  /** @throws BpfimgError if it stops being a tar archive, or is cut off */
   async *entries(): AsyncGenerator<ArrivingEntry, void, undefined> {
     for (;;) {
       const entry = await this.#entry();
@@ -111,7 +111,7 @@ export class TarReader {
     }
   }
 
-  /** What stands behind the block that ends the archive. */
+  /** Checks what follows the block that ends the archive. */
   rest(): Input {
     const cursor = this.#cursor;
     return {
@@ -131,7 +131,7 @@ export class TarReader {
   async #skipTo(position: number, { name, size }: { readonly name: string; readonly size: number }): Promise<void> {
     const cursor = this.#cursor;
     await cursor.skip(position - cursor.position);
-    // The last block may lack what fills it up.
+    // The padding of the last block may be missing.
     if (cursor.position < position - padding(size)) this.#cutOff(name, position - padding(size) - cursor.position);
     this.#next = cursor.position;
   }
@@ -191,7 +191,7 @@ export class TarReader {
     }
   }
 
-  /** A header that says more of the next one. */
+  /** A header that describes the next one. */
   async #extension({ type, size }: Header, block: Uint8Array, more: More, at: number): Promise<HeaderBlock> {
     if (size > MAX_EXTENSION) this.#fail(`a header of type ${type} has ${size} bytes, most are ${MAX_EXTENSION}`, at);
     const whole = size + padding(size);
@@ -232,7 +232,7 @@ export class TarReader {
     const folder = given.endsWith('/') && /[\0 0]/.test(header.type);
     const type = folder ? 'folder' : more.sparse ? 'sparse' : (TYPES[header.type] ?? 'other');
     headers.push({ type: header.type, block, body: await this.#sparseMap(header, block, name), size: 0 });
-    // As Go's writers and readers have it, for whom these have no bytes.
+    // Go's writers and readers give these no bytes.
     const size = /[1-6]/.test(header.type) || folder ? 0 : (more.size ?? header.size);
     const dataAt = cursor.position;
     const known = cursor.input.size;
@@ -244,7 +244,7 @@ export class TarReader {
     return { name, type, size, mtime: header.mtime, offset, dataAt, headers, body, padded };
   }
 
-  /** GNU's old map of a sparse file, as far as it stands behind the header. */
+  /** GNU's old map of a sparse file, as far as it follows the header. */
   async #sparseMap({ type }: Header, header: Uint8Array, name: string): Promise<Uint8Array> {
     const blocks: Uint8Array[] = [];
     for (let goesOn = type === 'S' && header[482] === 1; goesOn; ) {

@@ -1,4 +1,4 @@
-/** An archive with some of its files replaced; whatever is not keeps its bytes. */
+/** Copies an archive with some files replaced; all other bytes stay as they are. */
 import { BpfimgError } from '../errors.js';
 import { bufferInput, Cursor, type Input, peeked } from '../io/input.js';
 import type { Output } from '../io/output.js';
@@ -10,14 +10,14 @@ import { type ArrivingEntry, entryText, type HeaderBlock, TarReader } from './re
 import { parseSums, SUMS_MOST, sumOf, sumsFolder, sumsText } from './sums.js';
 import { fileHeader, recordHeader } from './writer.js';
 
-/** What becomes of files, by name: an input with a size has their new bytes, and makes files that are not there. */
+/** New contents of files, by name: an input with a size replaces the file or adds it. */
 export type Changes = ReadonlyMap<string, Input | 'removed'>;
 
 /**
- * Copies an archive, in the compression that it has, and commits `out`; when it fails, `out` is aborted. It owns
+ * Copies an archive, in its own compression, and commits `out`; on failure it aborts `out`. It owns
  * `given`.
- * @param last called before the commit, which does not happen when it throws
- * @throws BpfimgError for an archive that is broken, or a change to what is no plain file
+ * @param last called before the commit; if it throws, nothing is committed
+ * @throws BpfimgError for a broken archive, or a change to something other than a plain file
  */
 export async function rewriteArchive(
   given: Input,
@@ -50,7 +50,7 @@ async function rewriteTar(plain: Input, out: Output, changes: Changes): Promise<
   const reader = new TarReader(plain);
   const seen = new Set<string>();
   let mtime = 0;
-  /** Writes files that were not there. */
+  /** Adds files that were not there. */
   const added = async (wanted: (name: string) => boolean): Promise<void> => {
     for (const [name, change] of changes) {
       if (change === 'removed' || seen.has(name) || !wanted(name)) continue;
@@ -60,7 +60,7 @@ async function rewriteTar(plain: Input, out: Output, changes: Changes): Promise<
   };
   for await (const entry of reader.entries()) {
     const folder = sumsFolder(entry.name);
-    // Digests are of what stands before them.
+    // Digests are of what comes before them.
     if (folder !== undefined) await added((name) => isIn(folder, name));
     const change = changes.get(entry.name) ?? (await newSums(entry, changes));
     if (entry.type === 'file') mtime = Math.max(mtime, entry.mtime);
@@ -102,7 +102,7 @@ async function writeBody(header: Uint8Array, input: Input, out: Output): Promise
   out.write(Buffer.alloc(padding(size)));
 }
 
-/** The headers of an entry for bytes of another size. Whatever else they say stays. */
+/** The headers of an entry with another size. Everything else in them stays. */
 function replaced({ headers }: ArrivingEntry, size: number): Buffer {
   const parts = headers.map((header, i) => {
     if (i === headers.length - 1) return withSize(header.block, size);
@@ -114,7 +114,7 @@ function replaced({ headers }: ArrivingEntry, size: number): Buffer {
   return Buffer.concat(parts);
 }
 
-/** A PAX header that says a size only where the header behind it cannot. */
+/** A PAX header that gives a size only if the header after it cannot. */
 function withSizeRecord({ block, body, size }: HeaderBlock, newSize: number): Buffer {
   const records = parseRecords(body.subarray(0, size));
   const left = records.filter(([name]) => name !== 'size');
@@ -125,14 +125,14 @@ function withSizeRecord({ block, body, size }: HeaderBlock, newSize: number): Bu
   return Buffer.concat([withSize(block, bytes.length), bytes, Buffer.alloc(padding(bytes.length))]);
 }
 
-/** Digests of the archive that `changes` makes wrong, put right; undefined where `entry` is no such entry. */
+/** Corrects the archive's digests that `changes` makes wrong; undefined if `entry` does not contain digests. */
 async function newSums(entry: ArrivingEntry, changes: Changes): Promise<Input | undefined> {
   const folder = sumsFolder(entry.name);
   const ours = [...changes].filter(([name]) => folder !== undefined && isIn(folder, name));
   if (folder === undefined || entry.type !== 'file' || entry.size > SUMS_MOST || ours.length === 0) return undefined;
   const text = await new Cursor(entry.body).take(entry.size);
   const sums = parseSums(text);
-  // Somebody else's, of another form.
+  // Another program's, in another form.
   if (sums === undefined) return bufferInput(text);
   for (const [name, change] of ours) {
     const short = name.slice(folder.length);

@@ -1,17 +1,17 @@
-/** Digests of the files of an archive, in an entry as `sha256sum` writes it, so that `sha256sum -c` checks them as well. */
+/** Digests of the files of an archive, in an entry as `sha256sum` writes it, so that `sha256sum -c` can check them. */
 import type { Hash } from 'node:crypto';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { entryText } from './reader.js';
 
-/** Name of that entry, in the folder of the files that it is of. */
+/** Name of that entry, in the folder of the files that it covers. */
 export const SUMS = 'SHA256SUMS';
 
-/** Longest entry that is taken for one of digests. */
+/** Longest entry that may contain digests. */
 export const SUMS_MOST = 1024 * 1024;
 
-/** The digest of no bytes. */
+/** The digest of an empty file. */
 const EMPTY = 'e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855';
 
 /** Digests in hex, by name. */
@@ -22,12 +22,12 @@ export function sumsFolder(name: string): string | undefined {
   return /(?:^|\/)SHA256SUMS$/.test(name) ? name.slice(0, -SUMS.length) : undefined;
 }
 
-/** The lines of such an entry. Names must be without line ends and backslashes. */
+/** The lines of such an entry. Names must not contain line ends or backslashes. */
 export function sumsText(sums: ReadonlyMap<string, string>): string {
   return [...sums].map(([name, sum]) => `${sum}  ${name}\n`).join('');
 }
 
-/** What such an entry says; undefined for one in another form. */
+/** The digests in such an entry; undefined if it has another form. */
 export function parseSums(text: Uint8Array): Sums | undefined {
   const sums: Sums = new Map();
   for (const line of Buffer.from(text).toString('latin1').split('\n')) {
@@ -38,7 +38,7 @@ export function parseSums(text: Uint8Array): Sums | undefined {
   return sums;
 }
 
-/** A digest that is being made. */
+/** A digest in progress. */
 export async function newHash(): Promise<Hash> {
   const { createHash } = await import('node:crypto');
   return createHash('sha256');
@@ -56,13 +56,13 @@ export async function sumOf(input: Input): Promise<string> {
   return hash.digest('hex');
 }
 
-/** Digests of what was read, held against what an entry says. */
+/** Compares the digests of what was read with those in an entry. */
 export class SumsCheck {
   readonly #read: Sums = new Map();
 
   constructor(readonly subject: string) {}
 
-  /** `body`, whose digest is noted once all `size` bytes of it were read. */
+  /** Passes `body` through, and notes its digest once all `size` bytes have been read. */
   noting(name: string, size: number, body: Input): Input {
     this.#read.delete(name);
     if (size === 0) this.#read.set(name, EMPTY);
@@ -81,8 +81,8 @@ export class SumsCheck {
   }
 
   /**
-   * Checks what was read whole.
-   * @param there whether the archive has had a file of that name
+   * Checks the files that were read whole.
+   * @param there whether the archive has a file with that name
    * @returns names that were checked
    * @throws BpfimgError for the first that differs or is missing
    */
@@ -104,7 +104,7 @@ export class SumsCheck {
   }
 }
 
-/** The error for a file that is not what it was when it was written. */
+/** The error for a file that has changed since it was written. */
 export function differs(subject: string, name: string): BpfimgError {
   const text = `its SHA-256 is not the one in ${SUMS}: it is damaged or was changed`;
   return new BpfimgError('badImage', text, { subject, part: entryText(name) });

@@ -1,4 +1,4 @@
-/** Archives that we write: an ordinary tar of a folder, the same for the same files, with a digest of each. */
+/** Writes archives: an ordinary tar of a folder, identical for identical files, with a digest of each. */
 import type { Hash } from 'node:crypto';
 import { BpfimgError } from '../errors.js';
 import type { Input } from '../io/input.js';
@@ -8,7 +8,7 @@ import { copyInput } from '../io/stream.js';
 import { BLOCK, type HeaderOptions, makeHeader, makeRecords, needsRecord, padding } from './header.js';
 import { newHash, SUMS, type Sums, sumsText } from './sums.js';
 
-/** Headers and, where one does not suffice, a record before it, of a plain file. */
+/** Header of a plain file and, if that does not suffice, a record before it. */
 export function fileHeader(name: string, size: number, options: HeaderOptions): Buffer {
   const records: [string, string][] = [];
   const long = name.length > 100;
@@ -25,14 +25,14 @@ export function recordHeader(records: readonly (readonly [string, string])[], op
   return Buffer.concat([header, body, Buffer.alloc(padding(body.length))]);
 }
 
-/** Writes an archive to an output, file after file. The output is the caller's to commit. */
+/** Writes an archive to an output, file after file. The caller commits the output. */
 export class ArchiveOutput {
   readonly #out: Output;
   readonly #options: HeaderOptions;
   readonly #sums: Sums = new Map();
 
   /**
-   * @param out see `compressing` for one that is to be compressed
+   * @param out to compress the archive, see `compressing`
    * @param mtime seconds since 1970, of all files
    */
   constructor(out: Output, mtime: number) {
@@ -40,7 +40,7 @@ export class ArchiveOutput {
     this.#options = { mode: 0o600, mtime };
   }
 
-  /** Adds a file of `size` bytes, which `write` writes, no more and no less. */
+  /** Adds a file of `size` bytes; `write` must write exactly that many. */
   async file(name: string, size: number, write: (out: Output) => Promise<void>): Promise<void> {
     const out = this.#out;
     out.write(fileHeader(name, size, this.#options));
@@ -58,13 +58,13 @@ export class ArchiveOutput {
     await out.turn();
   }
 
-  /** Adds what `input`, which has a size, has in it. */
+  /** Adds the contents of `input`, which has a size. */
   async input(name: string, input: Input): Promise<void> {
     const size = input.size as number;
     await this.file(name, size, (out) => copyInput(input, 0, size, out));
   }
 
-  /** Adds a file whose size is known only when it has been written, which is put aside until then. */
+  /** Adds a file whose size is known only after writing: it goes into a spool first. */
   async spooled(name: string, write: (out: Output) => Promise<void>): Promise<void> {
     const spool = new Spool();
     try {
@@ -75,7 +75,7 @@ export class ArchiveOutput {
     }
   }
 
-  /** Adds the digests, and the end. */
+  /** Adds the digests and the end of the archive. */
   async finish(): Promise<void> {
     const text = Buffer.from(sumsText(this.#sums), 'latin1');
     this.#out.write(fileHeader(SUMS, text.length, this.#options));
@@ -85,7 +85,7 @@ export class ArchiveOutput {
   }
 }
 
-/** The bytes of one file, on their way into the archive. */
+/** Passes the bytes of one file into the archive. */
 class EntryOutput extends Output {
   constructor(
     readonly out: Output,

@@ -1,4 +1,4 @@
-/** An archive as a source: the dump in it, as container engines pack their checkpoints or as tar packs a folder. */
+/** An archive as a source: finds the dump in it, as container engines pack checkpoints or as tar packs a folder. */
 import { type Archive, openArchive } from '../archive/archive.js';
 import type { DumpFiles } from '../dump/files.js';
 import { PLUGIN_TABLE } from '../dump/model.js';
@@ -10,12 +10,12 @@ import type { DumpSource } from './source.js';
 /** Where images may be in an archive. */
 const FOLDERS = ['', 'checkpoint/'];
 
-/** Whether bpfimg reads a file of a dump: not what is in the memory and in the file systems of processes. */
+/** Whether bpfimg reads a file of a dump: not the memory and file systems of processes. */
 export function isRead(name: string): boolean {
   return name === PLUGIN_TABLE || (/^[\w-]+\.img$/.test(name) && !/^pages-/.test(name));
 }
 
-/** The name of an entry without the `./` that some put before it. */
+/** The name of an entry without the `./` that some programs put before it. */
 function plainName(name: string): string {
   return name.replace(/^(\.\/+)+/, '');
 }
@@ -29,18 +29,18 @@ function baseName(name: string): string {
 /** A dump in an archive. */
 export interface ArchivedDump {
   readonly archive: Archive;
-  /** Names of its entries by the names of the dump's files. */
+  /** Names of the archive's entries by the names of the dump's files. */
   readonly images: ReadonlyMap<string, string>;
-  /** What comes before a file's name in the archive. */
+  /** The prefix of the file's names in the archive. */
   readonly folder: string;
-  /** Name of the entry that says which container it was. */
+  /** Name of the entry that names the container. */
   readonly config: string | undefined;
 }
 
-/** Finds the dump in an archive, and owns `given`. */
+/** Finds the dump in an archive. Owns `given`. */
 export async function openArchivedDump(given: Input): Promise<ArchivedDump> {
   const archive = await openArchive(given, (name) => isRead(baseName(name)) || plainName(name) === CONFIG);
-  // Of two entries of one name the last is what tar unpacks.
+  // Of two entries with one name, tar keeps the last when it unpacks.
   const names = new Map([...archive.entries.keys()].map((name) => [plainName(name), name]));
   for (const folder of FOLDERS) {
     const images = new Map<string, string>();
@@ -91,7 +91,7 @@ export async function openArchiveSource(given: Input): Promise<DumpSource> {
   }
 }
 
-/** A file that is not put aside: its size is known, its bytes are not. */
+/** A file that is not put aside: its size is known but not its bytes. */
 function unread(name: string, size: number | undefined): Input {
   const read = () => {
     throw new BpfimgError('io', 'it is not read out of archives', { subject: name });

@@ -1,6 +1,6 @@
 /**
- * JSON as a source: a maps document becomes a dump, the JSON of one image that image. The items that bpftool prints
- * become a data image, or the items of a map like another one.
+ * JSON as a source: a maps document becomes a dump, the JSON of one image becomes that image. The items that bpftool
+ * prints become a data image, or the items of a copy of another map.
  */
 import * as path from 'node:path';
 import { encodeDocument } from '../dump/encode.js';
@@ -35,7 +35,7 @@ export async function openDocument(given: Input, host: SourceHost): Promise<Sour
   }
 }
 
-/** Whether JSON is a maps document, and not that of one image; what is neither is left to be explained. */
+/** Whether JSON is a maps document rather than one image. If it is neither, the image's decoder explains the error. */
 async function isMapsDocument(reader: JsonReader): Promise<boolean> {
   for await (const name of reader.members()) {
     if (name === 'format' || name === 'maps') return true;
@@ -85,7 +85,7 @@ async function bpftoolDocument(input: Input, host: SourceHost): Promise<Source> 
   }
 }
 
-/** The id of the map in a dump that has one. */
+/** The id of the map in a dump with one map. */
 async function onlyMap(like: Source): Promise<number> {
   const dump = await mapsOf(like);
   try {

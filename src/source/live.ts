@@ -1,4 +1,4 @@
-/** Live maps as a source: what a capture makes of them, in a folder that goes afterwards. */
+/** Live maps as a source: captures them into a temporary folder. */
 import * as path from 'node:path';
 import { capture } from '../capture/capture.js';
 import { folderFiles } from '../dump/files.js';
@@ -11,7 +11,7 @@ import { privateFolder } from './private.js';
 import { selected } from './selectors.js';
 import type { DumpSource, SourceHost } from './source.js';
 
-/** Captures the maps that `selectors` name, which messages call `name`. */
+/** Captures the maps that `selectors` name; messages call them `name`. */
 export async function openLiveMaps(name: string, selectors: Selectors, host: SourceHost): Promise<DumpSource> {
   const types = await host.types();
   const sys = await host.sys(types);

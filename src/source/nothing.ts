@@ -1,13 +1,13 @@
-/** Why live maps were selected and there are none. */
+/** Explains why a selection of live maps found none. */
 import { BpfimgError } from '../errors.js';
 import { type Selectors, treesOf } from '../kernel/live.js';
 import { commandOf, mapsOfProcess } from '../kernel/proc.js';
 import type { Sys } from '../kernel/sys.js';
 
 /**
- * Says that there is nothing, and where there is something.
- * @param so what follows from it, as the end of a clause
- * @param way what selects the processes below as well
+ * Says that nothing was found, and where there are maps.
+ * @param so the consequence, as the end of a clause
+ * @param way the selector that also covers descendants
  */
 export function noMapsText({ proc }: Sys, { pids, tree = false }: Selectors, so: string, way: string): string {
   const [pid] = pids;
@@ -21,7 +21,7 @@ export function noMapsText({ proc }: Sys, { pids, tree = false }: Selectors, so:
   return `${text}; process ${below} (${commandOf(below, proc)}) below holds some: ${way} takes it as well`;
 }
 
-/** The first process below these that is seen to hold maps. */
+/** The first descendant of these processes that visibly holds maps. */
 function belowWith(pids: readonly number[], proc: string): number | undefined {
   try {
     return treesOf(pids, proc).find((pid) => {
@@ -29,7 +29,7 @@ function belowWith(pids: readonly number[], proc: string): number | undefined {
       return Array.isArray(open) && open.length > 0;
     });
   } catch (error) {
-    // A kernel that does not tell who is below.
+    // A kernel that does not list children.
     if (error instanceof BpfimgError) return undefined;
     throw error;
   }

@@ -1,4 +1,4 @@
-/** Dumps into archives: a folder packed as a stream, and an archive whose dump is edited. */
+/** Dumps into archives: packs a folder as a stream, and edits the dump in an archive. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { compressing } from '../archive/compress.js';
@@ -15,7 +15,7 @@ import type { MapTypes } from '../maptype.js';
 import { isRead, openArchivedDump } from './archive.js';
 import { type PrivateFolder, privateFolder } from './private.js';
 
-/** How an archive of this name is compressed; undefined for a name that is not one of an archive. */
+/** The compression for an archive with this name; undefined if the name is not that of an archive. */
 export function packFormat(name: string): Format | undefined {
   if (/\.tar$/i.test(name)) return 'tar';
   if (/\.(tar\.gz|tgz)$/i.test(name)) return 'gzip';
@@ -23,8 +23,8 @@ export function packFormat(name: string): Format | undefined {
 }
 
 /**
- * Has `write` make a dump in a folder that goes afterwards, and packs that into `out`: what the maps are comes before
- * their items. Commits `out`, or aborts it when something fails or no dump was made.
+ * Has `write` make a dump in a temporary folder, and packs that into `out`: attributes of maps come before
+ * their items. Commits `out`, or aborts it if something fails or no dump was made.
  */
 export async function packed<T>(out: Output, format: Format, write: (folder: string) => Promise<T>): Promise<T> {
   const folder = privateFolder();
@@ -54,7 +54,7 @@ export async function packed<T>(out: Output, format: Format, write: (folder: str
 
 /**
  * Edits the dump in the archive `file` as {@link encodeDocument} edits one in a folder. Everything else in the archive
- * stays as it is, byte for byte; when something is wrong, all of it does.
+ * stays byte for byte; if something fails, the archive does not change.
  */
 export async function encodeIntoArchive(document: Input, file: string, types: MapTypes): Promise<void> {
   const before = stateOf(file);
@@ -81,7 +81,7 @@ function stateOf(file: string): string {
   return `${stat?.dev} ${stat?.ino} ${stat?.ctimeNs}`;
 }
 
-/** What becomes of the archive's files, and what must be closed afterwards. */
+/** The new contents of the archive's files, and what must be closed afterwards. */
 async function changesOf(
   document: Input,
   file: string,
@@ -131,7 +131,7 @@ async function unpack(input: Input, file: string): Promise<void> {
   }
 }
 
-/** An error about the folder that an archive was unpacked into, as one about the archive. */
+/** Turns an error about the temporary folder into one about the archive. */
 function inArchive(error: unknown, folder: string, archive: string): unknown {
   if (!(error instanceof BpfimgError) || !error.subject?.startsWith(folder)) return error;
   const { kind, text, subject, ...details } = error;

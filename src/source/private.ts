@@ -1,4 +1,4 @@
-/** Folders that are nobody else's, for what a source must be made of before it can be read. */
+/** Private folders for sources that must be turned into a dump before they can be read. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { ioError } from '../errors.js';
@@ -7,16 +7,16 @@ import { spoolFolder } from '../io/spool.js';
 import { removeLeft, temporaryName } from '../io/temporary.js';
 import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
 
-/** A folder that goes when it is closed, or when the process ends. */
+/** A folder that is removed when it is closed, or when the process ends. */
 export interface PrivateFolder {
   readonly path: string;
   close(): void;
 }
 
-/** A part of their names. */
+/** Part of these folders' names. */
 const TARGET = 'dump';
 
-/** Makes one where large temporary files go; removes those that killed runs have left there. */
+/** Makes one in the folder for large temporary files; removes those that killed runs left there. */
 export function privateFolder(): PrivateFolder {
   const parent = spoolFolder();
   const folder = path.join(parent, temporaryName(TARGET));

@@ -1,12 +1,12 @@
 /**
- * Which live maps are meant: by `--id`, `--name`, `--pinned`, `--pid` with `--fd` or `--tree`, `--all`, or by a source
+ * Which live maps to use: by `--id`, `--name`, `--pinned`, `--pid` with `--fd` or `--tree`, `--all`, or by a source
  * such as `pinned:PATH`.
  */
 import * as fs from 'node:fs';
 import { BpfimgError } from '../errors.js';
 import type { Selectors } from '../kernel/live.js';
 
-/** What a command line says of the maps it means, as text. */
+/** The live-map selectors of a command line, as text. */
 export interface SelectorArguments {
   readonly id: readonly string[];
   readonly name: readonly string[];
@@ -28,7 +28,7 @@ export const NO_SELECTORS: SelectorArguments = {
   all: false,
 };
 
-/** What the arguments select; all maps when that is nothing. */
+/** What the arguments select; all maps if they select nothing. */
 export function selectorsOf(args: SelectorArguments): Selectors {
   const selectors = {
     ids: args.id.map((text) => number('--id', text)),
@@ -62,7 +62,7 @@ function number(option: string, text: string, least = 1): number {
   throw new BpfimgError('usage', 'expected a number', { subject: `${option} ${text}` });
 }
 
-/** What the text behind each word of a source selects. */
+/** What the text after each source prefix selects. */
 const LIVE: Readonly<Record<string, (text: string) => Partial<SelectorArguments>>> = {
   id: (text) => ({ id: [text] }),
   name: (text) => ({ name: [text] }),
@@ -75,7 +75,7 @@ const LIVE: Readonly<Record<string, (text: string) => Partial<SelectorArguments>
   all: () => ({ all: true }),
 };
 
-/** The live maps that a source such as `id:315` names; undefined for any other text, and for a file of that name. */
+/** The live maps that a source such as `id:315` names; undefined for any other text, or if a file has that name. */
 export function liveSelectors(source: string): Selectors | undefined {
   const [, word = '', rest = ''] = /^([a-z]+):(.*)$/s.exec(source) ?? [];
   const select = Object.hasOwn(LIVE, word) ? LIVE[word] : undefined;
@@ -88,16 +88,16 @@ export function liveSelectors(source: string): Selectors | undefined {
   return selectorsOf({ ...NO_SELECTORS, ...select(rest) });
 }
 
-/** What a command line with sources beside its selectors means. */
+/** The meaning of a command line with both sources and selectors. */
 export interface SelectedSources {
   readonly live: Selectors;
-  /** Sources that are no live maps. */
+  /** Sources that are not live maps. */
   readonly files: readonly string[];
 }
 
 /**
- * What selectors and words select together. Words are sources; behind a selector they are more of its values, as
- * when a shell has replaced `--pinned /sys/fs/bpf/app/*`.
+ * Combines selectors and words. Words are sources; after a selector they are further values of it, as
+ * when a shell expands `--pinned /sys/fs/bpf/app/*`.
  */
 export function selectedSources(args: SelectorArguments & { readonly sources: readonly string[] }): SelectedSources {
   const { sources } = args;
@@ -123,7 +123,7 @@ export function selectedSources(args: SelectorArguments & { readonly sources: re
 
 /** The maps that either selects. */
 function together(a: Selectors, b: Selectors): Selectors {
-  // No selector at all is every map.
+  // No selector means every map.
   if (!selected(a) || !selected(b)) return selected(a) ? b : a;
   if ((a.fds ?? []).length > 0 || (b.fds ?? []).length > 0 || a.tree !== b.tree) {
     throw new BpfimgError('usage', 'pid:PID:FD and tree:PID go with no other live source: name them one at a time');

@@ -1,7 +1,7 @@
 /**
- * Any source that a user names: an image, a dump, an archive, a document, standard input or live maps. What it is shows in its
- * content, never in its name. Every command opens its sources here; what a small image does not need is loaded when it
- * is asked for.
+ * Opens any source that a user names: an image, a dump, an archive, a document, standard input or live maps. The
+ * content decides what it is, never the name. Every command opens its sources here; what a small image does not need
+ * is loaded on demand.
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -18,7 +18,7 @@ import type { Sys } from '../kernel/sys.js';
 import type { Doing, MapTypes } from '../maptype.js';
 import { liveSelectors } from './selectors.js';
 
-/** What is told how far a capture has come. */
+/** Receives the progress of a capture. */
 export interface Watcher {
   update(doing: Doing): void;
   end(): void;
@@ -26,36 +26,36 @@ export interface Watcher {
 
 /** What opening a source may need. */
 export interface SourceHost {
-  /** Standard input; the process's when not said. */
+  /** Standard input; the process's own by default. */
   stdin(): Promise<Input>;
-  /** The table of map types, for documents and live maps; that of bpfimg's own plugins when not said. */
+  /** The table of map types, for documents and live maps; bpfimg's own plugins by default. */
   types(): Promise<MapTypes>;
-  /** The kernel, for live maps; the one that is running when not said. */
+  /** The kernel, for live maps; the running one by default. */
   sys(types: MapTypes): Promise<Sys>;
   /** Watches captures of live maps. */
   watch?(): Promise<Watcher>;
-  /** A line about what of live maps could not be captured. */
+  /** Receives a line about live maps that could not be captured. */
   warn?(line: string): void;
-  /** A source with the map whose attributes and types the items from `bpftool -j map dump` get; asked for at most once. */
+  /** Opens a source whose map gives its attributes and types to the items from `bpftool -j map dump`; called at most once. */
   like?(): string | undefined;
-  /** What could not be seen when all live maps were asked for. */
+  /** Receives what could not be seen when all live maps were selected. */
   unseen?(what: Unseen): Promise<void>;
 }
 
 /** A source of several images: a dump. */
 export interface DumpSource {
   readonly kind: 'dump';
-  /** How messages name it. */
+  /** Its name in messages. */
   readonly name: string;
   /** What it was opened from. */
   readonly form: 'folder' | 'archive' | 'document' | 'live';
   readonly files: DumpFiles;
-  /** Name of the container that was checkpointed, where config.dump says it. */
+  /** Name of the checkpointed container, if config.dump gives it. */
   container?(): Promise<string | undefined>;
-  /** The SHA-256 that an archive of bpfimg's has of a file. */
+  /** The SHA-256 of a file, as recorded in an archive made by bpfimg. */
   digest?(name: string): string | undefined;
   /**
-   * Holds the files against their digests.
+   * Checks the files against their digests.
    * @throws BpfimgError for one that differs
    */
   check?(): Promise<void>;
@@ -67,7 +67,7 @@ export interface ImageSource {
   readonly kind: 'image';
   readonly name: string;
   readonly form: 'image' | 'document';
-  /** The image; without a size when it comes from a pipe, which can be read once. */
+  /** The image; without a size if it comes from a pipe, which can be read only once. */
   readonly input: Input;
   close(): void;
 }
@@ -82,7 +82,7 @@ const DEFAULTS: SourceHost = {
 
 /**
  * Opens what `text` names; undefined is standard input.
- * @throws BpfimgError for what is not there, cannot be opened, or is none of a source's forms
+ * @throws BpfimgError for what is missing, cannot be opened, or is no source
  */
 export async function openSource(text: string | undefined, given: Partial<SourceHost> = {}): Promise<Source> {
   const host: SourceHost = { ...DEFAULTS, ...given };
@@ -96,8 +96,7 @@ export async function openSource(text: string | undefined, given: Partial<Source
 }
 
 /**
- * Opens the maps of a source; undefined for an image of a kind that has none. The caller closes them, and the source
- * after them.
+ * Opens the maps of a source; undefined for an image of a kind that has none. The caller closes them, then the source.
  */
 export async function openMaps(source: Source, onBroken?: OnBroken): Promise<Dump | undefined> {
   const opened = await dumpOf(source, onBroken);
@@ -108,7 +107,7 @@ export async function openMaps(source: Source, onBroken?: OnBroken): Promise<Dum
 async function dumpOf(source: Source, onBroken?: OnBroken): Promise<Dump | ImageKind> {
   const { openDump, openDumpImage } = await import('../dump/model.js');
   if (source.kind === 'dump') return openDump(source.files, onBroken);
-  // Items are read at two places in turn, which a pipe cannot do.
+  // Items are read at two positions alternately, which a pipe cannot do.
   const input = source.input.size === undefined ? await setAside(source.input) : { ...source.input, close() {} };
   let dump: Dump | undefined;
   try {
@@ -120,7 +119,7 @@ async function dumpOf(source: Source, onBroken?: OnBroken): Promise<Dump | Image
   }
 }
 
-/** As {@link openMaps}, of a source that must have maps. */
+/** As {@link openMaps}, for a source that must have maps. */
 export async function mapsOf(source: Source, onBroken?: OnBroken): Promise<Dump> {
   const opened = await dumpOf(source, onBroken);
   if ('maps' in opened) return opened;
@@ -145,7 +144,7 @@ async function openStream(given: Input, host: SourceHost): Promise<Source> {
     const { openArchiveSource } = await import('./archive.js');
     return openArchiveSource(input);
   }
-  // No image begins as an object or a list does.
+  // No image begins like a JSON object or list.
   if (!/^\s*[{[]/.test(Buffer.from(head).toString('latin1'))) return imageSource(input, 'image');
   const { openDocument } = await import('./document.js');
   return openDocument(input, host);
@@ -156,7 +155,7 @@ export function imageSource(input: Input, form: ImageSource['form']): ImageSourc
   return { kind: 'image', name: input.name, form, input, close: () => input.close() };
 }
 
-/** A folder: a dump, or what podman and others make of one, with the dump in `checkpoint`. */
+/** A folder: a dump, or an unpacked checkpoint with the dump in `checkpoint`. */
 async function folderSource(folder: string): Promise<DumpSource> {
   const { folderFiles } = await import('../dump/files.js');
   const { checkpointName, CONFIG, isDump } = await import('./checkpoint.js');
@@ -164,7 +163,7 @@ async function folderSource(folder: string): Promise<DumpSource> {
   const isInner = !isDump(namesIn(folder)) && isDump(namesIn(inner));
   const files = folderFiles(isInner ? inner : folder);
   const container = async () => {
-    // An engine that packs a checkpoint has its own files beside the folder of that name.
+    // An engine that packs a checkpoint puts its own files beside the `checkpoint` folder.
     const whole = isInner ? folder : path.dirname(path.resolve(folder));
     if (!isInner && path.basename(path.resolve(folder)) !== 'checkpoint') return undefined;
     const beside = folderFiles(whole);
@@ -177,7 +176,7 @@ function namesIn(folder: string): string[] {
   try {
     return fs.readdirSync(folder);
   } catch {
-    // Opening it says why not.
+    // Opening it explains why not.
     return [];
   }
 }
