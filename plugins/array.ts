@@ -1,7 +1,6 @@
 import { roundUp8 } from '../src/bytes.js';
-import { readMemory } from '../src/capture/read.js';
 import type { Plugin } from '../src/maptype.js';
-import { fillMemory } from '../src/replay/fill.js';
+import { toolkit } from '../src/toolkit.js';
 import { FLAG, indexed, NUMA_RW, PROG, TYPES } from './rules.js';
 
 /** Values at indexes that are always there. */
@@ -29,8 +28,8 @@ export const array: Plugin = {
       },
     },
   ],
-  capture: readMemory,
-  replay: fillMemory,
+  capture: toolkit.readMemory,
+  replay: toolkit.fillMemory,
   keyText: indexText,
 };
 

@@ -1,7 +1,8 @@
-import { readBuckets, readKeys } from '../src/capture/read.js';
 import type { Plugin } from '../src/maptype.js';
-import { fillHash, fillInOrder } from '../src/replay/fill.js';
+import { toolkit } from '../src/toolkit.js';
 import { FLAG, HASH, HASH_ITEM, NUMA_RW, PROG, TYPES } from './rules.js';
+
+const { fillHash, fillInOrder, readBuckets, readKeys } = toolkit;
 
 /** Hash tables, with and without eviction, and the one that grows. */
 export const hash: Plugin = {

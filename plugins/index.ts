@@ -5,12 +5,12 @@ import { arena } from './arena/index.js';
 import { array } from './array.js';
 import { hash } from './hash.js';
 import { kernel } from './kernel.js';
-import { mapInMap } from './map-in-map.js';
+import { mapInMap } from './map-in-map/index.js';
 import { percpu } from './percpu.js';
 import { queue } from './queue/index.js';
-import { references } from './references.js';
+import { references } from './references/index.js';
 import { ring } from './ring/index.js';
-import { storage } from './storage.js';
+import { storage } from './storage/index.js';
 import { trie } from './trie.js';
 import { unknownTypes } from './unknown.js';
 

@@ -1,7 +1,6 @@
-import { metadataOnly, readKeys } from '../src/capture/read.js';
-import { MAP_FLAG } from '../src/kernel/abi.js';
-import type { Carries, Plugin } from '../src/maptype.js';
-import { leaveEmpty } from '../src/replay/fill.js';
+import { MAP_FLAG } from '../src/kernel/flags.js';
+import { type Carries, leaveEmpty, metadataOnly, type Plugin } from '../src/maptype.js';
+import { toolkit } from '../src/toolkit.js';
 import { ANY, exactly, FLAG, indexed, NO_BTF, NUMA_RW, PROG, PUSHED, TYPES, U32 } from './rules.js';
 
 const only = (lost: string): Carries => ({ captured: 'metadata only', replayed: 'empty', lost });
@@ -69,6 +68,6 @@ export const kernel: Plugin = {
     },
   ],
   capture: (map, sink, work) =>
-    work.type.carries?.captured === 'items' ? readKeys(map, sink, work) : metadataOnly(map, sink, work),
+    work.type.carries?.captured === 'items' ? toolkit.readKeys(map, sink, work) : metadataOnly(map, sink, work),
   replay: leaveEmpty,
 };

@@ -1,8 +1,9 @@
-import { readBuckets, readIndexes } from '../src/capture/read.js';
 import type { Plugin } from '../src/maptype.js';
-import { fillHash, fillIndexes } from '../src/replay/fill.js';
+import { toolkit } from '../src/toolkit.js';
 import { indexText } from './array.js';
 import { FLAG, HASH, indexed, PERCPU_VALUE, PROG, RW, TYPES } from './rules.js';
+
+const { fillHash, fillIndexes, readBuckets, readIndexes } = toolkit;
 
 /** Maps with a value for each possible CPU. */
 export const percpu: Plugin = {

@@ -1,5 +1,5 @@
 /** What MAP_CREATE demands of several map types alike. Measured on Linux 6.18, types newer than that on 7.3. */
-import { MAP_FLAG } from '../src/kernel/abi.js';
+import { MAP_FLAG } from '../src/kernel/flags.js';
 import { type CreateRule, PROG, RW, type SizeRange, U32 } from '../src/kernel/rules.js';
 
 export { PROG, RW, U32 };

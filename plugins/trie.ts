@@ -1,8 +1,6 @@
 import { hex, ipv6Text } from '../src/bytes.js';
-import { readPrefixes } from '../src/capture/read.js';
 import { FULL, type Plugin } from '../src/maptype.js';
-import { fillInOrder } from '../src/replay/fill.js';
-import { findKey } from '../src/replay/items.js';
+import { toolkit } from '../src/toolkit.js';
 import { ANY, FLAG, NUMA_RW, PROG, TYPES } from './rules.js';
 
 /** Longest-prefix match. */
@@ -25,10 +23,11 @@ export const trie: Plugin = {
       },
     },
   ],
-  capture: readPrefixes,
+  capture: toolkit.readPrefixes,
 
   /** The kernel takes no prefix that is longer than the address behind it. */
   async foresee({ items }) {
+    const { findKey } = await import('../src/replay/items.js');
     const most = 8 * (items.keySize - 4);
     const key = await findKey(items, (key) => key.readUInt32LE() > most);
     if (key === undefined) return undefined;
@@ -36,7 +35,7 @@ export const trie: Plugin = {
     return { problems: [`item ${hex(key)}: ${what}`], report: FULL };
   },
 
-  replay: fillInOrder,
+  replay: toolkit.fillInOrder,
   keyText: prefixText,
 };
 

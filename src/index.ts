@@ -143,6 +143,7 @@ export {
   type MapSpec,
   type MapState,
 } from './kernel/map.js';
+export type { Available } from './kernel/memory.js';
 export type { Access, AnonymousMapping, MapHolder } from './kernel/proc.js';
 export type { CreateRule, KnownType, SizeRange } from './kernel/rules.js';
 export { type Attr, type MapResult, openSys, type Result, type Sys } from './kernel/sys.js';
@@ -177,7 +178,6 @@ export {
   type Work,
 } from './maptype.js';
 export type { CpuFold } from './replay/items.js';
-export type { Available } from './replay/memory.js';
 export { type PlannedMap, type PlanOptions, planMap, planMaps } from './replay/plan.js';
 export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
 export { encodeIntoArchive, packed as packDump } from './source/pack.js';
@@ -191,7 +191,7 @@ export {
   type SourceHost,
   type Watcher,
 } from './source/source.js';
-export { type Toolkit, toolkit } from './toolkit.js';
+export { type FillMap, type ReadMap, type Toolkit, toolkit } from './toolkit.js';
 export type { Json, JsonObject } from './value.js';
 export { FINDINGS, type Finding, type FindingCode, Verifier } from './verify/verify.js';
 export { version } from './version.js';

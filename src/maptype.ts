@@ -5,7 +5,7 @@
  * Numbers, names and flags are the kernel's (include/uapi/linux/bpf.h), names spelled as bpftool does.
  */
 import { SMALLEST_PAGE } from './bytes.js';
-import { MAP_FLAG, type MapShape } from './kernel/abi.js';
+import { MAP_FLAG, type MapShape } from './kernel/flags.js';
 import type { BpfMap, MapSpec } from './kernel/map.js';
 import type { CreateRule, KnownTypes } from './kernel/rules.js';
 import type { Sys } from './kernel/sys.js';
@@ -132,6 +132,23 @@ export function withMissing(report: Report, what: string): Report {
 /** Whether no items were captured. */
 export function isBare({ kind }: Report): boolean {
   return kind === 'metadata only' || kind === 'not supported';
+}
+
+/** What is reported of a map of this type that is left empty, when the dump has `count` items of it. */
+export function leftEmpty(type: MapType, count: number): Report {
+  // Of a map that had nothing, nothing is lost.
+  if (type.carries?.captured === 'items' && count === 0) return FULL;
+  return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
+}
+
+/** A `replay` hook that leaves the map empty. */
+export async function leaveEmpty(_map: BpfMap, items: ItemSource, { type }: Work): Promise<Report> {
+  return leftEmpty(type, items.count);
+}
+
+/** A `capture` hook that reads no items. */
+export async function metadataOnly(_map: BpfMap, _sink: ItemSink, { type }: Work): Promise<Report> {
+  return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
 }
 
 /** Bytes of a value, from its start; for an array, the same bytes of each element. */
@@ -334,7 +351,7 @@ export interface Plugin {
   /** Turns the attributes that the kernel reported into those that MAP_CREATE accepts. */
   attributes?(spec: MapSpec, type: MapType): MapSpec;
   /** Creates a map, if that needs more than its attributes. The caller owns it. */
-  create?(sys: Sys, spec: MapSpec, work: ReplayWork): BpfMap;
+  create?(sys: Sys, spec: MapSpec, work: ReplayWork): BpfMap | Promise<BpfMap>;
   /** Reads all items of a live map. */
   capture?(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report>;
   /** Ids of the maps of the same dump that must exist before this one can be filled. */

@@ -1,18 +1,52 @@
-/** What a user's plugin is given: bpfimg's own ways to read and to fill maps. docs/plugins.md says what each is for. */
-import { readBuckets, readIndexes, readKeys, readMemory, readPrefixes } from './capture/read.js';
-import { FULL } from './maptype.js';
-import { fillHash, fillIndexes, fillInOrder, fillMemory } from './replay/fill.js';
+/**
+ * bpfimg's own ways to read and to fill maps, for its own plugins and for those of users. docs/plugins.md says what
+ * each is for.
+ */
+import type { BpfMap } from './kernel/map.js';
+import { FULL, type ItemSink, type ItemSource, type Report, type Work } from './maptype.js';
 
-export const toolkit = {
-  readBuckets,
-  readIndexes,
-  readMemory,
-  readPrefixes,
-  readKeys,
-  fillHash,
-  fillIndexes,
-  fillMemory,
-  fillInOrder,
+/** The functions of a module that return promises. */
+type Async<M> = { [K in keyof M]: M[K] extends (...args: never[]) => Promise<unknown> ? K : never }[keyof M];
+
+/** The function `name` of a module that is loaded by the first call: most commands need only the data of map types. */
+export function lazily<M, K extends Async<M>>(load: () => Promise<M>, name: K): M[K] {
+  const call = async (...args: unknown[]) => ((await load())[name] as (...args: unknown[]) => unknown)(...args);
+  return call as M[K];
+}
+
+const read = () => import('./capture/read.js');
+const fill = () => import('./replay/fill.js');
+
+/** Puts all items of a live map into a sink. */
+export type ReadMap = (map: BpfMap, sink: ItemSink, work: Work) => Promise<Report>;
+
+/** Fills a fresh map with items. */
+export type FillMap = (map: BpfMap, items: ItemSource, work: Work) => Promise<Report>;
+
+/** What the function that makes a plugin receives. */
+export interface Toolkit {
+  readonly readBuckets: ReadMap;
+  readonly readIndexes: ReadMap;
+  readonly readMemory: ReadMap;
+  readonly readPrefixes: ReadMap;
+  readonly readKeys: ReadMap;
+  readonly fillHash: FillMap;
+  readonly fillIndexes: FillMap;
+  readonly fillMemory: FillMap;
+  readonly fillInOrder: FillMap;
+  readonly FULL: Report;
+}
+
+/** bpfimg's own. */
+export const toolkit: Toolkit = {
+  readBuckets: lazily(read, 'readBuckets'),
+  readIndexes: lazily(read, 'readIndexes'),
+  readMemory: lazily(read, 'readMemory'),
+  readPrefixes: lazily(read, 'readPrefixes'),
+  readKeys: lazily(read, 'readKeys'),
+  fillHash: lazily(fill, 'fillHash'),
+  fillIndexes: lazily(fill, 'fillIndexes'),
+  fillMemory: lazily(fill, 'fillMemory'),
+  fillInOrder: lazily(fill, 'fillInOrder'),
   FULL,
 };
-export type Toolkit = typeof toolkit;

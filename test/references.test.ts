@@ -10,7 +10,7 @@ import { createInterface } from 'node:readline';
 import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
-import { references as plugin } from '../plugins/references.js';
+import { references as plugin } from '../plugins/references/index.js';
 import { type CapturedMap, capture } from '../src/capture/capture.js';
 import { factsOf } from '../src/dump/facts.js';
 import { openDump } from '../src/dump/model.js';

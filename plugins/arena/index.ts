@@ -1,8 +1,9 @@
 import type { Plugin } from '../../src/maptype.js';
+import { lazily } from '../../src/toolkit.js';
 import { indexText } from '../array.js';
 import { exactly, FLAG, TYPES } from '../rules.js';
-import { readArena } from './capture.js';
-import { arenaForeseen, fillArena } from './replay.js';
+
+const replay = () => import('./replay.js');
 
 /** Memory that programs and processes share at one address. */
 export const arena: Plugin = {
@@ -31,8 +32,8 @@ export const arena: Plugin = {
       },
     },
   ],
-  capture: readArena,
-  foresee: arenaForeseen,
-  replay: fillArena,
+  capture: lazily(() => import('./capture.js'), 'readArena'),
+  foresee: lazily(replay, 'arenaForeseen'),
+  replay: lazily(replay, 'fillArena'),
   keyText: indexText,
 };

@@ -1,9 +1,9 @@
 import type { Plugin } from '../../src/maptype.js';
-import { backwards, fillInOrder } from '../../src/replay/fill.js';
+import { lazily } from '../../src/toolkit.js';
 import { NO_BTF, NUMA_RW, PROG, PUSHED } from '../rules.js';
-import { drain } from './drain.js';
 
 const STACK = 23;
+const drain = lazily(() => import('./drain.js'), 'drain');
 
 /** Maps without keys: values are pushed, and reading one takes it out. An image has them in the order of pops. */
 export const queue: Plugin = {
@@ -27,5 +27,8 @@ export const queue: Plugin = {
     },
   ],
   capture: (map, sink, work) => drain(map, sink, work, work.type.number === STACK),
-  replay: (map, items, work) => fillInOrder(map, work.type.number === STACK ? backwards(items) : items, work),
+  async replay(map, items, work) {
+    const { backwards, fillInOrder } = await import('../../src/replay/fill.js');
+    return fillInOrder(map, work.type.number === STACK ? backwards(items) : items, work);
+  },
 };

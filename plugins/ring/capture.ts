@@ -4,7 +4,8 @@ import { Spool } from '../../src/io/spool.js';
 import { KernelError } from '../../src/kernel/error.js';
 import type { BpfMap } from '../../src/kernel/map.js';
 import { FULL, type ItemSink, type Report, type Work } from '../../src/maptype.js';
-import { RING_WORD, Ring, recordsEnd } from './memory.js';
+import { RING_WORD } from './index.js';
+import { Ring, recordsEnd } from './memory.js';
 
 /** Bytes that are copied, and handed on, in one go. */
 const STEP = 1024 * 1024;

@@ -1,10 +1,13 @@
-import type { MapType, Plugin } from '../../src/maptype.js';
-import { leaveEmpty } from '../../src/replay/fill.js';
+import { leaveEmpty, type MapType, type Plugin } from '../../src/maptype.js';
+import { lazily } from '../../src/toolkit.js';
 import { FLAG, RING, TYPES } from '../rules.js';
-import { readRing } from './capture.js';
-import { RING_WORD } from './memory.js';
-import { fillRing, ringForeseen } from './replay.js';
 
+const replay = () => import('./replay.js');
+const fillRing = lazily(replay, 'fillRing');
+const ringForeseen = lazily(replay, 'ringForeseen');
+
+/** Records begin and end at multiples of this. */
+export const RING_WORD = 8;
 /** Words of the records that nobody has read yet, headers and all, in the order of the memory. */
 const kept = { key: 0, value: RING_WORD };
 
@@ -38,7 +41,7 @@ export const ring: Plugin = {
       create: { ...RING, ...TYPES, flags: FLAG.NUMA_NODE },
     },
   ],
-  capture: readRing,
+  capture: lazily(() => import('./capture.js'), 'readRing'),
   foresee: async (plan) => (plan.type.carries === undefined ? ringForeseen(plan) : undefined),
   replay: (map, items, work) => (work.type.carries === undefined ? fillRing : leaveEmpty)(map, items, work),
 };

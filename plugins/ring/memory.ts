@@ -6,9 +6,6 @@ import { roundUp8 } from '../../src/bytes.js';
 import { KernelError } from '../../src/kernel/error.js';
 import { BpfMap, type Mapping } from '../../src/kernel/map.js';
 
-/** Records begin and end at multiples of this. */
-export const RING_WORD = 8;
-
 /** Of a record's first u32, its length: it is being written. */
 const BUSY = 0x8000_0000;
 /** It is there to be skipped. */

@@ -644,11 +644,3 @@ async function walkKeys(map: BpfMap, seen: Set<string>, items: Collector): Promi
   }
   return true;
 }
-
-// ---------------------------------------------------------------------------------------------------
-// Not at all
-
-/** Reads no items: saves only the map's attributes, and reports what is lost. */
-export async function metadataOnly(_map: BpfMap, _sink: ItemSink, { type }: Work): Promise<Report> {
-  return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
-}

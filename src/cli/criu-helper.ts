@@ -5,6 +5,9 @@
  * standard input ends when it needs nothing more. The tasks are frozen meanwhile, so this way is short.
  */
 import * as fs from 'node:fs';
+// Almost every run needs them: loaded with everything else, their compiled code is kept (see launcher.cjs).
+import '../capture/read.js';
+import '../replay/fill.js';
 import { readConfig } from '../criu/config.js';
 import { dumpMaps, restoreMaps } from '../criu/helper.js';
 import { BpfimgError, EXIT, errorText, oneLine } from '../errors.js';

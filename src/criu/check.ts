@@ -3,8 +3,8 @@
  * become of it. Looks only; what is said of a map is what its plugin says where that takes nothing out of it.
  */
 import { BpfimgError } from '../errors.js';
+import { mapSubject } from '../kernel/flags.js';
 import { type LiveMap, LiveMaps, openLive, type Program, programsByMap, type Unseen } from '../kernel/live.js';
-import { mapSubject } from '../kernel/map.js';
 import { Programs } from '../kernel/objects.js';
 import {
   type Access,

@@ -7,7 +7,7 @@ import { roundUp8 } from '../bytes.js';
 import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, dataShape, type MapFile } from '../dump/model.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
-import { MAP_FLAG } from '../kernel/abi.js';
+import { MAP_FLAG } from '../kernel/flags.js';
 import { type MapType, type MapTypes, reportText } from '../maptype.js';
 
 /** What a native restore gives back of a map: `problem` is why it must not be tried. */

@@ -10,8 +10,9 @@ import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
 import { KernelError } from './error.js';
+import { mapSubject } from './flags.js';
 import { type KernelMap, kernelMaps } from './iter.js';
-import { BpfMap, InfoReader, kernelName, mapSubject, openPin } from './map.js';
+import { BpfMap, InfoReader, kernelName, openPin } from './map.js';
 import { isPattern, matcher, near } from './pattern.js';
 import {
   type Access,

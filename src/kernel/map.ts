@@ -7,7 +7,7 @@
  */
 import { isZero, pathBytes, pathText, roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import { ATTR, type BpfCommand, ELEM_FLAG, MAP_FLAG, MAP_INFO, MAP_LINK, type StructField } from './abi.js';
+import { ATTR, type BpfCommand, ELEM_FLAG, MAP_FLAG, MAP_INFO, MAP_LINK, mapSubject, type StructField } from './abi.js';
 import { causeOf, KernelError } from './error.js';
 import { type Access, bpffsHint, fdLink, isBpffs, type MapFdinfo, mapFdinfo } from './proc.js';
 import { breaches } from './rules.js';
@@ -135,11 +135,6 @@ export class InfoReader {
       btfVmlinuxValueType: info.get('btf_vmlinux_value_type_id'),
     };
   }
-}
-
-/** How messages name a map: `map 57 (flows)`. */
-export function mapSubject(id: number, name: string): string {
-  return name === '' ? `map ${id}` : `map ${id} (${name})`;
 }
 
 /** Opens the BPF object pinned at `path`; the caller owns the result. The path may be bytes that are not text. */

@@ -2,7 +2,7 @@
  * What MAP_CREATE demands, as data in the rows of map types. Nothing is checked before the call; if the kernel
  * refuses, these rules explain why. They never overrule the kernel.
  */
-import { MAP_FLAG, type MapShape, NAME_SIZE } from './abi.js';
+import { MAP_FLAG, type MapShape, NAME_SIZE } from './flags.js';
 
 /** Smallest and largest value of a size, and what it must be a multiple of, or whether it must be a power of two. */
 export interface SizeRange {

@@ -7,7 +7,7 @@ import { ELEM_FLAG, MAP_FLAG } from '../kernel/abi.js';
 import { KernelError } from '../kernel/error.js';
 import type { Batch, BpfMap, Mapping } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
-import { FULL, type ItemSource, type MapType, type Report, type Work } from '../maptype.js';
+import { FULL, type ItemSource, type Report, type Work } from '../maptype.js';
 import { type Seen, seenIndexes, seenKeys } from './seen.js';
 
 /** Calls in progress at a time for one map: as many as for reading, for the same reason. */
@@ -487,16 +487,4 @@ function countKeys(map: BpfMap): number {
     if (++count > map.maxEntries) break;
   }
   return count;
-}
-
-/** Puts nothing into the map, and reports what is missing. */
-export async function leaveEmpty(_map: BpfMap, items: ItemSource, { type }: Work): Promise<Report> {
-  return leftEmpty(type, items.count);
-}
-
-/** The report for a map of this type that is left empty although the dump has `count` items of it. */
-export function leftEmpty(type: MapType, count: number): Report {
-  // A map without items loses nothing.
-  if (type.carries?.captured === 'items' && count === 0) return FULL;
-  return { kind: 'metadata only', why: `lost: ${type.carries?.lost ?? 'its items'}` };
 }

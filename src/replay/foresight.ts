@@ -3,8 +3,7 @@ import { isZero } from '../bytes.js';
 import type { Dump } from '../dump/model.js';
 import type { TypeFinder } from '../dump/types.js';
 import { breaches } from '../kernel/rules.js';
-import { type Foreseen, FULL, type MapType, type Report } from '../maptype.js';
-import { leftEmpty } from './fill.js';
+import { type Foreseen, FULL, leftEmpty, type MapType, type Report } from '../maptype.js';
 import { findKey } from './items.js';
 import type { PlannedMap } from './plan.js';
 

@@ -6,8 +6,8 @@ import { wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import type { Input } from '../io/input.js';
-import { MAP_FLAG } from '../kernel/abi.js';
-import { type MapSpec, mapSubject } from '../kernel/map.js';
+import { MAP_FLAG, mapSubject } from '../kernel/flags.js';
+import type { MapSpec } from '../kernel/map.js';
 import type { Access } from '../kernel/proc.js';
 import { takenEntries } from '../kernel/rules.js';
 import {

@@ -5,11 +5,11 @@
 import { BpfimgError } from '../errors.js';
 import { KernelError } from '../kernel/error.js';
 import { BpfMap, type MapSpec } from '../kernel/map.js';
+import { type Available, memoryAvailable } from '../kernel/memory.js';
 import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
 import { compareItems } from './compare.js';
 import { noReplay } from './foresight.js';
-import { type Available, memoryAvailable } from './memory.js';
 import { PinFolder } from './pins.js';
 import type { PlannedMap } from './plan.js';
 import { kernelFields, ReplayTypes } from './types.js';
@@ -155,14 +155,14 @@ async function createMap(
   const { btf, facts } = plan;
   const rule = plan.type.create?.btf;
   if (btf === undefined || facts.types === undefined || rule === 'no') {
-    return { map: make(plan.spec), untyped: undefined, hidden: [] };
+    return { map: await make(plan.spec), untyped: undefined, hidden: [] };
   }
   const fd = await types.load(btf);
   let problem = fd instanceof BpfimgError ? fd : undefined;
   if (typeof fd === 'number') {
     const { key, value } = facts.types;
     try {
-      const map = make({ ...plan.spec, btf: { fd, keyType: key, valueType: value } });
+      const map = await make({ ...plan.spec, btf: { fd, keyType: key, valueType: value } });
       const { hidden, locked } = kernelFields(await btf.read(), btf.name, value);
       if (locked) map.lockValues();
       return { map, untyped: undefined, hidden };
@@ -172,7 +172,7 @@ async function createMap(
     }
   }
   if (required || rule === 'required') throw problem;
-  return { map: make(plan.spec), untyped: `without its types: ${problem?.message}`, hidden: [] };
+  return { map: await make(plan.spec), untyped: `without its types: ${problem?.message}`, hidden: [] };
 }
 
 /** What the hooks of a map's plugin receive. */

@@ -1,29 +1,22 @@
-import { hex, viewOf } from '../src/bytes.js';
-import { metadataOnly, readKeys } from '../src/capture/read.js';
-import { KernelError } from '../src/kernel/error.js';
-import type { BpfMap } from '../src/kernel/map.js';
-import { Sockets } from '../src/kernel/objects.js';
-import { Cgroups, seesAll, tasks } from '../src/kernel/owners.js';
+/** Reads and fills storage of kernel objects. */
+import { hex, viewOf } from '../../src/bytes.js';
+import { readKeys } from '../../src/capture/read.js';
+import { KernelError } from '../../src/kernel/error.js';
+import type { BpfMap } from '../../src/kernel/map.js';
+import { Sockets } from '../../src/kernel/objects.js';
+import { Cgroups, seesAll, tasks } from '../../src/kernel/owners.js';
 import {
   type CaptureWork,
-  type Carries,
   FULL,
   type ItemSink,
-  type MapType,
-  type Plugin,
+  type ItemSource,
+  leaveEmpty,
+  metadataOnly,
   type Reference,
   type ReplayWork,
   type Report,
-} from '../src/maptype.js';
-import { leaveEmpty } from '../src/replay/fill.js';
-import { putEach, ReportLines, referencesThatFit, socketOf, Unresolved } from './resolve.js';
-import { cgroupKeyed, LOCAL, NUMA_RW, PERCPU_VALUE, PROG, TYPES } from './rules.js';
-
-const CGROUP: Carries = {
-  captured: 'items',
-  replayed: 'empty',
-  lost: 'values: the kernel stores them only while a program that uses the map is attached to the cgroup',
-};
+} from '../../src/maptype.js';
+import { putEach, ReportLines, referencesThatFit, socketOf, Unresolved } from '../resolve.js';
 
 /** An object that a value may hang on. */
 interface Owner {
@@ -106,96 +99,31 @@ function ownerKey(number: bigint, size: number): Buffer {
   return key.subarray(0, size);
 }
 
-const local = (captured: Carries['captured'], replayed: Carries['replayed'], lost: string): Carries => {
-  return { captured, replayed, lost };
-};
-const row = (number: number, name: string, since: string, carries: Carries, key?: number): MapType => {
-  return {
-    number,
-    name,
-    since,
-    key: 'fd',
-    create: LOCAL,
-    carries,
-    ...(key === undefined ? {} : { imageItem: { key } }),
-  };
-};
+/** Reads the values of all objects that can be found. */
+export async function captureStorage(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report> {
+  const owners = OWNERS[work.type.number];
+  if (owners !== undefined) return captureOwned(map, sink, work, owners);
+  return work.type.carries?.captured === 'items' ? readKeys(map, sink, work) : metadataOnly(map, sink, work);
+}
 
-/** Storage that hangs on another kernel object: cgroup, socket, inode, task. */
-export const storage: Plugin = {
-  name: 'storage',
-  types: [
-    {
-      number: 19,
-      name: 'cgroup_storage',
-      since: '4.19',
-      key: 'bytes',
-      carries: CGROUP,
-      create: { ...cgroupKeyed({ min: 1, max: 65_407 }), ...TYPES, flags: NUMA_RW | PROG, within: 'never' },
-    },
-    {
-      number: 21,
-      name: 'percpu_cgroup_storage',
-      since: '4.20',
-      key: 'bytes',
-      perCpu: true,
-      carries: CGROUP,
-      create: { ...cgroupKeyed(PERCPU_VALUE), ...TYPES, flags: NUMA_RW | PROG, within: 'never' },
-    },
-    {
-      ...row(
-        24,
-        'sk_storage',
-        '5.2',
-        local('some items', 'some items', 'values of sockets that no process has open; all of them after a reboot'),
-        8,
-      ),
-      files: true,
-    },
-    row(
-      28,
-      'inode_storage',
-      '5.10',
-      local(
-        'metadata only',
-        'empty',
-        'values: they belong to files, and only a process that has a file open can read its value',
-      ),
-    ),
-    row(29, 'task_storage', '5.11', local('items', 'empty', 'values: they belong to tasks, whose ids may be reused')),
-    row(
-      32,
-      'cgrp_storage',
-      '6.2',
-      local('items', 'some items', 'values of cgroups (by path) that the host does not have'),
-      8,
-    ),
-  ],
-
-  async capture(map, sink, work) {
-    const owners = OWNERS[work.type.number];
-    if (owners !== undefined) return captureOwned(map, sink, work, owners);
-    return work.type.carries?.captured === 'items' ? readKeys(map, sink, work) : metadataOnly(map, sink, work);
-  },
-
-  async replay(map, items, work) {
-    const open = OWNERS[work.type.number]?.opener?.(map, work);
-    if (open === undefined) return leaveEmpty(map, items, work);
-    const known = new Map(work.facts.references?.map((one) => [hex(one.key), one]));
-    const key = Buffer.alloc(4);
-    return putEach(items, work, (name, value) => {
-      const owner = open(name, known.get(hex(name)));
-      try {
-        key.writeInt32LE(owner.fd);
-        map.update(key, value);
-      } catch (error) {
-        throw error instanceof KernelError ? error.of(`item ${hex(name)}`) : error;
-      } finally {
-        owner.close();
-      }
-    });
-  },
-};
+/** Gives the values to the objects of this host, where those can be named. */
+export async function fillStorage(map: BpfMap, items: ItemSource, work: ReplayWork): Promise<Report> {
+  const open = OWNERS[work.type.number]?.opener?.(map, work);
+  if (open === undefined) return leaveEmpty(map, items, work);
+  const known = new Map(work.facts.references?.map((one) => [hex(one.key), one]));
+  const key = Buffer.alloc(4);
+  return putEach(items, work, (name, value) => {
+    const owner = open(name, known.get(hex(name)));
+    try {
+      key.writeInt32LE(owner.fd);
+      map.update(key, value);
+    } catch (error) {
+      throw error instanceof KernelError ? error.of(`item ${hex(name)}`) : error;
+    } finally {
+      owner.close();
+    }
+  });
+}
 
 /** Values handed on in one go. */
 const STEP_VALUES = 256;

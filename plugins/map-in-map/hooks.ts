@@ -1,0 +1,225 @@
+/** Reads maps of maps and fills them. */
+import { viewOf } from '../../src/bytes.js';
+import { readBuckets, readSlots } from '../../src/capture/read.js';
+import { BpfimgError } from '../../src/errors.js';
+import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
+import { breaches, misfits } from '../../src/kernel/rules.js';
+import type { Sys } from '../../src/kernel/sys.js';
+import {
+  type CaptureWork,
+  type Foreseen,
+  FULL,
+  type ItemSink,
+  type ItemSource,
+  type Planned,
+  type ReplayWork,
+  type Report,
+  type Template,
+} from '../../src/maptype.js';
+import { fillInOrder } from '../../src/replay/fill.js';
+import { UnresolvedItems } from '../resolve.js';
+
+/** Inner map's id, or file descriptor: u32. */
+const VALUE = 4;
+
+/** Reads the items, and holds their inner maps until those are captured. */
+export async function captureOuter(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report> {
+  const inner = new InnerMaps(map, work);
+  const held: ItemSink = {
+    get count() {
+      return sink.count;
+    },
+    put: (keys, values, count) => sink.put(keys, values, inner.hold(keys, values, count)),
+  };
+  const report = await (work.type.key === 'index' ? readSlots : readBuckets)(map, held, work);
+  work.innerMaps(inner.ids);
+  work.keep({ template: inner.template });
+  if (inner.ids.size > 0 || report.kind !== 'full') return report;
+  return { kind: 'partial', why: 'it is empty, and the kernel does not reveal what its inner maps must be like' };
+}
+
+/** Ids of the inner maps. */
+export async function innerIds(items: ItemSource): Promise<readonly number[]> {
+  const inner = new Set<number>();
+  await eachId(items, (id) => inner.add(id));
+  return [...inner];
+}
+
+/** What the kernel will say of the inner maps. */
+export async function outerForeseen({ facts, inner, types }: Planned): Promise<Foreseen | undefined> {
+  const maps = [...inner];
+  const [first] = maps;
+  const wanted = wantedOf(facts.template, [...inner.values()]);
+  const template = wanted ?? first?.[1];
+  if (template === undefined) return undefined;
+  const kind = types.row(template.type);
+  if (kind?.create?.within === 'never') return { problems: [neverInner(kind.name)], report: FULL };
+  const problems: string[] = [];
+  if (first === undefined || misfits(first[1], template, types).length > 0) {
+    // Made for a moment, without a name and types.
+    const asked = { ...template, extra: 0n, ifindex: 0, name: Buffer.alloc(0), btf: false, inner: false };
+    problems.push(
+      ...(kind === undefined ? [] : breaches(asked, kind)).map((what) => `what its inner maps must be like: ${what}`),
+    );
+  }
+  for (const [id, map] of problems.length > 0 ? [] : maps) {
+    const odd = misfits(map, template, types);
+    if (odd.length > 0) problems.push(`inner map ${id} does not fit: ${odd.join(', ')}`);
+  }
+  return { problems, report: FULL };
+}
+
+/** Creates a map for inner maps like those it had. */
+export async function createOuter(sys: Sys, spec: MapSpec, work: ReplayWork): Promise<BpfMap> {
+  const { template } = work.facts;
+  const inner = work.needed.map((id) => work.fresh(id)).filter((map) => map !== undefined);
+  const [given] = inner;
+  if (template === undefined && given === undefined) {
+    const none =
+      work.needed.length === 0 ? 'it was empty when it was captured' : 'none of its inner maps is in the dump';
+    const why = `${none}, so it is unknown what its inner maps must be like`;
+    throw new BpfimgError('unsupported', why, { subject: work.subject });
+  }
+  const wanted = wantedOf(template, inner);
+  const kind = sys.types.row((wanted ?? given)?.type ?? 0);
+  if (kind?.create?.within === 'never')
+    throw new BpfimgError('unsupported', neverInner(kind.name), { subject: work.subject });
+  // An inner map of this very map will do where the image does not say.
+  if (wanted === undefined || (given !== undefined && isLikeTemplate(given, wanted))) {
+    return BpfMap.create(sys, { ...spec, inner: given as BpfMap });
+  }
+  return withTemplate(sys, spec, wanted);
+}
+
+/** Puts the fresh inner maps into a fresh map. */
+export async function fillOuter(map: BpfMap, items: ItemSource, work: ReplayWork): Promise<Report> {
+  const lacking = new UnresolvedItems(work);
+  const places: number[] = [];
+  await eachId(items, (id, key) => {
+    if (work.fresh(id) !== undefined) places.push(places.length + lacking.count);
+    else lacking.add(key, `inner map ${id}, which is not in the dump`);
+  });
+  const here = lacking.count === 0 ? items : itemsAt(items, places);
+  return lacking.report(await fillInOrder(map, translated(here, work), work));
+}
+
+/** Times an item is read again because its inner map was replaced before it could be opened. */
+const REPLACED_RETRIES = 20;
+
+/** The inner maps of one map, held as soon as an item names them. */
+class InnerMaps {
+  /** Those that stand in the image. */
+  readonly ids = new Set<number>();
+  template: Template | undefined;
+  readonly #value = Buffer.alloc(VALUE);
+
+  constructor(
+    readonly map: BpfMap,
+    readonly work: CaptureWork,
+  ) {}
+
+  /**
+   * Holds the inner maps of `count` items. One that is gone has been replaced: then the item gets the one that is
+   * there now. Items without any are dropped.
+   * @returns how many are left, at the beginning
+   */
+  hold(keys: Uint8Array, values: Uint8Array, count: number): number {
+    const { keySize } = this.map;
+    const view = viewOf(values);
+    let kept = 0;
+    for (let i = 0; i < count; i++) {
+      const id = this.#held(keys.subarray(i * keySize, (i + 1) * keySize), view.getUint32(i * VALUE, true));
+      if (id === undefined) continue;
+      this.ids.add(id);
+      view.setUint32(kept * VALUE, id, true);
+      if (kept !== i) keys.copyWithin(kept * keySize, i * keySize, (i + 1) * keySize);
+      kept++;
+    }
+    return kept;
+  }
+
+  /** The inner map of an item, which had `id` when it was read; undefined when the item is no more. */
+  #held(key: Uint8Array, id: number): number | undefined {
+    for (let left = REPLACED_RETRIES; ; left--) {
+      const found = this.work.follow(id);
+      this.template ??= found;
+      if (found !== undefined || left === 0) return id;
+      if (this.map.lookup(key, 0, this.#value) === undefined) return undefined;
+      id = this.#value.readUInt32LE();
+    }
+  }
+}
+
+function isLikeTemplate(map: BpfMap, { type, keySize, valueSize, maxEntries, flags }: Template): boolean {
+  const same = map.type === type && map.keySize === keySize && map.valueSize === valueSize && map.flags === flags;
+  return same && map.maxEntries === maxEntries;
+}
+
+/** What the map is made for. Inner maps that were all given another max_entries are what it is for now. */
+function wantedOf(
+  template: Template | undefined,
+  inner: readonly { readonly maxEntries: number }[],
+): Template | undefined {
+  const [first] = inner;
+  const same = first !== undefined && inner.every(({ maxEntries }) => maxEntries === first.maxEntries);
+  return template && same ? { ...template, maxEntries: first.maxEntries } : template;
+}
+
+function neverInner(name: string): string {
+  return `the kernel accepts no ${name} as an inner map`;
+}
+
+/** Creates a map by a template that goes away again: the kernel needs it for a moment. */
+function withTemplate(sys: Sys, spec: MapSpec, template: Template): BpfMap {
+  using inner = BpfMap.create(sys, { ...template, numaNode: -1 });
+  return BpfMap.create(sys, { ...spec, inner });
+}
+
+/** Values looked at in one go. */
+const STEP_VALUES = 4096;
+
+/** @param see is lent the key until it returns */
+async function eachId(items: ItemSource, see: (id: number, key: Buffer) => void): Promise<void> {
+  const step = Math.max(1, Math.min(STEP_VALUES, items.count));
+  const [keys, values] = [Buffer.alloc(step * items.keySize), Buffer.alloc(step * items.valueSize)];
+  for (let done = 0; done < items.count; done += step) {
+    const count = Math.min(step, items.count - done);
+    await items.read(done, count, keys, values);
+    for (let i = 0; i < count; i++) {
+      see(values.readUInt32LE(i * VALUE), keys.subarray(i * items.keySize, (i + 1) * items.keySize));
+    }
+  }
+}
+
+/** The items at these places, which ascend. */
+function itemsAt(items: ItemSource, places: readonly number[]): ItemSource {
+  const { keySize, valueSize } = items;
+  return {
+    keySize,
+    valueSize,
+    count: places.length,
+    async read(from, count, keys, values) {
+      for (let done = 0; done < count; ) {
+        const first = places[from + done] as number;
+        let run = 1;
+        while (done + run < count && places[from + done + run] === first + run) run++;
+        await items.read(first, run, keys.subarray(done * keySize), values.subarray(done * valueSize));
+        done += run;
+      }
+    },
+  };
+}
+
+/** The items with file descriptors of fresh maps in place of ids. */
+function translated(items: ItemSource, work: ReplayWork): ItemSource {
+  return {
+    ...items,
+    async read(from, count, keys, values) {
+      await items.read(from, count, keys, values);
+      const view = viewOf(values);
+      for (let i = 0; i < count; i++) {
+        view.setUint32(i * VALUE, work.fresh(view.getUint32(i * VALUE, true))?.fd as number, true);
+      }
+    },
+  };
+}
