@@ -458,7 +458,7 @@ const REFUSED: [what: string, maps: MapImage[], message: RegExp][] = [
   [
     'values of another size',
     [{ id: 77, name: 'bad', type: PERCPU_HASH, value: 9, items: [[u32(0), Buffer.alloc(8)]] }],
-    /^\S+: map 77 \(bad\): its 1 items have 4 bytes of keys and 8 of values, expected 4 and 9 bytes each$/,
+    /^\S+: map 77 \(bad\): it has 4 bytes of keys and 8 of values for 1 item, expected 4 and 9 bytes each$/,
   ],
 ];
 
