@@ -82,7 +82,7 @@ export function layoutOf({ btf, id }: TypeRef): { readonly root: Node; readonly 
       subject: btf.name,
     });
   }
-  return { root: new Builder(btf).build(id, '', undefined, undefined, 0, 0, 0, false), size };
+  return { root: new Builder(btf).build(id, '', undefined, undefined, 0, 0, 0), size };
 }
 
 class Builder {
@@ -102,7 +102,6 @@ class Builder {
 
   /**
    * @param bits of a bit-field; 0 for any other
-   * @param plain it is in a union, where the kernel has no fields
    */
   build(
     declared: number,
@@ -112,7 +111,6 @@ class Builder {
     bit: number,
     bits: number,
     depth: number,
-    plain: boolean,
   ): Node {
     const btf = this.#btf;
     this.#count(declared, 1);
@@ -145,7 +143,7 @@ class Builder {
     node.frame = frame ?? node;
     const special = specialKind(btf, target);
     if (special !== undefined) {
-      const kernel = SPECIAL_FIELDS[special].reads !== 'bytes' && !plain;
+      const kernel = SPECIAL_FIELDS[special].reads !== 'bytes';
       return Object.assign(node, { kind: kernel ? 'kernel' : 'opaque', special, hasKernel: kernel });
     }
     switch (btf.kind(target)) {
@@ -166,13 +164,13 @@ class Builder {
         node.kind = 'float';
         break;
       case 'ARRAY':
-        this.#array(node, btf.type(target) as ArrayType, depth, plain);
+        this.#array(node, btf.type(target) as ArrayType, depth);
         break;
       case 'STRUCT':
       case 'UNION':
       case 'DATASEC':
         node.kind = btf.kind(target) === 'UNION' ? 'union' : 'struct';
-        node.children = this.#members(node, target, depth, plain || node.kind === 'union');
+        node.children = this.#members(node, target, depth);
         break;
       default:
         throw btf.bad(id, 'has no values');
@@ -203,14 +201,14 @@ class Builder {
     return type;
   }
 
-  #array(node: Draft, { type: of, count }: ArrayType, depth: number, plain: boolean): void {
+  #array(node: Draft, { type: of, count }: ArrayType, depth: number): void {
     const btf = this.#btf;
     const element = btf.resolve(of);
     Object.assign(node, { count, stride: btf.size(of) });
     if (btf.kind(element) === 'INT' && (btf.type(element) as IntType).char) node.kind = 'text';
     else {
       node.kind = 'array';
-      if (node.bits > 0) node.children = [this.build(of, '', node, undefined, 0, 0, depth + 1, plain)];
+      if (node.bits > 0) node.children = [this.build(of, '', node, undefined, 0, 0, depth + 1)];
     }
   }
 
@@ -223,7 +221,7 @@ class Builder {
   }
 
   /** The members of structure `id`; those without bytes, and padding that has a width, carry no information. */
-  #members(node: Draft, id: number, depth: number, plain: boolean): Node[] {
+  #members(node: Draft, id: number, depth: number): Node[] {
     const btf = this.#btf;
     const nodes: Node[] = [];
     const names = new Map<string, number>();
@@ -242,10 +240,10 @@ class Builder {
           if (member.bits > 0 || bits === 0) continue;
           if (kind === 'STRUCT' && node.kind !== 'union') collect(target, bit, depth + 1);
           else if (kind === 'STRUCT' || kind === 'UNION')
-            nodes.push(this.build(member.type, '', node, node.frame, bit, 0, depth + 1, plain));
+            nodes.push(this.build(member.type, '', node, node.frame, bit, 0, depth + 1));
         } else {
           const name = unused(member.name, names);
-          if (bits > 0) nodes.push(this.build(member.type, name, node, node.frame, bit, member.bits, depth + 1, plain));
+          if (bits > 0) nodes.push(this.build(member.type, name, node, node.frame, bit, member.bits, depth + 1));
         }
       }
     };

@@ -21,7 +21,7 @@
  * - **A structure with one member** and that member convert into each other.
  * - **Unions** are copied if both sides are alike (the same members; enums may have got more names). Any other is a loss
  *   if it is not zero. A member of a union can be renamed from or to by hand, even to its own name.
- * - **Fields of the kernel** (locks, timers, kptrs, …) stay zero.
+ * - **Fields of the kernel** (locks, timers, kptrs, …) stay zero: an update does not set them anyway.
  * - **Members without an old one** are zero, or as `set` says; old members without a new one are a loss if they are not
  *   zero.
  * - **Padding** has no meaning and is never a loss. It is kept where it lies within what is copied as it is: always if
@@ -121,7 +121,7 @@ export interface Migration {
   readonly from: number;
   /** Bytes of a new one. */
   readonly to: number;
-  /** Values are copied as they are. */
+  /** Both types are alike: values are copied as they are, padding and the kernel's fields included. */
   readonly same: boolean;
   /** Some values may lose something; {@link convert} returns undefined for all of them otherwise. */
   readonly mayLose: boolean;
@@ -591,7 +591,9 @@ class Plan {
       return;
     }
     const sameOrder = old.little === fresh.little || (old.bits === 8 && old.bit % 8 === 0);
-    const sameSign = old.signed === fresh.signed && (old.bool || !fresh.bool);
+    // Between enums with the same names, compilers from before they told signed from unsigned make no difference.
+    const enums = old.enum !== undefined && fresh.enum !== undefined;
+    const sameSign = (enums || old.signed === fresh.signed) && (old.bool || !fresh.bool);
     const room = roomOf(fresh);
     const wholeBytes = [old.bits, old.bit, fresh.bit].every((bits) => bits % 8 === 0);
     if (old.bits === fresh.bits && sameSign) {
@@ -751,8 +753,8 @@ class Plan {
     switch (old.kind) {
       case 'number': {
         if (old.network !== fresh.network) return true;
-        if (old.signed !== fresh.signed || old.bool !== fresh.bool || old.little !== fresh.little) return false;
-        if (old.enum === undefined || fresh.enum === undefined) return true;
+        if (old.bool !== fresh.bool || old.little !== fresh.little) return false;
+        if (old.enum === undefined || fresh.enum === undefined) return old.signed === fresh.signed;
         const { kind } = this.#enums(old, fresh);
         return kind === 'same' || (kind === 'more' && !exact);
       }
