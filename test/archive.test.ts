@@ -1,5 +1,6 @@
 /** Archives of tar, GNU's and Python's, as containers' checkpoints are, and what is broken of them. */
 import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
@@ -548,6 +549,42 @@ t.test('archives that we write', { skip: noZstd || noPython }, async (t) => {
       message: 'out, a: 4 bytes were written, expected 3',
     },
   );
+});
+
+t.test('digests of files that are there twice, empty, or none', async (t) => {
+  const [first, second, empty] = ['first', 'second', ''].map((text) => createHash('sha256').update(text).digest('hex'));
+  const sums = (sum?: string) => entry('SHA256SUMS', `${sum}  a\n`);
+  const wrong = 'x, a: its SHA-256 is not the one in SHA256SUMS: it is damaged or was changed';
+  for (const [bodies, sum, message] of [
+    [['first', 'second'], second],
+    [['first', 'second'], first, wrong],
+    [['first', ''], empty],
+    [['first', ''], first, wrong],
+    [[''], first, wrong],
+  ] as const) {
+    const bytes = Buffer.concat([...bodies.map((text) => entry('a', text)), sums(sum), END]);
+    const files = { a: bodies.at(-1), SHA256SUMS: `${sum}  a\n` };
+    t.same(await filesOf(piped(bytes, 'x')), message ?? files, `${bodies} as they come`);
+    const checked = async () => {
+      const archive = await openArchive(bufferInput(bytes, 'x'), () => true);
+      await archive.check().finally(archive.close);
+    };
+    if (message === undefined) await checked();
+    else await t.rejects(checked(), { message }, `${bodies} in place`);
+  }
+  // Of two with one name only the first is read: nothing is known of the one that counts.
+  const arriving = await arrivingArchive(
+    bufferInput(Buffer.concat([entry('a', 'first'), entry('a', 'second'), sums(second), END])),
+  );
+  let read = 0;
+  for await (const { body } of arriving.entries()) {
+    if (read++ === 0) t.equal(await body.read(Buffer.alloc(5), 0), 5);
+  }
+  t.equal(read, 3);
+  arriving.close();
+  // A file that is longer than any list of digests is none.
+  const long = Buffer.concat([entry('a', 'first'), entry('SHA256SUMS', `${second}  a\n`.repeat(16_000)), END]);
+  t.match(await filesOf(piped(long)), { a: 'first' });
 });
 
 t.test('a file of more than octal digits can say', async (t) => {
