@@ -77,6 +77,14 @@ t.test('wrong usage', async (t) => {
   }
 });
 
+t.test('an empty name is that of maps without a name', async (t) => {
+  t.match(await ran(['show', path.join(TOP, 'fixtures/flowd'), '--map', '']), {
+    code: 0,
+    out: /^ *382 +hash /m,
+    said: '',
+  });
+});
+
 t.test('help is of the command that is named', async (t) => {
   for (const argv of [
     ['decode', '--help'],
