@@ -560,6 +560,19 @@ const ROWS: Readonly<Record<string, readonly Row[]>> = {
         [{ n: 1, v: 5 }, 5, 'n dropped 1'],
       ],
     },
+    // Fields of the kernel do not count.
+    {
+      old: 'u64',
+      new: 'struct bpf_spin_lock { u32 val; }; struct s { struct bpf_spin_lock lock; u64 v; };',
+      values: [[5, { v: 5 }]],
+      steps: ['kernel lock', 'wrapped  v'],
+    },
+    {
+      old: 'struct bpf_spin_lock { u32 val; }; struct s { u64 v; struct bpf_spin_lock lock; };',
+      new: 'u64',
+      values: [[{ v: 5 }, 5]],
+      steps: ['unwrapped v ', 'kernel lock'],
+    },
     { old: 'u32[2]', new: '{ u32 v[2]; }', values: [[[1, 2], { v: [1, 2] }]] },
     { old: '{ u32 v; }', new: 'u32', drop: ['v'], values: [[{ v: 5 }, 0]] },
   ],
@@ -731,6 +744,16 @@ const ROWS: Readonly<Record<string, readonly Row[]>> = {
           { ip: 1, k: 2 },
         ],
       ],
+    },
+    {
+      old: '{ union { u16 k; u64 l; } u; }',
+      new: '{ union { u32 k; u64 l; } u; }',
+      rename: { 'u.k': 'u.k' },
+      values: [
+        [{ u: { k: 2 } }, { u: { k: 2 } }],
+        [{ u: { l: 65536 } }, {}, 'u not alike {"l":65536}'],
+      ],
+      orders: 'little',
     },
     {
       old: '{ union { u8 k; u64 l; } u; }',
@@ -979,6 +1002,12 @@ t.test('layouts that C does not give', async (t) => {
       }
     }
   }
+  const before = madeType((w) => w.enum('e', 4, { BAD: -1, GOOD: 1 }));
+  t.same(decode(typeOf('s64'), convert(migration(before, typeOf('s64')), encode(before, 'BAD')).bytes), -1);
+  t.same(decode(before, convert(migration(typeOf('s32'), before), encode(typeOf('s32'), -1)).bytes), 'BAD');
+  t.match(convert(migration(before, typeOf('u64')), encode(before, 'BAD')).losses, [{ value: 'BAD' }]);
+  const flags = madeType((w) => w.enum('e', 4, { LOW: 1, HIGH: 0x80000000 }));
+  t.same(decode(typeOf('s64'), convert(migration(flags, typeOf('s64')), encode(flags, 'HIGH')).bytes), 2 ** 31);
   const bytes = migration(typeOf('{ u8 a; u16 b; }', false), typeOf('{ u8 a; u16 b; }'));
   t.same(bytes.steps.map(stepText), ['same a', 'swapped b']);
 });

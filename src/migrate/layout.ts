@@ -50,7 +50,7 @@ export interface Node {
   /** Some of it is the kernel's. */
   readonly hasKernel: boolean;
   readonly special: SpecialKind | undefined;
-  /** Of numbers. */
+  /** Of numbers; an enum may only look it. */
   readonly signed: boolean;
   readonly bool: boolean;
   readonly enum: EnumType | undefined;
@@ -88,7 +88,7 @@ export function layoutOf({ btf, id }: TypeRef): { readonly root: Node; readonly 
 class Builder {
   readonly #btf: Btf;
   /** Read once each: many members may have one type with many parts. */
-  readonly #enums = new Map<number, EnumType>();
+  readonly #enums = new Map<number, { readonly type: EnumType; readonly signed: boolean }>();
   #nodes = 0;
 
   constructor(btf: Btf) {
@@ -152,8 +152,8 @@ class Builder {
         break;
       case 'ENUM':
       case 'ENUM64': {
-        const type = this.#enum(target);
-        Object.assign(node, { kind: 'number', signed: type.signed, enum: type });
+        const { type, signed } = this.#enum(target);
+        Object.assign(node, { kind: 'number', signed, enum: type });
         break;
       }
       case 'PTR':
@@ -191,14 +191,15 @@ class Builder {
     if (!node.bitField && isNetwork(this.#btf, node.id)) Object.assign(node, { network: true, little: false });
   }
 
-  #enum(id: number): EnumType {
-    let type = this.#enums.get(id);
-    if (type === undefined) {
-      type = this.#btf.type(id) as EnumType;
+  #enum(id: number): { readonly type: EnumType; readonly signed: boolean } {
+    let known = this.#enums.get(id);
+    if (known === undefined) {
+      const type = this.#btf.type(id) as EnumType;
       this.#count(id, type.values.length);
-      this.#enums.set(id, type);
+      known = { type, signed: type.signed || looksSigned(type) };
+      this.#enums.set(id, known);
     }
-    return type;
+    return known;
   }
 
   #array(node: Draft, { type: of, count }: ArrayType, depth: number): void {
@@ -251,6 +252,11 @@ class Builder {
     if (node.kind === 'struct') this.#checkApart(id, nodes);
     return nodes;
   }
+}
+
+/** Compilers record signedness only since 2022. Before, a number like that of an errno tells. */
+function looksSigned({ kind, values }: EnumType): boolean {
+  return kind === 'ENUM' && values.some(({ value }) => value > 0xffff_f000n);
 }
 
 const NETWORK: ReadonlySet<string> = new Set(['__be16', '__be32', '__be64']);

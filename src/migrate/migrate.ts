@@ -12,13 +12,14 @@
  * - **Enums** go by name. If several names have one number, the first that the new enum has decides. A number
  *   without a name is kept, unless the new enum has a name for it, or the two enums number any common name
  *   differently (so flags that moved are not mixed up); that is a loss, as is a name that the new enum lacks. Between
- *   an enum and an integer, the number is kept.
+ *   an enum and an integer, the number is kept. An enum not marked as signed counts as signed if it has a number from
+ *   -4095 to -1: compilers record signedness only since 2022.
  * - **Floats** keep their value; a `double` that is no `float` is a loss and gets rounded. A float and an integer do not
  *   convert.
  * - **Arrays** go by index, and their elements by the same rules. Further elements are zero; elements beyond the
  *   end of the new array are a loss if they are not zero. `char` arrays are text: one that has bytes other than zero
  *   beyond the end of the new one does not fit. It fits without its NUL.
- * - **A structure with one member** and that member convert into each other.
+ * - **A structure with one member**, fields of the kernel not counted, and that member convert into each other.
  * - **Unions** are copied if both sides are alike (the same members; enums may have got more names). Any other is a loss
  *   if it is not zero. A member of a union can be renamed from or to by hand, even to its own name.
  * - **Fields of the kernel** (locks, timers, kptrs, …) stay zero: an update does not set them anyway.
@@ -185,6 +186,11 @@ export function migration(from: TypeRef, to: TypeRef, options: MigrationOptions 
 /** Most names of enums to compare, all pairs of enums together. */
 const MAX_NAMES = 1_000_000;
 
+/** Bytes of the longest value that a new member can be set in. */
+const MAX_TEMPLATE = 64 * 1024 * 1024;
+/** Characters of all types' names together: they may share long ones. */
+const MAX_TEXT = 4 * 1024 * 1024;
+
 /** Bits to be copied as they are, from and to bits whose numbers have the same remainder modulo 8. */
 interface Copy {
   readonly from: number;
@@ -341,12 +347,18 @@ class Plan {
   }
 
   steps(): MigrationStep[] {
+    let left = MAX_TEXT;
+    const typeOf = (node: Node) => {
+      const text = left > 0 ? typeText(node) : '…';
+      left -= text.length;
+      return text;
+    };
     return this.#steps.map(({ old, fresh, ...rest }) => ({
       ...rest,
       old: old && pathOf(old),
       new: fresh && pathOf(fresh),
-      oldType: old && typeText(old),
-      newType: fresh && typeText(fresh),
+      oldType: old && typeOf(old),
+      newType: fresh && typeOf(fresh),
     }));
   }
 
@@ -357,6 +369,9 @@ class Plan {
   /** A new value before anything old is put into it; undefined if it is all zero. */
   template(size: number): DataView | undefined {
     if (this.#inserts.length === 0) return undefined;
+    if (size > MAX_TEMPLATE) {
+      throw new BpfimgError('unsupported', `a value of ${size} bytes, more than ${MAX_TEMPLATE}`, { subject: '--set' });
+    }
     const bytes = new Uint8Array(size);
     for (const { node, path, value, counts } of this.#inserts) {
       try {
@@ -522,28 +537,25 @@ class Plan {
       return;
     }
     if (old.kind === 'union' && fresh.kind === 'union') this.#unlike.add(old);
+    const both = old.kind === fresh.kind;
+    if (both) this.#step('union', old, fresh, true);
+    else if (!this.#touched.has(fresh)) this.#step('new', undefined, fresh);
     if (this.#touched.has(fresh)) this.#alone(fresh, frame, counts);
-    else
-      this.#step(
-        old.kind === 'union' && fresh.kind === 'union' ? 'union' : 'new',
-        old.kind === fresh.kind ? old : undefined,
-        fresh,
-        old.kind === fresh.kind,
-      );
   }
 
   #structs(old: Node, fresh: Node, frame: Frame, counts: readonly number[], base: MigrationChange): void {
     if (old.kind !== 'struct') {
-      const [only, ...others] = fresh.children;
+      const [only, ...others] = fresh.children.filter(({ kind }) => kind !== 'kernel');
       if (only === undefined || others.length > 0) throw this.#incompatible(old, fresh);
-      this.#met.add(only);
-      if (only.kind === 'kernel' || this.#renames.has(only) || this.#set.has(only))
-        this.#place(only, undefined, frame, counts);
-      else this.#pair(old, only, frame, counts, 'wrapped');
+      for (const child of fresh.children) {
+        if (child !== only || this.#renames.has(child) || this.#set.has(child)) {
+          this.#place(child, undefined, frame, counts);
+        } else this.#pair(old, child, frame, counts, 'wrapped');
+      }
       return;
     }
     if (fresh.kind !== 'struct') {
-      const [only, ...others] = old.children;
+      const [only, ...others] = old.children.filter(({ kind }) => kind !== 'kernel');
       if (only === undefined || others.length > 0) throw this.#incompatible(old, fresh);
       if (this.#away.has(only)) this.#alone(fresh, frame, counts);
       else this.#pair(only, fresh, frame, counts, 'unwrapped');
@@ -789,7 +801,7 @@ class Plan {
     if (known !== undefined) return known;
     this.#names += from.values.length + to.values.length;
     if (this.#names > MAX_NAMES) throw old.btf.bad(from.id, `more than ${MAX_NAMES} names of enums to compare`);
-    const [names, newNames] = [numbersOf(from, old.bits), numbersOf(to, fresh.bits)];
+    const [names, newNames] = [numbersOf(old), numbersOf(fresh)];
     const numbers = new Map<number | bigint, bigint | null>();
     let renumbered = false;
     for (const [name, number] of names) {
@@ -819,14 +831,14 @@ class Plan {
   }
 }
 
-/** The numbers of an enum's names that fit into `bits`; of several with one name the first. */
-function numbersOf(type: EnumType, bits: number): Map<string, bigint> {
+/** The numbers of an enum's names that fit into its bits; of several with one name the first. */
+function numbersOf({ enum: type, bits, signed }: Node): Map<string, bigint> {
   const numbers = new Map<string, bigint>();
-  for (const { name, value } of type.values) {
+  for (const { name, value } of type?.values ?? []) {
     if (name === '' || numbers.has(name)) continue;
-    const number = type.signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value);
+    const number = signed ? BigInt.asIntN(bits, value) : BigInt.asUintN(bits, value);
     // Too wide for a bit-field. But -1 from an old compiler without signedness fits, as its low bits.
-    const old = type.kind === 'ENUM' && !type.signed && BigInt.asIntN(bits, value) === BigInt.asIntN(32, value);
+    const old = type?.kind === 'ENUM' && !type.signed && BigInt.asIntN(bits, value) === BigInt.asIntN(32, value);
     if (number === value || old) numbers.set(name, number);
   }
   return numbers;
