@@ -182,6 +182,35 @@ t.test('what is gone for good is on the outer map’s line, and can be skipped',
   t.same(there, [1, 5]);
 });
 
+t.test('a kernel without BTF: inner maps that nothing else holds', { skip }, async (t) => {
+  const { folder, remove } = bpffs();
+  t.teardown(remove);
+  for (const spec of OUTER) {
+    const inner = BpfMap.create(sys, INNER);
+    using outer = outerMap(spec);
+    outer.update(u32(2), u32(inner.fd));
+    fillNumbers(inner, 3);
+    const { id } = inner;
+    inner.close();
+    const pin = path.join(folder, spec.name);
+    outer.pin(pin);
+    for (const more of [[], ['--id', String(id)]]) {
+      const dir = `btf-${spec.name}-${more.length}`;
+      const hidden = '[ ! -d /sys/kernel/btf ] || mount -t tmpfs none /sys/kernel/btf && exec "$@"';
+      const words = ['capture', '--pinned', pin, ...more, '-D', dir, '--json'];
+      const line = ['--mount', 'sh', '-c', hidden, 'sh', process.execPath, BPFIMG, ...words];
+      const { status, stdout, stderr } = spawnSync('unshare', line, { cwd, encoding: 'utf8' });
+      t.equal(status, 0, stderr + stdout);
+      const rows = (JSON.parse(stdout) as { maps: Row[] }).maps;
+      t.match(
+        rows.find((row) => row.map_id === id),
+        { name: 'backends', items: 3, report: 'full' },
+      );
+      t.match(bpfimg(['replay', path.join(cwd, dir), '--dry-run']), { status: 0, stderr: '' });
+    }
+  }
+});
+
 t.test('more inner maps than files may be open', { skip }, async (t) => {
   const COUNT = 400;
   using template = BpfMap.create(sys, INNER);

@@ -46,14 +46,26 @@ export class CaptureQueue {
 
   /** Each map in turn. The caller closes a map that it gets open. */
   *turns(): Generator<QueuedMap> {
+    const late = new Set<number>();
     for (const id of this.#ids) {
       if (this.#lost.has(id)) continue;
       let held = this.#held.get(id);
       this.#held.delete(id);
       const live = this.#live.get(id) ?? this.find(id);
-      // A map that was created after the machine was inspected: only it knows about itself.
-      if (live === undefined) held ??= this.#attempt(id);
-      const turn = live ?? (held && openMapFacts(held));
+      if (live?.type !== undefined) {
+        yield { live, held };
+        continue;
+      }
+      // Created after the machine was inspected, or held by no process and no pin on a kernel without BTF. As an inner
+      // map it may be opened, and then tells about itself.
+      if (this.#templates.has(id)) held ??= this.#attempt(id);
+      else if (live !== undefined && !late.has(id)) {
+        late.add(id);
+        this.#ids.delete(id);
+        this.#ids.add(id);
+        continue;
+      }
+      const turn = held === undefined ? live : openMapFacts(held);
       if (turn !== undefined) yield { live: turn, held };
     }
   }
@@ -90,12 +102,12 @@ export class CaptureQueue {
   /** By id if nothing is known: maps of maps do not accept the one type that opening by id may harm. */
   #open(id: number): BpfMap {
     const live = this.#live.get(id);
-    if (live !== undefined) return openLive(this.sys, live);
+    if (live?.type !== undefined) return openLive(this.sys, live);
     try {
       return BpfMap.openById(this.sys, id, 'ro');
     } catch (error) {
       const seen = this.find(id);
-      if (seen === undefined) throw error;
+      if (seen?.type === undefined) throw error;
       return openLive(this.sys, seen);
     }
   }

@@ -11,7 +11,7 @@ export function unseenText({ ids, processes, types }: Unseen): string {
   }
   if (types > 0) {
     parts.push(
-      `of ${plural(types, 'map')} only the id is shown: opening could harm, and a look without needs Linux 5.8`,
+      `of ${plural(types, 'map')} only the id is shown: opening could harm, and a look without needs Linux 5.8 with BTF`,
     );
   }
   return parts.join('; ');
