@@ -22,7 +22,7 @@ async function zstd(): Promise<Duplex> {
   if (typeof make === 'function') return make() as Duplex;
   const { Transform } = await import('node:stream');
   const { default: library } = await import('@bokuweb/zstd-wasm');
-  // A second compression would reuse the state that is still in use.
+  // A second initialisation would reset the library while it is in use.
   initialised ??= library.init();
   await initialised;
   return new Transform({

@@ -1,4 +1,4 @@
-/** The attributes of a map in a maps document, and in the image's message: two spellings of one thing. */
+/** The attributes of a map, as a maps document and as an image's message spell them. */
 
 import { PointerError } from '../errors.js';
 import { flagText, parseFlags } from '../image/display.js';
@@ -8,12 +8,12 @@ import { type MapTypes, mapFlagNames, parseMapFlags } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
 import type { DumpMap, MapFile } from './model.js';
 
-/** One attribute: where it stands in the message, and how a document spells it. */
+/** One attribute: its field in the message, and its spelling in a document. */
 interface Attribute {
   readonly member: string;
   readonly field: keyof BpfmapFileEntry;
   show(value: Json, types: MapTypes): Json;
-  /** The message's value; undefined when the document's makes no sense. */
+  /** The value for the message; undefined if the document's value is invalid. */
   parse(value: Json, types: MapTypes): Json | undefined;
   /** What an absent field means. */
   readonly absent?: Json;
@@ -25,7 +25,7 @@ function wide(value: Json): Json {
 }
 
 const same = (value: Json) => value;
-/** Text of an integer as the integer, so that `0x10` and 16 compare equal. */
+/** Parses the text of an integer, so that `0x10` and 16 compare equal. */
 const number = (value: Json) =>
   typeof value === 'string' && /^(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})$/.test(value) ? BigInt(value) : value;
 const plain = (member: string, field = member as keyof BpfmapFileEntry): Attribute => ({
@@ -80,10 +80,10 @@ const FILE_ATTRIBUTES: readonly Attribute[] = [
   { ...plain('mnt_id'), absent: -1 },
 ];
 
-/** Text of a value, integers of any size in it. */
+/** The text of a value that may contain integers of any size. */
 const text = (value: Json) => print(value, { ...COMPACT, wide: 'digits' });
 
-/** Whether both say the same, in whatever order members stand. */
+/** Whether both have the same value, in whatever order their members come. */
 export function equalJson(a: Json | undefined, b: Json | undefined): boolean {
   const members = (value: Json | undefined) =>
     typeof value === 'object' && value !== null ? new Map(Object.entries(value)) : undefined;
@@ -118,7 +118,7 @@ function fileMembers(file: MapFile, map: JsonObject, types: MapTypes): JsonObjec
   return members;
 }
 
-/** Everything a document says of a map apart from its data. */
+/** Everything a document says of a map except its data. */
 export function mapMembers(map: DumpMap, types: MapTypes): JsonObject {
   const members: JsonObject = { map_id: map.mapId };
   const first = map.files[0];
@@ -133,20 +133,20 @@ export function mapMembers(map: DumpMap, types: MapTypes): JsonObject {
   return members;
 }
 
-/** Text to compare what file entries say of their maps, without what each open file has of its own. */
+/** Text to compare what file entries say of their maps, without each open file's own fields. */
 export function mapText({ id: _, flags: __, fown: ___, $raw: ____, ...message }: JsonObject): string {
   return text(message);
 }
 
-/** A file entry's message as it is when nothing is said of it. */
+/** The message of a file entry with only default values. */
 function fresh(id: number): JsonObject {
   const defaults = { map_flags: 0, memlock: 0, frozen: false, map_name: '', ifindex: 0 };
   return { id, flags: 0o2, pos: 0, fown: { ...NOBODY }, ...defaults };
 }
 
 /**
- * The message of an open file: `before` (or a fresh one) with what the document says of the map and of
- * the file. Where the document says what is there already, the bytes stay as they are.
+ * The message of an open file: `before` (or a fresh one), updated with what the document says of the map and
+ * the file. If the document agrees with `before`, the bytes stay as they are.
  * @throws PointerError
  */
 export function documentFileMessage(

@@ -1,4 +1,4 @@
-/** Where the maps of a document go: a fresh dump, or the BPF parts of a dump that stands there. */
+/** Writes the maps of a document: into a fresh dump, or into the BPF parts of an existing dump. */
 
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -33,7 +33,7 @@ import {
 import { type TableLine, tableText } from './plugin-table.js';
 import { type NewEntry, rewriteImage, writeEntry } from './rewrite.js';
 
-/** One data entry of the document: its message, and where its keys and values wait. */
+/** One data entry of the document: its message, and where its keys and values are kept meanwhile. */
 export interface Body {
   readonly message: JsonObject;
   readonly parts: readonly Spool[];
@@ -42,29 +42,29 @@ export interface Body {
 /** One map of the document, its data still open. */
 export interface MapToWrite {
   readonly header: MapHeader;
-  /** In image order: copies first, then what CRIU restores. */
+  /** In image order: copies first, then the entry that CRIU restores. */
   readonly bodies: Body[];
   /** The types that its header names. */
   types?: TypeFacts;
-  /** The error for a member of this map, by its pointer from the map down. */
+  /** Makes the error for a member of this map, given its pointer within the map. */
   bad(pointer: string, message: string): Promise<BpfimgError>;
 }
 
-/** Where the maps of a document go. */
+/** Receives the maps of a document. */
 export interface DumpDestination {
-  /** Takes a BTF object, whose blob is `size` bytes of `input` from `at` on. */
+  /** Receives a BTF object, whose blob is `size` bytes of `input` from `at` on. */
   btf(message: JsonObject, input: Input, at: number, size: number): Promise<void>;
   map(map: MapToWrite): Promise<void>;
   commit(): Promise<void>;
   abort(): Promise<void>;
 }
 
-/** Images of which any makes a folder a dump of maps. */
+/** A folder with any of these images is a dump of maps. */
 const MAP_IMAGES = [IMAGE, PLUGIN_IMAGE].flatMap((names) => [names.files, names.bpfmapFile, names.data]);
 
 /**
- * Opens what a document is encoded into.
- * @param force replace the BPF parts of a dump that stands there
+ * Opens the destination of a document.
+ * @param force replace the BPF parts of an existing dump
  */
 export async function openTarget(folder: string, force: boolean, types: MapTypes): Promise<DumpDestination> {
   const names = namesIn(folder);
@@ -86,19 +86,19 @@ export async function openTarget(folder: string, force: boolean, types: MapTypes
   return new (names.includes(IMAGE.files) ? ChangedDump : ChangedOwnDump)(folder, dump, types);
 }
 
-/** What is in a folder; nothing when it is not there. */
+/** The files in a folder; none if it does not exist. */
 function namesIn(folder: string): string[] {
   try {
     if (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
     finishChange(folder);
-    // Without what a run has left that was killed.
+    // Without the leftovers of a killed run.
     return fs.readdirSync(folder).filter((name) => !name.startsWith('..bpfimg-'));
   } catch (error) {
     throw ioError(folder, 'look into it', error);
   }
 }
 
-/** Passes a message on that can be encoded; what does not fit is news about `pointer` within the map. */
+/** Returns a message that can be encoded; otherwise the error points at `pointer` within the map. */
 async function encodable(kind: ImageKind, message: JsonObject, map: MapToWrite, pointer: string): Promise<JsonObject> {
   try {
     encodeMessage(kind.message, message, 'latin1');
@@ -109,7 +109,7 @@ async function encodable(kind: ImageKind, message: JsonObject, map: MapToWrite, 
   }
 }
 
-/** The message of one file of `map`, `index` being its place in the document's `files`. */
+/** The message of one file of `map`; `index` is its position in the document's `files`. */
 async function messageOf(
   before: JsonObject | undefined,
   id: number,
@@ -131,15 +131,15 @@ function filesOf(map: MapToWrite): readonly DocumentFile[] {
   return map.header.files ?? [];
 }
 
-/** What a document may say only once. */
+/** What a document may contain only once. */
 interface UsedIds {
-  /** Ids of open files, those of the dump as well. */
+  /** Ids of open files, including those of the dump. */
   readonly ids: Set<number>;
-  /** `PID:FD`: an fd leads to one open file. */
+  /** `PID:FD`: each fd leads to one open file. */
   readonly fds: Set<string>;
 }
 
-/** The descriptors of an open file as bpfmap-meta.img has them; they are taken then. */
+/** The descriptors of an open file as bpfmap-meta.img has them; marks them as used. */
 async function holdersOf(map: MapToWrite, index: number, id: number, { fds }: UsedIds): Promise<JsonObject[]> {
   const holders: JsonObject[] = [];
   for (const [place, { pid, fd, cloexec }] of (filesOf(map)[index]?.fds ?? []).entries()) {
@@ -154,19 +154,19 @@ async function holdersOf(map: MapToWrite, index: number, id: number, { fds }: Us
   return holders;
 }
 
-/** The messages of a map that its dump does not have yet. */
+/** The messages of a map that is not in the dump yet. */
 interface NewMapMessages {
   readonly files: readonly JsonObject[];
   readonly meta: JsonObject;
 }
 
-/** @param taken what the dump has; what the map has is added */
+/** @param taken what the dump already has; the map's own is added */
 async function newMapMessages(map: MapToWrite, taken: UsedIds, types: MapTypes): Promise<NewMapMessages> {
   const { header } = map;
   const { ids } = taken;
   const files: JsonObject[] = [];
   const holders: JsonObject[] = [];
-  // Data without a file is kept as that; a map that says what it is gets a file to be restored from.
+  // Data without a file stays so; a map with attributes gets a file from which it can be restored.
   const said = header.files === undefined && header.type !== undefined ? [{}] : filesOf(map);
   for (const [index, file] of said.entries()) {
     const id = file.id ?? freeId(ids);
@@ -177,7 +177,7 @@ async function newMapMessages(map: MapToWrite, taken: UsedIds, types: MapTypes):
   }
   const meta: JsonObject = { ...header.meta, map_id: header.map_id };
   if (holders.length > 0) meta.holders = holders;
-  // Where the map had types of its own, those it is shown by are but a way to look at it.
+  // If the map had types of its own, those in `types` are only for display.
   if (meta.btf_id === undefined && map.types !== undefined) Object.assign(meta, factMembers({ types: map.types }));
   return { files, meta: await encodable(BPFMAP_META, meta, map, '/meta') };
 }
@@ -250,17 +250,17 @@ const KIND: Readonly<Record<ImageName, ImageKind>> = {
   btf: BPFMAP_BTF,
 };
 
-/** What changes in an image. */
+/** The changes to an image. */
 interface Changes {
-  /** New entries in place of old ones, by their number. */
+  /** New entries that replace old ones, by number. */
   readonly entries: Map<number, (before: JsonObject) => NewEntry>;
-  /** Those that come behind all others. */
+  /** New entries at the end. */
   readonly added: NewEntry[];
 }
 
 /**
- * A dump whose maps change; this one is CRIU's own. Entries keep their order and everything else its bytes: maps that
- * the document does not mention, and what it does not say of those it does.
+ * An existing dump whose maps change. Entries keep their order, and everything else keeps its bytes: maps that
+ * the document does not mention, and what it omits of the others.
  */
 class ChangedDump implements DumpDestination {
   /** New keys and values, in the order of the document. */
@@ -270,13 +270,13 @@ class ChangedDump implements DumpDestination {
   readonly #changes = new Map<ImageName, Changes>();
   /** BTF objects of the document that the dump does not have, by id. */
   readonly #objects = new Map<number, NewEntry>();
-  /** Ids of those that maps have their types in. */
+  /** Ids of BTF objects that maps use. */
   readonly #referred = new Set<number>();
-  /** Maps of the dump that the document has had. */
+  /** Maps of the dump that the document has already mentioned. */
   readonly #taken = new Set<DumpMap>();
   readonly #byId: ReadonlyMap<number, DumpMap>;
   readonly #byFile: ReadonlyMap<number, DumpMap>;
-  /** Knows whether the images change from now on, which entries are counted in. */
+  /** Notices if the images change after their entries were counted. */
   readonly #output: FolderOutput;
 
   constructor(
@@ -289,12 +289,12 @@ class ChangedDump implements DumpDestination {
     this.#byFile = new Map(dump.maps.flatMap((map) => map.files.map(({ message }) => [message.id, map])));
   }
 
-  /** Puts an entry in place of the `number`th of an image. */
+  /** Replaces entry `number` of an image. */
   protected replace(image: ImageName, number: number, entry: (before: JsonObject) => NewEntry): void {
     this.#changed(image).entries.set(number, entry);
   }
 
-  /** Puts an entry behind the last of an image. */
+  /** Adds an entry at the end of an image. */
   protected add(image: ImageName, entry: NewEntry): void {
     this.#changed(image).added.push(entry);
   }
@@ -336,7 +336,7 @@ class ChangedDump implements DumpDestination {
     await this.#data(map, here);
   }
 
-  /** The dump's map that the document's is: by its first open file that the dump has, else by id. */
+  /** The dump's map for the document's map: by its first open file that is in the dump, else by id. */
   #here(map: MapToWrite): DumpMap | undefined {
     for (const { id } of filesOf(map)) {
       const here = this.#byFile.get(id as number);
@@ -345,24 +345,24 @@ class ChangedDump implements DumpDestination {
     return this.#byId.get(map.header.map_id);
   }
 
-  /** Takes a map that the dump does not have. */
+  /** Adds a map that the dump does not have. */
   protected async fresh(map: MapToWrite): Promise<void> {
     const id = String(map.header.map_id);
     throw await map.bad('/map_id', `no map ${id} in ${this.folder}, and nothing there would hold it`);
   }
 
-  /** Takes an open file that the dump's map does not have. */
+  /** Adds an open file that the dump's map does not have. */
   protected async freshFile(map: MapToWrite, index: number): Promise<void> {
     const id = String(filesOf(map)[index]?.id);
     throw await map.bad(`/files/${index}/id`, `no open file ${id} of this map in ${this.folder}`);
   }
 
-  /** Takes other holders of an open file. */
+  /** Changes the holders of an open file. */
   protected async holders(map: MapToWrite, index: number, _before: MapFile): Promise<void> {
     throw await map.bad(`/files/${index}/fds`, 'who holds a map stands in fdinfo-*.img, which is left alone');
   }
 
-  /** Takes the message that an open file now has. */
+  /** Changes the message of an open file. */
   protected async file(
     { image, entry }: MapFile,
     message: JsonObject,
@@ -373,7 +373,7 @@ class ChangedDump implements DumpDestination {
     else this.replace('bpfmapFile', entry, () => ({ message }));
   }
 
-  /** Takes what only our own images say of a map. */
+  /** Changes what only our own images say of a map. */
   protected async facts(map: MapToWrite, here: DumpMap): Promise<void> {
     // CRIU's images have no room for it.
     if (here.metaEntry === undefined && this.dump.plugin === undefined && this.dump.images.has(IMAGE.files)) return;
@@ -389,7 +389,7 @@ class ChangedDump implements DumpDestination {
     const message: JsonObject = { ...(said ?? before), map_id: map.header.map_id };
     if (holders !== undefined) message.holders = holders;
     if (said !== undefined && before.$raw !== undefined) message.$raw ??= before.$raw;
-    // What `types` says does not stand in `meta` once more; of a map without types of its own it is but a way to look.
+    // `types` is not repeated in `meta`; if the map has no types of its own, `types` is only for display.
     if (before.btf_id !== undefined && said?.btf_id === undefined && map.types !== undefined) {
       Object.assign(message, factMembers({ types: map.types }));
     }
@@ -401,7 +401,7 @@ class ChangedDump implements DumpDestination {
     if (btf_id !== undefined) this.#referred.add(btf_id as number);
   }
 
-  /** Takes the map's data, of which the dump may have several entries: a document has one when all are the same. */
+  /** Changes the map's data. The dump may have several entries where a document has one, if all are the same. */
   async #data(map: MapToWrite, here: DumpMap): Promise<void> {
     const { bodies, header } = map;
     const { data } = here;
@@ -414,7 +414,7 @@ class ChangedDump implements DumpDestination {
     for (const [i, { entry }] of data.entries()) {
       const body = bodies.length > 1 ? i : 0;
       const message: JsonObject = { ...entry.message, map_id: header.map_id, ...bodies[body]?.message };
-      // Of entries that a document has as one it has the last one's `$raw`.
+      // If a document merges entries, it has the `$raw` of the last one.
       if (bodies.length === 1 && i < data.length - 1) {
         delete message.$raw;
         if (entry.message.$raw !== undefined) message.$raw = entry.message.$raw;
@@ -433,7 +433,7 @@ class ChangedDump implements DumpDestination {
     }
   }
 
-  /** Puts keys and values aside until all have been read. */
+  /** Keeps keys and values aside until all have been read. */
   async #keep(bodies: readonly Body[]): Promise<Extra[]> {
     const kept: Extra[] = [];
     for (const { parts } of bodies) {
@@ -456,7 +456,7 @@ class ChangedDump implements DumpDestination {
     this.#end();
   }
 
-  /** Takes what is known only when all maps have been taken. */
+  /** Completes what is known only after all maps. */
   protected async finish(_output: FolderOutput): Promise<void> {
     for (const id of this.#referred) {
       const object = this.#objects.get(id);
@@ -488,12 +488,12 @@ class ChangedDump implements DumpDestination {
   }
 }
 
-/** Who holds an open file, as text to compare. */
+/** The holders of an open file, as text to compare. */
 function fdsText(fds: readonly (JsonObject | Holder)[]): string {
   return JSON.stringify(fds.map(({ pid, fd, cloexec }) => [pid, fd, cloexec === true]));
 }
 
-/** A dump of our own images, without processes: maps can come to it, and who holds them is said in it. */
+/** A dump of our own images, without processes: maps and their holders can be added. */
 class ChangedOwnDump extends ChangedDump {
   /** New holders of open files, by the file's id. */
   readonly #holders = new Map<number, JsonObject[]>();
@@ -540,13 +540,13 @@ class ChangedOwnDump extends ChangedDump {
 }
 
 /**
- * A CRIU dump of the plugin's: what CRIU has written stays as it is. Of a map all open files share one entry;
- * only how they were opened is each one's own, and stands in the table.
+ * A CRIU dump made with the plugin: what CRIU wrote stays as it is. All open files of a map share one entry;
+ * only their open modes differ, which the table lists.
  */
 class ChangedPluginDump extends ChangedDump {
-  /** Entries of maps as their first open file has them, as text. */
+  /** Entries of maps according to their first open file, as text. */
   readonly #texts = new Map<number, string>();
-  /** How open files are opened now, by id. */
+  /** The new open modes of open files, by id. */
   readonly #flags = new Map<number, number>();
 
   constructor(
@@ -577,10 +577,10 @@ class ChangedPluginDump extends ChangedDump {
     await super.file(before, entry, map, index);
   }
 
-  /** The entry that says of the map what `message` says of an open file. */
+  /** The entry for the map that matches the message of an open file. */
   #entry(mapId: number, message: JsonObject): JsonObject {
     const { id, fown, flags } = this.plugin.maps.get(mapId) as BpfmapFileEntry;
-    // How a map would be opened that nobody had open stands nowhere else.
+    // The open mode of a map without open files is recorded nowhere else.
     const own = this.plugin.files.has(message.id as number) ? { flags } : {};
     return { ...message, id, ...own, ...(fown === undefined ? {} : { fown }) };
   }
@@ -600,7 +600,7 @@ class ChangedPluginDump extends ChangedDump {
     const { files } = this.plugin;
     const changed = ({ id, flags }: TableLine) => (this.#flags.get(id) ?? flags) !== flags;
     if (![...files.values()].some(changed)) return;
-    // What does not change keeps its spelling.
+    // Unchanged lines keep their spelling.
     const out = output.file(PLUGIN_TABLE);
     for (const line of files.values()) {
       out.text(changed(line) ? tableText({ ...line, flags: this.#flags.get(line.id) as number }) : line.text);

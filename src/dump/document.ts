@@ -26,19 +26,19 @@ export interface DocumentOptions {
   readonly lines: boolean;
   readonly pretty: boolean;
   readonly noPayload: boolean;
-  /** Items of a map at most, for looking; 0 is all. The document then says so in `format` and cannot be encoded. */
+  /** Most items to show of a map; 0 means all. The document then says so in `format` and cannot be encoded. */
   readonly limit?: number;
-  /** How items look that are more than plain hex. */
+  /** How to show items other than as plain hex. */
   readonly forms?: DocumentForms | undefined;
-  /** Values that are ids of maps as bytes too. */
+  /** Show values that are ids of maps as bytes, too. */
   readonly bytes?: boolean;
 }
 
-/** How the items of a document's maps look that are more than plain hex. */
+/** How to show the items of a document's maps other than as plain hex. */
 export interface DocumentForms {
-  /** The BTF objects that they need and that are not the dump's. */
+  /** The BTF objects that they need and that are not in the dump. */
   readonly objects: readonly DocumentBtfObject[];
-  /** Of one map, with the facts that its `types` stands for. */
+  /** For one map, with the facts that its `types` replaces. */
   of(map: DumpMap): (MapForms & { readonly facts: TypeFacts }) | undefined;
 }
 
@@ -71,7 +71,7 @@ class DocumentWriter {
     this.#style = pretty ? PRETTY : COMPACT;
   }
 
-  /** A line start at an indentation level of the document. */
+  /** The start of a line at an indentation level of the document. */
   #line(level: number): string {
     return `\n${' '.repeat((this.#style.indent ?? 2) * level)}`;
   }
@@ -99,9 +99,9 @@ class DocumentWriter {
     out.text(`]${indent === undefined ? '' : '\n'}}`);
   }
 
-  /** The BTF objects of these maps, if there are any. */
+  /** The BTF objects of these maps, if any. */
   async #btf(maps: readonly DumpMap[], before: string, lines: readonly [string, string]): Promise<void> {
-    // What is only looked at needs no types to be encoded by.
+    // A document only for viewing needs no types for encoding.
     if (this.options.limit !== undefined) return;
     const whole = maps.length === this.dump.maps.length;
     const used = new Set(maps.flatMap((map) => [map.meta?.btf_id, this.options.forms?.of(map)?.facts.btf]));
@@ -117,7 +117,7 @@ class DocumentWriter {
     const members = mapMembers(map, this.types);
     const forms = this.options.forms?.of(map);
     if (forms === undefined) return members;
-    // What `types` says is not said twice.
+    // Do not repeat what `types` says.
     const facts = Object.entries(factMembers({ types: forms.facts }));
     const meta = Object.entries((members.meta ?? {}) as JsonObject);
     const kept: JsonObject = map.meta ?? {};
@@ -129,7 +129,7 @@ class DocumentWriter {
     return { ...members, types: forms.types };
   }
 
-  /** One map as an object that stands at `level`. */
+  /** One map as an object at indentation `level`. */
   async #map(map: DumpMap, level: number): Promise<void> {
     const members = this.#members(map);
     const last = map.data.at(-1);
@@ -158,7 +158,7 @@ class DocumentWriter {
     this.out.text(`${this.#style.indent === undefined ? '' : this.#line(level)}}`);
   }
 
-  /** The data entries before the last, when one of them has other bytes. */
+  /** The data entries before the last, if any of them has different bytes. */
   async #copies(map: DumpMap, last: MapData): Promise<MapData[]> {
     const earlier = map.data.slice(0, -1);
     const { data } = this.dump;
@@ -166,7 +166,7 @@ class DocumentWriter {
     return [];
   }
 
-  /** What stands before a data entry's items: sizes its map does not tell, or the totals of a blob. */
+  /** Members before a data entry's items: sizes that differ from the map's, or the totals of a blob. */
   #dataMembers(map: DumpMap, data: MapData): { shape: ItemShape | undefined; members: JsonObject } {
     const file = map.files[0]?.message;
     const { shape, oddKey, oddValue } = dataShape(data, file, this.types);
@@ -219,13 +219,13 @@ class DocumentWriter {
     return this.options.bytes === true ? typed : itemForms(map, this.types, typed);
   }
 
-  /** `{members,"name":` and the beginning of its value. */
+  /** `{members,"name":` and the start of its value. */
   #open(members: JsonObject, name: string, begin: string, level: number): void {
     const text = print({ ...members, [name]: 0 }, this.#style, level);
     this.out.text(text.slice(0, text.lastIndexOf('0')) + begin);
   }
 
-  /** One map as lines: its header, then its items; further data of the same map behind it. */
+  /** One map as lines: its header, then its items; then further data of the same map. */
   async #mapLines(map: DumpMap): Promise<void> {
     const { out } = this;
     const members = this.#members(map);

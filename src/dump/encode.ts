@@ -1,4 +1,4 @@
-/** A maps document back into a dump: read map by map, each passed on to the dump that takes it. */
+/** Encodes a maps document into a dump: reads it map by map and passes each one to the destination. */
 import { BpfimgError, PointerError } from '../errors.js';
 import type { Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
@@ -24,8 +24,8 @@ import type { MapHeader } from './maps-document.js';
 
 /**
  * Encodes a maps document into `folder`.
- * @param force replace the BPF parts of a dump that stands there
- * @throws BpfimgError; the folder is then as it was
+ * @param force replace the BPF parts of an existing dump
+ * @throws BpfimgError; the folder is then unchanged
  */
 export async function encodeDocument(input: Input, folder: string, force: boolean, types: MapTypes): Promise<void> {
   const target = await openTarget(folder, force, types);
@@ -44,7 +44,7 @@ export async function encodeDocument(input: Input, folder: string, force: boolea
 class DocumentReader {
   readonly #reader: JsonReader;
   readonly #seen = new Set<number>();
-  /** The types that the document carries, once they have been read. */
+  /** The types that the document contains, once they have been read. */
   #btf: DocumentTypes | undefined;
 
   constructor(
@@ -92,10 +92,10 @@ class DocumentReader {
     await expectEnd(reader);
   }
 
-  /** ndjson: the lines behind the document's first. */
+  /** ndjson: the lines after the document's first. */
   async #lines(): Promise<void> {
     const reader = this.#reader;
-    // A map's data is complete only when no further line of it follows.
+    // A map's data is complete only if no further line of it follows.
     let waiting: { map: MapToWrite; last: Body | undefined } | undefined;
     const flush = async () => {
       if (waiting === undefined) return;
@@ -141,7 +141,7 @@ class DocumentReader {
   /**
    * Reads one map (or one copy of its data).
    * @param lines ndjson: reads the items that follow
-   * @param before ndjson: header of the map before, which a copy of its data shares
+   * @param before ndjson: header of the previous map, which a copy of its data shares
    */
   async #object(
     reader: JsonReader,
@@ -158,11 +158,11 @@ class DocumentReader {
     reader.sawBigint = false;
     const sum = new Sum();
     const bad: Bad = (pointer, message) => {
-      // The reader has moved on when a target finds fault with a map.
+      // The reader has moved on by the time the destination rejects a map.
       reader.path.splice(0, reader.path.length, ...path);
       return reader.badAt(new PointerError(pointer, message), start);
     };
-    // Nobody looks at it before the check below.
+    // Not used before the check below.
     const map: MapToWrite = { header: header as MapHeader, bodies, bad };
     try {
       for await (const name of reader.members()) {
@@ -198,10 +198,10 @@ class DocumentReader {
     }
   }
 
-  /** Whether the header, as far as it has been read, says all that its items need. */
+  /** Whether the part of the header read so far is enough to parse the items. */
   #explained(header: JsonObject): boolean {
     if (this.#btf !== undefined) return header.types !== undefined;
-    // Values of per-CPU maps and of maps of maps look otherwise, but for values of an odd size.
+    // Values of per-CPU maps and of maps of maps look different, except for values of an odd size.
     const { type, data_value_size } = header;
     return type !== undefined || (data_value_size !== undefined && data_value_size !== mapIdForm.size);
   }
@@ -243,13 +243,13 @@ class DocumentReader {
     }
   }
 
-  /** @throws PointerError when there are none */
+  /** @throws PointerError if there are none */
   #carried(): DocumentTypes {
     if (this.#btf !== undefined) return this.#btf;
     throw new PointerError('', 'the document has no "btf" before its maps');
   }
 
-  /** What the header says of the items behind it. */
+  /** What the header says of the items after it. */
   async #expected(header: JsonObject, bad: Bad): Promise<ExpectedItems> {
     const sizes = this.#sizes(header);
     if (header.types === undefined) {
@@ -264,7 +264,7 @@ class DocumentReader {
     }
   }
 
-  /** The number of the map's type. Items may stand before the header is checked: what is no type says nothing yet. */
+  /** The number of the map's type. Items may precede the check of the header, so an invalid type is ignored here. */
   #type({ type }: JsonObject): number | undefined {
     return typeof type === 'string' || typeof type === 'number' ? this.types.parse(type) : undefined;
   }
@@ -279,7 +279,7 @@ class DocumentReader {
     return this.types.get(number).perCpu ? { keySize, perCpu: valueSize } : { keySize, valueSize };
   }
 
-  /** Reads the items or the blob the reader stands at. */
+  /** Reads the items or the blob at the reader's position. */
   async #data(reader: JsonReader, name: string, header: JsonObject, bad: Bad): Promise<DataSource> {
     await refuseLeftOut(reader);
     if (name === 'extra') {
@@ -292,7 +292,7 @@ class DocumentReader {
       await items.list();
       return { items, blob: undefined };
     }
-    // Items that stand before what explains them (`jq -S` sorts so).
+    // The items come before the members that explain them (as sorted by `jq -S`).
     const { text, origin } = await putAside(reader);
     const later = async (all: JsonObject): Promise<ItemReader> => {
       const items = new ItemReader(new JsonReader(text.input(), origin), await this.#expected(all, bad));
@@ -334,13 +334,13 @@ class DocumentReader {
   }
 }
 
-/** Makes the error for a member of a map, by its pointer from the map down. */
+/** Makes the error for a member of a map, given its pointer within the map. */
 type Bad = (pointer: string, message: string) => Promise<BpfimgError>;
 
-/** Members of a map that say what the items of its copies are. */
+/** Members of a map that also apply to the items of its copies. */
 const SHARED = ['map_id', 'type', 'value_size', 'key_size', 'types'] as const;
 
-/** The header of a copy of a map's data, with what it shares with the map. */
+/** The header of a copy of a map's data, with the members it shares with the map. */
 function inherited(map: JsonObject | undefined, own: JsonObject): JsonObject {
   const all: JsonObject = { ...own };
   for (const name of SHARED) {
@@ -350,13 +350,13 @@ function inherited(map: JsonObject | undefined, own: JsonObject): JsonObject {
   return all;
 }
 
-/** Text of a document that waits in a file. */
+/** Text of a document that is kept in a file. */
 interface SpooledText {
   readonly text: Spool;
   readonly origin: Origin;
 }
 
-/** Puts the value that stands next aside. */
+/** Puts the next value aside. */
 async function putAside(reader: JsonReader): Promise<SpooledText> {
   await reader.peek();
   const aside = { text: new Spool(), origin: reader.origin() };
@@ -367,7 +367,7 @@ async function putAside(reader: JsonReader): Promise<SpooledText> {
 interface DataSource {
   readonly items: ItemReader | undefined;
   readonly blob: Spool | undefined;
-  /** Items whose text was put aside until the whole header is known. */
+  /** Items whose text is kept aside until the whole header is known. */
   readonly later?: (header: JsonObject) => Promise<ItemReader>;
 }
 

@@ -1,4 +1,4 @@
-/** Facts about a map that only bpfmap-meta.img has room for: as members of its message, and back. */
+/** Converts the facts that only bpfmap-meta.img has room for to and from members of its message. */
 
 import type { BpfmapMetaEntry, BpfmapProgram, BpfmapReference } from '../image/schema.gen.js';
 import { FULL, type MapFacts, type ProgramFacts, parseReport, type Reference, type Report } from '../maptype.js';
@@ -18,12 +18,12 @@ function bytesOf(value: Json | undefined): Uint8Array | undefined {
   return typeof value === 'string' ? Buffer.from(value, 'base64') : undefined;
 }
 
-/** What the capture took of a map. */
+/** How much of a map the capture saved. */
 export function captureReport(meta: BpfmapMetaEntry | undefined): Report {
   return meta?.report === undefined ? FULL : parseReport(meta.report);
 }
 
-/** The members of a bpfmap_meta_entry that keep `facts`. */
+/** The members of a bpfmap_meta_entry that contain `facts`. */
 export function factMembers({ types, kernelType, template, references = [] }: MapFacts): JsonObject {
   const members: JsonObject = {};
   if (types !== undefined) {
@@ -67,7 +67,7 @@ export function factMembers({ types, kernelType, template, references = [] }: Ma
   return members;
 }
 
-/** The facts in a bpfmap_meta_entry, which was checked against its message's fields when it was read. */
+/** The facts in a bpfmap_meta_entry, whose fields were checked when it was read. */
 export function factsOf(meta: BpfmapMetaEntry | undefined): MapFacts {
   const { inner, references = [], btf_id: btf, btf_key_type_id: key = 0, btf_value_type_id: value = 0 } = meta ?? {};
   const { btf_vmlinux_value_type_id: kernelType = 0, btf_vmlinux_value_type: name } = meta ?? {};

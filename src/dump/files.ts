@@ -7,26 +7,26 @@ import { atOneTime } from '../io/journal.js';
 
 /** The files of one dump. */
 export interface DumpFiles {
-  /** How messages name the dump: its path, say. */
+  /** The dump's name in messages, such as its path. */
   readonly name: string;
-  /** How messages name a file of it. */
+  /** A file's name in messages. */
   nameOf(file: string): string;
-  /** Names of the files that are there now. */
+  /** Names of the files that exist now. */
   names(): Set<string>;
-  /** Bytes of a file; undefined when it is missing. */
+  /** Size of a file in bytes; undefined if it is missing. */
   size(name: string): number | undefined;
   /**
-   * Opens a file, which must be a regular one; messages name it as a file of the dump. The caller closes it.
+   * Opens a regular file; messages name it as a file of the dump. The caller closes it.
    * @throws BpfimgError `io`
    */
   open(name: string): Input;
-  /** Runs `read`, once more when the files change meanwhile. */
+  /** Runs `read`, and again if the files change meanwhile. */
   atOneTime<T extends { close(): void }>(read: () => Promise<T>): Promise<T>;
 }
 
 /**
  * The files of a folder.
- * @param name how messages name it
+ * @param name the folder's name in messages
  */
 export function folderFiles(folder: string, name = folder): DumpFiles {
   const nameOf = (file: string) => path.join(name, file);

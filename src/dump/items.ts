@@ -1,4 +1,4 @@
-/** The items of a dump's map one by one, for programs: bytes, or the JSON that documents have. */
+/** The items of a dump's map one by one, for programs: as bytes, or as the JSON of documents. */
 import { hex, isZero, roundUp8, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import type { Cursor } from '../io/input.js';
@@ -10,25 +10,25 @@ import type { Json } from '../value.js';
 import { type Dump, type DumpMap, dataShape } from './model.js';
 import type { TypeFinder } from './types.js';
 
-/** An item as bytes. They are the caller's, and stay what they are. */
+/** An item as bytes. They belong to the caller and do not change. */
 export interface RawItem {
   readonly key: Uint8Array;
-  /** All of the value: of a per-CPU map one a possible CPU, each filled up to a multiple of 8 bytes. */
+  /** The whole value: in a per-CPU map one value per possible CPU, each padded to a multiple of 8 bytes. */
   readonly value: Uint8Array;
-  /** Of a per-CPU map: the value of each possible CPU, without what fills it up. They are parts of {@link value}. */
+  /** In a per-CPU map: the value of each possible CPU without padding, as parts of {@link value}. */
   readonly values?: readonly Uint8Array[] | undefined;
 }
 
-/** An item as a maps document has it: bytes in hex, or JSON of their types. */
+/** An item as in a maps document: bytes in hex, or JSON of their types. */
 export type Item =
   | { readonly key: Json; readonly value: Json; readonly values?: undefined }
-  /** Of a per-CPU map, one a possible CPU. */
+  /** In a per-CPU map: one per possible CPU. */
   | { readonly key: Json; readonly value?: undefined; readonly values: readonly Json[] };
 
 /**
- * The items of `map`, a map of `dump`, as bytes and in the order of the image; none when the dump has no data of it.
- * One item at a time is in memory. The dump must stay open meanwhile.
- * @throws BpfimgError `badImage` for data that is not equal items, or that ends early
+ * The items of `map`, a map of `dump`, as bytes and in the order of the image; none if the dump has no data of it.
+ * Only one item at a time is in memory. The dump must stay open meanwhile.
+ * @throws BpfimgError `badImage` for data that is not a whole number of items, or that ends early
  */
 export async function* rawItems(dump: Dump, map: DumpMap, types: MapTypes): AsyncGenerator<RawItem, void, undefined> {
   const found = foundItems(dump, map, types);
@@ -36,8 +36,8 @@ export async function* rawItems(dump: Dump, map: DumpMap, types: MapTypes): Asyn
 }
 
 /**
- * The items of `map`, a map of `dump`, as `decode` shows them. Otherwise as {@link rawItems}.
- * @param finder knows types of keys and values; what it finds no types of is hex
+ * The items of `map`, a map of `dump`, as `decode` shows them. Otherwise like {@link rawItems}.
+ * @param finder finds types of keys and values; without a type they are hex
  */
 export async function* items(
   dump: Dump,
@@ -53,7 +53,7 @@ export async function* items(
   for await (const item of read(found)) yield shownItem(item, forms);
 }
 
-/** An item as a document has it; its bytes are those of its forms. */
+/** An item as in a document, from its already printed key and value. */
 export function shownItem({ key, value, values }: RawItem, forms: ItemForms | undefined): Item {
   if (values === undefined) return { key: itemJson(forms?.key, key), value: itemJson(forms?.value, value) };
   return { key: itemJson(forms?.key, key), values: values.map((one) => cpuJson(forms?.value, one)) };
@@ -64,14 +64,14 @@ export function rawItem(key: Uint8Array, value: Uint8Array, perCpu: number | und
   return perCpu === undefined ? { key, value } : { key, value, values: [...cpuValues(value, perCpu)] };
 }
 
-/** How the items of a map look in a document: by their types, where there are any, or as inner maps. */
+/** How to show the items of a map in a document: by their types, if known, or as inner maps. */
 export function itemForms(map: DumpMap, types: MapTypes, typed: ItemForms | undefined): ItemForms | undefined {
   const type = map.files[0]?.message.map_type;
   if (typed !== undefined || type === undefined) return typed;
   return types.get(type).inner === true ? { value: mapIdForm } : undefined;
 }
 
-/** The items of one data entry, and where they are read. */
+/** The items of one data entry, and the cursors that read them. */
 interface FoundItems {
   readonly cursors: ItemCursors;
   readonly count: number;
@@ -100,7 +100,7 @@ async function* read({ cursors, count, shape }: FoundItems): AsyncGenerator<RawI
   }
 }
 
-/** The next bytes of a cursor where its window has them. */
+/** The next bytes of a cursor, if they are in its window. */
 function taken(from: Cursor, size: number): Uint8Array | undefined {
   if (from.ready < size) return undefined;
   const bytes = from.bytes.slice(from.at, from.at + size);
@@ -108,7 +108,7 @@ function taken(from: Cursor, size: number): Uint8Array | undefined {
   return bytes;
 }
 
-/** The next bytes of a cursor, which are read first. */
+/** The next bytes of a cursor, read first. */
 async function take(cursors: ItemCursors, from: Cursor, size: number): Promise<Uint8Array> {
   await pause();
   if (size <= from.bytes.length) await from.fill(size);
@@ -125,7 +125,7 @@ function itemJson(form: JsonPrinter | undefined, bytes: Uint8Array): Json {
   return form === undefined ? hex(bytes) : form.show(viewOf(bytes), 0);
 }
 
-/** One CPU's value; with what fills it up where that is not zero, as the kernel keeps what was written. */
+/** One CPU's value; with its padding unless that is zero, because the kernel keeps what was written. */
 function cpuJson(form: JsonPrinter | undefined, value: Uint8Array): Json {
   const stride = roundUp8(value.length);
   const padded = new Uint8Array(value.buffer, value.byteOffset, stride);

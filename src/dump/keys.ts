@@ -1,11 +1,11 @@
-/** Finds keys that stand twice in a data entry, in memory that does not grow with the map. */
+/** Finds keys that occur twice in a data entry, in memory that does not grow with the map. */
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 
-/** Keys held in one pass over the entry; more keys take further passes. */
+/** Keys held in one pass over the entry; more keys need further passes. */
 const KEYS_IN_PASS = 1 << 20;
 
-/** A seed that an image's author cannot know, so that no image can make all keys collide. */
+/** A seed that an image's author cannot know, so that no image can make its keys collide. */
 const SEED = (Math.random() * 0x100000000) >>> 0;
 
 /** Two keys of an entry that are equal, by their positions in it. */
@@ -14,7 +14,7 @@ export interface DuplicateKey {
   readonly index: number;
 }
 
-/** Two 32-bit hashes of bytes that come in pieces. */
+/** Two 32-bit hashes of bytes that arrive in pieces. */
 class KeyHashPair {
   one = 0;
   two = 0;
@@ -45,7 +45,7 @@ class KeyHashPair {
 /**
  * Keys that equal an earlier key of the same entry, up to `most` of them.
  *
- * A pass holds the hashes of the keys that fall into its share; keys with both hashes equal are compared
+ * A pass holds the hashes of the keys in its share; keys with both hashes equal are compared
  * byte for byte.
  * @param at position of the first key in `input`
  */

@@ -1,4 +1,4 @@
-/** What `decode` prints of a dump, as types; docs/schema/maps.schema.json checks it where it enters. */
+/** What `decode` prints of a dump, as types; docs/schema/maps.schema.json checks documents on input. */
 
 import type { FownEntry } from '../image/schema.gen.js';
 import type { Json, JsonObject } from '../value.js';
@@ -14,7 +14,7 @@ export type MapsDocument = {
 /** A BTF object. */
 export type DocumentBtf = {
   btf_id: number;
-  /** One character a byte, as all names here. */
+  /** One character per byte, like all names here. */
   name?: string;
   kernel_btf?: boolean;
   /** Base64. */
@@ -22,7 +22,7 @@ export type DocumentBtf = {
   $raw?: string;
 };
 
-/** What a map is, and what each of its open files may say otherwise. */
+/** Attributes of a map; its open files may override them. */
 export type MapAttributes = {
   name?: string;
   /** `hash`, `type_N` or the number. */
@@ -56,15 +56,15 @@ export type DocumentFile = MapAttributes & {
 /** A map without its items. */
 export type MapHeader = MapAttributes & {
   map_id: number;
-  /** ndjson: which further data entry of the same map it is, from 1. */
+  /** ndjson: the index, from 1, of a further data entry of the same map. */
   copy?: number;
   files?: DocumentFile[];
   /** ndjson: the dump has no data entry for this map. */
   data?: false;
-  /** Bytes of a key and of a value, where the attributes say otherwise. */
+  /** Bytes of a key and of a value, if the attributes say otherwise. */
   data_key_size?: number;
   data_value_size?: number;
-  /** Of data that is not equal items. */
+  /** For data that is not a whole number of items. */
   count?: number;
   keys_bytes?: number;
   values_bytes?: number;
@@ -84,7 +84,7 @@ export type MapHeader = MapAttributes & {
 export type DocumentItem = {
   key?: Json;
   value?: Json;
-  /** Of a per-CPU map, one a possible CPU. */
+  /** In a per-CPU map: one per possible CPU. */
   values?: Json[];
 };
 
@@ -93,6 +93,6 @@ export type DocumentMap = MapHeader & {
   items?: DocumentItem[];
   /** Base64, instead of items. */
   extra?: string;
-  /** Further data entries of the same map, where they differ. */
+  /** Further data entries of the same map, if they differ. */
   copies?: JsonObject[];
 };

@@ -1,8 +1,7 @@
 /**
- * A dump folder as maps: what CRIU spreads over files.img, fdinfo, ids, pstree and bpfmap-data.img,
- * joined.
+ * A dump folder as maps: joins what CRIU spreads over files.img, fdinfo, ids, pstree and bpfmap-data.img.
  *
- * A process holds fds; an fd leads to an open file; an open file is of a map; a map has data. Two open
+ * A process holds fds; an fd leads to an open file; an open file belongs to a map; a map has data. Two open
  * files of one map are one map here, although CRIU writes its data once for each of them.
  */
 
@@ -43,7 +42,7 @@ import { commandOf } from './process.js';
 /** A descriptor that leads to an open file. */
 export interface Holder {
   readonly pid: number;
-  /** Name of the process, where its core image has been read. */
+  /** Name of the process, once its core image has been read. */
   readonly command?: string | undefined;
   readonly fd: number;
   readonly cloexec: boolean;
@@ -51,10 +50,10 @@ export interface Holder {
 
 /** One open file of a map. */
 export interface MapFile {
-  /** Image that names it, and the entry there. */
+  /** The image that contains it, and its entry there. */
   readonly image: string;
   readonly entry: number;
-  /** `map_name` is one character a byte. */
+  /** `map_name` has one character per byte. */
   readonly message: BpfmapFileEntry;
   readonly holders: Holder[];
 }
@@ -74,11 +73,11 @@ export interface DumpMap {
   /** In image order. CRIU restores from the last. */
   readonly data: MapData[];
   readonly meta: BpfmapMetaEntry | undefined;
-  /** Number of the entry that {@link meta} is. */
+  /** Number of the entry of {@link meta}. */
   readonly metaEntry: number | undefined;
 }
 
-/** Names of the images that make a dump one of BPF maps. */
+/** A dump with any of these images is one of BPF maps. */
 export const IMAGE = {
   files: 'files.img',
   bpfmapFile: 'bpfmap-file.img',
@@ -87,12 +86,12 @@ export const IMAGE = {
   btf: 'bpfmap-btf.img',
 } as const;
 
-/** Names of the images of a dump, by what is in them. */
+/** Names of the images of a dump, by content. */
 export type ImageNames = { readonly [name in keyof typeof IMAGE]: string };
 
 /**
- * Names of the same images in a CRIU dump that our CRIU plugin has made: CRIU removes images of its own names
- * that it has not written itself.
+ * Names of the same images in a CRIU dump made with our CRIU plugin: CRIU removes images with its own names
+ * that it did not write itself.
  */
 export const PLUGIN_IMAGE: ImageNames = {
   files: 'files.img',
@@ -102,32 +101,32 @@ export const PLUGIN_IMAGE: ImageNames = {
   btf: 'bpfimg-btf.img',
 };
 
-/** The plugin's table of open files, text: a line `ID MAP_ID FLAGS` each (hex, decimal, octal). */
+/** The plugin's table of open files, as text: a line `ID MAP_ID FLAGS` each (hex, decimal, octal). */
 export const PLUGIN_TABLE = 'bpfimg-files.txt';
 
 /** The plugin's name in inventory.img. */
 export const PLUGIN = 'bpfimg';
 
-/** What the CRIU plugin says of a dump that it has made. */
+/** What the CRIU plugin says of a dump that was made with it. */
 export interface PluginDump {
   /** The table's lines, by the id of the open file. */
   readonly files: ReadonlyMap<number, TableLine>;
-  /** The entry of each map, by its id: what is said of the map once for all of its open files. */
+  /** The entry of each map, by its id: the facts that all of the map's open files share. */
   readonly maps: ReadonlyMap<number, BpfmapFileEntry>;
 }
 
 /** A dump that was read: everything but the items, which stay in {@link data}. */
 export interface Dump {
-  /** The folder, archive or image that was read, as messages name it. */
+  /** The folder, archive or image that was read, for messages. */
   readonly name: string;
   /** Its files; undefined for a single image. */
   readonly files: DumpFiles | undefined;
   readonly maps: readonly DumpMap[];
-  /** What its images are called. */
+  /** Names of its images. */
   readonly names: ImageNames;
-  /** Defined for a CRIU dump that our CRIU plugin has made. */
+  /** Defined for a CRIU dump made with our CRIU plugin. */
   readonly plugin: PluginDump | undefined;
-  /** The open data image, when there is one. */
+  /** The open data image, if there is one. */
   readonly data: Input | undefined;
   /** BTF objects by id. */
   readonly btf: ReadonlyMap<number, DumpBtf>;
@@ -155,36 +154,36 @@ export interface DumpBtf {
   read(): Promise<Buffer>;
 }
 
-/** Entries that contradict others and so have no place in the maps. */
+/** Entries that contradict others and thus belong to no map. */
 export interface Lost {
   /** fds that lead to a BPF map file which no image describes. */
   readonly fds: (Holder & { readonly id: number })[];
-  /** File entries whose id another one has already. */
+  /** File entries whose id another one already has. */
   readonly files: MapFile[];
-  /** What is wrong between the CRIU plugin's images and CRIU's own. */
+  /** Contradictions between the CRIU plugin's images and CRIU's own. */
   readonly plugin: PluginProblem[];
 }
 
-/** One thing of {@link Lost.plugin}. */
+/** One element of {@link Lost.plugin}. */
 export interface PluginProblem {
   readonly code: 'plugin-file' | 'plugin-map' | 'plugin-lost' | 'plugin-mixed' | 'plugin-stale';
   readonly image: string;
   readonly message: string;
 }
 
-/** The image that CRIU writes last of all. */
+/** The last image that CRIU writes. */
 export const FINISHED = 'inventory.img';
 
-/** Files that only CRIU makes, or its plugin. */
+/** Files that only CRIU or its plugin makes. */
 const CRIUS =
   /^((inventory|pstree|files|(core|ids|fdinfo|mm|pagemap)-\d{1,10})\.img|bpfimg-(file|data|meta|btf)\.img|bpfimg-files\.txt)$/;
 
-/** Whether a folder with these files is a dump of processes, by CRIU, and not one of maps alone. */
+/** Whether a folder with these files is CRIU's dump of processes rather than one of maps alone. */
 export function isCriu(names: Iterable<string>): boolean {
   return [...names].some((name) => CRIUS.test(name));
 }
 
-/** What is wrong with {@link FINISHED} when CRIU has not finished the dump with these files, as far as that shows. */
+/** What is wrong with {@link FINISHED} if CRIU visibly has not finished the dump with these files. */
 export function unfinishedDump(files: DumpFiles): string | undefined {
   const names = files.names();
   const size = files.size(FINISHED) ?? 0;
@@ -193,7 +192,7 @@ export function unfinishedDump(files: DumpFiles): string | undefined {
   return `it is ${how}, and CRIU writes it last: the dump has failed, or was not copied whole`;
 }
 
-/** How to go on when one image of a dump is broken: rethrow, or note it (`verify` does). */
+/** What to do about a broken image of a dump: rethrow, or note it (`verify` does). */
 export type OnBroken = (error: BpfimgError, image: string) => void;
 
 const rethrow: OnBroken = (error) => {
@@ -203,11 +202,11 @@ const rethrow: OnBroken = (error) => {
 /**
  * Reads a dump.
  * @param dump its files, or the path of its folder
- * @throws BpfimgError `notFound` when no image in it can hold maps
+ * @throws BpfimgError `notFound` if no image in it can contain maps
  */
 export async function openDump(dump: string | DumpFiles, onBroken: OnBroken = rethrow): Promise<Dump> {
   const files = typeof dump === 'string' ? folderFiles(dump) : dump;
-  // What is broken is not, when it was read while the images changed.
+  // It is not broken if it was read while the images changed.
   let broken: Parameters<OnBroken>[] = [];
   const result = await files.atOneTime(() => {
     broken = [];
@@ -266,15 +265,15 @@ async function readDump(files: DumpFiles, onBroken: OnBroken): Promise<Dump> {
   return builder.dump();
 }
 
-/** The part that our CRIU plugin had in a dump. */
+/** The part that our CRIU plugin has in a dump. */
 interface PluginPart {
   /** inventory.img names it. */
   readonly named: boolean;
-  /** Other plugins may have had a part in it. */
+  /** Other plugins may be involved. */
   readonly others: boolean;
 }
 
-/** The plugin's part in the dump; undefined for none. */
+/** The plugin's part in the dump; undefined if it has none. */
 async function pluginPart(
   names: ReadonlySet<string>,
   builder: DumpBuilder,
@@ -285,7 +284,7 @@ async function pluginPart(
     .filter((name) => names.has(name));
   if (ours.length === 0 && builder.external.size === 0) return undefined;
   let listed: readonly string[] | undefined;
-  // CRIU before 4.1 has no list of plugins, and a folder that is not CRIU's has no inventory.
+  // CRIU before 4.1 writes no list of plugins, and a folder that is not CRIU's has no inventory.
   await each('inventory.img', INVENTORY, ({ message }) => {
     if (message.plugins_entry !== undefined) listed = message.plugins_entry.plugins ?? [];
   });
@@ -302,13 +301,13 @@ async function pluginPart(
   return undefined;
 }
 
-/** The images of a form that hold nothing but maps. */
+/** The images of this form that contain nothing but maps. */
 export function ownImages({ bpfmapFile, data, meta, btf }: ImageNames): string[] {
   return [bpfmapFile, data, meta, btf];
 }
 
 /**
- * Reads one image as far as it goes as a dump: files.img or bpfmap-file.img without data, or
+ * Reads one image as a dump, as far as possible: files.img or bpfmap-file.img without data, or
  * bpfmap-data.img without files. The dump owns `input`, which must have a size.
  * @returns undefined for an image of another kind
  */
@@ -326,7 +325,7 @@ export async function openDumpImage(
   return builder.dump();
 }
 
-/** Open files and data entries a dump may have. No kernel holds so many maps; an image can claim them. */
+/** Most open files and data entries in a dump. No kernel holds so many maps, but an image can claim them. */
 const MAX_ENTRIES = 1_000_000;
 
 type EachEntry = <M extends JsonObject>(
@@ -343,14 +342,14 @@ class DumpBuilder {
   readonly #images = new Set<string>();
   readonly #broken = new Set<string>();
   readonly files = new Map<number, MapFile>();
-  /** Open files that CRIU left to plugins: what files.img says of their owners, by id. */
+  /** Open files that CRIU left to plugins: their owners according to files.img, by id. */
   readonly external = new Map<number, ExtFileEntry>();
   readonly lost: Lost = { fds: [], files: [], plugin: [] };
   readonly btf = new Map<number, DumpBtf>();
   readonly #inputs: Input[] = [];
   #data: Input | undefined;
   #entries = 0;
-  /** Whether our CRIU plugin has made the dump, the entry it wrote for each map, and its table. */
+  /** Whether the dump was made with our CRIU plugin; the entry it wrote for each map; its table. */
   #plugin = false;
   readonly #pluginMaps = new Map<number, { readonly entry: number; readonly message: BpfmapFileEntry }>();
   readonly #table = new Map<number, TableLine>();
@@ -379,7 +378,7 @@ class DumpBuilder {
     return map;
   }
 
-  /** Passes each entry of an image on; a broken image is the caller's to judge. */
+  /** Passes on each entry of an image; the caller decides about a broken image. */
   async read<M extends JsonObject>(
     input: Input,
     name: string,
@@ -425,7 +424,7 @@ class DumpBuilder {
     const file: MapFile = { image, entry, message, holders: [] };
     const known = this.files.get(message.id);
     if (known !== undefined) {
-      // A file that both images name is one file: files.img is the one CRIU restores from.
+      // A file that both images name is the same file: CRIU restores from files.img.
       if (known.image === image) this.lost.files.push(file);
       return;
     }
@@ -433,7 +432,7 @@ class DumpBuilder {
     this.#map(message.map_id).files.push(file);
   }
 
-  /** What the plugin's image says of a map. */
+  /** The facts about a map in the plugin's image. */
   pluginMap({ index, message }: Entry): void {
     this.#count();
     const { map_id } = message as BpfmapFileEntry;
@@ -446,7 +445,7 @@ class DumpBuilder {
     this.lost.plugin.push({ code, image, message });
   }
 
-  /** Notes an image that is not of this dump. */
+  /** Notes an image that does not belong to this dump. */
   stale(image: string, why: string): void {
     this.#problem('plugin-stale', image, `nothing reads it, for ${why}`);
   }
@@ -474,7 +473,7 @@ class DumpBuilder {
       const subject = this.dumpFiles?.nameOf(PLUGIN_TABLE) ?? this.name;
       this.onBroken(new BpfimgError('notFound', message, { subject, code: 'plugin-table' }), PLUGIN_TABLE);
     }
-    // What nobody holds gets an id by which documents can name it; the image's own is a running number.
+    // A map without a holder gets an id for documents to use; the image's own is only a running number.
     let id = 1;
     for (const [mapId, { entry, message }] of this.#pluginMaps) {
       if (this.#maps.has(mapId)) continue;
@@ -513,7 +512,7 @@ class DumpBuilder {
     map.meta = message;
     map.metaEntry = index;
     if (this.#plugin) return;
-    // A dump without processes (ours) keeps here who held the files.
+    // A dump without processes (ours) records here who held the files.
     for (const { file_id, pid, fd, fd_flags = 0 } of message.holders ?? []) {
       const known = map.files.find((file) => file.message.id === file_id);
       if (known === undefined || known.holders.some((one) => one.pid === pid && one.fd === fd)) continue;
@@ -596,7 +595,7 @@ async function readHolders(
       if (message.type !== 'BPFMAP' && message.type !== 'EXT') return;
       const file = builder.files.get(id);
       if (file) held.push({ file, holder });
-      // Of an open file that a plugin has, only files.img says that it is there.
+      // For an open file of a plugin, only files.img shows that it exists.
       else if (message.type === 'BPFMAP' || (builder.names === PLUGIN_IMAGE && !builder.external.has(id))) {
         builder.lost.fds.push({ ...holder, id });
       }
@@ -606,16 +605,16 @@ async function readHolders(
   }
 }
 
-/** How the items of one data entry are cut, with what the map's type says of its values. */
+/** The item sizes of one data entry, and what the map's type says of its values. */
 export interface DataShape {
-  /** Undefined for totals that are not `count` equal parts. */
+  /** Undefined if the totals are not `count` equal parts. */
   readonly shape: ItemShape | undefined;
-  /** Item sizes that the map's attributes do not explain. */
+  /** The map's attributes do not explain these item sizes. */
   readonly oddKey: boolean;
   readonly oddValue: boolean;
 }
 
-/** Item sizes of `data`, and whether they are what `file` (absent for data without a file) promises. */
+/** Item sizes of `data`, and whether they match `file` (absent for data without a file). */
 export function dataShape(data: MapData, file: BpfmapFileEntry | undefined, types: MapTypes): DataShape {
   const shape = itemShape(data.count, data.keysBytes, data.valuesBytes);
   if (shape === undefined || file === undefined || data.count === 0) return { shape, oddKey: false, oddValue: false };
@@ -627,7 +626,7 @@ export function dataShape(data: MapData, file: BpfmapFileEntry | undefined, type
   return { shape: { ...shape, perCpu: file.value_size }, oddKey, oddValue: false };
 }
 
-/** Whether two data entries hold the same bytes. */
+/** Whether two data entries contain the same bytes. */
 export async function sameData(input: Input, a: MapData, b: MapData): Promise<boolean> {
   if (a.count !== b.count || a.keysBytes !== b.keysBytes || a.valuesBytes !== b.valuesBytes) return false;
   return equalBytes(input, a.entry.extraAt, input, b.entry.extraAt, a.entry.extraSize);

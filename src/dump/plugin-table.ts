@@ -1,6 +1,6 @@
 /**
- * What the CRIU plugin says of open files: a text table in the images folder, a line `ID MAP_ID FLAGS` each, in
- * hex, decimal and octal. Other facts about the maps stand in images, once for each map.
+ * The CRIU plugin's list of open files: a text table in the images folder, a line `ID MAP_ID FLAGS` each, in
+ * hex, decimal and octal. Other facts about the maps are in images, once for each map.
  */
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
@@ -8,31 +8,31 @@ import { pause } from '../io/pause.js';
 
 /** One open file of a map. */
 export interface TableLine {
-  /** In the text, from 1. */
+  /** Line number, from 1. */
   readonly line: number;
-  /** Of the entry in files.img. */
+  /** The id of the entry in files.img. */
   readonly id: number;
   readonly mapId: number;
-  /** As F_GETFL gives them. */
+  /** As F_GETFL returns them. */
   readonly flags: number;
-  /** The line as it stands there, its end included. */
+  /** The line as in the file, with its line end. */
   readonly text: string;
 }
 
 const FORM = /^(0|[1-9a-f][0-9a-f]{0,7}) (0|[1-9][0-9]{0,9}) ([0-7]{1,12})$/;
 
-/** Bytes of the longest line, its end included. */
+/** Bytes of the longest line, with its line end. */
 const LONGEST_LINE = 8 + 1 + 10 + 1 + 12 + 1;
 
 /**
  * Reads the table's lines in order.
- * @throws BpfimgError `badImage`, with the line; what `take` throws
+ * @throws BpfimgError `badImage`, with the line; and whatever `take` throws
  */
 export async function readTable(input: Input, take: (line: TableLine) => void): Promise<void> {
   const cursor = new Cursor(input);
   let line = 1;
   while ((await cursor.fill(LONGEST_LINE)) > 0) {
-    // Only at the end of the table are there fewer bytes than the longest line has.
+    // Only the end of the table has fewer bytes left than the longest line.
     const least = cursor.ready < LONGEST_LINE ? 1 : LONGEST_LINE;
     for (; cursor.ready >= least; line++) take(lineOf(input, cursor, line));
     await pause();

@@ -1,4 +1,4 @@
-/** What a dump says of its processes beyond their maps. */
+/** What a dump says of its processes besides their maps. */
 import { BpfimgError } from '../errors.js';
 import { HEAD_COMMON, magicOf } from '../image/kinds.js';
 import { MAX_MESSAGE } from '../image/reader.js';
@@ -10,7 +10,7 @@ import type { DumpFiles } from './files.js';
 const TASK_CORE = 3;
 const COMMAND = 6;
 
-/** The name of a process, one character a byte; undefined where its core image does not say it. */
+/** The name of a process, one character per byte; undefined if its core image does not contain it. */
 export async function commandOf(files: DumpFiles, pid: number): Promise<string | undefined> {
   const name = `core-${pid}.img`;
   if (files.size(name) === undefined) return undefined;
@@ -32,7 +32,7 @@ export async function commandOf(files: DumpFiles, pid: number): Promise<string |
       input.close();
     }
   } catch (error) {
-    // What is wrong with such an image is for verify to say.
+    // `verify` reports what is wrong with such an image.
     if (error instanceof BpfimgError || error instanceof WireError) return undefined;
     throw error;
   }

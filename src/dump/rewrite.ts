@@ -1,4 +1,4 @@
-/** Copies images with some of their entries changed; what does not change keeps its bytes. */
+/** Copies images with some entries changed; all others keep their bytes. */
 import type { ImageKind } from '../image/kinds.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage } from '../image/wire.js';
@@ -8,24 +8,24 @@ import type { Output } from '../io/output.js';
 import { copyInput } from '../io/stream.js';
 import type { JsonObject } from '../value.js';
 
-/** An entry as it will be. */
+/** A new entry. */
 export interface NewEntry {
   readonly message: JsonObject;
-  /** Writes what follows the message; what follows it now stays when absent. */
+  /** Writes what follows the message; without it, what followed it before stays. */
   readonly extra?: ((out: Output) => Promise<void>) | undefined;
 }
 
-/** Writes an entry of an image of `kind`, its text one character a byte. */
+/** Writes an entry of an image of `kind` from JSON text, one character per byte. */
 export async function writeEntry({ message, extra }: NewEntry, kind: ImageKind, out: Output): Promise<void> {
   writeMessage(out, encodeMessage(kind.message, message, 'latin1'));
   await extra?.(out);
 }
 
 /**
- * Copies an image. Only entries that `change` gives something for are written anew, all else is copied as it stands.
+ * Copies an image. Only entries for which `change` returns something are written anew; the rest keeps its bytes.
  * @param input has a size
- * @param kind what it is an image of
- * @param change what becomes of the entry of that message and number; undefined to leave it
+ * @param kind the kind of the image
+ * @param change returns the new entry for a message and its number; undefined to leave it
  */
 export async function rewriteImage<M extends JsonObject>(
   input: Input,
@@ -34,7 +34,7 @@ export async function rewriteImage<M extends JsonObject>(
   change: (message: M, index: number) => NewEntry | undefined,
 ): Promise<void> {
   const reader = await ImageReader.open(input, 'latin1');
-  /** Where the bytes begin that are not yet copied. */
+  /** Start of the bytes that are not copied yet. */
   let from = 0;
   for await (const { message, index, offset, extraAt, extraSize } of reader.entriesOf(kind)) {
     const changed = change(message, index);

@@ -1,4 +1,4 @@
-/** What maps are called, and `--map ID_OR_NAME` within a dump. */
+/** Names of maps, and `--map ID_OR_NAME` within a dump. */
 import { pathBytes } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import type { Dump, DumpMap } from './model.js';
@@ -11,25 +11,25 @@ export function mapName(map: DumpMap): string | undefined {
 /** Bytes the kernel keeps of a name (BPF_OBJ_NAME_LEN less the NUL): libbpf cuts off the rest. */
 const NAME_MOST = 15;
 
-/** The map's whole name, one character a byte: where the kernel has cut it, the pin that goes on from there has it. */
+/** The map's whole name, one character per byte: if the kernel truncated it, from a pin whose name continues it. */
 export function wholeName(map: DumpMap): string | undefined {
   const name = mapName(map);
   if (name?.length !== NAME_MOST) return name;
   const pins = (map.meta?.pins ?? []) as readonly string[];
-  // Pins have no dot in their names.
+  // Names of pins contain no dot.
   const start = name.replaceAll('.', '_');
   const names = pins.map((pin) => pathBytes(pin.slice(pin.lastIndexOf('/') + 1)).toString('latin1'));
   return names.find((pin) => pin.startsWith(start)) ?? name;
 }
 
-/** Which maps a selector means, the better ways first: a name that is whole wins over one that was cut. */
+/** Which maps a selector means, better matches first: a whole name wins over a truncated one. */
 const WAYS: readonly ((map: DumpMap, selector: string) => boolean)[] = [
   ({ mapId }, selector) => /^\d{1,10}$/.test(selector) && mapId === Number(selector),
   (map, selector) => wholeName(map) === selector,
   (map, selector) => mapName(map) === selector,
 ];
 
-/** All maps that `--map` names: by id, else by name, which several may have. */
+/** All maps that `--map` selects: by id, else by name, which several may share. */
 export function mapsNamed(maps: readonly DumpMap[], selector: string): DumpMap[] {
   for (const is of WAYS) {
     const found = maps.filter((map) => is(map, selector));
@@ -42,9 +42,9 @@ export function mapsNamed(maps: readonly DumpMap[], selector: string): DumpMap[]
 const LISTED = 20;
 
 /**
- * The maps that `selectors` name, in dump order; all of them when there are no selectors.
- * @param one each selector must name a single map
- * @throws BpfimgError `notFound`; `usage` for a name where there are none, or that several maps have
+ * The maps that `selectors` name, in dump order; all of them if there are no selectors.
+ * @param one each selector must match a single map
+ * @throws BpfimgError `notFound`; `usage` for a name if maps have none, or if several maps share it
  */
 export function selectMaps(dump: Dump, selectors: readonly string[], one = false): DumpMap[] {
   if (selectors.length === 0) return [...dump.maps];

@@ -1,5 +1,5 @@
 /**
- * Which types the items of a map have, and where that is known from: named by hand, a program's object file, or
+ * Finds the types of a map's items: given by the user, in a program's object file, or in
  * the dump itself, in this order.
  */
 import * as fs from 'node:fs';
@@ -19,20 +19,20 @@ import { factsOf } from './facts.js';
 import type { Dump, DumpMap } from './model.js';
 import { mapName, mapsNamed, wholeName } from './select.js';
 
-/** What a user says of types. */
+/** What the user says about types. */
 export interface TypeOptions {
   /** An object file, or raw BTF. */
   readonly btf?: string | undefined;
-  /** `NAME=KEY:VALUE`: types of one map, by its name or id; either may be empty. */
+  /** `NAME=KEY:VALUE`: types of one map, by its name or id; KEY or VALUE may be empty. */
   readonly type?: readonly string[] | undefined;
 }
 
-/** Why a map, or all that use a BTF object, are without (some of) their types. */
+/** Why a map, or all maps that use a BTF object, lack (some of) their types. */
 export interface TypeProblem {
-  /** As in verify's FINDINGS; undefined for what is no defect of the dump. */
+  /** As in verify's FINDINGS; undefined if it is no defect of the dump. */
   readonly code?: 'btf-missing' | 'bad-btf' | 'unknown-btf' | 'bad-type' | 'btf-key-size' | 'btf-value-size';
   readonly map?: DumpMap;
-  /** The BTF object of the dump where it is. */
+  /** The dump's BTF object in question. */
   readonly object?: number;
   readonly message: string;
 }
@@ -40,7 +40,7 @@ export interface TypeProblem {
 /** The types of a map as C. */
 export interface Definitions {
   readonly map: DumpMap;
-  /** Names of the types, where there are any. */
+  /** Names of the types, if any. */
   readonly key: string | undefined;
   readonly value: string | undefined;
   /** Definitions that no earlier map has. */
@@ -50,7 +50,7 @@ export interface Definitions {
 /** The BTF of the running kernel. */
 const KERNEL = '/sys/kernel/btf/vmlinux';
 
-/** Types that were named by hand. */
+/** Types given by the user. */
 interface TypeOption {
   readonly text: string;
   readonly map: string;
@@ -60,7 +60,7 @@ interface TypeOption {
 
 /** Finds the types of a dump's maps. */
 export class TypeFinder {
-  /** What was found wrong so far. */
+  /** Problems found so far. */
   readonly problems: TypeProblem[] = [];
   readonly #dump: Dump;
   readonly #path: string | undefined;
@@ -70,14 +70,14 @@ export class TypeFinder {
   readonly #parsed = new Map<number, Btf | undefined>();
   readonly #checkedObjects = new Set<number>();
   readonly #found = new Map<DumpMap, NamedTypes | undefined>();
-  /** BTF objects that are not the dump's, by the id they get in a document. */
+  /** BTF objects that are not in the dump, by the id they get in a document. */
   readonly #added = new Map<number, DocumentBtfObject>();
   #fileId: number | undefined;
-  /** Maps of which it has been said that the file may mean several. */
+  /** Maps for which the ambiguity of the file has been reported. */
   readonly #unclear = new Set<DumpMap>();
   #kernel: Btf | undefined;
 
-  /** @throws BpfimgError for a file that cannot be read, and for maps named by hand that are not there */
+  /** @throws BpfimgError for a file that cannot be read, and for maps that the user named but that do not exist */
   constructor(
     dump: Dump,
     readonly table: KnownTypes,
@@ -96,8 +96,8 @@ export class TypeFinder {
   }
 
   /**
-   * The types of a map's keys and values that fit its sizes; undefined when there are none. Problems are noted.
-   * @throws BpfimgError `notFound` for types named by hand that are nowhere
+   * The types of a map's keys and values that fit its sizes; undefined if there are none. Notes problems.
+   * @throws BpfimgError `notFound` for types that the user named and that do not exist
    */
   async types(map: DumpMap): Promise<NamedTypes | undefined> {
     if (this.#found.has(map)) return this.#found.get(map);
@@ -107,7 +107,7 @@ export class TypeFinder {
     return types;
   }
 
-  /** How the items of `maps` look in a document. */
+  /** How to show the items of `maps` in a document. */
   async forms(maps: readonly DumpMap[]): Promise<DocumentForms> {
     const found = new Map<DumpMap, MapForms & { readonly facts: TypeFacts }>();
     const used = new Set<number>();
@@ -122,7 +122,7 @@ export class TypeFinder {
     return { objects, of: (map) => found.get(map) };
   }
 
-  /** How the items of one image's entries look; of each map only what fits items of these sizes. */
+  /** How to show the items of one image; for each map, only types that fit its item sizes. */
   async imageForms(maps: readonly DumpMap[]): Promise<FormSource> {
     const all = await this.forms(maps);
     const used = new Set(maps.map((map) => all.of(map)?.facts.btf));
@@ -166,7 +166,7 @@ export class TypeFinder {
     return all;
   }
 
-  /** Whether the file that was named has a type for any of `maps`, for a message where it has none. */
+  /** Whether the given file has a type for any of `maps`, for a message if it has none. */
   unused(maps: readonly DumpMap[]): string | undefined {
     const file = this.#file;
     if (file === undefined || this.#byHand.length > 0 || maps.length === 0) return undefined;
@@ -192,8 +192,8 @@ export class TypeFinder {
   }
 
   /**
-   * How the file defines the map. Of several whose names the kernel has cut to the same one, it is the one of its
-   * type and sizes; where these do not tell, that is a problem.
+   * How the file defines the map. If the kernel truncated several names to the same one, type and sizes
+   * decide; if they do not suffice, that is a problem.
    */
   #definition(map: DumpMap): MapDefinition | undefined {
     if (this.#file === undefined) return undefined;
@@ -235,7 +235,7 @@ export class TypeFinder {
     return btf && { btfId: types.btf, btf, key: types.key, value: types.value };
   }
 
-  /** Notes where the kernel would not take the types that a dump has of a map. */
+  /** Notes if the kernel would refuse the types that a dump has of a map. */
   #kernelTakes(map: DumpMap, btf: Btf, types: TypeFacts): void {
     const file = map.files[0]?.message;
     if (file === undefined) return;
@@ -246,14 +246,14 @@ export class TypeFinder {
       kinds = [btf.kind(btf.resolve(types.key)), btf.kind(btf.resolve(types.value))];
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
-      // Types that make no sense are noted where their sizes are looked at.
+      // Invalid types are noted when their sizes are checked.
       return;
     }
     const message = typesRefused(row, file.max_entries, ...kinds);
     if (message !== undefined) this.problems.push({ code: 'bad-type', map, message });
   }
 
-  /** A BTF object of the dump; one that cannot be read is noted, once. */
+  /** A BTF object of the dump; if it cannot be read, that is noted once. */
   async #object(id: number): Promise<Btf | undefined> {
     if (!this.#parsed.has(id)) {
       let btf: Btf | undefined;
@@ -274,13 +274,13 @@ export class TypeFinder {
     return this.#parsed.get(id);
   }
 
-  /** Looks at the BTF objects of the dump that maps have types in: nobody loads another one. */
+  /** Checks the BTF objects of the dump that maps use: nothing loads any other. */
   async checkObjects(): Promise<void> {
     const used = new Set(this.#dump.maps.map(({ meta }) => meta?.btf_id));
     for (const id of this.#dump.btf.keys()) if (used.has(id)) await this.#checkObject(id);
   }
 
-  /** Looks at all of a BTF object of the dump, once. */
+  /** Checks all of a BTF object of the dump, once. */
   async #checkObject(id: number): Promise<void> {
     if (this.#checkedObjects.has(id)) return;
     this.#checkedObjects.add(id);
@@ -300,14 +300,14 @@ export class TypeFinder {
     await this.#checkObject(types.btf);
     await this.types(map);
     const faults = this.problems.filter(({ code, ...of }) => {
-      // Types that only the kernel knows, it may take.
+      // The kernel may accept types that only it understands.
       if (code === undefined || code === 'unknown-btf' || code === 'btf-missing') return false;
       return of.map === map || of.object === types.btf;
     });
     return faults.map(({ message }) => message);
   }
 
-  /** Without the types that do not fit their map, which is noted. */
+  /** Drops and notes the types that do not fit their map. */
   #checked(map: DumpMap, types: NamedTypes): NamedTypes | undefined {
     const sizes = sizesOf(map);
     const fits = (what: 'key' | 'value'): number => {
@@ -340,7 +340,7 @@ export class TypeFinder {
     return key === 0 && value === 0 ? undefined : { ...types, key, value };
   }
 
-  /** Types named by hand are carried in an object of their own: they may come from one as large as the kernel's. */
+  /** Types given by the user go into an object of their own: they may come from one as large as the kernel's. */
   async #handTypes(map: DumpMap): Promise<NamedTypes | undefined> {
     const hand = this.#byHand.filter(({ maps }) => maps.includes(map)).at(-1);
     if (hand === undefined) return undefined;
@@ -350,7 +350,7 @@ export class TypeFinder {
       places.push(btf.name);
       const wanted = texts.map((text) => wantedType(btf, text));
       if (!wanted.every((one) => one !== undefined)) continue;
-      // Of a map that the file defines, what is not said by hand is as the file has it.
+      // If the file defines the map, it supplies what the user did not give.
       const definition = btf === this.#file?.btf ? this.#definition(map) : undefined;
       const defined = [definition?.keyType ?? 0, definition?.valueType ?? 0];
       const { blob, ids } = extractTypes(
@@ -367,7 +367,7 @@ export class TypeFinder {
     throw new BpfimgError('notFound', `no ${named} in ${looked}`, { subject: `--type ${hand.text}` });
   }
 
-  /** Where types named by hand are looked for, one after the other. */
+  /** The places to look for types given by the user, in order. */
   async *#candidates(): AsyncGenerator<Btf> {
     if (this.#file !== undefined) yield this.#file.btf;
     for (const id of this.#dump.btf.keys()) {
@@ -381,13 +381,13 @@ export class TypeFinder {
   }
 }
 
-/** What `file` may say of the map, by its whole name where that is known. */
+/** What `file` says of the map, by its whole name if that is known. */
 function candidates(file: BtfFile, map: DumpMap): readonly MapDefinition[] {
   const whole = file.candidates(wholeName(map) ?? '');
   return whole.length > 0 ? whole : file.candidates(mapName(map) ?? '');
 }
 
-/** Whether a definition is of a map of this type and these sizes, as far as both say. */
+/** Whether a definition matches the map's type and sizes, as far as both give them. */
 function definitionFits({ type, keySize, valueSize }: MapDefinition, { files }: DumpMap): boolean {
   const message = files[0]?.message;
   const is = (said: number | undefined, number: number) => said === undefined || said === number;
@@ -395,7 +395,7 @@ function definitionFits({ type, keySize, valueSize }: MapDefinition, { files }: 
   return is(type, message.map_type) && is(keySize, message.key_size) && is(valueSize, message.value_size);
 }
 
-/** Reads a regular file whole: what is none might keep us waiting. */
+/** Reads a whole regular file: others might block. */
 function readFile(path: string): Buffer {
   const file = openFile(path);
   try {
@@ -419,7 +419,7 @@ function parseTypeOption(text: string): TypeOption {
   return { text, map, key, value };
 }
 
-/** The type that a person names, or an array of it: `struct flow`, `char[64]`; undefined when it is not there. */
+/** The type that the user names, or an array of it: `struct flow`, `char[64]`; undefined if it does not exist. */
 function wantedType(btf: Btf, text: string): WantedTypes | undefined {
   if (text === '') return { id: 0, counts: [] };
   const [, name = '', dimensions = ''] = /^(.*?)((?:\s*\[\s*\d{1,9}\s*\])*)$/s.exec(text) ?? [];
@@ -427,7 +427,7 @@ function wantedType(btf: Btf, text: string): WantedTypes | undefined {
   return id === undefined ? undefined : { id, counts: (dimensions.match(/\d+/g) ?? []).map(Number) };
 }
 
-/** Bytes of a map's keys and values, from its attributes or, where no image has these, from its data. */
+/** Bytes of a map's keys and values, from its attributes or, if no image has these, from its data. */
 function sizesOf(map: DumpMap): { key?: number | undefined; value?: number | undefined } {
   const file = map.files[0]?.message;
   if (file !== undefined) return { key: file.key_size, value: file.value_size };

@@ -235,7 +235,7 @@ export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Pr
       const count = Math.min(batch.room, items.count - done);
       await items.read(done, count, batch.keys, batch.values);
       for (let i = 0; i < count; i++) {
-        // Zero is already there, unless an earlier item was not zero; and in a smaller array the index may be past the end.
+        // Zero is already there unless an earlier item was not zero; in a smaller array the index may be past the end.
         if (!seen(batch.keys, i) && isZeroAt(map, batch, i)) continue;
         window.put(batch.keys.readUInt32LE(4 * i), 0, valueAt(map, batch, i));
       }

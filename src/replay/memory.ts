@@ -6,7 +6,7 @@ import type { MapType } from '../maptype.js';
 /** Size of an element of a hash table besides its key and value (struct htab_elem, list links). */
 const ELEMENT = 48;
 const BUCKET = 16;
-/** Size of a node of a trie, besides its key and value; and of an intermediate node. */
+/** Size of a node of a trie, besides its key and value, plus an intermediate node. */
 const NODE = 2 * 40;
 
 /**

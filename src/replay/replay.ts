@@ -196,7 +196,7 @@ async function fillMap(
 ): Promise<Report> {
   const { items, plugin, type } = plan;
   const filled = (await plugin.replay?.(map, items, work)) as Report;
-  // In a map that is known to lack items, a comparison finds only that; keys that are file descriptors identify nothing.
+  // In a map known to lack items, a comparison finds only that; keys that are file descriptors identify nothing.
   const keyed =
     type.key !== 'none' && type.key !== 'fd' && type.imageItem === undefined && type.holdsReferences !== true;
   if (verify !== undefined && filled.kind === 'full' && keyed) {

@@ -28,7 +28,7 @@ export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pic
   };
 }
 
-/** Maximum number of indexes remembered: 64 MiB of bits. */
+/** Most indexes to remember, as a power of two: 64 MiB of bits. */
 const MOST_INDEXES = 29;
 
 /** For indexes of an array, exact; for an array with too many, none is remembered. */

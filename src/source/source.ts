@@ -36,7 +36,7 @@ export interface SourceHost {
   watch?(): Promise<Watcher>;
   /** Receives a line about live maps that could not be captured. */
   warn?(line: string): void;
-  /** Opens a source whose map gives its attributes and types to the items from `bpftool -j map dump`; called at most once. */
+  /** Names a source whose map gives attributes and types to items from `bpftool -j map dump`; called at most once. */
   like?(): string | undefined;
   /** Receives what could not be seen when all live maps were selected. */
   unseen?(what: Unseen): Promise<void>;
