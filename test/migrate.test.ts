@@ -1614,6 +1614,31 @@ t.test('types that a compiler made', { skip: noCompiler }, async (t) => {
   }
 });
 
+const VMLINUX = '/sys/kernel/btf/vmlinux';
+const noVmlinux = fs.existsSync(VMLINUX) ? false : 'needs a kernel with type information';
+
+t.test('structures of the running kernel', { skip: noVmlinux }, async (t) => {
+  const [one, other] = ['one', 'other'].map((name) => Btf.parse(fs.readFileSync(VMLINUX), { name })) as [Btf, Btf];
+  const random = new Random(17);
+  const ids = Array.from({ length: one.typeCount }, (_, i) => i + 1).filter((id) => one.kind(id) === 'STRUCT');
+  for (let i = 0; i < ids.length; i += 9) {
+    const id = ids[i] as number;
+    if (!migration({ btf: one, id }, { btf: other, id }).same) t.fail(one.nameOf(id));
+  }
+  const tally = { converted: 0, refused: 0 };
+  for (let i = 0; i < 1000; i++) {
+    try {
+      const how = migration({ btf: one, id: random.of(ids) }, { btf: other, id: random.of(ids) });
+      if (how.from < 65536 && how.to < 65536) convert(how, random.bytes(how.from));
+      tally.converted++;
+    } catch (error) {
+      if (!(error instanceof BpfimgError)) throw error;
+      tally.refused++;
+    }
+  }
+  t.ok(tally.converted > 900, JSON.stringify(tally));
+});
+
 t.test('long arrays need few operations', async (t) => {
   const big = (of: string) => typeOf(`{ u8 a; ${of} b[20000000]; u16 c; }`);
   const started = process.cpuUsage();

@@ -471,7 +471,7 @@ class Plan {
     const chosen = union.children.filter((child) => this.#isTouched(child));
     if (chosen.length > 1) {
       const names = chosen.flatMap((child) => (child.name === '' ? namesIn(child) : [child.name]));
-      throw this.#usage(`${names.join(' and ')} are members of one union`, `--rename or --set`);
+      throw this.#usage(`${names.join(' and ')} are members of one union`, '--rename or --set');
     }
     for (const child of chosen) this.#place(child, undefined, frame, counts);
   }
@@ -488,12 +488,9 @@ class Plan {
       this.#step('kernel', old, fresh);
       return;
     }
-    if (old.kind === 'union' || fresh.kind === 'union') {
-      const only = old.kind === 'union' ? fresh : old;
-      if (only.kind === 'struct' && only.children.length === 1 && !this.#isTouched(only)) {
-        this.#structs(old, fresh, frame, counts, base);
-        return;
-      }
+    const union = old.kind === 'union' || fresh.kind === 'union';
+    const only = old.kind === 'union' ? fresh : old;
+    if (union && (only.kind !== 'struct' || only.children.length !== 1 || this.#isTouched(only))) {
       this.#unions(old, fresh, frame, counts, base);
       return;
     }
@@ -514,13 +511,17 @@ class Plan {
   #incompatible(old: Node, fresh: Node): BpfimgError {
     const [from, to] = [pathOf(old), pathOf(fresh)];
     const member = from === '' ? `the ${this.#where}` : `member ${from} of the ${this.#where}`;
-    const arrow = from === to || from === '' ? '' : ` ${to}`;
-    let help = from === '' ? '' : ` (--drop ${from} leaves it out)`;
-    if (fresh.kind === 'struct' && old.kind !== 'struct')
-      help = ` (--rename ${from}=${to === '' ? '' : `${to}.`}MEMBER says which member it becomes${from === '' ? '' : `, --drop ${from} leaves it out`})`;
-    if (old.kind === 'struct' && fresh.kind !== 'struct')
-      help = ` (--rename ${from === '' ? '' : `${from}.`}MEMBER=${to} says which member it comes from${from === '' ? '' : `, --drop ${from} leaves it out`})`;
-    return new BpfimgError('conflict', `${member}: ${typeText(old)} does not become ${typeText(fresh)}${arrow}${help}`);
+    const there = from === to || from === '' ? '' : ` ${to}`;
+    const within = (path: string) => (path === '' ? 'MEMBER' : `${path}.MEMBER`);
+    const help: string[] = [];
+    if (fresh.kind === 'struct') help.push(`--rename ${from}=${within(to)} says which member it becomes`);
+    else if (old.kind === 'struct') help.push(`--rename ${within(from)}=${to} says which member it comes from`);
+    if (from !== '') help.push(`--drop ${from} leaves it out`);
+    const helps = help.length === 0 ? '' : ` (${help.join(', ')})`;
+    return new BpfimgError(
+      'conflict',
+      `${member}: ${typeText(old)} does not become ${typeText(fresh)}${there}${helps}`,
+    );
   }
 
   /** Copies all bits of a node. */
@@ -536,10 +537,10 @@ class Plan {
       this.#copy(old, fresh, frame, what);
       return;
     }
-    if (old.kind === 'union' && fresh.kind === 'union') this.#unlike.add(old);
-    const both = old.kind === fresh.kind;
-    if (both) this.#step('union', old, fresh, true);
-    else if (!this.#touched.has(fresh)) this.#step('new', undefined, fresh);
+    if (old.kind === fresh.kind) {
+      this.#unlike.add(old);
+      this.#step('union', old, fresh, true);
+    } else if (!this.#touched.has(fresh)) this.#step('new', undefined, fresh);
     if (this.#touched.has(fresh)) this.#alone(fresh, frame, counts);
   }
 
