@@ -3,6 +3,7 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
+import { folderAt, placeOf } from '../src/io/place.js';
 import { BPFIMG, bpfimg, contents, copyDump, type Ran, TOP } from './helpers/command.js';
 import { fixture } from './helpers/fixtures.js';
 
@@ -156,6 +157,33 @@ t.test("links of others in a folder that is everybody's are not followed", { ski
     t.ok(fs.lstatSync(out).isSymbolicLink());
     fs.rmSync(out);
   }
+});
+
+t.test("a change that others have left in a folder that is everybody's is not made", { skip }, async (t) => {
+  const { folder, out } = sticky(t);
+  fs.writeFileSync(out, IMAGE);
+  const journal = path.join(folder, '.bpfimg-journal');
+  fs.mkdirSync(journal);
+  fs.writeFileSync(path.join(journal, 'plan'), '{"rename":[],"remove":["x.img"]}\n');
+  fs.chownSync(journal, 65534, 65534);
+  t.match(bpfimg(['decode', out]), {
+    status: 1,
+    stdout: '',
+    stderr: `bpfimg: ${journal}: refused: user 65534 put it into a folder that everyone can write to\n`,
+  });
+  t.same(fs.readFileSync(out), IMAGE);
+  fs.chownSync(journal, 0, 0);
+  t.equal(bpfimg(['decode', out]).status, 1);
+  t.notOk(fs.existsSync(out), 'our own is');
+});
+
+t.test('a folder that became a link after it was looked at is not opened', async (t) => {
+  const folder = path.join(t.testdir({ given: {}, other: {} }), 'given');
+  const place = placeOf(folder);
+  t.teardown(() => place.folder.close());
+  fs.rmdirSync(folder);
+  fs.symlinkSync('other', folder);
+  t.throws(() => folderAt(place), { code: /^(ELOOP|ENOTDIR)$/ });
 });
 
 t.test('somebody who swaps a file for a link all the time', { skip }, async (t) => {

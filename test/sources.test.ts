@@ -387,13 +387,15 @@ t.test('a checkpoint is edited without being unpacked', async (t) => {
   const names = ['podman-runc.tar.gz', ...(zstd ? ['podman-runc.tar.zst'] : [])];
   for (const name of names) {
     fs.copyFileSync(path.join(TOP, 'fixtures/archives', name), path.join(cwd, name));
-    make(`mkdir -p before after && rm -rf before/* after/* && tar -C before -xf ${name}`);
+    // The folder in it lets nobody but root in.
+    const unpack = (into: string) => `tar -C ${into} -xf ${name} && chmod -R u+X ${into}`;
+    make(`mkdir -p before after && rm -rf before/* after/* && ${unpack('before')}`);
     make(`bpfimg decode ${name} | sed 's/"2003000000000000"/"2103000000000000"/' > edit.json`);
     const refused = run(['encode', 'edit.json', '-D', name]);
     t.match(refused.stderr, /--force edits the dump in it\n$/);
     const ran = run(['encode', 'edit.json', '-D', name, '--force']);
     t.strictSame([ran.status, ran.stderr], [0, '']);
-    make(`tar -C after -xf ${name}`);
+    make(unpack('after'));
     const changed = shell('diff -rq before after', { cwd }).stdout;
     t.equal(changed, 'Files before/checkpoint/bpfimg-data.img and after/checkpoint/bpfimg-data.img differ\n', name);
     t.equal(shell(`tar -tvf ${name}`, { cwd }).stdout.includes('checkpoint/bpfimg-data.img'), true);
