@@ -1484,7 +1484,7 @@ function becomes(old: Shape, fresh: Shape, value: Json): { readonly value: Json;
 }
 
 /** Rounds; set to try more. */
-const ROUNDS = Number(process.env.MIGRATE_ROUNDS ?? 600);
+const ROUNDS = Number(process.env.MIGRATE_ROUNDS ?? 300);
 
 t.test('random types and values, by way of JSON', async (t) => {
   const tally = { pairs: 0, values: 0, losses: 0, back: 0, refused: 0 };
@@ -1568,7 +1568,7 @@ t.test('types that a compiler made', { skip: noCompiler }, async (t) => {
   const random = new Random(11);
   for (const little of [true, false]) {
     const texts = Array.from(
-      { length: 150 },
+      { length: 60 },
       (_, i) =>
         `${shapeText(plain(randomStruct(random, 3, false)), 'top')
           .replace('struct', `struct s${i}`)
@@ -1621,12 +1621,12 @@ t.test('structures of the running kernel', { skip: noVmlinux }, async (t) => {
   const [one, other] = ['one', 'other'].map((name) => Btf.parse(fs.readFileSync(VMLINUX), { name })) as [Btf, Btf];
   const random = new Random(17);
   const ids = Array.from({ length: one.typeCount }, (_, i) => i + 1).filter((id) => one.kind(id) === 'STRUCT');
-  for (let i = 0; i < ids.length; i += 9) {
+  for (let i = 0; i < ids.length; i += 20) {
     const id = ids[i] as number;
     if (!migration({ btf: one, id }, { btf: other, id }).same) t.fail(one.nameOf(id));
   }
   const tally = { converted: 0, refused: 0 };
-  for (let i = 0; i < 1000; i++) {
+  for (let i = 0; i < 500; i++) {
     try {
       const how = migration({ btf: one, id: random.of(ids) }, { btf: other, id: random.of(ids) });
       if (how.from < 65536 && how.to < 65536) convert(how, random.bytes(how.from));
@@ -1636,7 +1636,7 @@ t.test('structures of the running kernel', { skip: noVmlinux }, async (t) => {
       tally.refused++;
     }
   }
-  t.ok(tally.converted > 900, JSON.stringify(tally));
+  t.ok(tally.converted > 450, JSON.stringify(tally));
 });
 
 t.test('long arrays need few operations', async (t) => {
