@@ -30,6 +30,7 @@ export const array: Plugin = {
   ],
   capture: toolkit.readMemory,
   replay: toolkit.fillMemory,
+  into: toolkit.mergeIndexes,
   keyText: indexText,
 };
 

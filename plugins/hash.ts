@@ -44,4 +44,5 @@ export const hash: Plugin = {
   ],
   capture: (map, sink, work) => (work.type.grows ? readKeys : readBuckets)(map, sink, work),
   replay: (map, items, work) => (work.type.grows ? fillInOrder : fillHash)(map, items, work),
+  into: toolkit.mergeItems,
 };

@@ -3,6 +3,7 @@
 import { MapTypes, type Plugin } from '../src/maptype.js';
 import { arena } from './arena/index.js';
 import { array } from './array.js';
+import { bloom } from './bloom.js';
 import { hash } from './hash.js';
 import { kernel } from './kernel.js';
 import { mapInMap } from './map-in-map/index.js';
@@ -25,6 +26,7 @@ export const plugins: readonly Plugin[] = [
   storage,
   ring,
   arena,
+  bloom,
   kernel,
 ];
 

@@ -1,7 +1,7 @@
 import { MAP_FLAG } from '../src/kernel/flags.js';
 import { type Carries, leaveEmpty, metadataOnly, type Plugin } from '../src/maptype.js';
 import { toolkit } from '../src/toolkit.js';
-import { ANY, exactly, FLAG, indexed, NO_BTF, NUMA_RW, PROG, PUSHED, TYPES, U32 } from './rules.js';
+import { ANY, exactly, FLAG, indexed, NO_BTF, NUMA_RW, TYPES, U32 } from './rules.js';
 
 const only = (lost: string): Carries => ({ captured: 'metadata only', replayed: 'empty', lost });
 
@@ -41,20 +41,6 @@ export const kernel: Plugin = {
         flags: FLAG.LINK | FLAG.VTYPE_BTF_OBJ_FD,
         btf: 'required',
         within: 'never',
-      },
-    },
-    {
-      number: 30,
-      name: 'bloom_filter',
-      since: '5.16',
-      key: 'none',
-      carries: only('elements: the map can test for them, but not list them'),
-      create: {
-        ...PUSHED,
-        ...TYPES,
-        flags: NUMA_RW | FLAG.ZERO_SEED | PROG,
-        extra: { max: 15n, step: 1n },
-        keyType: 'VOID',
       },
     },
     {

@@ -38,5 +38,6 @@ export const percpu: Plugin = {
   ],
   capture: (map, sink, work) => (work.type.dense ? readIndexes : readBuckets)(map, sink, work),
   replay: (map, items, work) => (work.type.dense ? fillIndexes : fillHash)(map, items, work),
+  into: (map, items, work) => (work.type.dense ? toolkit.mergeIndexes : toolkit.mergeItems)(map, items, work),
   keyText: (key, type) => (type.dense ? indexText(key) : undefined),
 };

@@ -36,6 +36,7 @@ export const trie: Plugin = {
   },
 
   replay: toolkit.fillInOrder,
+  into: toolkit.mergeItems,
   keyText: prefixText,
 };
 

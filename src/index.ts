@@ -155,6 +155,9 @@ export {
   type Foreseen,
   FULL,
   type ImageItem,
+  type IntoCounts,
+  type IntoMode,
+  type IntoWork,
   type ItemSink,
   type ItemSource,
   type KernelTypeFacts,
@@ -191,7 +194,7 @@ export {
   type SourceHost,
   type Watcher,
 } from './source/source.js';
-export { type FillMap, type ReadMap, type Toolkit, toolkit } from './toolkit.js';
+export { type FillMap, type MergeMap, type ReadMap, type Toolkit, toolkit } from './toolkit.js';
 export type { Json, JsonObject } from './value.js';
 export { FINDINGS, type Finding, type FindingCode, Verifier } from './verify/verify.js';
 export { version } from './version.js';

@@ -321,6 +321,44 @@ export interface ReplayWork extends Work {
   fresh(id: number): BpfMap | undefined;
 }
 
+/**
+ * How items are put into a map that exists: `upsert` sets them all; `insert` leaves keys that are there as they are;
+ * `update` sets only those; `sync` also deletes every other key; `sum` adds their numbers to those that are there.
+ */
+export type IntoMode = 'upsert' | 'insert' | 'update' | 'sync' | 'sum';
+
+/** What became of items that were put into a map. Of several with one key, the last counts, and only that one is counted. */
+export interface IntoCounts {
+  inserted: number;
+  updated: number;
+  /** Its value was the same, or was to stay. */
+  unchanged: number;
+  deleted: number;
+  /** Numbers of items that are not in the map, by the reason. */
+  readonly dropped: Map<string, number>;
+}
+
+/** What an `into` hook gets. */
+export interface IntoWork extends Work {
+  readonly mode: IntoMode;
+  /** Nothing is to be written, only counted. */
+  readonly dry: boolean;
+  /** To be counted up whenever something is written: if the run fails, these numbers are reported. */
+  readonly counts: IntoCounts;
+  /** Bytes of each value that the kernel keeps for itself, or that do not count. */
+  readonly ignored: readonly Span[];
+  /** Puts the map's items into `sink`. */
+  read(sink: ItemSink): Promise<void>;
+  /** Adds the numbers of the value at `from` of `more` to the one at `at` of `values`; returns whether that changes it. */
+  add(values: Uint8Array, at: number, more: Uint8Array, from: number): boolean;
+  /** Fails when the run is to stop. To be called between parts. */
+  check(): void;
+  /** Map `id` of the source, which {@link Plugin.needs} returned, as a fresh map; undefined if it is not in the source. */
+  fresh(id: number): Promise<BpfMap | undefined>;
+  /** Puts the items of that map into `map`, in the same mode, if it is like that map; returns whether it is. */
+  reuse(id: number, map: BpfMap): Promise<boolean>;
+}
+
 /** What is known about a replay before anything is created. */
 export interface Planned {
   readonly type: MapType;
@@ -360,6 +398,8 @@ export interface Plugin {
   foresee?(plan: Planned): Promise<Foreseen | undefined>;
   /** Fills a fresh map. The error for a refused item names its key. */
   replay?(map: BpfMap, items: ItemSource, work: ReplayWork): Promise<Report>;
+  /** Puts items into a map that exists, and counts what becomes of each. */
+  into?(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void>;
   /** A key in a form more readable than hex. */
   keyText?(key: Uint8Array, type: MapType): string | undefined;
 }

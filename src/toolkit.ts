@@ -3,7 +3,7 @@
  * each is for.
  */
 import type { BpfMap } from './kernel/map.js';
-import { FULL, type ItemSink, type ItemSource, type Report, type Work } from './maptype.js';
+import { FULL, type IntoWork, type ItemSink, type ItemSource, type Report, type Work } from './maptype.js';
 
 /** The functions of a module that return promises. */
 type Async<M> = { [K in keyof M]: M[K] extends (...args: never[]) => Promise<unknown> ? K : never }[keyof M];
@@ -16,12 +16,16 @@ export function lazily<M, K extends Async<M>>(load: () => Promise<M>, name: K): 
 
 const read = () => import('./capture/read.js');
 const fill = () => import('./replay/fill.js');
+const merge = () => import('./replay/merge.js');
 
 /** Puts all items of a live map into a sink. */
 export type ReadMap = (map: BpfMap, sink: ItemSink, work: Work) => Promise<Report>;
 
 /** Fills a fresh map with items. */
 export type FillMap = (map: BpfMap, items: ItemSource, work: Work) => Promise<Report>;
+
+/** Puts items into a map that exists. */
+export type MergeMap = (map: BpfMap, items: ItemSource, work: IntoWork) => Promise<void>;
 
 /** What the function that makes a plugin receives. */
 export interface Toolkit {
@@ -34,6 +38,9 @@ export interface Toolkit {
   readonly fillIndexes: FillMap;
   readonly fillMemory: FillMap;
   readonly fillInOrder: FillMap;
+  readonly mergeItems: MergeMap;
+  readonly mergeIndexes: MergeMap;
+  readonly appendItems: MergeMap;
   readonly FULL: Report;
 }
 
@@ -48,5 +55,8 @@ export const toolkit: Toolkit = {
   fillIndexes: lazily(fill, 'fillIndexes'),
   fillMemory: lazily(fill, 'fillMemory'),
   fillInOrder: lazily(fill, 'fillInOrder'),
+  mergeItems: lazily(merge, 'mergeItems'),
+  mergeIndexes: lazily(merge, 'mergeIndexes'),
+  appendItems: lazily(merge, 'appendItems'),
   FULL,
 };

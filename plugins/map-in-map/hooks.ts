@@ -1,14 +1,16 @@
 /** Reads maps of maps and fills them. */
-import { viewOf } from '../../src/bytes.js';
+import { hex, viewOf } from '../../src/bytes.js';
 import { readBuckets, readSlots } from '../../src/capture/read.js';
 import { BpfimgError } from '../../src/errors.js';
+import { KernelError } from '../../src/kernel/error.js';
 import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
 import { breaches, misfits } from '../../src/kernel/rules.js';
-import type { Sys } from '../../src/kernel/sys.js';
+import { ERRNO, type Sys } from '../../src/kernel/sys.js';
 import {
   type CaptureWork,
   type Foreseen,
   FULL,
+  type IntoWork,
   type ItemSink,
   type ItemSource,
   type Planned,
@@ -16,7 +18,8 @@ import {
   type Report,
   type Template,
 } from '../../src/maptype.js';
-import { fillInOrder } from '../../src/replay/fill.js';
+import { backwards, fillInOrder } from '../../src/replay/fill.js';
+import { DROPPED, drop } from '../../src/replay/merge.js';
 import { UnresolvedItems } from '../resolve.js';
 
 /** Inner map's id, or file descriptor: u32. */
@@ -222,4 +225,86 @@ function translated(items: ItemSource, work: ReplayWork): ItemSource {
       }
     },
   };
+}
+
+/**
+ * Puts inner maps into a map that exists. Where it has one for the key that is like the new one, that one stays and gets
+ * the items; any other is exchanged for a fresh one, which has all its items by then.
+ */
+export async function mergeOuter(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
+  const { counts, mode } = work;
+  const last = backwards(items);
+  const done = new Set<string>();
+  const batch = map.batch(Math.max(1, Math.min(STEP_VALUES, items.count)));
+  for (let at = 0; at < items.count; at += batch.room) {
+    const count = Math.min(batch.room, items.count - at);
+    await last.read(at, count, batch.keys, batch.values);
+    for (let i = 0; i < count; i++) {
+      work.check();
+      const key = Buffer.from(batch.keys.subarray(i * map.keySize, (i + 1) * map.keySize));
+      if (done.has(hex(key))) continue;
+      done.add(hex(key));
+      if (work.type.key === 'index' && key.readUInt32LE() >= map.maxEntries) drop(counts, DROPPED.range);
+      else await mergeInner(map, key, batch.values.readUInt32LE(i * VALUE), work);
+    }
+    work.progress(at + count);
+  }
+  if (mode !== 'sync') return;
+  for (const key of keysOf(map)) {
+    if (done.has(hex(key)) || map.lookup(key) === undefined) continue;
+    if (work.dry || map.delete(key)) counts.deleted++;
+  }
+}
+
+/** Puts inner map `id` of the source at `key`. */
+async function mergeInner(map: BpfMap, key: Buffer, id: number, work: IntoWork): Promise<void> {
+  const { counts, mode } = work;
+  const was = map.lookup(key);
+  if (was !== undefined && mode === 'insert') counts.unchanged++;
+  else if (was === undefined && mode === 'update') drop(counts, DROPPED.absent);
+  else if (was !== undefined && (await reused(map, viewOf(was).getUint32(0, true), id, work))) counts.unchanged++;
+  else {
+    const inner = await work.fresh(id);
+    if (inner === undefined) return drop(counts, 'its inner map is not in the source');
+    if (!work.dry) {
+      const value = Buffer.alloc(VALUE);
+      value.writeInt32LE(inner.fd);
+      try {
+        map.update(key, value);
+      } catch (error) {
+        if (!(error instanceof KernelError)) throw error;
+        if (error.errno !== ERRNO.E2BIG && error.errno !== ERRNO.ENOSPC) throw error.of(`item ${hex(key)}`);
+        return drop(counts, DROPPED.full);
+      }
+    }
+    if (was === undefined) counts.inserted++;
+    else counts.updated++;
+  }
+}
+
+/** Puts the items of inner map `id` of the source into the one that has `oldId`, if they are alike. */
+async function reused({ sys }: BpfMap, oldId: number, id: number, work: IntoWork): Promise<boolean> {
+  let inner: BpfMap;
+  try {
+    inner = BpfMap.openById(sys, oldId);
+  } catch (error) {
+    // Exchanged meanwhile.
+    if (error instanceof KernelError && error.errno === ERRNO.ENOENT) return false;
+    throw error;
+  }
+  try {
+    return await work.reuse(id, inner);
+  } finally {
+    inner.close();
+  }
+}
+
+function keysOf(map: BpfMap): Buffer[] {
+  const keys: Buffer[] = [];
+  for (let key = map.nextKey(undefined); key !== undefined; key = map.nextKey(key)) {
+    keys.push(Buffer.from(key));
+    // While others change it, the walk may begin again.
+    if (keys.length > 2 * map.maxEntries) break;
+  }
+  return keys;
 }

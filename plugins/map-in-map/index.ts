@@ -47,5 +47,6 @@ export const mapInMap: Plugin = {
   foresee: lazily(hooks, 'outerForeseen'),
   create: lazily(hooks, 'createOuter'),
   replay: lazily(hooks, 'fillOuter'),
+  into: lazily(hooks, 'mergeOuter'),
   keyText: (key, type) => (type.key === 'index' ? indexText(key) : undefined),
 };

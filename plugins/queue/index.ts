@@ -1,5 +1,5 @@
 import type { Plugin } from '../../src/maptype.js';
-import { lazily } from '../../src/toolkit.js';
+import { lazily, toolkit } from '../../src/toolkit.js';
 import { NO_BTF, NUMA_RW, PROG, PUSHED } from '../rules.js';
 
 const STACK = 23;
@@ -30,5 +30,10 @@ export const queue: Plugin = {
   async replay(map, items, work) {
     const { backwards, fillInOrder } = await import('../../src/replay/fill.js');
     return fillInOrder(map, work.type.number === STACK ? backwards(items) : items, work);
+  },
+
+  async into(map, items, work) {
+    const { backwards } = await import('../../src/replay/fill.js');
+    await toolkit.appendItems(map, work.type.number === STACK ? backwards(items) : items, work);
   },
 };

@@ -84,6 +84,7 @@ const HOOK: Readonly<Record<Exclude<keyof Plugin, 'name' | 'types'>, true>> = {
   needs: true,
   foresee: true,
   replay: true,
+  into: true,
   keyText: true,
 };
 const HOOKS = Object.keys(HOOK);

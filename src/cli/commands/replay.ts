@@ -27,6 +27,13 @@ const takes = {
   options: {
     map,
     pin: { ...string, describe: 'pin each map in this folder of a BPF file system' },
+    into: { ...string, describe: 'put the items into maps that exist: pinned:PATH, id:N, name:NAME, a folder of pins' },
+    mode: {
+      choices: ['upsert', 'insert', 'update', 'sync', 'sum'],
+      requiresArg: true,
+      describe: 'with --into: which keys are set, deleted or added to; upsert by default',
+    },
+    backup: { ...string, describe: 'with --into: first save those maps in this new dump folder' },
     'rename-taken': { ...boolean, describe: 'if a pin of that name exists, add the old map id to the name' },
     hold: { ...boolean, describe: 'hold the maps until interrupted' },
     'dry-run': { ...boolean, describe: 'print what would be created, and create nothing' },
@@ -44,7 +51,10 @@ const takes = {
     },
     'require-btf': { ...boolean, describe: 'fail if the kernel does not accept the types of a map' },
     'skip-unsupported': { ...boolean, describe: 'leave out maps that this host does not support' },
-    force: { ...boolean, describe: 'create maps even if they seem not to fit into memory' },
+    force: {
+      ...boolean,
+      describe: 'create maps even if they seem not to fit into memory; let --mode sync delete more than it puts',
+    },
     ...libdir,
     like,
     json,
@@ -60,11 +70,12 @@ export type ReplayArguments = Given<typeof takes> & {
 export const command: Command = {
   name: 'replay',
   summary: 'create fresh maps from a dump',
-  usage: 'replay SOURCE (--pin FOLDER | --hold | -- COMMAND…)',
+  usage: 'replay SOURCE (--pin FOLDER | --into TARGET | --hold | -- COMMAND…)',
   ...takes,
   examples: [
     ['replay dump --pin /sys/fs/bpf/app', 'maps that outlive bpfimg'],
     ['replay dump -- ./server', 'run a program that inherits the maps'],
+    ['replay dump --into /sys/fs/bpf/app', 'items into maps that exist'],
     ['replay dump --dry-run', 'see what would be created'],
   ],
   run,
@@ -72,11 +83,13 @@ export const command: Command = {
 
 /** @param sys the kernel; tests have their own */
 export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<number> {
-  const keepers = [args.pin !== undefined, args.hold, args.command.length > 0].filter(Boolean).length;
-  if (keepers > 1) throw new BpfimgError('usage', '--pin, --hold and a command exclude each other');
-  if (keepers === 0 && !args.dryRun) {
-    throw new BpfimgError('usage', 'what shall keep the maps? --pin DIR, --hold, or -- COMMAND');
+  const keepers = [args.pin !== undefined, args.into !== undefined, args.hold, args.command.length > 0];
+  const ways = keepers.filter(Boolean).length;
+  if (ways > 1) throw new BpfimgError('usage', '--pin, --into, --hold and a command exclude each other');
+  if (ways === 0 && !args.dryRun) {
+    throw new BpfimgError('usage', 'what shall keep the maps? --pin DIR, --into TARGET, --hold, or -- COMMAND');
   }
+  checkInto(args);
   if (args.renameTaken === true && args.pin === undefined) {
     throw new BpfimgError('usage', '--rename-taken is for the pins of --pin');
   }
@@ -95,10 +108,34 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   }
 }
 
+/** Options that only make sense with `--into`, or without it. */
+function checkInto({ into, mode, backup, map, maxEntries, requireBtf }: ReplayArguments): void {
+  const wrong = (option: string, what: string) => new BpfimgError('usage', what, { subject: option });
+  if (into === undefined) {
+    if (mode !== undefined) throw wrong('--mode', 'it goes with --into');
+    if (backup !== undefined) throw wrong('--backup', 'it goes with --into');
+    const pair = map.find((word) => word.includes('='));
+    if (pair !== undefined) throw wrong(`--map ${pair}`, 'OLD=NEW goes with --into');
+    return;
+  }
+  if (maxEntries !== undefined) throw wrong('--max-entries', 'maps that exist keep their size');
+  if (requireBtf) throw wrong('--require-btf', 'maps that exist keep their types');
+}
+
 async function replaySource(given: Source, types: MapTypes, args: ReplayArguments, io: Io, sys?: Sys): Promise<number> {
   const kernel = sys ?? (await openSys(types));
   const dump = await mapsOf(given);
   try {
+    if (args.into !== undefined) {
+      const { INTO_COLUMNS, replayIntoMaps } = await import('../into.js');
+      const { into, mode = 'upsert' } = args;
+      const { lines, exit } = await replayIntoMaps(dump, types, kernel, { ...args, into, mode }, io);
+      if (lines.length > 0) {
+        const [rows, cells] = [lines.map(({ members }) => members), lines.map((one) => one.cells)];
+        await show(rows, INTO_COLUMNS, cells, args, io);
+      }
+      return exit;
+    }
     const plans = await plansOf(dump, args, types, kernel);
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
     if (args.dryRun) return await dryRun(plans, new Foresight(dump, args.unresolved), args, io);

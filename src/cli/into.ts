@@ -1,0 +1,206 @@
+/** `replay --into`: which maps, what is written before, and what is told afterwards. */
+import { capture } from '../capture/capture.js';
+import type { Dump, DumpMap } from '../dump/model.js';
+import { selectMaps } from '../dump/select.js';
+import { BpfimgError, EXIT } from '../errors.js';
+import { mapSubject } from '../kernel/flags.js';
+import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
+import type { Sys } from '../kernel/sys.js';
+import { type IntoMode, type MapTypes, reportText } from '../maptype.js';
+import { nameText } from '../render.js';
+import { type IntoPair, type IntoRow, lacksItems, replayInto } from '../replay/into.js';
+import type { CpuFold } from '../replay/items.js';
+import { planMaps } from '../replay/plan.js';
+import { findTargets, type Matched, mapChoice, matchTargets } from '../source/targets.js';
+import type { Io } from './io.js';
+import { Progress } from './progress.js';
+
+/** What the command line says of it. */
+export interface IntoArguments {
+  readonly into: string;
+  readonly mode: IntoMode;
+  readonly map: readonly string[];
+  readonly dryRun: boolean;
+  readonly verify: boolean;
+  readonly force: boolean;
+  readonly skipUnsupported: boolean;
+  readonly backup?: string | undefined;
+  readonly percpu?: CpuFold | undefined;
+}
+
+/** A row for people and programs. */
+export interface IntoLine {
+  readonly members: Readonly<Record<string, unknown>>;
+  readonly cells: string[];
+}
+
+export const INTO_COLUMNS = [
+  { title: 'OLD ID', right: true },
+  { title: 'ID', right: true },
+  { title: 'NAME' },
+  { title: 'TYPE' },
+  { title: 'ITEMS', right: true },
+  { title: 'INSERTED', right: true },
+  { title: 'UPDATED', right: true },
+  { title: 'UNCHANGED', right: true },
+  { title: 'DELETED', right: true },
+  { title: 'DROPPED', right: true },
+  { title: 'REPORT' },
+];
+
+/** What came of it, and the exit code. */
+export interface IntoOutcome {
+  readonly lines: readonly IntoLine[];
+  readonly exit: number;
+}
+
+/** Puts the items of a source into maps that exist. */
+export async function replayIntoMaps(
+  dump: Dump,
+  types: MapTypes,
+  sys: Sys,
+  args: IntoArguments,
+  io: Io,
+): Promise<IntoOutcome> {
+  const skipped: IntoLine[] = [];
+  const leaveOut = (map: { readonly mapId: number }, name: string, type: string, why: string) => {
+    skipped.push(
+      line({ map_id: map.mapId, name, type }, undefined, `not supported: ${why.replace(/^not supported: /, '')}`),
+    );
+  };
+  const targets = findTargets(sys, args.into);
+  const { plans, matched } = await matchedPlans(dump, types, sys, targets, args, (map, error) => {
+    if (!args.skipUnsupported) throw error;
+    leaveOut(map, '', '', error.text);
+  });
+  for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
+  const pairs: IntoPair[] = [];
+  const progress = new Progress(io);
+  const stop = interrupted();
+  try {
+    for (const { map, live } of matched) {
+      const plan = plans.find(({ mapId }) => mapId === map.mapId);
+      if (plan !== undefined) pairs.push({ plan, map: openLive(sys, live, 'rw') });
+    }
+    const rows = await replayInto(sys, pairs, plans, {
+      mode: args.mode,
+      dry: args.dryRun,
+      force: args.force,
+      verify: args.verify,
+      skip: args.skipUnsupported ? ({ plan }, why) => leaveOut(plan, plan.name, plan.type.name, why) : undefined,
+      before: args.backup === undefined ? undefined : () => backup(sys, matched, types, args.backup as string, io),
+      signal: stop.signal,
+      progress: (doing) => progress.update(doing),
+    });
+    if (rows.length === 0 && skipped.length > 0) {
+      throw new BpfimgError('unsupported', `no map of it can be put into ${args.into}`, { subject: dump.name });
+    }
+    const lines = [...rows.map((row) => line(known(row), row)), ...skipped];
+    return { lines, exit: rows.some(lacksItems) ? EXIT.failed : EXIT.ok };
+  } catch (error) {
+    const code = stop.code();
+    if (code === undefined || !(error instanceof BpfimgError)) throw error;
+    io.say(`bpfimg: ${error.message}`);
+    return { lines: [], exit: code };
+  } finally {
+    stop.end();
+    progress.end();
+    for (const { map } of pairs) map.close();
+  }
+}
+
+async function matchedPlans(
+  dump: Dump,
+  types: MapTypes,
+  sys: Sys,
+  targets: readonly LiveMap[],
+  args: IntoArguments,
+  missing: (map: DumpMap, error: BpfimgError) => void,
+) {
+  const { chosen, pairs } = mapChoice(args.map);
+  const selected = selectMaps(dump, chosen, true);
+  const plans = await planMaps(dump, selected, types, { perCpu: args.percpu, cpus: sys.cpus, pageSize: sys.pageSize });
+  // Inner maps come along with those that hold them.
+  const inner = new Set(chosen.length > 0 ? [] : plans.flatMap(({ needed }) => needed));
+  const maps = selected.filter(({ mapId }) => !inner.has(mapId));
+  const matched = matchTargets(dump, maps, targets, pairs, missing);
+  return { plans, matched };
+}
+
+/** Saves the maps as they are before the first write. */
+async function backup(sys: Sys, matched: readonly Matched[], types: MapTypes, folder: string, io: Io): Promise<void> {
+  const maps = matched.map(({ live }) => live).sort((a, b) => a.id - b.id);
+  const rows = await capture(sys, maps, folder, types, {
+    find: (id) => LiveMaps.look(sys).maps.find((map) => map.id === id),
+  });
+  for (const { id, name, report } of rows) {
+    if (report.kind !== 'full') io.say(`bpfimg: warning: ${folder}: ${mapSubject(id, name)}: ${reportText(report)}`);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Signals
+
+const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
+
+/** Listens to signals in place of those who would end the process at once; a second one does. */
+function interrupted(): { readonly signal: AbortSignal; code(): number | undefined; end(): void } {
+  const abort = new AbortController();
+  let code: number | undefined;
+  const names = Object.keys(SIGNALS) as (keyof typeof SIGNALS)[];
+  const before = names.map((name) => [name, process.listeners(name)] as const);
+  const heard = (name: NodeJS.Signals) => {
+    code = SIGNALS[name as keyof typeof SIGNALS];
+    abort.abort();
+    end();
+  };
+  const end = () => {
+    for (const [name, listeners] of before) {
+      process.off(name, heard);
+      for (const listener of listeners) if (!process.listeners(name).includes(listener)) process.on(name, listener);
+    }
+  };
+  // Each signal is listened to all the time: Node would end at once.
+  for (const [name, listeners] of before) {
+    process.on(name, heard);
+    for (const listener of listeners) process.off(name, listener);
+  }
+  return { signal: abort.signal, code: () => code, end };
+}
+
+// ---------------------------------------------------------------------------------------------------
+// What is told
+
+function known({ plan }: IntoRow) {
+  return { map_id: plan.mapId, name: plan.name, type: plan.type.name };
+}
+
+function line(
+  map: { readonly map_id: number; readonly name: string; readonly type: string },
+  row: IntoRow | undefined,
+  why = '',
+): IntoLine {
+  const { inserted, updated, unchanged, deleted, dropped } = row?.counts ?? {
+    inserted: 0,
+    updated: 0,
+    unchanged: 0,
+    deleted: 0,
+    dropped: new Map<string, number>(),
+  };
+  const report = row === undefined ? why : reportText(row.report);
+  const items = row?.plan.items.count ?? 0;
+  const counts = { inserted, updated, unchanged, deleted };
+  const lost = [...dropped.values()].reduce((sum, count) => sum + count, 0);
+  return {
+    members: { ...map, into_id: row?.id ?? null, items, ...counts, dropped: Object.fromEntries(dropped), report },
+    cells: [
+      String(map.map_id),
+      String(row?.id ?? ''),
+      nameText(map.name),
+      map.type,
+      String(items),
+      ...[inserted, updated, unchanged, deleted, lost].map(String),
+      report,
+    ],
+  };
+}

@@ -1,0 +1,588 @@
+/**
+ * Ways to put items into a map that exists, and to count what becomes of each. Plugins choose among them.
+ *
+ * The last of several items with one key counts. So the source is read backwards, part by part: an item whose key was
+ * there already is left out, and all keys that are written are different ones.
+ */
+import { availableParallelism } from 'node:os';
+import { hex, isZero, roundUp8, viewOf } from '../bytes.js';
+import { pause } from '../io/pause.js';
+import { ELEM_FLAG } from '../kernel/abi.js';
+import { KernelError } from '../kernel/error.js';
+import type { Batch, BpfMap } from '../kernel/map.js';
+import { ERRNO } from '../kernel/sys.js';
+import { blank, type IntoCounts, type IntoWork, type ItemSource } from '../maptype.js';
+import { countItems, itemsInCall } from './fill.js';
+import { KeyTable, MOST_KEYS } from './keytable.js';
+
+/** Why an item is not in the map. */
+export const DROPPED = {
+  full: 'the map is full',
+  range: 'index out of range',
+  absent: 'not in the map',
+  evicted: 'evicted by the kernel to make room',
+} as const;
+
+/** Counts `count` items that are dropped. */
+export function drop({ dropped }: IntoCounts, why: string, count = 1): void {
+  if (count > 0) dropped.set(why, (dropped.get(why) ?? 0) + count);
+}
+
+const WRITERS = availableParallelism() === 1 ? 1 : Math.min(8, 3 * availableParallelism());
+
+/** What is to be done with an item of a batch, or was. */
+const SKIP = 0;
+const INSERT = 1;
+const UPDATE = 2;
+const SAME = 3;
+
+/** Items on their way from the source into a map. */
+class Part {
+  readonly batch: Batch;
+  readonly todo: Uint8Array;
+  /** Items in it, at its beginning. */
+  count = 0;
+
+  constructor(
+    readonly map: BpfMap,
+    room: number,
+  ) {
+    this.batch = map.batch(room);
+    this.todo = new Uint8Array(room);
+  }
+
+  key(i: number): Buffer {
+    return this.batch.keys.subarray(i * this.map.keySize, (i + 1) * this.map.keySize);
+  }
+
+  value(i: number): Buffer {
+    return this.batch.values.subarray(i * this.map.valueStride, (i + 1) * this.map.valueStride);
+  }
+
+  /** Moves the items that are not to be skipped to the beginning. */
+  compact(): void {
+    const { keys, values } = this.batch;
+    const { keySize, valueStride } = this.map;
+    let kept = 0;
+    for (let i = 0; i < this.count; i++) {
+      if (this.todo[i] === SKIP) continue;
+      if (kept !== i) {
+        keys.copyWithin(kept * keySize, i * keySize, (i + 1) * keySize);
+        values.copyWithin(kept * valueStride, i * valueStride, (i + 1) * valueStride);
+        this.todo[kept] = this.todo[i] as number;
+      }
+      kept++;
+    }
+    this.count = kept;
+  }
+
+  /** Counts items `from` to `to - 1` as done. */
+  tally(counts: IntoCounts, from: number, to: number): void {
+    for (let i = from; i < to; i++) {
+      const what = this.todo[i];
+      if (what === INSERT) counts.inserted++;
+      else if (what === UPDATE) counts.updated++;
+      else if (what === SAME) counts.unchanged++;
+    }
+  }
+}
+
+/** The error of an item: its key says which. */
+function refused(error: unknown, key: Uint8Array): unknown {
+  return error instanceof KernelError && key.length > 0 ? error.of(`item ${hex(key)}`) : error;
+}
+
+/** Why the kernel does not take an item that it might take another time; undefined for real failures. */
+function dropReason(error: unknown): string | undefined {
+  if (!(error instanceof KernelError)) return undefined;
+  if (error.errno === ERRNO.E2BIG || error.errno === ERRNO.ENOSPC) return DROPPED.full;
+  if (error.errno === ERRNO.EEXIST || error.errno === ERRNO.ENOENT) return DROPPED.absent;
+  return undefined;
+}
+
+/** Writes items `from` to the end one by one, with these flags. What is there, or is not, against `flags` is no error. */
+async function putEach(part: Part, from: number, { counts }: IntoWork, flags = 0): Promise<void> {
+  for (let i = from; i < part.count; i++) {
+    try {
+      part.map.update(part.key(i), part.value(i), flags);
+    } catch (error) {
+      const why = dropReason(error);
+      if (why === undefined) throw refused(error, part.key(i));
+      // Others were faster.
+      if (flags === ELEM_FLAG.NOEXIST && why === DROPPED.absent) counts.unchanged++;
+      else drop(counts, why);
+      continue;
+    }
+    part.tally(counts, i, i + 1);
+    if (i % 64 === 0) await pause();
+  }
+}
+
+/** Writes all items of a part; one by one if there are no batches, and after the first one that is dropped. */
+async function putAll(part: Part, work: IntoWork, aside: boolean): Promise<void> {
+  const { map, batch, count } = part;
+  if (count === 0) return;
+  // A thread costs more than a short call.
+  const long = aside && count * (map.keySize + map.valueStride) > 65_536;
+  const { error, count: done } = long ? await map.updateBatchAsync(batch, count) : map.updateBatch(batch, count);
+  part.tally(work.counts, 0, done);
+  if (error === undefined) return;
+  const { errno } = error;
+  const none = errno === ERRNO.ENOTSUPP || errno === ERRNO.EINVAL || errno === ERRNO.EOPNOTSUPP;
+  if (dropReason(error) === undefined && !(done === 0 && none)) throw refused(error, part.key(done));
+  await putEach(part, done, work);
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Maps that have some keys and not others
+
+/** The table is full. */
+class TooManyKeys extends Error {}
+
+/** Puts items into a map that has some keys and not others: hash tables, tries. */
+export async function mergeItems(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
+  if (work.type.evicts !== true || work.dry) return mergeParts(map, items, work);
+  // The kernel has free elements for each CPU, and evicts when those of one are used up: so all is written from one.
+  const before = map.sys.getAffinity();
+  try {
+    if (typeof before !== 'number') map.sys.setAffinity(before.slice(0, 1));
+    await mergeParts(map, items, work);
+  } finally {
+    if (typeof before !== 'number') map.sys.setAffinity(before);
+  }
+}
+
+async function mergeParts(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
+  let parts = 1;
+  while (items.count / parts > MOST_KEYS / 2) parts *= 2;
+  const done = { items: 0, held: undefined as number | undefined };
+  for (let part = 0; part < parts; ) {
+    const table = new KeyTable(map.keySize, work.type, items.count / parts + map.maxEntries, parts, part);
+    const merge = new Merge(map, items, work, table);
+    try {
+      await merge.look(Math.ceil(items.count / parts));
+    } catch (error) {
+      if (!(error instanceof TooManyKeys)) throw error;
+      // Half as many keys in each part; those that are done already are done.
+      parts *= 2;
+      part *= 2;
+      continue;
+    }
+    done.held ??= merge.held;
+    await merge.run(done);
+    part++;
+  }
+  if (work.type.evicts === true) await settle(map, items, work, done.held ?? 0);
+}
+
+/** Counts what was evicted, and writes items that were evicted though there is room for all. */
+async function settle(map: BpfMap, items: ItemSource, work: IntoWork, before: number): Promise<void> {
+  const { counts } = work;
+  const wanted = before + counts.inserted - counts.deleted;
+  if (work.dry) return drop(counts, DROPPED.evicted, wanted - map.maxEntries);
+  let held = await countItems(map);
+  const fits = wanted <= map.maxEntries && work.mode !== 'sum' && work.mode !== 'update';
+  for (let left = REFILLS; left > 0 && fits && held < wanted; left--) {
+    if ((await writeMissing(map, items, work)) === 0) break;
+    held = await countItems(map);
+  }
+  drop(counts, DROPPED.evicted, wanted - held);
+}
+
+/** Times the items that the kernel dropped are put in again. */
+const REFILLS = 5;
+
+/** Writes the items that are missing; returns how many. */
+async function writeMissing(map: BpfMap, items: ItemSource, work: IntoWork): Promise<number> {
+  const part = new Part(map, Math.min(itemsInCall(map), Math.max(1, items.count)));
+  let missing = 0;
+  for (let end = items.count; end > 0; ) {
+    work.check();
+    const count = Math.min(part.batch.room, end);
+    end -= count;
+    await items.read(end, count, part.batch.keys, part.batch.values);
+    for (let i = count - 1; i >= 0; i--) {
+      if (map.lookup(part.key(i), 0, map.valueRoom) !== undefined) continue;
+      map.update(part.key(i), part.value(i));
+      missing++;
+    }
+    await pause();
+  }
+  return missing;
+}
+
+/** One map, one source, the keys of one part. */
+class Merge {
+  /** Items in the map before. */
+  held = 0;
+  readonly #ignored: IntoWork['ignored'];
+
+  constructor(
+    readonly map: BpfMap,
+    readonly items: ItemSource,
+    readonly work: IntoWork,
+    readonly table: KeyTable,
+  ) {
+    this.#ignored = [...work.ignored, ...padding(map)];
+  }
+
+  /**
+   * Reads which keys the map has.
+   * @param more keys that come from the source, about
+   * @throws TooManyKeys
+   */
+  async look(more: number): Promise<void> {
+    const { table, map } = this;
+    await this.#each((keys, values, count) => {
+      const [keyView, valueView] = [viewOf(keys), viewOf(values)];
+      for (let i = 0; i < count; i++) {
+        const slot = table.find(keys, keyView, i);
+        if (slot === undefined) continue;
+        if (table.size + more > MOST_KEYS * 1.25) throw new TooManyKeys();
+        const at = i * map.valueStride;
+        blank(values, at, this.#ignored);
+        table.addThere(slot, valueView, at, map.valueStride);
+      }
+      this.held += count;
+    });
+  }
+
+  async #each(see: (keys: Uint8Array, values: Uint8Array, count: number) => void): Promise<void> {
+    const { work } = this;
+    await work.read({
+      count: 0,
+      async put(keys, values, count) {
+        work.check();
+        see(keys, values, count);
+      },
+    });
+  }
+
+  /** @param done what is known of earlier parts as well */
+  async run(done: { items: number; readonly held: number | undefined }): Promise<void> {
+    const { work } = this;
+    if (work.mode === 'sync') await this.#deleteOthers();
+    const evicts = work.type.evicts === true;
+    const left = (done.held ?? 0) - work.counts.deleted + work.counts.inserted;
+    const room = { free: evicts ? Number.POSITIVE_INFINITY : this.map.maxEntries - left };
+    await this.#write(done, room);
+  }
+
+  /** Reads parts of the source, the last one first, and has `use` look at each one in turn. */
+  async #parts(
+    writers: number,
+    read: (part: Part) => void,
+    write: (part: Part) => Promise<void>,
+    progress: (count: number) => void,
+  ): Promise<void> {
+    const { map, items, work } = this;
+    const step = Math.min(itemsInCall(map), Math.max(1, items.count));
+    let end = items.count;
+    let failed = false;
+    let turn: Promise<unknown> = Promise.resolve();
+    const next = async (part: Part): Promise<number> => {
+      if (!failed) work.check();
+      const count = failed ? 0 : Math.min(step, end);
+      end -= count;
+      part.count = count;
+      if (count === 0) return 0;
+      await items.read(end, count, part.batch.keys, part.batch.values);
+      read(part);
+      return count;
+    };
+    const writer = async () => {
+      const part = new Part(map, step);
+      for (;;) {
+        const mine = turn.then(() => next(part));
+        turn = mine.catch(() => {});
+        const count = await mine;
+        if (count === 0) return;
+        await write(part);
+        progress(count);
+        await pause();
+      }
+    };
+    if (writers > 1 && items.count > step) map.sys.spreadPool?.();
+    const all = Array.from({ length: Math.max(1, Math.min(writers, Math.ceil(items.count / step))) }, () =>
+      writer().catch((error: unknown) => {
+        failed = true;
+        throw error;
+      }),
+    );
+    for (const one of await Promise.allSettled(all)) if (one.status === 'rejected') throw one.reason;
+  }
+
+  async #write(done: { items: number }, room: { free: number }): Promise<void> {
+    const { work, items, table } = this;
+    const batches = work.mode === 'upsert' || work.mode === 'sync';
+    // Each part of the keys goes over the whole source.
+    const progress = (count: number) => {
+      done.items += count;
+      work.progress(Math.min(items.count, Math.floor(done.items / table.parts)));
+    };
+    const write = async (part: Part): Promise<void> => {
+      if (work.dry) this.#foresee(part, room);
+      else if (batches) await putAll(part, work, work.type.evicts !== true);
+      else if (work.mode === 'sum') await this.#sum(part);
+      else await putEach(part, 0, work, work.mode === 'insert' ? ELEM_FLAG.NOEXIST : ELEM_FLAG.EXIST);
+    };
+    const writers = batches && !work.dry && work.type.evicts !== true && work.type.key !== 'prefix' ? WRITERS : 1;
+    await this.#parts(writers, (part) => this.#classify(part), write, progress);
+  }
+
+  /** Says what is to be done with each item of a part, and leaves out those with which nothing is. */
+  #classify(part: Part): void {
+    const { table, map, work } = this;
+    const { keys, values } = part.batch;
+    const [keyView, valueView] = [viewOf(keys), viewOf(values)];
+    for (let i = part.count - 1; i >= 0; i--) {
+      part.todo[i] = SKIP;
+      const slot = table.find(keys, keyView, i);
+      if (slot === undefined || table.isDone(slot)) continue;
+      table.setDone(slot);
+      const there = table.isThere(slot);
+      const at = i * map.valueStride;
+      blank(values, at, this.#ignored);
+      if (there && work.mode === 'insert') work.counts.unchanged++;
+      else if (!there && work.mode === 'update') drop(work.counts, DROPPED.absent);
+      else if (!there) part.todo[i] = INSERT;
+      else part.todo[i] = table.hadValue(slot, valueView, at, map.valueStride) ? SAME : UPDATE;
+    }
+    part.compact();
+  }
+
+  /** Counts what would become of the items of a part. */
+  #foresee(part: Part, room: { free: number }): void {
+    const { counts, mode } = this.work;
+    for (let i = 0; i < part.count; i++) {
+      if (part.todo[i] === INSERT && room.free-- <= 0) drop(counts, DROPPED.full);
+      else if (part.todo[i] === INSERT || mode !== 'sum') part.tally(counts, i, i + 1);
+      else if (this.#added(part, i)) counts.updated++;
+      else counts.unchanged++;
+    }
+  }
+
+  /** Adds an item's value to that in the map, in `map.valueRoom`; returns whether that changes it. */
+  #added(part: Part, i: number): boolean {
+    const { map, work } = this;
+    if (map.lookup(part.key(i), 0, map.valueRoom) === undefined) return false;
+    return work.add(map.valueRoom, 0, part.value(i), 0);
+  }
+
+  async #sum(part: Part): Promise<void> {
+    const { map, work } = this;
+    const { counts } = work;
+    for (let i = 0; i < part.count; i++) {
+      const key = part.key(i);
+      try {
+        if (part.todo[i] === INSERT) {
+          map.update(key, part.value(i));
+          counts.inserted++;
+        } else if (this.#added(part, i)) {
+          map.update(key, map.valueRoom);
+          counts.updated++;
+        } else counts.unchanged++;
+      } catch (error) {
+        const why = dropReason(error);
+        if (why === undefined) throw refused(error, key);
+        drop(counts, why);
+      }
+      if (i % 64 === 0) await pause();
+    }
+  }
+
+  /** Deletes all keys of this part that the source does not have. First of all: it makes room. */
+  async #deleteOthers(): Promise<void> {
+    const { table, map, work } = this;
+    await this.#parts(
+      1,
+      (part) => {
+        const view = viewOf(part.batch.keys);
+        for (let i = 0; i < part.count; i++) {
+          const slot = table.find(part.batch.keys, view, i);
+          if (slot !== undefined) table.setKept(slot);
+        }
+      },
+      async () => {},
+      () => {},
+    );
+    // Not while they are read: that would begin again, or miss some.
+    const most = Math.max(1, Math.floor(DELETED_BYTES / map.keySize));
+    for (let more = true; more; ) {
+      const others: Buffer[] = [];
+      let count = 0;
+      more = false;
+      await this.#each((keys, _values, all) => {
+        const view = viewOf(keys);
+        for (let i = 0; i < all; i++) {
+          const slot = table.find(keys, view, i);
+          // Only what was there when it was looked at: what others have put in since is not ours to delete.
+          if (slot === undefined || !table.isThere(slot) || table.isKept(slot)) continue;
+          if (work.dry) work.counts.deleted++;
+          else if (count === most) more = true;
+          else {
+            count++;
+            others.push(Buffer.from(keys.subarray(i * map.keySize, (i + 1) * map.keySize)));
+          }
+        }
+      });
+      for (const key of others) {
+        if (map.delete(key)) work.counts.deleted++;
+        work.check();
+        await pause();
+      }
+    }
+  }
+}
+
+/** Bytes of keys that are remembered to be deleted. */
+const DELETED_BYTES = 4 * 1024 * 1024;
+
+/** What fills each CPU's value up to a multiple of 8 bytes: some kernels keep it, some do not. */
+function padding({ valueSize, valueStride }: BpfMap): IntoWork['ignored'] {
+  const stride = roundUp8(valueSize);
+  if (valueStride === valueSize || stride === valueSize) return [];
+  return [{ offset: valueSize, size: stride - valueSize, count: valueStride / stride, stride }];
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Arrays
+
+/** Indexes that are remembered, at most: 64 MiB of bits. */
+const MOST_INDEXES = 2 ** 29;
+
+/** Puts items into an array, whose indexes are all there. */
+export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
+  const { counts, mode } = work;
+  const ignored = [...work.ignored, ...padding(map)];
+  const step = Math.min(itemsInCall(map), Math.max(1, items.count));
+  const [part, old] = [new Part(map, step), new Part(map, step)];
+  const done = new Int32Array(Math.ceil(Math.min(map.maxEntries, MOST_INDEXES) / 32));
+  const isDone = (index: number) => ((done[index >>> 5] ?? 0) & (1 << (index & 31))) !== 0;
+  /** Says what is to be done with items that differ from those that are there. */
+  const compare = () => {
+    for (let i = 0; i < part.count; i++) {
+      const [value, was] = [part.value(i), old.value(i)];
+      blank(value, 0, ignored);
+      if (mode === 'sum') {
+        const changed = work.add(was, 0, value, 0);
+        value.set(was);
+        part.todo[i] = changed ? UPDATE : SKIP;
+      } else {
+        blank(was, 0, ignored);
+        part.todo[i] = value.equals(was) ? SKIP : UPDATE;
+      }
+      if (part.todo[i] === SKIP) counts.unchanged++;
+    }
+  };
+  const put = async () => {
+    part.compact();
+    if (work.dry) part.tally(counts, 0, part.count);
+    else await putAll(part, work, true);
+  };
+  for (let end = items.count; end > 0; ) {
+    work.check();
+    const count = Math.min(step, end);
+    end -= count;
+    await items.read(end, count, part.batch.keys, part.batch.values);
+    part.count = count;
+    for (let i = count - 1; i >= 0; i--) {
+      const index = part.batch.keys.readUInt32LE(4 * i);
+      part.todo[i] = SKIP;
+      if (index >= map.maxEntries) {
+        // There is no place for it, nor need for one if it is zero.
+        if (isZero(part.value(i))) counts.unchanged++;
+        else drop(counts, DROPPED.range);
+      } else if (!isDone(index)) {
+        if (index < MOST_INDEXES) done[index >>> 5] = (done[index >>> 5] as number) | (1 << (index & 31));
+        if (mode === 'insert') counts.unchanged++;
+        else part.todo[i] = UPDATE;
+      }
+    }
+    part.compact();
+    readOld(part, old);
+    compare();
+    await put();
+    work.progress(items.count - end);
+    await pause();
+  }
+  if (mode !== 'sync') return;
+  // What the source does not have is zero, as in a fresh array.
+  for (let from = 0; from < map.maxEntries; from += step) {
+    work.check();
+    part.count = 0;
+    for (let index = from; index < Math.min(map.maxEntries, from + step); index++) {
+      if (!isDone(index)) part.batch.keys.writeUInt32LE(index, 4 * part.count++);
+    }
+    part.batch.values.fill(0);
+    readOld(part, old);
+    for (let i = 0; i < part.count; i++) {
+      blank(old.value(i), 0, ignored);
+      part.todo[i] = isZero(old.value(i)) ? SKIP : UPDATE;
+    }
+    part.compact();
+    const before = counts.updated;
+    await put();
+    // To people that is no update.
+    counts.deleted += counts.updated - before;
+    counts.updated = before;
+    await pause();
+  }
+}
+
+/** Reads the values that the keys of `part` have now into the same places of `old`. */
+function readOld(part: Part, old: Part): void {
+  const { map } = part;
+  const { keys } = part.batch;
+  for (let i = 0; i < part.count; ) {
+    const first = keys.readUInt32LE(4 * i);
+    let run = 1;
+    while (i + run < part.count && keys.readUInt32LE(4 * (i + run)) === first + run) run++;
+    if (i === 0 && run > 1) {
+      // Where a part begins, a whole run of indexes is read at once.
+      const cursor = first === 0 ? map.cursor() : map.cursor(first - 1);
+      const { count, error } = map.lookupBatch(cursor, old.batch, run);
+      if (error === undefined && count > 0) {
+        i = Math.min(run, count);
+        continue;
+      }
+    }
+    if (map.lookup(part.key(i), 0, old.value(i)) === undefined) old.value(i).fill(0);
+    i++;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Maps without keys
+
+/** Adds items to a map without keys: queues, stacks, Bloom filters. */
+export async function appendItems(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
+  const { counts } = work;
+  const asks = work.type.drains !== true;
+  const step = Math.min(itemsInCall(map), Math.max(1, items.count));
+  const part = new Part(map, step);
+  for (let done = 0; done < items.count; done += part.count) {
+    work.check();
+    part.count = Math.min(step, items.count - done);
+    await items.read(done, part.count, part.batch.keys, part.batch.values);
+    for (let i = 0; i < part.count; i++) {
+      map.valueRoom.set(part.value(i));
+      if (asks && map.lookup(undefined, 0, map.valueRoom) !== undefined) counts.unchanged++;
+      else if (work.dry && !asks && counts.inserted >= map.maxEntries) drop(counts, DROPPED.full);
+      else if (work.dry) counts.inserted++;
+      else {
+        try {
+          map.update(undefined, part.value(i));
+          counts.inserted++;
+        } catch (error) {
+          if (dropReason(error) === undefined) throw error;
+          // Nothing behind it may come in before it.
+          drop(counts, DROPPED.full, items.count - done - i);
+          return;
+        }
+      }
+      if (i % 64 === 0) await pause();
+    }
+    work.progress(done + part.count);
+  }
+}

@@ -1,0 +1,123 @@
+/** Values as numbers that are added. */
+import { type Btf, MAX_TYPE_DEPTH } from '../btf/btf.js';
+import { specialKind } from '../btf/special.js';
+import { roundUp8, viewOf } from '../bytes.js';
+import { BpfimgError } from '../errors.js';
+import type { BpfMap } from '../kernel/map.js';
+import type { IntoWork, Span } from '../maptype.js';
+
+/** The types of a map's values. */
+export interface ValueType {
+  readonly btf: Btf;
+  readonly id: number;
+}
+
+/** Numbers in one value, at most. */
+const MOST_NUMBERS = 65_536;
+
+/**
+ * How the values of `map` are added: their integer members where they have a type, else the whole value if it has 1, 2,
+ * 4 or 8 bytes, else its words of 8 or 4 bytes. Sums wrap. Of per-CPU maps, CPU by CPU.
+ * @throws BpfimgError `unsupported` for values without numbers
+ */
+export function summing(map: BpfMap, type: ValueType | undefined): IntoWork['add'] {
+  const numbers = type === undefined ? words(map) : integers(type, map.subject);
+  const stride = roundUp8(map.valueSize);
+  const cpus = map.valueStride === map.valueSize ? 1 : map.valueStride / stride;
+  return (values, at, more, from) => {
+    const [to, added] = [viewOf(values), viewOf(more)];
+    let changed = false;
+    for (let cpu = 0; cpu < cpus; cpu++) {
+      for (const { offset, size, count = 1, stride: step = size } of numbers) {
+        for (let i = 0; i < count; i++) {
+          const place = cpu * stride + offset + i * step;
+          if (addNumber(to, at + place, added, from + place, size)) changed = true;
+        }
+      }
+    }
+    return changed;
+  };
+}
+
+function addNumber(to: DataView, at: number, more: DataView, from: number, size: number): boolean {
+  if (size === 8) {
+    const number = more.getBigUint64(from, true);
+    to.setBigUint64(at, to.getBigUint64(at, true) + number, true);
+    return number !== 0n;
+  }
+  if (size === 4) {
+    const number = more.getUint32(from, true);
+    to.setUint32(at, to.getUint32(at, true) + number, true);
+    return number !== 0;
+  }
+  if (size === 2) {
+    const number = more.getUint16(from, true);
+    to.setUint16(at, to.getUint16(at, true) + number, true);
+    return number !== 0;
+  }
+  const number = more.getUint8(from);
+  to.setUint8(at, to.getUint8(at) + number);
+  return number !== 0;
+}
+
+/** The numbers of values without a type. */
+function words({ valueSize, subject }: BpfMap): Span[] {
+  if (valueSize === 1 || valueSize === 2) return [{ offset: 0, size: valueSize }];
+  const size = valueSize % 8 === 0 ? 8 : 4;
+  if (valueSize % size === 0) return [{ offset: 0, size, count: valueSize / size, stride: size }];
+  const why = `its values have ${valueSize} bytes and no types, so --mode sum does not know what their numbers are`;
+  throw new BpfimgError('unsupported', why, { subject });
+}
+
+/** The integers in values of a type: no characters, truth values, enums, bit-fields, pointers, nor in unions. */
+function integers({ btf, id }: ValueType, subject: string): Span[] {
+  const found: Span[] = [];
+  const tooMany = () =>
+    new BpfimgError('unsupported', `its values have more than ${MOST_NUMBERS} numbers to add`, { subject });
+  const walk = (id: number, offset: number, depth: number): void => {
+    if (depth > MAX_TYPE_DEPTH || found.length > MOST_NUMBERS) throw tooMany();
+    if (isForeign(btf, id) || specialKind(btf, id) !== undefined) return;
+    const type = btf.type(btf.resolve(id));
+    if (type.kind === 'INT') {
+      const plain = !type.char && !type.bool;
+      const size = btf.size(id);
+      if (plain && (size === 1 || size === 2 || size === 4 || size === 8)) found.push({ offset, size });
+    } else if (type.kind === 'STRUCT') {
+      for (const member of type.members) {
+        if (member.bits === 0) walk(member.type, offset + member.bitOffset / 8, depth + 1);
+      }
+    } else if (type.kind === 'DATASEC') {
+      for (const one of type.vars) walk(one.type, offset + one.offset, depth + 1);
+    } else if (type.kind === 'VAR') {
+      walk(type.type, offset, depth + 1);
+    } else if (type.kind === 'ARRAY') {
+      const size = btf.size(type.type);
+      const before = found.length;
+      walk(type.type, offset, depth + 1);
+      const each = found.splice(before);
+      const [only] = each;
+      if (each.length === 1 && only !== undefined && only.count === undefined) {
+        found.push({ ...only, count: type.count, stride: size });
+      } else if (each.length > 0) {
+        if (each.length * type.count > MOST_NUMBERS) throw tooMany();
+        for (let i = 0; i < type.count; i++) {
+          for (const span of each) found.push({ ...span, offset: span.offset + i * size });
+        }
+      }
+    }
+  };
+  walk(id, 0, 0);
+  if (found.length > 0) return found;
+  throw new BpfimgError('unsupported', 'its values have no integers to add', { subject });
+}
+
+/** Whether it is a number of the other byte order (`__be32`): an address, a port, and no counter. */
+function isForeign(btf: Btf, id: number): boolean {
+  for (let at = id, steps = 0; steps <= MAX_TYPE_DEPTH; steps++) {
+    const type = btf.type(at);
+    if (type.kind === 'TYPEDEF' && /^__be\d/.test(type.name)) return true;
+    if (type.kind !== 'TYPEDEF' && type.kind !== 'CONST' && type.kind !== 'VOLATILE' && type.kind !== 'TYPE_TAG') break;
+    at = type.type;
+  }
+  return false;
+}
