@@ -24,6 +24,8 @@ export interface MapDefinition {
   readonly flags?: number;
   readonly extra?: number;
   readonly numaNode?: number;
+  /** The loader pins it under its name (LIBBPF_PIN_BY_NAME). */
+  readonly pinned?: true;
   /** For a map of maps: the definition of its inner maps. */
   readonly inner?: MapDefinition;
 }
@@ -303,11 +305,15 @@ const NUMBERS = {
   numa_node: 'numaNode',
 } as const satisfies Readonly<Record<string, keyof MapDefinition>>;
 
+/** LIBBPF_PIN_BY_NAME, the only value that `pinning` has. */
+const PIN_BY_NAME = 1;
+
 /** @param structs used for the inner maps of a map of maps; left out for inner maps */
 function mapDefinition(btf: Btf, name: string, struct: StructType, structs?: Structs): MapDefinition {
   const numbers: { -readonly [N in (typeof NUMBERS)[keyof typeof NUMBERS]]?: number } = {};
   const types = { keyType: 0, valueType: 0 };
   let inner: MapDefinition | undefined;
+  let pinned = false;
   for (const member of struct.members) {
     const target = btf.resolve(member.type);
     if (Object.hasOwn(NUMBERS, member.name)) {
@@ -318,11 +324,13 @@ function mapDefinition(btf: Btf, name: string, struct: StructType, structs?: Str
       if (id === undefined || id === 0) continue;
       types[member.name === 'key' ? 'keyType' : 'valueType'] = id;
       numbers[member.name === 'key' ? 'keySize' : 'valueSize'] ??= btf.size(id);
+    } else if (member.name === 'pinning') {
+      pinned = numberOf(btf, target) === PIN_BY_NAME;
     } else if (member.name === 'values' && structs !== undefined) {
       inner = innerDefinition(btf, name, target, structs);
     }
   }
-  return { name, ...types, ...numbers, ...(inner === undefined ? {} : { inner }) };
+  return { name, ...types, ...numbers, ...(pinned && { pinned }), ...(inner && { inner }) };
 }
 
 /** A number written as a type: `int (*max_entries)[1024]`, or since libbpf 1.5 an enum with one value. */

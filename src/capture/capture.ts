@@ -55,6 +55,8 @@ export interface CaptureOptions {
   /** The holders to name in the images; all by default. */
   readonly holders?: (holder: MapHolder) => boolean;
   readonly drain?: Drain;
+  /** Capture what maps are, without their items. Those of maps of maps are read, because they show what inner maps are. */
+  readonly bare?: boolean;
   /** Looks up a live map that another map refers to. */
   readonly find?: (id: number) => LiveMap | undefined;
   readonly progress?: (doing: Doing) => void;
@@ -317,6 +319,10 @@ class DumpWriter {
 
   /** Reads the items into an entry, which is kept only if all items were read. */
   async #items(map: BpfMap, entry: EntryWriter, sink: ItemSink, work: CaptureWork): Promise<Report> {
+    if (this.options.bare === true && work.type.inner !== true) {
+      await entry.drop();
+      return { kind: 'metadata only', why: 'its items were not asked for' };
+    }
     try {
       const report = (await this.types.plugin(map.type).capture?.(map, sink, work)) as Report;
       if (report.kind === 'full' || report.kind === 'partial') await entry.finish();

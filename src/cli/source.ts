@@ -84,6 +84,11 @@ export class Sources {
     return source;
   }
 
+  /** Whether `--like` has given attributes to what bpftool has printed. */
+  get likeUsed(): boolean {
+    return this.#likeUsed;
+  }
+
   /** Fails if `--like` was of no use to any of the sources. */
   expectLikeUsed(): void {
     const { like } = this.options;
@@ -91,6 +96,11 @@ export class Sources {
     throw new BpfimgError('usage', 'it is for sources that `bpftool -j map dump` has printed', {
       subject: `--like ${like}`,
     });
+  }
+
+  /** Opens what `text` names to see what its maps are, without their items and without a word about them. */
+  openBare(text: string): Promise<Source> {
+    return openSource(text, { ...this.#host, bare: true });
   }
 
   /** The current folder, for a command without a source that nobody pipes anything into: when it is a dump. */

@@ -1,6 +1,7 @@
 /** Names of maps, and `--map ID_OR_NAME` within a dump. */
 import { pathBytes } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
+import { NAME_MOST } from '../kernel/flags.js';
 import type { Dump, DumpMap } from './model.js';
 
 /** The map's name, from its first file; undefined for data without a file. */
@@ -8,18 +9,42 @@ export function mapName(map: DumpMap): string | undefined {
   return map.files[0]?.message.map_name;
 }
 
-/** Bytes the kernel keeps of a name (BPF_OBJ_NAME_LEN less the NUL): libbpf cuts off the rest. */
-const NAME_MOST = 15;
-
 /** The map's whole name, one character per byte: if the kernel truncated it, from a pin whose name continues it. */
 export function wholeName(map: DumpMap): string | undefined {
   const name = mapName(map);
   if (name?.length !== NAME_MOST) return name;
-  const pins = (map.meta?.pins ?? []) as readonly string[];
   // Names of pins contain no dot.
   const start = name.replaceAll('.', '_');
-  const names = pins.map((pin) => pathBytes(pin.slice(pin.lastIndexOf('/') + 1)).toString('latin1'));
-  return names.find((pin) => pin.startsWith(start)) ?? name;
+  return pinNamesOf(map).find((pin) => pin.startsWith(start)) ?? name;
+}
+
+/** The names that a map is pinned under, one character a byte. */
+function pinNamesOf({ meta }: DumpMap): string[] {
+  const pins = (meta?.pins ?? []) as readonly string[];
+  return pins.map((pin) => pathBytes(pin.slice(pin.lastIndexOf('/') + 1)).toString('latin1'));
+}
+
+/** Whether two maps have the same name, the surer ways first. */
+const SAME: readonly ((a: DumpMap, b: DumpMap) => boolean)[] = [
+  (a, b) => pinNamesOf(a).some((pin) => pinNamesOf(b).includes(pin)),
+  (a, b) => mapName(a) !== '' && wholeName(a) === wholeName(b),
+  (a, b) => mapName(a) !== '' && mapName(a)?.slice(0, NAME_MOST) === mapName(b)?.slice(0, NAME_MOST),
+];
+
+/**
+ * The map of another dump that has the name of `map`: by its pins, its whole name, or what the kernel has kept of it.
+ * @throws BpfimgError `usage` if there are several
+ */
+export function counterpart(map: DumpMap, others: readonly DumpMap[]): DumpMap | undefined {
+  for (const same of SAME) {
+    const [found, another] = others.filter((other) => same(map, other));
+    if (another !== undefined) {
+      const what = `maps ${found?.mapId} and ${another.mapId} both have its name: --map ${map.mapId}=ID says which it is`;
+      throw new BpfimgError('usage', what, { subject: `map ${map.mapId} (${wholeName(map)})` });
+    }
+    if (found !== undefined) return found;
+  }
+  return undefined;
 }
 
 /** Which maps a selector means, better matches first: a whole name wins over a truncated one. */

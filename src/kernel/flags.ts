@@ -43,3 +43,6 @@ export const NAME_SIZE = 16;
 export function mapSubject(id: number, name: string): string {
   return name === '' ? `map ${id}` : `map ${id} (${name})`;
 }
+
+/** Bytes that the kernel keeps of a map's name (BPF_OBJ_NAME_LEN less the NUL): loaders cut off the rest. */
+export const NAME_MOST = 15;

@@ -6,7 +6,7 @@ import { wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import type { Input } from '../io/input.js';
-import { MAP_FLAG, mapSubject } from '../kernel/flags.js';
+import { MAP_FLAG, mapSubject, NAME_MOST } from '../kernel/flags.js';
 import type { MapSpec } from '../kernel/map.js';
 import type { Access } from '../kernel/proc.js';
 import { takenEntries } from '../kernel/rules.js';
@@ -21,8 +21,10 @@ import {
   type Plugin,
   reportText,
 } from '../maptype.js';
+import type { MigrationStep, UnusedOption } from '../migrate/migrate.js';
 import { type CpuFold, foldCpus, imageItems, noItems } from './items.js';
 import { memoryNeed } from './memory.js';
+import type { Losses } from './migrated.js';
 
 /** One map that will be created. */
 export interface PlannedMap {
@@ -57,6 +59,18 @@ export interface PlannedMap {
   readonly lacks: readonly string[];
   /** What differs from the request, each a clause. */
   readonly notes: readonly string[];
+  /** If it is made like a map of another source: how its items become that map's. */
+  readonly reshaped?: Reshaped;
+}
+
+/** How the items of a map become those of another one. */
+export interface Reshaped {
+  /** What happens to the members of keys and values; none for bytes without types. */
+  readonly steps: { readonly key?: readonly MigrationStep[]; readonly value?: readonly MigrationStep[] };
+  /** What is lost of the items that have been read. */
+  readonly losses: Losses;
+  /** Options about members that this map does not have; undefined without types. */
+  readonly unused: readonly UnusedOption[] | undefined;
 }
 
 /** What the user wants for the maps, and facts about this machine. */
@@ -100,8 +114,8 @@ function templateMemory({ template }: MapFacts, types: MapTypes, cpus: number): 
 export function mapSpec(file: BpfmapFileEntry, types: MapTypes, maxEntries = file.max_entries): PlannedMap['spec'] {
   const type = types.get(file.map_type);
   const flags = takenFlags(file.map_flags, type);
-  // The kernel would silently stop at the NUL.
-  const [name = ''] = file.map_name.split('\0', 1);
+  // The kernel reads no further than a NUL, and loaders cut off what is too long: a pin may have the whole name.
+  const name = file.map_name.split('\0', 1)[0]?.slice(0, NAME_MOST) ?? '';
   const plain: PlannedMap['spec'] = {
     type: file.map_type,
     ...(types.row(file.map_type) ? { since: type.since } : {}),
@@ -148,7 +162,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
     }
   }
   const spec = mapSpec(file, types, maxEntries);
-  if (spec.name !== file.map_name) lacks.push('its name is cut off at a NUL byte');
+  if (file.map_name.includes('\0')) lacks.push('its name is cut off at a NUL byte');
   const items = itemSource(dump, map, file, types, options, bad);
   if (types.row(file.map_type) === undefined) lacks.push(STRANGE);
   const captured = captureReport(map.meta);

@@ -209,6 +209,7 @@ async function fillMap(
     ...plan.lacks,
     ...(untyped === undefined ? [] : [untyped]),
     ...(filled.kind === 'full' ? [] : [filled.why]),
+    ...[plan.reshaped?.losses.text()].filter((text) => text !== undefined),
   ];
   return lacks.length === 0 ? FULL : { kind: 'partial', why: lacks.join('; ') };
 }

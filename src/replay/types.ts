@@ -10,13 +10,13 @@ import type { Span } from '../maptype.js';
 
 /** BTF objects that were loaded for this replay, each shared by its maps. */
 export class ReplayTypes {
-  readonly #loaded = new Map<number, number | BpfimgError>();
+  readonly #loaded = new Map<DumpBtf, number | BpfimgError>();
 
   constructor(readonly sys: Sys) {}
 
   /** A file descriptor of the object, or why the kernel refuses it. */
   async load(btf: DumpBtf): Promise<number | BpfimgError> {
-    let loaded = this.#loaded.get(btf.id);
+    let loaded = this.#loaded.get(btf);
     if (loaded === undefined) {
       try {
         loaded = loadBtf(this.sys, await btf.read());
@@ -24,7 +24,7 @@ export class ReplayTypes {
         if (!(error instanceof KernelError)) throw error;
         loaded = error;
       }
-      this.#loaded.set(btf.id, loaded);
+      this.#loaded.set(btf, loaded);
     }
     return loaded;
   }

@@ -45,13 +45,18 @@ async function isMapsDocument(reader: JsonReader): Promise<boolean> {
   return false;
 }
 
-async function mapsDocument(input: Input, host: SourceHost): Promise<Source> {
+/** @param form what the document was made from */
+export async function mapsDocument(
+  input: Input,
+  host: SourceHost,
+  form: 'document' | 'object' = 'document',
+): Promise<DumpSource> {
   const folder = privateFolder();
   try {
     const dump = path.join(folder.path, 'dump');
     await encodeDocument(input, dump, false, await host.types());
     const files = folderFiles(dump, input.name);
-    return { kind: 'dump', name: input.name, form: 'document', files, close: () => folder.close() };
+    return { kind: 'dump', name: input.name, form, files, close: () => folder.close() };
   } catch (error) {
     folder.close();
     throw error;

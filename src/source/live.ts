@@ -28,6 +28,7 @@ export async function openLiveMaps(name: string, selectors: Selectors, host: Sou
     const dump = path.join(folder.path, 'dump');
     const rows = await capture(sys, chosen, dump, types, {
       lenient: true,
+      bare: host.bare === true,
       find: (id) => find(live, id) ?? find(LiveMaps.look(sys), id),
       progress: (doing) => watcher?.update(doing),
     });

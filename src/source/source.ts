@@ -36,8 +36,10 @@ export interface SourceHost {
   watch?(): Promise<Watcher>;
   /** Receives a line about live maps that could not be captured. */
   warn?(line: string): void;
-  /** Names a source whose map gives attributes and types to items from `bpftool -j map dump`; called at most once. */
+  /** The name of a source with one map, whose attributes and types the items from `bpftool -j map dump` get. */
   like?(): string | undefined;
+  /** The items of live maps are not needed. */
+  readonly bare?: boolean;
   /** Receives what could not be seen when all live maps were selected. */
   unseen?(what: Unseen): Promise<void>;
 }
@@ -48,7 +50,7 @@ export interface DumpSource {
   /** Its name in messages. */
   readonly name: string;
   /** What it was opened from. */
-  readonly form: 'folder' | 'archive' | 'document' | 'live';
+  readonly form: 'folder' | 'archive' | 'document' | 'object' | 'live';
   readonly files: DumpFiles;
   /** Name of the checkpointed container, if config.dump gives it. */
   container?(): Promise<string | undefined>;
@@ -145,6 +147,11 @@ async function openStream(given: Input, host: SourceHost): Promise<Source> {
     return openArchiveSource(input);
   }
   // No image begins like a JSON object or list.
+  if (Buffer.from(head).toString('latin1').startsWith('\x7fELF')) {
+    const { openObject } = await import('./object.js');
+    return openObject(input, host);
+  }
+  // No image begins as an object or a list does.
   if (!/^\s*[{[]/.test(Buffer.from(head).toString('latin1'))) return imageSource(input, 'image');
   const { openDocument } = await import('./document.js');
   return openDocument(input, host);

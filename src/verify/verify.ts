@@ -22,8 +22,10 @@ import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { isBare, isImageItem, type MapTypes, reportText } from '../maptype.js';
+import type { Model } from '../replay/reshape.js';
 import type { JsonObject } from '../value.js';
 import { imageProblems } from './processes.js';
+import { reuseFinding } from './reuse.js';
 
 /** Codes of findings. `error` means that a restore fails, or restores something different. */
 export const FINDINGS = {
@@ -38,6 +40,9 @@ export const FINDINGS = {
   attributes: ['error', 'no kernel creates a map with these attributes'],
   'too-many-items': ['error', 'more items than max_entries'],
   'no-file': ['error', 'no file entry describes a map'],
+  migrate: ['error', 'with --like: the new program cannot use a map as it is, but `replay --like` migrates it'],
+  'cannot-migrate': ['error', 'with --like: the new program cannot use a map, and something of it would be lost'],
+  'no-counterpart': ['warning', 'with --like: the new program has no map of that name'],
   'no-data': ['warning', 'a map has no data entry: its contents are not in the dump'],
   'lost-data': ['error', 'a map of a CRIU dump has no data entry; CRIU writes one for each map'],
   'lost-inner': ['error', 'items refer to an inner map that is not in the dump'],
@@ -107,7 +112,7 @@ async function refusals(dump: Dump, map: DumpMap, file: BpfmapFileEntry, types: 
   const { mapFacts, mapSpec, needsOf, planMap, takesNoTypes } = await import('../replay/plan.js');
   const { createProblems, fillForeseen, lostInner, noReplay } = await import('../replay/foresight.js');
   const problems = (plan: Parameters<typeof createProblems>[0]) => {
-    const nul = plan.spec.name === file.map_name ? [] : ['the name contains a NUL byte, which ends it'];
+    const nul = !file.map_name.includes('\0') ? [] : ['the name contains a NUL byte, which ends it'];
     return [...createProblems(plan), ...nul];
   };
   try {
@@ -172,6 +177,23 @@ export class Verifier {
       ...(name === undefined ? {} : { name }),
       message,
     });
+  }
+
+  /** Examines whether maps that are like those of `model` could take the place of the dump's. */
+  async compare(dump: Dump, model: Model, cpus: number): Promise<void> {
+    for (const map of dump.maps) {
+      const found = await reuseFinding(dump, map, model, this.types, cpus);
+      const image = dump.names.bpfmapFile;
+      if (found?.code !== 'no-counterpart') this.#forget(map.mapId);
+      if (found !== undefined) this.#add(found.code, map.files[0]?.image ?? image, map, found.message);
+    }
+  }
+
+  /** Removes what is only about making a map as the dump has it. */
+  #forget(id: number): void {
+    const own = ({ code, map_id }: Finding) => map_id === id && (code === 'attributes' || code === 'captured');
+    for (let i = this.findings.length - 1; i >= 0; i--)
+      if (own(this.findings[i] as Finding)) this.findings.splice(i, 1);
   }
 
   /** Reads an image without maps to its end; there is nothing else to check in it. */

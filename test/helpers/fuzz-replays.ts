@@ -342,7 +342,17 @@ async function dryRun(folder: string, sys: Sys): Promise<Dry> {
   const out = new MemoryOutput();
   let refused: boolean;
   try {
-    const keep = { renameTaken: false, requireBtf: false, skipUnsupported: false, unresolved: 'fail' } as const;
+    const keep = {
+      renameTaken: false,
+      requireBtf: false,
+      skipUnsupported: false,
+      rename: [],
+      drop: [],
+      set: [],
+      lossy: false,
+      extendZero: false,
+      unresolved: 'fail',
+    } as const;
     const how = { ...keep, dryRun: true, json: true, force: true, percpu: 'first' } as const;
     refused = (await dryReplay({ ...args, ...how }, ioOf(out, said), sys)) !== EXIT.ok;
   } catch (error) {

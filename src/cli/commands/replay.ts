@@ -10,6 +10,7 @@ import { openSys, type Sys } from '../../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames, reportText, withMissing } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { Foresight, unsupported } from '../../replay/foresight.js';
+import { countLosses } from '../../replay/migrated.js';
 import { pinNames, planPins } from '../../replay/pins.js';
 import { type PlannedMap, planMaps } from '../../replay/plan.js';
 import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
@@ -17,8 +18,9 @@ import { mapsOf, type Source } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { ATTRIBUTES } from '../map-columns.js';
-import { boolean, json, libdir, like, map, number, source, string } from '../options.js';
+import { boolean, json, libdir, map, number, source, string } from '../options.js';
 import { Progress } from '../progress.js';
+import { oldName, Reshaping, reshapeOptions, type Skipped, stepLines, stepRows } from '../reshaping.js';
 import { Sources, sourceOf } from '../source.js';
 import { printLines, written } from '../written.js';
 
@@ -55,8 +57,8 @@ const takes = {
       ...boolean,
       describe: 'create maps even if they seem not to fit into memory; let --mode sync delete more than it puts',
     },
+    ...reshapeOptions,
     ...libdir,
-    like,
     json,
   },
   tail: true,
@@ -101,28 +103,40 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
   const given = await sources.open(sourceOf(args.source, undefined));
   try {
     if (given.kind === 'dump') await given.check?.();
-    sources.expectLikeUsed();
-    return await replaySource(given, await sources.types(), args, io, sys);
+    const reshaping = await Reshaping.open(args, sources);
+    try {
+      return await replaySource(given, reshaping, await sources.types(), args, io, sys);
+    } finally {
+      reshaping?.close();
+    }
   } finally {
     given.close();
   }
 }
 
 /** Options that only make sense with `--into`, or without it. */
-function checkInto({ into, mode, backup, map, maxEntries, requireBtf }: ReplayArguments): void {
+function checkInto({ into, mode, backup, map, maxEntries, requireBtf, like }: ReplayArguments): void {
   const wrong = (option: string, what: string) => new BpfimgError('usage', what, { subject: option });
   if (into === undefined) {
     if (mode !== undefined) throw wrong('--mode', 'it goes with --into');
     if (backup !== undefined) throw wrong('--backup', 'it goes with --into');
-    const pair = map.find((word) => word.includes('='));
-    if (pair !== undefined) throw wrong(`--map ${pair}`, 'OLD=NEW goes with --into');
+    const pair = like === undefined ? map.find((word) => word.includes('=')) : undefined;
+    if (pair !== undefined) throw wrong(`--map ${pair}`, 'OLD=NEW goes with --into or --like');
     return;
   }
+  if (like !== undefined) throw wrong('--like', 'maps that exist are what they are: it goes without --into');
   if (maxEntries !== undefined) throw wrong('--max-entries', 'maps that exist keep their size');
   if (requireBtf) throw wrong('--require-btf', 'maps that exist keep their types');
 }
 
-async function replaySource(given: Source, types: MapTypes, args: ReplayArguments, io: Io, sys?: Sys): Promise<number> {
+async function replaySource(
+  given: Source,
+  reshaping: Reshaping | undefined,
+  types: MapTypes,
+  args: ReplayArguments,
+  io: Io,
+  sys?: Sys,
+): Promise<number> {
   const kernel = sys ?? (await openSys(types));
   const dump = await mapsOf(given);
   try {
@@ -136,10 +150,11 @@ async function replaySource(given: Source, types: MapTypes, args: ReplayArgument
       }
       return exit;
     }
-    const plans = await plansOf(dump, args, types, kernel);
+    const skipped: Skipped[] = [];
+    const planned = await plansOf(dump, args, types, kernel);
+    const plans = (await reshaping?.plans(dump, planned, types, kernel, skipped, args.dryRun)) ?? planned;
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
     if (args.dryRun) return await dryRun(plans, new Foresight(dump, args.unresolved), args, io);
-    const skipped: Skipped[] = [];
     const fresh = await create(kernel, plans, skipped, args, io);
     try {
       return await keep(kernel, fresh, skipped, args, io);
@@ -154,19 +169,13 @@ async function replaySource(given: Source, types: MapTypes, args: ReplayArgument
 function plansOf(dump: Dump, args: ReplayArguments, types: MapTypes, sys: Sys): Promise<PlannedMap[]> {
   const { maxEntries, percpu: perCpu } = args;
   const chosen = args.map.length > 0;
-  return planMaps(dump, selectMaps(dump, args.map, true), types, {
+  return planMaps(dump, selectMaps(dump, args.map.map(oldName), true), types, {
     maxEntries,
     chosen,
     perCpu,
     cpus: sys.cpus,
     pageSize: sys.pageSize,
   });
-}
-
-/** A map that is not supported here, and was left out. */
-interface Skipped {
-  readonly plan: PlannedMap;
-  readonly why: string;
 }
 
 async function create(
@@ -382,7 +391,9 @@ async function dryRun(
   for (const [i, plan] of plans.entries()) {
     const { spec, items, type, frozen } = plan;
     const skips = args.skipUnsupported === true && unsupported(plan).length > 0;
-    const { problems: why, report } = await foresight.of(plan);
+    const { problems: foreseen, report } = await foresight.of(plan);
+    const lost = await lossesOf(plan, skips);
+    const why = lost === undefined || args.lossy ? foreseen : [...foreseen, `${lost}; --lossy migrates it anyway`];
     for (const one of skips ? [] : why) problems.push(`${plan.subject}: ${one}`);
     rows.push({
       map_id: plan.mapId,
@@ -396,7 +407,14 @@ async function dryRun(
       items: items.count,
       memory: plan.memory,
       pin: skips ? null : (pins?.paths[i] ?? null),
-      report: reportText(why.length > 0 ? { kind: 'not supported', why: why.join('; ') } : report),
+      report: reportText(
+        why.length > 0
+          ? { kind: 'not supported', why: why.join('; ') }
+          : lost === undefined
+            ? report
+            : withMissing(report, lost),
+      ),
+      ...(plan.reshaped && { migration: stepRows(plan) }),
     });
   }
   const short = args.force ? undefined : memoryShort(plans);
@@ -419,9 +437,16 @@ async function dryRun(
     row.report,
   ]);
   const columns = pins === undefined ? PLAN_COLUMNS : PLAN_COLUMNS.toSpliced(-1, 0, { title: 'PIN' });
-  await show(rows, columns, cells, args, io);
+  await show(rows, columns, cells, args, io, plans);
   for (const problem of problems) io.say(`bpfimg: ${problem}`);
   return problems.length > 0 ? EXIT.failed : EXIT.ok;
+}
+
+/** What of a map's items will be lost, found by reading them; undefined for nothing. */
+async function lossesOf({ items, reshaped }: PlannedMap, skips: boolean): Promise<string | undefined> {
+  if (reshaped === undefined || skips) return undefined;
+  await countLosses(items);
+  return reshaped.losses.text();
 }
 
 /** Bits of CapEff (capability.h). */
@@ -448,13 +473,15 @@ async function show(
   cells: readonly string[][],
   args: ReplayArguments,
   io: Io,
+  reshaped: readonly PlannedMap[] = [],
 ): Promise<void> {
+  const look = colours(args.command.length === 0 && coloured(io, args.color));
   const lines = args.json
     ? // In ASCII: what must not reach a terminal is escaped as JSON has it, and not once more as text.
       `{"maps":[${rows.map((row) => `\n  ${inAscii(JSON.stringify(row))}`).join(',')}]}`.split('\n')
     : rows.length === 0
       ? ['no BPF maps']
-      : table(columns, cells, colours(args.command.length === 0 && coloured(io, args.color)));
+      : [...table(columns, cells, look), ...stepLines(reshaped, look)];
   if (args.command.length > 0 && !args.dryRun) {
     for (const line of lines) io.say(line);
     return;

@@ -1,7 +1,9 @@
+import type { Dump } from '../../dump/model.js';
 import { EXIT } from '../../errors.js';
 import { COMPACT, print } from '../../json/print.js';
+import { possibleCpus } from '../../kernel/proc.js';
 import { colours, nameText, plural } from '../../render.js';
-import { openMaps } from '../../source/source.js';
+import { mapsOf, openMaps, type Source } from '../../source/source.js';
 import type { JsonObject } from '../../value.js';
 import { Verifier } from '../../verify/verify.js';
 import type { Command, Given } from '../command.js';
@@ -18,7 +20,10 @@ export const command: Command = {
   name: 'verify',
   summary: 'check a dump for errors; exit with 1 if there are any',
   ...takes,
-  examples: [['verify dump', 'what a restore would refuse or lose']],
+  examples: [
+    ['verify dump', 'what a restore would refuse or lose'],
+    ['verify pinned:/sys/fs/bpf/app --like app.bpf.o', 'which maps a new program can use as they are'],
+  ],
   run,
 };
 
@@ -52,17 +57,31 @@ async function verified(args: VerifyArguments, io: Io): Promise<Verifier> {
   const source = await sources.open(sourceOf(args.source, args.in), true);
   try {
     if (source.kind === 'dump') await source.check?.();
-    sources.expectLikeUsed();
+    const like = args.like === undefined || sources.likeUsed ? undefined : await sources.openBare(args.like);
     const verifier = new Verifier(await sources.types(), source.kind === 'image' ? source.name : undefined);
     const dump = await openMaps(source, verifier.onBroken);
     try {
-      if (dump !== undefined) await verifier.check(dump, args);
-      else if (source.kind === 'image') await verifier.readThrough(source.input);
+      if (dump !== undefined) {
+        await verifier.check(dump, args);
+        if (like !== undefined) await compare(verifier, dump, like);
+      }
+      if (dump === undefined && source.kind === 'image') await verifier.readThrough(source.input);
     } finally {
       dump?.close();
+      like?.close();
     }
     return verifier;
   } finally {
     source.close();
+  }
+}
+
+/** Compares the maps with those of `like`. */
+async function compare(verifier: Verifier, dump: Dump, like: Source): Promise<void> {
+  const model = await mapsOf(like);
+  try {
+    await verifier.compare(dump, { dump: model, name: like.name }, possibleCpus());
+  } finally {
+    model.close();
   }
 }

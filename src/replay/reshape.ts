@@ -1,0 +1,236 @@
+/**
+ * Plans whose maps become like maps of another source: a new program's, or maps that are pinned. Type, sizes, flags
+ * and BTF are theirs, the items are those of the dump, converted from the old types to the new.
+ */
+import { roundUp8 } from '../bytes.js';
+import type { Dump, DumpMap } from '../dump/model.js';
+import { counterpart, mapsNamed, wholeName } from '../dump/select.js';
+import { TypeFinder } from '../dump/types.js';
+import { BpfimgError } from '../errors.js';
+import type { NamedTypes } from '../json/types.js';
+import type { MapTypes } from '../maptype.js';
+import { type MigrationOptions, type MigrationStep, migration, type UnusedOption } from '../migrate/migrate.js';
+import { type CpuFold, foldCpus } from './items.js';
+import { memoryNeed } from './memory.js';
+import { type Conversion, copied, Losses, migratedItems } from './migrated.js';
+import { mapFacts, mapSpec, type PlannedMap } from './plan.js';
+
+/** What is asked of reshaped maps. */
+export interface ReshapeOptions extends MigrationOptions {
+  /** Names of maps there, by what a user calls maps of the dump. */
+  readonly pairs?: ReadonlyMap<string, string> | undefined;
+  /** What is lost is counted; else it is an error. */
+  readonly lossy?: boolean | undefined;
+  /** Without types, longer keys and values get zeros at their end. */
+  readonly extendZero?: boolean | undefined;
+  readonly maxEntries?: number | undefined;
+  readonly perCpu?: CpuFold | undefined;
+  /** Possible CPUs here. */
+  readonly cpus: number;
+}
+
+/** What maps are made like. */
+export interface Model {
+  readonly dump: Dump;
+  /** How messages name it. */
+  readonly name: string;
+}
+
+/**
+ * Reshapes the plans of maps for which `model` has a counterpart. Inner maps follow what their outer map expects.
+ * @param skip called with a map that has none, and why; without it that is an error
+ * @throws BpfimgError for maps that cannot become alike
+ */
+export async function reshape(
+  dump: Dump,
+  plans: readonly PlannedMap[],
+  model: Model,
+  types: MapTypes,
+  options: ReshapeOptions,
+  skip?: (plan: PlannedMap, why: string) => void,
+): Promise<PlannedMap[]> {
+  const [oldTypes, newTypes] = [new TypeFinder(dump, types), new TypeFinder(model.dump, types)];
+  const inner = new Set(plans.flatMap(({ needed }) => needed));
+  const outermost = plans.filter(({ mapId }) => !inner.has(mapId));
+  const byId = new Map(dump.maps.map((map) => [map.mapId, map]));
+  const made: PlannedMap[] = [];
+  for (const plan of plans) {
+    const map = byId.get(plan.mapId) as DumpMap;
+    const only = outermost.length === 1 && model.dump.maps.length === 1 && outermost[0] === plan;
+    const like =
+      paired(dump, map, model, options.pairs) ?? (only ? model.dump.maps[0] : counterpart(map, model.dump.maps));
+    if (like === undefined && inner.has(plan.mapId)) made.push(plan);
+    else if (like === undefined) {
+      const names = model.dump.maps.map((one) => wholeName(one) ?? String(one.mapId)).join(', ');
+      const why = `no map of that name in ${model.name}, which has ${names}`;
+      if (skip === undefined) {
+        const ways = '--map OLD=NEW names its counterpart, --map chooses others, --skip-unsupported leaves it out';
+        throw new BpfimgError('notFound', `${why}; ${ways}`, { subject: plan.subject });
+      }
+      skip(plan, why);
+    } else {
+      const pair = { old: await oldTypes.types(map), new: await newTypes.types(like) };
+      made.push(reshaped(plan, like, model, types, pair, options));
+    }
+  }
+  return withInner(made, types, options);
+}
+
+/** The map that a user has named as the counterpart. */
+function paired(dump: Dump, map: DumpMap, model: Model, pairs: ReshapeOptions['pairs']): DumpMap | undefined {
+  for (const [old, name] of pairs ?? []) {
+    if (!mapsNamed(dump.maps, old).includes(map)) continue;
+    const [found, another] = mapsNamed(model.dump.maps, name);
+    if (found !== undefined && another === undefined) return found;
+    const what = another === undefined ? `no map ${name} in it` : `several maps are called ${name}`;
+    throw new BpfimgError('usage', what, { subject: model.name });
+  }
+  return undefined;
+}
+
+interface TypePair {
+  readonly old: NamedTypes | undefined;
+  readonly new: NamedTypes | undefined;
+}
+
+function reshaped(
+  plan: PlannedMap,
+  like: DumpMap,
+  model: Model,
+  types: MapTypes,
+  pair: TypePair,
+  options: ReshapeOptions,
+): PlannedMap {
+  const [file] = like.files;
+  if (file === undefined) {
+    throw new BpfimgError('unsupported', `map ${like.mapId}: no image describes it`, { subject: model.name });
+  }
+  const fail = (why: string): never => {
+    throw new BpfimgError('conflict', `it cannot become like ${wholeName(like)} in ${model.name}: ${why}`, {
+      subject: plan.subject,
+    });
+  };
+  const spec = mapSpec(file.message, types, options.maxEntries ?? file.message.max_entries);
+  const type = types.get(spec.type);
+  const old = plan.type;
+  const special = old.imageItem !== undefined || type.imageItem !== undefined;
+  if (special && old.number !== type.number) fail(`${old.name} and ${type.name} have different items`);
+  if ((old.key === 'none') !== (type.key === 'none')) fail(`only one of ${old.name} and ${type.name} has keys`);
+  if (old.inner !== type.inner || old.holdsReferences !== type.holdsReferences) {
+    fail(`only one of ${old.name} and ${type.name} holds references`);
+  }
+  const converted = special ? undefined : itemsOf(plan, spec, type.perCpu === true, pair, options, fail);
+  const facts = mapFacts(like, types);
+  const items = converted?.items ?? plan.items;
+  return {
+    ...plan,
+    name: (wholeName(like) ?? '').split('\0', 1)[0] as string,
+    type,
+    plugin: types.plugin(spec.type),
+    spec: { ...spec, numaNode: spec.numaNode ?? -1 },
+    items,
+    // All that it lacked is known from there.
+    lacks:
+      plan.items.count === 0 && plan.facts.template === undefined && facts.template !== undefined ? [] : plan.lacks,
+    facts: {
+      ...plan.facts,
+      types: facts.types,
+      kernelType: facts.kernelType,
+      template: facts.template ?? plan.facts.template,
+    },
+    btf: facts.types && model.dump.btf.get(facts.types.btf),
+    memory: memoryNeed(spec, type, items.count, options.cpus),
+    reshaped: converted?.reshaped ?? { steps: {}, losses: new Losses(plan.subject, false), unused: undefined },
+  };
+}
+
+/** The items of `plan` as those of a map with this spec. */
+function itemsOf(
+  plan: PlannedMap,
+  spec: PlannedMap['spec'],
+  perCpu: boolean,
+  pair: TypePair,
+  options: ReshapeOptions,
+  fail: (why: string) => never,
+): Pick<PlannedMap, 'items' | 'reshaped'> {
+  const { spec: was, subject } = plan;
+  const steps: { key?: readonly MigrationStep[]; value?: readonly MigrationStep[] } = {};
+  const unused: (readonly UnusedOption[])[] = [];
+  const conversion = (where: 'key' | 'value', from: number, to: number): Conversion => {
+    const [a, b] = [pair.old?.[where] ?? 0, pair.new?.[where] ?? 0];
+    if (pair.old !== undefined && pair.new !== undefined && a !== 0 && b !== 0) {
+      try {
+        const made = migration({ btf: pair.old.btf, id: a }, { btf: pair.new.btf, id: b }, { ...options, where });
+        steps[where] = made.steps;
+        unused.push(made.unused);
+        return made;
+      } catch (error) {
+        throw error instanceof BpfimgError && error.kind !== 'usage' ? error.about(subject) : error;
+      }
+    }
+    if (from === to || (from < to && options.extendZero === true)) return copied(from, to);
+    const lacking = a === 0 ? 'the old map has no types' : 'the new one has no types';
+    const way = from < to ? '; --extend-zero puts zeros at the end' : '';
+    return fail(`its ${where}s have ${from} bytes, those there ${to}, and ${lacking}${way}`);
+  };
+  const key = conversion('key', was.keySize, spec.keySize);
+  const value = conversion('value', was.valueSize, spec.valueSize);
+  const { cpus } = options;
+  const wasPerCpu = plan.type.perCpu === true;
+  let { items } = plan;
+  if (wasPerCpu && !perCpu) {
+    if (options.perCpu !== 'sum' && options.perCpu !== 'first') {
+      fail('it has a value for each CPU, a map there has one; --percpu first or sum says which');
+    }
+    items = foldCpus(items, was.valueSize, cpus, 1, options.perCpu as CpuFold);
+  }
+  const made = migratedItems({
+    items,
+    key,
+    value,
+    cpus: { from: wasPerCpu && perCpu ? cpus : 1, to: perCpu ? cpus : 1 },
+    stride: {
+      from: wasPerCpu ? roundUp8(was.valueSize) : was.valueSize,
+      to: perCpu ? roundUp8(spec.valueSize) : spec.valueSize,
+    },
+    subject,
+    lossy: options.lossy === true,
+  });
+  return { items: made.items, reshaped: { steps, losses: made.losses, unused: inAll(unused) } };
+}
+
+/** Options that neither the key nor the value has a use for; undefined without types. */
+function inAll(lists: readonly (readonly UnusedOption[])[]): readonly UnusedOption[] | undefined {
+  const same = (a: UnusedOption, b: UnusedOption) => a.option === b.option && a.name === b.name;
+  return lists[0]?.filter((one) => lists.every((list) => list.some((other) => same(one, other))));
+}
+
+/** Inner maps of reshaped maps become what those expect. */
+function withInner(plans: readonly PlannedMap[], types: MapTypes, options: ReshapeOptions): PlannedMap[] {
+  const templates = new Map(
+    plans.flatMap((plan) => {
+      const { template } = plan.facts;
+      return plan.reshaped !== undefined && template !== undefined
+        ? plan.needed.map((id) => [id, template] as const)
+        : [];
+    }),
+  );
+  const made = plans.map((plan) => {
+    const template = templates.get(plan.mapId);
+    if (template === undefined || plan.reshaped !== undefined) return plan;
+    const type = types.get(template.type);
+    const fail = (why: string): never => {
+      throw new BpfimgError('conflict', `as an inner map: ${why}`, { subject: plan.subject });
+    };
+    if (type.number !== plan.type.number) fail(`it is a ${plan.type.name}, expected a ${type.name}`);
+    const spec = { ...plan.spec, ...template, name: plan.spec.name };
+    const none = { old: undefined, new: undefined };
+    const converted = itemsOf(plan, spec, type.perCpu === true, none, options, fail);
+    return { ...plan, spec, ...converted, memory: memoryNeed(spec, type, plan.items.count, options.cpus) };
+  });
+  const specs = new Map(made.map(({ mapId, spec }) => [mapId, spec]));
+  return made.map((plan) => ({
+    ...plan,
+    inner: new Map([...plan.inner.keys()].map((id) => [id, specs.get(id) as PlannedMap['spec']])),
+  }));
+}
