@@ -180,9 +180,22 @@ export {
   type TypeFacts,
   type Work,
 } from './maptype.js';
+export {
+  type Loss,
+  type LossReason,
+  type Migration,
+  type MigrationChange,
+  type MigrationOptions,
+  type MigrationStep,
+  migration,
+  type TypeRef,
+  type UnusedOption,
+} from './migrate/migrate.js';
 export type { CpuFold } from './replay/items.js';
-export { type PlannedMap, type PlanOptions, planMap, planMaps } from './replay/plan.js';
+export type { Losses } from './replay/migrated.js';
+export { type PlannedMap, type PlanOptions, planMap, planMaps, type Reshaped } from './replay/plan.js';
 export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
+export { type Model, type ReshapeOptions, reshape } from './replay/reshape.js';
 export { encodeIntoArchive, packed as packDump } from './source/pack.js';
 export {
   type DumpSource,

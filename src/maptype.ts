@@ -10,6 +10,7 @@ import type { BpfMap, MapSpec } from './kernel/map.js';
 import type { CreateRule, KnownTypes } from './kernel/rules.js';
 import type { Sys } from './kernel/sys.js';
 
+export { NAME_MOST } from './kernel/flags.js';
 export { type KnownTypes, typesRefused } from './kernel/rules.js';
 
 /** What the keys of a map type are. */
@@ -38,6 +39,8 @@ export interface MapType {
   readonly dense?: true;
   /** When it is full, the kernel evicts least recently used items to make room for new ones. */
   readonly evicts?: true;
+  /** Loaders create it with an entry for each possible CPU if a program does not say how many. */
+  readonly entryPerCpu?: true;
   /** Its table grows and shrinks with its items, so the kernel offers no batches and it is read key by key. */
   readonly grows?: true;
   /** Reading an item removes it from the map. */

@@ -31,9 +31,10 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   diff: ['value', 'dump', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
   capture: ['value', 'btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   replay: ['value', 'migrate', 'btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
-  verify: ['value', 'replay', 'dump', 'maptype', 'image', 'io', 'bytes', 'errors'],
+  verify: ['value', 'migrate', 'replay', 'dump', 'maptype', 'image', 'io', 'bytes', 'errors'],
   criu: ['value', 'capture', 'replay', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   source: [
+    'btf',
     'value',
     'plugins',
     'archive',
@@ -52,6 +53,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   width: [],
   render: ['width', 'bytes', 'errors'],
   cli: [
+    'migrate',
     'version',
     'value',
     'render',
@@ -75,6 +77,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
     'errors',
   ],
   index: [
+    'migrate',
     'version',
     'value',
     'toolkit',

@@ -231,6 +231,32 @@ t.test('what would be lost is an error, found by the dry run with the same count
   t.equal(bpfimg(['replay', source, '--dry-run', '--rename', 'x=y']).status, 2);
 });
 
+t.test('two old keys that become one', { skip }, async (t) => {
+  const { folder, remove } = bpffs();
+  t.teardown(remove);
+  const base = t.testdir();
+  const text = (members: string) => `struct k { ${members} };\n${hash('__u64 n;', 'struct k')}`;
+  const before = compile(base, 'old.bpf.o', text('__u32 addr; __u32 zone;'));
+  const after = compile(base, 'new.bpf.o', text('__u32 addr;'));
+  const document = JSON.parse(bpfimg(['decode', before]).stdout);
+  const item = (addr: number, zone: number, n: number) => ({ key: { addr, zone }, value: { n } });
+  const source = path.join(base, 'document.json');
+  const run = (pin: string, items: object[], ...more: string[]) => {
+    document.maps[0].items = items;
+    fs.writeFileSync(source, JSON.stringify(document));
+    return bpfimg(['replay', source, '--like', after, '--drop', 'zone', '--pin', path.join(folder, pin), ...more]);
+  };
+  const differ = run('differ', [item(1, 1, 5), item(2, 1, 6)]);
+  t.equal(differ.status, 0, differ.stderr);
+  const same = run('same', [item(1, 1, 5), item(1, 2, 6)]);
+  t.equal(same.status, 1);
+  t.match(same.stderr, /2 keys become 1: .*; --on-collision last/);
+  t.notOk(fs.existsSync(path.join(folder, 'same/m')));
+  t.equal(run('last', [item(1, 1, 5), item(1, 2, 6)], '--on-collision', 'last').status, 0);
+  const got = JSON.parse(bpfimg(['decode', `pinned:${folder}/last`]).stdout).maps[0];
+  t.strictSame(got.items, [{ key: { addr: 1 }, value: { n: 6 } }]);
+});
+
 const COUNTER = (member: string, entries: number) => `
 ${value(member)}${defined('connections_by_address', 1, entries, '__u32', 'struct v')}
 SEC("socket") int count(void *context) {

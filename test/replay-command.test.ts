@@ -371,6 +371,7 @@ const usual: ReplayArguments = {
   drop: [],
   set: [],
   lossy: false,
+  onCollision: 'error',
   extendZero: false,
   libdir: [],
   json: false,

@@ -40,6 +40,7 @@ export const references: Plugin = {
     {
       number: 4,
       name: 'perf_event_array',
+      entryPerCpu: true,
       since: '4.3',
       key: 'index',
       holdsReferences: true,

@@ -24,6 +24,11 @@ export const reshapeOptions = {
   drop: { ...members, describe: 'leave out this member of the old types' },
   set: { ...members, describe: 'MEMBER=VALUE: the value of a new member, in JSON; zero by default' },
   lossy: { ...boolean, describe: 'migrate items even if part of them is lost' },
+  'on-collision': {
+    choices: ['error', 'last'],
+    default: 'error',
+    describe: 'what to do if two old keys become the same',
+  },
   'extend-zero': { ...boolean, describe: 'put zeros behind keys and values without types, if the new ones are longer' },
 } as const;
 
@@ -35,6 +40,7 @@ export interface ReshapeArguments {
   readonly drop: readonly string[];
   readonly set: readonly string[];
   readonly lossy: boolean;
+  readonly onCollision?: 'error' | 'last' | undefined;
   readonly extendZero: boolean;
   readonly maxEntries?: number | undefined;
   readonly percpu?: 'first' | 'sum' | 'spread' | undefined;
@@ -136,6 +142,7 @@ export class Reshaping {
           args.map.filter((text) => text.includes('=')),
         ),
         lossy: args.lossy || counting,
+        onCollision: args.onCollision,
         extendZero: args.extendZero,
         maxEntries: args.maxEntries,
         perCpu: args.percpu,

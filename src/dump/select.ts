@@ -1,7 +1,7 @@
 /** Names of maps, and `--map ID_OR_NAME` within a dump. */
 import { pathBytes } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import { NAME_MOST } from '../kernel/flags.js';
+import { NAME_MOST } from '../maptype.js';
 import type { Dump, DumpMap } from './model.js';
 
 /** The map's name, from its first file; undefined for data without a file. */

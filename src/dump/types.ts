@@ -19,6 +19,8 @@ import { factsOf } from './facts.js';
 import type { Dump, DumpMap } from './model.js';
 import { mapName, mapsNamed, wholeName } from './select.js';
 
+export type { NamedTypes } from '../json/types.js';
+
 /** What the user says about types. */
 export interface TypeOptions {
   /** An object file, or raw BTF. */

@@ -69,6 +69,8 @@ export interface Reshaped {
   readonly steps: { readonly key?: readonly MigrationStep[]; readonly value?: readonly MigrationStep[] };
   /** What is lost of the items that have been read. */
   readonly losses: Losses;
+  /** Two old keys may become the same, and that is an error. */
+  readonly merges: boolean;
   /** Options about members that this map does not have; undefined without types. */
   readonly unused: readonly UnusedOption[] | undefined;
 }

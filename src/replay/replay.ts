@@ -3,6 +3,7 @@
  * everything that this run created is removed.
  */
 import { BpfimgError } from '../errors.js';
+import { pause } from '../io/pause.js';
 import { KernelError } from '../kernel/error.js';
 import { BpfMap, type MapSpec } from '../kernel/map.js';
 import { type Available, memoryAvailable } from '../kernel/memory.js';
@@ -47,6 +48,9 @@ export interface FreshMap {
   readonly pin: string | undefined;
   readonly report: Report;
 }
+
+/** Keys that are counted before others get their turn. */
+const KEYS_AT_ONCE = 4096;
 
 /** Share of the available memory that a replay may use. */
 const SHARE = 0.8;
@@ -199,6 +203,15 @@ async function fillMap(
   // In a map known to lack items, a comparison finds only that; keys that are file descriptors identify nothing.
   const keyed =
     type.key !== 'none' && type.key !== 'fd' && type.imageItem === undefined && type.holdsReferences !== true;
+  if (plan.reshaped?.merges === true && keyed && type.dense !== true && type.evicts !== true) {
+    const left = await countKeys(map);
+    if (left < items.count) {
+      const what = `${items.count} keys become ${left}: some are the same without what is left out of them`;
+      throw new BpfimgError('conflict', `${what}; --on-collision last keeps the last item of each`, {
+        subject: plan.subject,
+      });
+    }
+  }
   if (verify !== undefined && filled.kind === 'full' && keyed) {
     await compareItems(map, items, type, verify);
   }
@@ -212,6 +225,15 @@ async function fillMap(
     ...[plan.reshaped?.losses.text()].filter((text) => text !== undefined),
   ];
   return lacks.length === 0 ? FULL : { kind: 'partial', why: lacks.join('; ') };
+}
+
+async function countKeys(map: BpfMap): Promise<number> {
+  let count = 0;
+  for (let key = map.nextKey(undefined); key !== undefined; key = map.nextKey(key)) {
+    count++;
+    if (count % KEYS_AT_ONCE === 0) await pause();
+  }
+  return count;
 }
 
 /** Runs `work`; turns errors about the fresh map into errors about the map of the dump. */

@@ -5,9 +5,8 @@
 import { roundUp8 } from '../bytes.js';
 import type { Dump, DumpMap } from '../dump/model.js';
 import { counterpart, mapsNamed, wholeName } from '../dump/select.js';
-import { TypeFinder } from '../dump/types.js';
+import { type NamedTypes, TypeFinder } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
-import type { NamedTypes } from '../json/types.js';
 import type { MapTypes } from '../maptype.js';
 import { type MigrationOptions, type MigrationStep, migration, type UnusedOption } from '../migrate/migrate.js';
 import { type CpuFold, foldCpus } from './items.js';
@@ -21,6 +20,8 @@ export interface ReshapeOptions extends MigrationOptions {
   readonly pairs?: ReadonlyMap<string, string> | undefined;
   /** What is lost is counted; else it is an error. */
   readonly lossy?: boolean | undefined;
+  /** What to do with two old keys that become the same; `error` by default. */
+  readonly onCollision?: 'error' | 'last' | undefined;
   /** Without types, longer keys and values get zeros at their end. */
   readonly extendZero?: boolean | undefined;
   readonly maxEntries?: number | undefined;
@@ -140,7 +141,12 @@ function reshaped(
     },
     btf: facts.types && model.dump.btf.get(facts.types.btf),
     memory: memoryNeed(spec, type, items.count, options.cpus),
-    reshaped: converted?.reshaped ?? { steps: {}, losses: new Losses(plan.subject, false), unused: undefined },
+    reshaped: converted?.reshaped ?? {
+      steps: {},
+      losses: new Losses(plan.subject, false),
+      merges: false,
+      unused: undefined,
+    },
   };
 }
 
@@ -184,6 +190,8 @@ function itemsOf(
     }
     items = foldCpus(items, was.valueSize, cpus, 1, options.perCpu as CpuFold);
   }
+  const merges =
+    options.onCollision !== 'last' && (key.mayLose || (steps.key ?? []).some(({ what }) => what === 'dropped'));
   const made = migratedItems({
     items,
     key,
@@ -196,7 +204,7 @@ function itemsOf(
     subject,
     lossy: options.lossy === true,
   });
-  return { items: made.items, reshaped: { steps, losses: made.losses, unused: inAll(unused) } };
+  return { items: made.items, reshaped: { steps, losses: made.losses, merges, unused: inAll(unused) } };
 }
 
 /** Options that neither the key nor the value has a use for; undefined without types. */

@@ -20,9 +20,6 @@ const MOST = 256 * 1024 * 1024;
 /** Where libbpf pins maps with LIBBPF_PIN_BY_NAME by default. */
 const PIN_FOLDER = '/sys/fs/bpf';
 
-/** BPF_MAP_TYPE_PERF_EVENT_ARRAY: if its definition has no max_entries, libbpf uses the number of CPUs. */
-const PERF_EVENT_ARRAY = 'perf_event_array';
-
 /** The only BTF object. */
 const BTF_ID = 1;
 
@@ -51,7 +48,6 @@ function mapOf(map: MapDefinition, id: number, program: string, types: MapTypes)
   const { type: number = 0, keySize = 0, valueSize = 0, extra = 0, inner } = map;
   const type = types.get(number);
   const entries = map.maxEntries ?? 0;
-  const perf = type.name === PERF_EVENT_ARRAY && entries === 0;
   const isData = map.name.startsWith('.');
   const meta: JsonObject = { btf_id: BTF_ID, btf_key_type_id: map.keyType, btf_value_type_id: map.valueType };
   if (map.pinned === true) meta.pins = [`${PIN_FOLDER}/${map.name}`];
@@ -73,7 +69,8 @@ function mapOf(map: MapDefinition, id: number, program: string, types: MapTypes)
     key_size: keySize,
     // Definitions of maps of maps, and of program arrays, need not say it.
     value_size: valueSize === 0 && (type.holdsReferences === true || inner !== undefined) ? 4 : valueSize,
-    max_entries: perf ? possibleCpus() : takenEntries(type, entries, SMALLEST_PAGE),
+    max_entries:
+      entries === 0 && type.entryPerCpu === true ? possibleCpus() : takenEntries(type, entries, SMALLEST_PAGE),
     map_flags: mapFlagNames(flags),
     map_extra: `0x${extra.toString(16)}`,
     frozen: false,

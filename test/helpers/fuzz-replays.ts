@@ -350,6 +350,7 @@ async function dryRun(folder: string, sys: Sys): Promise<Dry> {
       drop: [],
       set: [],
       lossy: false,
+      onCollision: 'error',
       extendZero: false,
       unresolved: 'fail',
     } as const;
