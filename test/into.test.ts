@@ -7,15 +7,17 @@ import t from 'tap';
 import { loadBtf } from '../src/kernel/btf.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
-import type { IntoMode } from '../src/maptype.js';
+import type { CaptureWork, IntoCounts, IntoMode, IntoWork } from '../src/maptype.js';
 import { replayInto } from '../src/replay/into.js';
+import { mergeItems } from '../src/replay/merge.js';
 import { type PlannedMap, planMaps } from '../src/replay/plan.js';
+import { summing } from '../src/replay/sum.js';
 import { mapsOf, openSource } from '../src/source/source.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, contents } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, fdCount, HolderProcess, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
-import { cli, dumpOf, hexOf, type MapImage, readBack } from './helpers/replay.js';
+import { cli, dumpOf, hexOf, type MapImage, readBack, sourceOf } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
@@ -257,12 +259,53 @@ t.test('many items: several writers, several batches, the last of duplicates cou
   const old: Item[] = Array.from({ length: 20_000 }, (_, i) => [keyOf(kind, i * 5), valueFor(kind, i * 5 + 1)]);
   const dump = dumpKind(kind, source, { max: 100_000 });
   for (const mode of ['upsert', 'sync', 'sum'] as const) {
-    const map = makeKind(kind, old, 100_000);
-    const wanted = expected(kind, mode, here(map), source, 100_000);
-    const ran = await into(dump, `id:${map.id}`, '--mode', mode);
-    t.same([ran.status, countsOf(ran.maps[0])], [0, wanted.counts], mode);
-    t.same(readBack(map), wanted.after);
-    map.close();
+    for (const before of [old, []]) {
+      const map = makeKind(kind, before, 100_000);
+      const wanted = expected(kind, mode, here(map), source, 100_000);
+      const ran = await into(dump, `id:${map.id}`, '--mode', mode);
+      t.same([ran.status, countsOf(ran.maps[0])], [0, wanted.counts], mode);
+      t.same(readBack(map), wanted.after);
+      map.close();
+    }
+  }
+});
+
+t.test('more keys than are looked at in one go', async (t) => {
+  const kind = KINDS[1] as Kind;
+  const source: Item[] = Array.from({ length: 3000 }, (_, i) => [keyOf(kind, i % 2500), valueFor(kind, i + 1)]);
+  const old: Item[] = Array.from({ length: 2000 }, (_, i) => [keyOf(kind, 1000 + i), valueFor(kind, 1001 + i)]);
+  for (const mode of MODES) {
+    for (const dry of [true, false]) {
+      for (const max of [10_000, 2600]) {
+        const map = makeKind(kind, old, max);
+        const wanted = expected(kind, mode, here(map), source, max);
+        const counts: IntoCounts = { inserted: 0, updated: 0, unchanged: 0, deleted: 0, dropped: new Map() };
+        const work: IntoWork = {
+          type: types.get(1),
+          subject: 'm',
+          mode,
+          dry,
+          counts,
+          ignored: [],
+          add: summing(map, undefined),
+          progress() {},
+          check() {},
+          read: async (sink) => {
+            await types.plugin(1).capture?.(map, sink, { type: types.get(1), progress() {} } as unknown as CaptureWork);
+          },
+          fresh: async () => undefined,
+          reuse: async () => false,
+        };
+        await mergeItems(map, sourceOf(source, kind.key, kind.value), work, 256);
+        t.same(
+          { ...counts, dropped: Object.fromEntries(counts.dropped) },
+          wanted.counts,
+          `${mode}, dry: ${dry}, ${max}`,
+        );
+        if (max === 10_000 && !dry) t.same(readBack(map), wanted.after);
+        map.close();
+      }
+    }
   }
 });
 

@@ -8,8 +8,30 @@ import type { MapType } from '../maptype.js';
 
 const random = () => (Math.random() * 0x1_0000_0000) | 0;
 
-/** HalfSipHash-1-3 (Aumasson and Bernstein) under a key of its own, with three words of output. */
-class Hash {
+/** Bytes one after another as words of 4 bytes, as far as they are aligned and whole; else as bytes. */
+export class Words {
+  readonly #words: Int32Array | undefined;
+  readonly #bytes: DataView;
+
+  /** @param size bytes of each key or value in `bytes` */
+  constructor(bytes: Uint8Array, size: number) {
+    this.#bytes = viewOf(bytes);
+    const aligned = bytes.byteOffset % 4 === 0 && size % 4 === 0;
+    this.#words = aligned ? new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length >>> 2) : undefined;
+  }
+
+  /** The word at byte `at`; at the end, of fewer bytes. */
+  at(at: number, left: number): number {
+    if (this.#words !== undefined) return this.#words[at >>> 2] as number;
+    if (left >= 4) return this.#bytes.getInt32(at, true);
+    let word = 0;
+    for (let byte = 0; byte < left; byte++) word |= this.#bytes.getUint8(at + byte) << (8 * byte);
+    return word;
+  }
+}
+
+/** HalfSipHash-1-3 (Aumasson and Bernstein) under a key of its own; of its state, three words are kept and not one. */
+export class KeyHash {
   readonly #one = random();
   readonly #two = random();
   a = 0;
@@ -17,27 +39,15 @@ class Hash {
   c = 0;
 
   /** Sets {@link a}, {@link b} and {@link c} to the hash of `size` bytes at `at`. */
-  of(view: DataView, at: number, size: number): void {
-    const words = size >>> 2;
+  of(bytes: Words, at: number, size: number): void {
     let v0 = this.#one;
-    let v1 = this.#two ^ 0xee;
+    let v1 = this.#two;
     let v2 = v0 ^ 0x6c796765;
-    let v3 = v1 ^ 0xee ^ 0x74656462;
-    // The words, one of what is left and the length, then three rounds for each word of output.
-    for (let i = 0; i < words + 10; i++) {
-      let input = 0;
-      if (i < words) input = view.getInt32(at + 4 * i, true);
-      else if (i === words) {
-        input = size << 24;
-        for (let byte = 4 * words; byte < size; byte++) input |= view.getUint8(at + byte) << (8 * (byte & 3));
-      } else if (i === words + 1) v2 ^= 0xee;
-      else if (i === words + 4) {
-        this.a = v1 ^ v3;
-        v1 ^= 0xdd;
-      } else if (i === words + 7) {
-        this.b = v1 ^ v3;
-        v1 ^= 0xbb;
-      }
+    let v3 = v1 ^ 0x74656462;
+    // Sizes are all the same: nothing tells where one ends. Three rounds more in the end.
+    for (let done = 0; done < size + 12; done += 4) {
+      const input = done < size ? bytes.at(at + done, size - done) : 0;
+      if (done >= size && done < size + 4) v2 ^= 0xff;
       v3 ^= input;
       v0 = (v0 + v1) | 0;
       v1 = ((v1 << 5) | (v1 >>> 27)) ^ v0;
@@ -51,7 +61,9 @@ class Hash {
       v2 = (v2 << 16) | (v2 >>> 16);
       v0 ^= input;
     }
-    this.c = v1 ^ v3;
+    this.a = v1 ^ v3;
+    this.b = v0 ^ v2;
+    this.c = v1;
   }
 }
 
@@ -59,6 +71,8 @@ class Hash {
 export const MOST_KEYS = 2 ** 21;
 
 const WORDS = 4;
+/** No place in the table. */
+export const ELSEWHERE = -1;
 /** Bits of a slot's last word. */
 const THERE = 1;
 const KEPT = 2;
@@ -69,27 +83,32 @@ const STATE = THERE | KEPT | DONE;
 export class KeyTable {
   readonly #slots: Int32Array;
   readonly #mask: number;
-  readonly #hash = new Hash();
+  readonly #hash: KeyHash;
   readonly #prefix: Buffer | undefined;
   /** Of the value that is being looked at. */
   #value0 = 0;
   #value1 = 0;
+  readonly #seed0 = random();
+  readonly #seed1 = random();
   #keys = 0;
 
   /**
-   * @param most keys at most; there is room for some more than {@link MOST_KEYS}
+   * @param hash the same for all parts
+   * @param most keys, about: there is room for some more
    * @param parts the table holds only the keys of one of so many parts, a power of two
    */
   constructor(
+    hash: KeyHash,
     readonly keySize: number,
     type: MapType,
     most: number,
     readonly parts = 1,
     readonly part = 0,
   ) {
-    const slots = 2 ** Math.ceil(Math.log2(2 * Math.max(16, Math.min(most, MOST_KEYS))));
+    const slots = 2 ** Math.ceil(Math.log2(2 * Math.max(16, most)));
     this.#slots = new Int32Array(slots * WORDS);
     this.#mask = slots - 1;
+    this.#hash = hash;
     this.#prefix = type.key === 'prefix' ? Buffer.alloc(keySize) : undefined;
   }
 
@@ -98,13 +117,13 @@ export class KeyTable {
     return this.#keys;
   }
 
-  /** Where key number `index` is or would be; undefined for a key of another part. */
-  find(keys: Uint8Array, view: DataView, index: number): number | undefined {
+  /** Where key number `index` is or would be; {@link ELSEWHERE} for a key of another part. */
+  find(keys: Uint8Array, words: Words, index: number): number {
     const { keySize } = this;
-    if (this.#prefix === undefined) this.#hash.of(view, index * keySize, keySize);
-    else this.#hash.of(viewOf(masked(keys, index * keySize, this.#prefix)), 0, keySize);
+    if (this.#prefix === undefined) this.#hash.of(words, index * keySize, keySize);
+    else this.#hash.of(new Words(masked(keys, index * keySize, this.#prefix), keySize), 0, keySize);
     const { a, b, c } = this.#hash;
-    if (this.parts > 1 && Math.floor((c >>> 0) / (2 ** 32 / this.parts)) !== this.part) return undefined;
+    if (this.parts > 1 && Math.floor((c >>> 0) / (2 ** 32 / this.parts)) !== this.part) return ELSEWHERE;
     const slots = this.#slots;
     for (let at = c & this.#mask; ; at = (at + 1) & this.#mask) {
       const slot = at * WORDS;
@@ -128,16 +147,22 @@ export class KeyTable {
     this.#keys++;
   }
 
-  #hashValue(values: DataView, at: number, size: number): void {
-    const { a, b, c } = this.#hash;
-    this.#hash.of(values, at, size);
-    this.#value0 = this.#hash.a;
-    this.#value1 = this.#hash.b & ~STATE;
-    [this.#hash.a, this.#hash.b, this.#hash.c] = [a, b, c];
+  /** Only counts depend on it: that of values that are the same. */
+  #hashValue(values: Words, at: number, size: number): void {
+    let a = this.#seed0;
+    let b = this.#seed1;
+    for (let done = 0; done < size; done += 4) {
+      const word = values.at(at + done, size - done);
+      a = Math.imul(a ^ word, 0x85ebca6b);
+      a ^= a >>> 15;
+      b = Math.imul(((b << 7) | (b >>> 25)) + word, 0xc2b2ae35);
+    }
+    this.#value0 = a ^ (b >>> 13);
+    this.#value1 = b & ~STATE;
   }
 
   /** The map has a key, with this value. */
-  addThere(slot: number, values: DataView, at: number, size: number): void {
+  addThere(slot: number, values: Words, at: number, size: number): void {
     this.#set(slot, THERE);
     this.#hashValue(values, at, size);
     this.#slots[slot + 2] = this.#value0;
@@ -150,7 +175,7 @@ export class KeyTable {
   }
 
   /** Whether that was with this value. */
-  hadValue(slot: number, values: DataView, at: number, size: number): boolean {
+  hadValue(slot: number, values: Words, at: number, size: number): boolean {
     this.#hashValue(values, at, size);
     return this.#slots[slot + 2] === this.#value0 && ((this.#slots[slot + 3] as number) & ~STATE) === this.#value1;
   }

@@ -5,7 +5,7 @@
  * there already is left out, and all keys that are written are different ones.
  */
 import { availableParallelism } from 'node:os';
-import { hex, isZero, roundUp8, viewOf } from '../bytes.js';
+import { hex, isZero, roundUp8 } from '../bytes.js';
 import { pause } from '../io/pause.js';
 import { ELEM_FLAG } from '../kernel/abi.js';
 import { KernelError } from '../kernel/error.js';
@@ -13,7 +13,8 @@ import type { Batch, BpfMap } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
 import { blank, type IntoCounts, type IntoWork, type ItemSource } from '../maptype.js';
 import { countItems, itemsInCall } from './fill.js';
-import { KeyTable, MOST_KEYS } from './keytable.js';
+import { ELSEWHERE, KeyHash, KeyTable, MOST_KEYS, Words } from './keytable.js';
+import { seenKeys } from './seen.js';
 
 /** Why an item is not in the map. */
 export const DROPPED = {
@@ -42,6 +43,8 @@ class Part {
   readonly todo: Uint8Array;
   /** Items in it, at its beginning. */
   count = 0;
+  /** Place in the source of the first one. */
+  from = 0;
 
   constructor(
     readonly map: BpfMap,
@@ -85,6 +88,56 @@ class Part {
       else if (what === SAME) counts.unchanged++;
     }
   }
+}
+
+/**
+ * Reads parts of the source, the last one first, and has `read` look at each one in turn; several `writers` write what
+ * it has left in them.
+ */
+async function eachPart(
+  map: BpfMap,
+  items: ItemSource,
+  work: IntoWork,
+  writers: number,
+  read: (part: Part) => void,
+  write: (part: Part) => Promise<void>,
+  progress: (count: number) => void,
+): Promise<void> {
+  const step = Math.min(itemsInCall(map), Math.max(1, items.count));
+  let end = items.count;
+  let failed = false;
+  let turn: Promise<unknown> = Promise.resolve();
+  const next = async (part: Part): Promise<number> => {
+    if (!failed) work.check();
+    const count = failed ? 0 : Math.min(step, end);
+    end -= count;
+    part.count = count;
+    part.from = end;
+    if (count === 0) return 0;
+    await items.read(end, count, part.batch.keys, part.batch.values);
+    read(part);
+    return count;
+  };
+  const writer = async () => {
+    const part = new Part(map, step);
+    for (;;) {
+      const mine = turn.then(() => next(part));
+      turn = mine.catch(() => {});
+      const count = await mine;
+      if (count === 0) return;
+      await write(part);
+      progress(count);
+      await pause();
+    }
+  };
+  if (writers > 1 && items.count > step) map.sys.spreadPool?.();
+  const all = Array.from({ length: Math.max(1, Math.min(writers, Math.ceil(items.count / step))) }, () =>
+    writer().catch((error: unknown) => {
+      failed = true;
+      throw error;
+    }),
+  );
+  for (const one of await Promise.allSettled(all)) if (one.status === 'rejected') throw one.reason;
 }
 
 /** The error of an item: its key says which. */
@@ -136,31 +189,88 @@ async function putAll(part: Part, work: IntoWork, aside: boolean): Promise<void>
 // ---------------------------------------------------------------------------------------------------
 // Maps that have some keys and not others
 
+/** Whether everything is to be inserted, and fits. */
+function isSimple(map: BpfMap, items: ItemSource, { mode, dry, type }: IntoWork): boolean {
+  if (dry || type.evicts === true || (mode !== 'upsert' && mode !== 'sync')) return false;
+  return items.count <= Math.min(map.maxEntries, MOST_SIMPLE) && map.nextKey(undefined) === undefined;
+}
+
+/** Items that need no table of keys, so that those that may be there twice can be remembered. */
+const MOST_SIMPLE = 16 * 1024 * 1024;
+
+/** Puts items into an empty map. Those whose key was there before, perhaps, come last, and only if it was not. */
+async function fillEmpty(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
+  const seen = seenKeys(items, work.type);
+  const again: number[] = [];
+  let done = 0;
+  const read = (part: Part) => {
+    for (let i = part.count - 1; i >= 0; i--) {
+      const repeated = seen(part.batch.keys, i);
+      part.todo[i] = repeated ? SKIP : INSERT;
+      if (repeated) again.push(part.from + i);
+    }
+    part.compact();
+  };
+  const write = (part: Part) => putAll(part, work, true);
+  const writers = work.type.key === 'prefix' ? 1 : WRITERS;
+  await eachPart(map, items, work, writers, read, write, (count) => {
+    done += count;
+    work.progress(done);
+  });
+  const part = new Part(map, 1);
+  for (const place of again) {
+    work.check();
+    await items.read(place, 1, part.batch.keys, part.batch.values);
+    try {
+      map.update(part.key(0), part.value(0), ELEM_FLAG.NOEXIST);
+      work.counts.inserted++;
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+      // The later one is there: that counts.
+      if (error.errno === ERRNO.EEXIST) continue;
+      const why = dropReason(error);
+      if (why === undefined) throw refused(error, part.key(0));
+      drop(work.counts, why);
+    }
+    await pause();
+  }
+}
+
+/** Keys that others may put into an empty map while it is being filled. */
+const SOME = 1024;
+
 /** The table is full. */
 class TooManyKeys extends Error {}
 
-/** Puts items into a map that has some keys and not others: hash tables, tries. */
-export async function mergeItems(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
-  if (work.type.evicts !== true || work.dry) return mergeParts(map, items, work);
+/**
+ * Puts items into a map that has some keys and not others: hash tables, tries.
+ * @param most keys that are looked at in one go, about; tests have fewer
+ */
+export async function mergeItems(map: BpfMap, items: ItemSource, work: IntoWork, most = MOST_KEYS): Promise<void> {
+  if (work.type.evicts !== true || work.dry) return mergeParts(map, items, work, most);
   // The kernel has free elements for each CPU, and evicts when those of one are used up: so all is written from one.
   const before = map.sys.getAffinity();
   try {
     if (typeof before !== 'number') map.sys.setAffinity(before.slice(0, 1));
-    await mergeParts(map, items, work);
+    await mergeParts(map, items, work, most);
   } finally {
     if (typeof before !== 'number') map.sys.setAffinity(before);
   }
 }
 
-async function mergeParts(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
+async function mergeParts(map: BpfMap, items: ItemSource, work: IntoWork, most: number): Promise<void> {
+  if (isSimple(map, items, work)) return fillEmpty(map, items, work);
+  const hash = new KeyHash();
   let parts = 1;
-  while (items.count / parts > MOST_KEYS / 2) parts *= 2;
+  while (items.count / parts > most / 2) parts *= 2;
   const done = { items: 0, held: undefined as number | undefined };
   for (let part = 0; part < parts; ) {
-    const table = new KeyTable(map.keySize, work.type, items.count / parts + map.maxEntries, parts, part);
+    // Of an empty map, a smaller table will do.
+    const held = map.nextKey(undefined) === undefined ? SOME : map.maxEntries;
+    const table = new KeyTable(hash, map.keySize, work.type, Math.min(most, items.count / parts + held), parts, part);
     const merge = new Merge(map, items, work, table);
     try {
-      await merge.look(Math.ceil(items.count / parts));
+      await merge.look(Math.ceil(items.count / parts), most);
     } catch (error) {
       if (!(error instanceof TooManyKeys)) throw error;
       // Half as many keys in each part; those that are done already are done.
@@ -229,19 +339,21 @@ class Merge {
   /**
    * Reads which keys the map has.
    * @param more keys that come from the source, about
+   * @param most keys there may be
    * @throws TooManyKeys
    */
-  async look(more: number): Promise<void> {
+  async look(more: number, most: number): Promise<void> {
     const { table, map } = this;
+    const compares = this.work.mode !== 'insert' && this.work.mode !== 'sum';
     await this.#each((keys, values, count) => {
-      const [keyView, valueView] = [viewOf(keys), viewOf(values)];
+      const [keyWords, valueWords] = [new Words(keys, map.keySize), new Words(values, map.valueStride)];
       for (let i = 0; i < count; i++) {
-        const slot = table.find(keys, keyView, i);
-        if (slot === undefined) continue;
-        if (table.size + more > MOST_KEYS * 1.25) throw new TooManyKeys();
+        const slot = table.find(keys, keyWords, i);
+        if (slot === ELSEWHERE) continue;
+        if (table.size + more > most * 1.25) throw new TooManyKeys();
         const at = i * map.valueStride;
         blank(values, at, this.#ignored);
-        table.addThere(slot, valueView, at, map.valueStride);
+        table.addThere(slot, valueWords, at, compares ? map.valueStride : 0);
       }
       this.held += count;
     });
@@ -268,50 +380,6 @@ class Merge {
     await this.#write(done, room);
   }
 
-  /** Reads parts of the source, the last one first, and has `use` look at each one in turn. */
-  async #parts(
-    writers: number,
-    read: (part: Part) => void,
-    write: (part: Part) => Promise<void>,
-    progress: (count: number) => void,
-  ): Promise<void> {
-    const { map, items, work } = this;
-    const step = Math.min(itemsInCall(map), Math.max(1, items.count));
-    let end = items.count;
-    let failed = false;
-    let turn: Promise<unknown> = Promise.resolve();
-    const next = async (part: Part): Promise<number> => {
-      if (!failed) work.check();
-      const count = failed ? 0 : Math.min(step, end);
-      end -= count;
-      part.count = count;
-      if (count === 0) return 0;
-      await items.read(end, count, part.batch.keys, part.batch.values);
-      read(part);
-      return count;
-    };
-    const writer = async () => {
-      const part = new Part(map, step);
-      for (;;) {
-        const mine = turn.then(() => next(part));
-        turn = mine.catch(() => {});
-        const count = await mine;
-        if (count === 0) return;
-        await write(part);
-        progress(count);
-        await pause();
-      }
-    };
-    if (writers > 1 && items.count > step) map.sys.spreadPool?.();
-    const all = Array.from({ length: Math.max(1, Math.min(writers, Math.ceil(items.count / step))) }, () =>
-      writer().catch((error: unknown) => {
-        failed = true;
-        throw error;
-      }),
-    );
-    for (const one of await Promise.allSettled(all)) if (one.status === 'rejected') throw one.reason;
-  }
-
   async #write(done: { items: number }, room: { free: number }): Promise<void> {
     const { work, items, table } = this;
     const batches = work.mode === 'upsert' || work.mode === 'sync';
@@ -327,18 +395,18 @@ class Merge {
       else await putEach(part, 0, work, work.mode === 'insert' ? ELEM_FLAG.NOEXIST : ELEM_FLAG.EXIST);
     };
     const writers = batches && !work.dry && work.type.evicts !== true && work.type.key !== 'prefix' ? WRITERS : 1;
-    await this.#parts(writers, (part) => this.#classify(part), write, progress);
+    await eachPart(this.map, items, work, writers, (part) => this.#classify(part), write, progress);
   }
 
   /** Says what is to be done with each item of a part, and leaves out those with which nothing is. */
   #classify(part: Part): void {
     const { table, map, work } = this;
     const { keys, values } = part.batch;
-    const [keyView, valueView] = [viewOf(keys), viewOf(values)];
+    const [keyWords, valueWords] = [new Words(keys, map.keySize), new Words(values, map.valueStride)];
     for (let i = part.count - 1; i >= 0; i--) {
       part.todo[i] = SKIP;
-      const slot = table.find(keys, keyView, i);
-      if (slot === undefined || table.isDone(slot)) continue;
+      const slot = table.find(keys, keyWords, i);
+      if (slot === ELSEWHERE || table.isDone(slot)) continue;
       table.setDone(slot);
       const there = table.isThere(slot);
       const at = i * map.valueStride;
@@ -346,7 +414,7 @@ class Merge {
       if (there && work.mode === 'insert') work.counts.unchanged++;
       else if (!there && work.mode === 'update') drop(work.counts, DROPPED.absent);
       else if (!there) part.todo[i] = INSERT;
-      else part.todo[i] = table.hadValue(slot, valueView, at, map.valueStride) ? SAME : UPDATE;
+      else part.todo[i] = table.hadValue(slot, valueWords, at, map.valueStride) ? SAME : UPDATE;
     }
     part.compact();
   }
@@ -393,14 +461,17 @@ class Merge {
 
   /** Deletes all keys of this part that the source does not have. First of all: it makes room. */
   async #deleteOthers(): Promise<void> {
-    const { table, map, work } = this;
-    await this.#parts(
+    const { table, map, items, work } = this;
+    await eachPart(
+      map,
+      items,
+      work,
       1,
       (part) => {
-        const view = viewOf(part.batch.keys);
+        const words = new Words(part.batch.keys, map.keySize);
         for (let i = 0; i < part.count; i++) {
-          const slot = table.find(part.batch.keys, view, i);
-          if (slot !== undefined) table.setKept(slot);
+          const slot = table.find(part.batch.keys, words, i);
+          if (slot !== ELSEWHERE) table.setKept(slot);
         }
       },
       async () => {},
@@ -413,11 +484,11 @@ class Merge {
       let count = 0;
       more = false;
       await this.#each((keys, _values, all) => {
-        const view = viewOf(keys);
+        const words = new Words(keys, map.keySize);
         for (let i = 0; i < all; i++) {
-          const slot = table.find(keys, view, i);
+          const slot = table.find(keys, words, i);
           // Only what was there when it was looked at: what others have put in since is not ours to delete.
-          if (slot === undefined || !table.isThere(slot) || table.isKept(slot)) continue;
+          if (slot === ELSEWHERE || !table.isThere(slot) || table.isKept(slot)) continue;
           if (work.dry) work.counts.deleted++;
           else if (count === most) more = true;
           else {
@@ -461,6 +532,13 @@ export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWor
   const isDone = (index: number) => ((done[index >>> 5] ?? 0) & (1 << (index & 31))) !== 0;
   /** Says what is to be done with items that differ from those that are there. */
   const compare = () => {
+    const size = part.count * map.valueStride;
+    const [values, olds] = [part.batch.values, old.batch.values];
+    if (mode !== 'sum' && ignored.length === 0 && values.compare(olds, 0, size, 0, size) === 0) {
+      part.todo.fill(SKIP, 0, part.count);
+      counts.unchanged += part.count;
+      return;
+    }
     for (let i = 0; i < part.count; i++) {
       const [value, was] = [part.value(i), old.value(i)];
       blank(value, 0, ignored);
@@ -470,7 +548,7 @@ export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWor
         part.todo[i] = changed ? UPDATE : SKIP;
       } else {
         blank(was, 0, ignored);
-        part.todo[i] = value.equals(was) ? SKIP : UPDATE;
+        part.todo[i] = value[0] === was[0] && value.equals(was) ? SKIP : UPDATE;
       }
       if (part.todo[i] === SKIP) counts.unchanged++;
     }

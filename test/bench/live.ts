@@ -115,7 +115,23 @@ async function measureSize(
       () => run([BPFIMG, 'replay', dump, '--pin', fresh], undefined, null_),
       () => run([reference, 'replay', raw, ...numbers], undefined, null_),
     );
+    // Of a map that is made anew for each, and one that has all of the keys.
+    const target = path.join(pins, 'target');
+    const spec = { type: type === 'hash' ? 1 : 2, keySize, valueSize, maxEntries: count, name: 'bench' };
+    const renew = () => {
+      fs.rmSync(target, { force: true });
+      using made = BpfMap.create(sys, spec);
+      made.pin(target);
+    };
+    const ours = () => run([BPFIMG, 'replay', dump, '--into', target], undefined, null_);
+    const theirs = () => run([reference, 'into', raw, target, String(count)], undefined, null_);
+    const empty = type === 'hash' ? await inPairs(runs, renew, ours, theirs, renew) : undefined;
+    if (empty === undefined) renew();
+    const full = await inPairs(runs, () => {}, ours, theirs);
+    fs.rmSync(target);
     return [
+      ...(empty === undefined ? [] : [{ work: `replay --into, an empty ${name}`, ...empty }]),
+      { work: `replay --into, a full ${name}`, ...full },
       { work: `capture ${name}`, ...captured },
       { work: `\`bpftool -j map dump\` ${name}`, ms: tool.ms, reference: undefined, ratio: undefined, peak: tool.peak },
       { work: `replay ${name}`, ...replayed },
@@ -165,12 +181,13 @@ export async function measureTyped(folder: string, count: number, runs: number):
   }
 }
 
-/** Runs ours and the reference in turn, `clear` before each of ours and at the end. */
+/** Runs the reference and ours in turn, after `clear`, and `between` the two. */
 async function inPairs(
   runs: number,
   clear: () => void,
   ours: () => Promise<Measured>,
   theirs: () => Promise<Measured>,
+  between = () => {},
 ): Promise<Omit<LiveRow, 'work'>> {
   const pairs: { own: Measured; other: Measured }[] = [];
   // The first pair fills caches, and is not counted.
@@ -178,6 +195,7 @@ async function inPairs(
     clear();
     await rest();
     const other = await theirs();
+    between();
     await rest();
     const own = await ours();
     if (i > 0) pairs.push({ own, other });

@@ -4,6 +4,8 @@
 //         reads map ID with BPF_MAP_LOOKUP_BATCH, 4096 items a call, and writes its keys and values to FILE
 //     reference replay FILE TYPE KEY_SIZE VALUE_SIZE MAX_ENTRIES COUNT
 //         creates a map and fills it from FILE with BPF_MAP_UPDATE_BATCH, 4096 items a call
+//     reference into FILE PIN COUNT
+//         does the same to the map that is pinned at PIN, whose max_entries are COUNT
 //
 // Nothing is converted, checked, synced or told: less cannot be done by these calls.
 #include <errno.h>
@@ -66,13 +68,9 @@ static void capture(uint32_t id, const char *file) {
 	if (close(out)) fail(file);
 }
 
-static void replay(const char *file, char **numbers) {
-	uint32_t type = atoi(numbers[0]), key_size = atoi(numbers[1]), value_size = atoi(numbers[2]);
-	uint32_t max_entries = atoi(numbers[3]), count = atoi(numbers[4]);
-	union bpf_attr attr = {
-		.map_type = type, .key_size = key_size, .value_size = value_size, .max_entries = max_entries};
-	int map = bpf(BPF_MAP_CREATE, &attr), in = open(file, O_RDONLY);
-	if (map < 0) fail("BPF_MAP_CREATE");
+static void fill(int map, const char *file, size_t key_size, size_t value_size, uint32_t max_entries, uint32_t count) {
+	union bpf_attr attr;
+	int in = open(file, O_RDONLY);
 	if (in < 0) fail(file);
 	char *keys = malloc((size_t)BATCH * key_size), *values = malloc((size_t)BATCH * value_size);
 	for (uint32_t done = 0; done < count; done += BATCH) {
@@ -86,9 +84,30 @@ static void replay(const char *file, char **numbers) {
 	close(map);
 }
 
+static void replay(const char *file, char **numbers) {
+	uint32_t type = atoi(numbers[0]), key_size = atoi(numbers[1]), value_size = atoi(numbers[2]);
+	uint32_t max_entries = atoi(numbers[3]), count = atoi(numbers[4]);
+	union bpf_attr attr = {
+		.map_type = type, .key_size = key_size, .value_size = value_size, .max_entries = max_entries};
+	int map = bpf(BPF_MAP_CREATE, &attr);
+	if (map < 0) fail("BPF_MAP_CREATE");
+	fill(map, file, key_size, value_size, max_entries, count);
+}
+
+static void into(const char *file, const char *pin, uint32_t count) {
+	union bpf_attr attr = {.pathname = (uintptr_t)pin};
+	int map = bpf(BPF_OBJ_GET, &attr);
+	if (map < 0) fail("BPF_OBJ_GET");
+	struct bpf_map_info info = {0};
+	attr = (union bpf_attr){.info = {.bpf_fd = map, .info_len = sizeof(info), .info = (uintptr_t)&info}};
+	if (bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)) fail("BPF_OBJ_GET_INFO_BY_FD");
+	fill(map, file, info.key_size, info.value_size, count, count);
+}
+
 int main(int count, char **words) {
 	if (count == 4 && !strcmp(words[1], "capture")) capture(atoi(words[2]), words[3]);
 	else if (count == 8 && !strcmp(words[1], "replay")) replay(words[2], words + 3);
+	else if (count == 5 && !strcmp(words[1], "into")) into(words[2], words[3], atoi(words[4]));
 	else return 2;
 	return 0;
 }
