@@ -17,7 +17,7 @@ import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, contents } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, fdCount, HolderProcess, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
-import { cli, dumpOf, hexOf, type MapImage, readBack, sourceOf } from './helpers/replay.js';
+import { cli, dumpOf, hexOf, type MapImage, MeddledSys, readBack, sourceOf } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
@@ -244,6 +244,12 @@ t.test('LRU: what fits is there, and what the kernel evicts is counted', async (
   );
   t.equal(Object.keys(readBack(roomy)).length, 1500);
   roomy.close();
+  // Not all items would fit into the share of one.
+  const count = 1500 * sys.cpus;
+  const shares = make({ type: 9, maxEntries: 2000 * sys.cpus, flags: 2 });
+  const shared = await into(dumpKind({ ...kind, flags: 2 }, some(0, count)), `id:${shares.id}`);
+  t.same([shared.status, shared.maps[0]?.inserted], [0, count], 'each CPU has its share');
+  shares.close();
   const tight = makeKind(kind, some(0, 1000), 1024);
   const held = Object.keys(readBack(tight)).length;
   const full = await into(dumpKind(kind, some(5000, 7000)), `id:${tight.id}`);
@@ -736,6 +742,23 @@ t.test('locks: values are written under theirs, and it is left alone', async (t)
   const ran = await into(dump, `id:${map.id}`, '--verify');
   t.same(countsOf(ran.maps[0]), { inserted: 1, updated: 0, unchanged: 1, deleted: 0, dropped: {} }, ran.stderr);
   t.same(readBack(map), { '01000000': hexOf(u32(0, 5)), '02000000': hexOf(u32(0, 6)) });
+  for (const mode of ['upsert', 'sum'] as const) {
+    const flags: bigint[] = [];
+    const watched = new MeddledSys(sys, (command, attr) => {
+      if (command === 'MAP_UPDATE_BATCH') flags.push(attr.bytes.readBigUInt64LE(40));
+      if (command === 'MAP_UPDATE_ELEM') flags.push(attr.bytes.readBigUInt64LE(24));
+      return undefined;
+    });
+    const given = await openSource(dump);
+    const source = await mapsOf(given);
+    const [plan] = await planMaps(source, source.maps, types, { cpus: sys.cpus });
+    const target = BpfMap.openById(watched, map.id);
+    await replayInto(watched, [{ plan: plan as PlannedMap, map: target }], [], { mode });
+    t.ok(flags.length > 0 && flags.every((one) => one === 4n), `${mode}: ${flags}`);
+    target.close();
+    source.close();
+    given.close();
+  }
   map.close();
 });
 

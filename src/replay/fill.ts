@@ -378,7 +378,7 @@ export function backwards(items: ItemSource): ItemSource {
 const REFILLS = 5;
 
 /** CPUs from which items are written, a share each; empty if the thread cannot be bound to any. */
-function evictingCpus(map: BpfMap, before: readonly number[] | number): readonly number[] {
+export function evictingCpus(map: BpfMap, before: readonly number[] | number): readonly number[] {
   const { sys } = map;
   // All CPUs, not only those this process may use: each holds its share of the map.
   if ((map.flags & MAP_FLAG.NO_COMMON_LRU) !== 0) {

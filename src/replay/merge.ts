@@ -12,7 +12,7 @@ import { KernelError } from '../kernel/error.js';
 import type { Batch, BpfMap } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
 import { blank, type IntoCounts, type IntoWork, type ItemSource } from '../maptype.js';
-import { countItems, itemsInCall } from './fill.js';
+import { countItems, evictingCpus, itemsInCall } from './fill.js';
 import { ELSEWHERE, KeyHash, KeyTable, MOST_KEYS, Words } from './keytable.js';
 import { seenKeys } from './seen.js';
 
@@ -98,12 +98,12 @@ async function eachPart(
   map: BpfMap,
   items: ItemSource,
   work: IntoWork,
-  writers: number,
+  { writers, shares }: { readonly writers: number; readonly shares: number },
   read: (part: Part) => void,
   write: (part: Part) => Promise<void>,
   progress: (count: number) => void,
 ): Promise<void> {
-  const step = Math.min(itemsInCall(map), Math.max(1, items.count));
+  const step = Math.min(itemsInCall(map), Math.max(1, Math.ceil(items.count / shares)));
   let end = items.count;
   let failed = false;
   let turn: Promise<unknown> = Promise.resolve();
@@ -213,7 +213,7 @@ async function fillEmpty(map: BpfMap, items: ItemSource, work: IntoWork): Promis
   };
   const write = (part: Part) => putAll(part, work, true);
   const writers = work.type.key === 'prefix' ? 1 : WRITERS;
-  await eachPart(map, items, work, writers, read, write, (count) => {
+  await eachPart(map, items, work, { writers, shares: 1 }, read, write, (count) => {
     done += count;
     work.progress(done);
   });
@@ -248,17 +248,41 @@ class TooManyKeys extends Error {}
  */
 export async function mergeItems(map: BpfMap, items: ItemSource, work: IntoWork, most = MOST_KEYS): Promise<void> {
   if (work.type.evicts !== true || work.dry) return mergeParts(map, items, work, most);
-  // The kernel has free elements for each CPU, and evicts when those of one are used up: so all is written from one.
+  // The kernel has free elements for each CPU, and evicts when those of one are used up: so all is written from one, or
+  // from each its share where each CPU has a share of the map.
   const before = map.sys.getAffinity();
+  const cpus = evictingCpus(map, before);
+  const places: Places = {
+    shares: Math.max(1, cpus.length),
+    bind(place) {
+      const cpu = cpus[Math.floor((place * cpus.length) / items.count)];
+      if (cpu !== undefined) map.sys.setAffinity([cpu]);
+    },
+  };
   try {
-    if (typeof before !== 'number') map.sys.setAffinity(before.slice(0, 1));
-    await mergeParts(map, items, work, most);
+    await mergeParts(map, items, work, most, places);
   } finally {
     if (typeof before !== 'number') map.sys.setAffinity(before);
   }
 }
 
-async function mergeParts(map: BpfMap, items: ItemSource, work: IntoWork, most: number): Promise<void> {
+/** From which CPU items are written. */
+interface Places {
+  /** Parts of the source, each of which has its own. */
+  readonly shares: number;
+  /** Goes to the CPU for the item at this place of the source. */
+  bind(place: number): void;
+}
+
+const ANYWHERE: Places = { shares: 1, bind() {} };
+
+async function mergeParts(
+  map: BpfMap,
+  items: ItemSource,
+  work: IntoWork,
+  most: number,
+  places = ANYWHERE,
+): Promise<void> {
   if (isSimple(map, items, work)) return fillEmpty(map, items, work);
   const hash = new KeyHash();
   let parts = 1;
@@ -268,7 +292,7 @@ async function mergeParts(map: BpfMap, items: ItemSource, work: IntoWork, most: 
     // Of an empty map, a smaller table will do.
     const held = map.nextKey(undefined) === undefined ? SOME : map.maxEntries;
     const table = new KeyTable(hash, map.keySize, work.type, Math.min(most, items.count / parts + held), parts, part);
-    const merge = new Merge(map, items, work, table);
+    const merge = new Merge(map, items, work, table, places);
     try {
       await merge.look(Math.ceil(items.count / parts), most);
     } catch (error) {
@@ -282,18 +306,18 @@ async function mergeParts(map: BpfMap, items: ItemSource, work: IntoWork, most: 
     await merge.run(done);
     part++;
   }
-  if (work.type.evicts === true) await settle(map, items, work, done.held ?? 0);
+  if (work.type.evicts === true) await settle(map, items, work, done.held ?? 0, places);
 }
 
 /** Counts what was evicted, and writes items that were evicted though there is room for all. */
-async function settle(map: BpfMap, items: ItemSource, work: IntoWork, before: number): Promise<void> {
+async function settle(map: BpfMap, items: ItemSource, work: IntoWork, before: number, places: Places): Promise<void> {
   const { counts } = work;
   const wanted = before + counts.inserted - counts.deleted;
   if (work.dry) return drop(counts, DROPPED.evicted, wanted - map.maxEntries);
   let held = await countItems(map);
   const fits = wanted <= map.maxEntries && work.mode !== 'sum' && work.mode !== 'update';
   for (let left = REFILLS; left > 0 && fits && held < wanted; left--) {
-    if ((await writeMissing(map, items, work)) === 0) break;
+    if ((await writeMissing(map, items, work, places)) === 0) break;
     held = await countItems(map);
   }
   drop(counts, DROPPED.evicted, wanted - held);
@@ -303,7 +327,7 @@ async function settle(map: BpfMap, items: ItemSource, work: IntoWork, before: nu
 const REFILLS = 5;
 
 /** Writes the items that are missing; returns how many. */
-async function writeMissing(map: BpfMap, items: ItemSource, work: IntoWork): Promise<number> {
+async function writeMissing(map: BpfMap, items: ItemSource, work: IntoWork, places: Places): Promise<number> {
   const part = new Part(map, Math.min(itemsInCall(map), Math.max(1, items.count)));
   let missing = 0;
   for (let end = items.count; end > 0; ) {
@@ -313,6 +337,7 @@ async function writeMissing(map: BpfMap, items: ItemSource, work: IntoWork): Pro
     await items.read(end, count, part.batch.keys, part.batch.values);
     for (let i = count - 1; i >= 0; i--) {
       if (map.lookup(part.key(i), 0, map.valueRoom) !== undefined) continue;
+      places.bind(end + i);
       map.update(part.key(i), part.value(i));
       missing++;
     }
@@ -332,6 +357,7 @@ class Merge {
     readonly items: ItemSource,
     readonly work: IntoWork,
     readonly table: KeyTable,
+    readonly places: Places,
   ) {
     this.#ignored = [...work.ignored, ...padding(map)];
   }
@@ -389,13 +415,22 @@ class Merge {
       work.progress(Math.min(items.count, Math.floor(done.items / table.parts)));
     };
     const write = async (part: Part): Promise<void> => {
+      this.places.bind(part.from);
       if (work.dry) this.#foresee(part, room);
       else if (batches) await putAll(part, work, work.type.evicts !== true);
       else if (work.mode === 'sum') await this.#sum(part);
       else await putEach(part, 0, work, work.mode === 'insert' ? ELEM_FLAG.NOEXIST : ELEM_FLAG.EXIST);
     };
     const writers = batches && !work.dry && work.type.evicts !== true && work.type.key !== 'prefix' ? WRITERS : 1;
-    await eachPart(this.map, items, work, writers, (part) => this.#classify(part), write, progress);
+    await eachPart(
+      this.map,
+      items,
+      work,
+      { writers, shares: this.places.shares },
+      (part) => this.#classify(part),
+      write,
+      progress,
+    );
   }
 
   /** Says what is to be done with each item of a part, and leaves out those with which nothing is. */
@@ -466,7 +501,7 @@ class Merge {
       map,
       items,
       work,
-      1,
+      { writers: 1, shares: 1 },
       (part) => {
         const words = new Words(part.batch.keys, map.keySize);
         for (let i = 0; i < part.count; i++) {
@@ -526,7 +561,7 @@ const MOST_INDEXES = 2 ** 29;
 export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
   const { counts, mode } = work;
   const ignored = [...work.ignored, ...padding(map)];
-  const step = Math.min(itemsInCall(map), Math.max(1, items.count));
+  const step = Math.min(itemsInCall(map), Math.max(1, mode === 'sync' ? map.maxEntries : items.count));
   const [part, old] = [new Part(map, step), new Part(map, step)];
   const done = new Int32Array(Math.ceil(Math.min(map.maxEntries, MOST_INDEXES) / 32));
   const isDone = (index: number) => ((done[index >>> 5] ?? 0) & (1 << (index & 31))) !== 0;

@@ -20,6 +20,8 @@ export interface LiveRow {
   readonly reference: number | undefined;
   /** Median of the ratios pair by pair. */
   readonly ratio: number | undefined;
+  /** There is no budget for its ratio. */
+  readonly free?: true;
   /** Peak memory in MiB. */
   readonly peak: number;
 }
@@ -131,7 +133,7 @@ async function measureSize(
     fs.rmSync(target);
     return [
       ...(empty === undefined ? [] : [{ work: `replay --into, an empty ${name}`, ...empty }]),
-      { work: `replay --into, a full ${name}`, ...full },
+      { work: `replay --into, a full ${name}`, free: true as const, ...full },
       { work: `capture ${name}`, ...captured },
       { work: `\`bpftool -j map dump\` ${name}`, ms: tool.ms, reference: undefined, ratio: undefined, peak: tool.peak },
       { work: `replay ${name}`, ...replayed },
