@@ -603,7 +603,7 @@ t.test('which map goes where', async (t) => {
 t.test('usage', async (t) => {
   const dump = dumpOf(folder, { id: 1, ...HASH, items: [] });
   for (const [args, message] of [
-    [['--into', 'id:1', '--hold'], /--pin, --into, --hold and a command exclude each other/],
+    [['--into', 'id:1', '--hold'], /--pin, --pin-back, --into, --hold and a command exclude each other/],
     [['--into', 'pid:1'], /--into pid:1: expected pinned:PATH, id:N, name:NAME or a folder of pins/],
     [['--into', '/nowhere'], /--into \/nowhere: expected/],
     [['--hold', '--mode', 'sync'], /--mode: it goes with --into/],

@@ -364,6 +364,8 @@ const usual: ReplayArguments = {
   dryRun: false,
   verify: false,
   force: false,
+  pinBack: false,
+  swap: false,
   renameTaken: false,
   requireBtf: false,
   skipUnsupported: false,
@@ -502,8 +504,8 @@ t.test('--dry-run finds what would fail', { skip }, async (t) => {
 // Options and what is not there
 
 t.test('what keeps the maps must be said, once', { skip }, async (t) => {
-  const none = /^bpfimg: what shall keep the maps\? --pin DIR, --into TARGET, --hold, or -- COMMAND\n$/;
-  const two = /^bpfimg: --pin, --into, --hold and a command exclude each other\n$/;
+  const none = /^bpfimg: what shall keep the maps\? --pin DIR, --pin-back, --into TARGET, --hold, or -- COMMAND\n$/;
+  const two = /^bpfimg: --pin, --pin-back, --into, --hold and a command exclude each other\n$/;
   const usage: [string[], RegExp][] = [
     [[FLOWD], none],
     [[FLOWD, '--verify', '--'], none],

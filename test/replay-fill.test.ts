@@ -59,6 +59,7 @@ function planned(
     missing: [],
     inner: new Map(),
     frozen: false,
+    pins: [],
     access: 'rw',
     memory: memoryNeed(whole, type, source.count, sys.cpus),
     lacks: [],

@@ -9,8 +9,8 @@ import { MemoryOutput } from '../src/io/output.js';
 import { MAP_FLAG } from '../src/kernel/abi.js';
 import { isLive, walkIds } from '../src/kernel/live.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
-import { ERRNO, openSys } from '../src/kernel/sys.js';
-import { PinFolder, pinName, pinNames, planPins } from '../src/replay/pins.js';
+import { ERRNO, openSys, type Sys } from '../src/kernel/sys.js';
+import { Pins, pinName, pinNames, planPins } from '../src/replay/pins.js';
 import { TOP } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
@@ -516,6 +516,8 @@ const usual: ReplayArguments = {
   dryRun: false,
   verify: false,
   force: false,
+  pinBack: false,
+  swap: false,
   renameTaken: false,
   requireBtf: false,
   skipUnsupported: false,
@@ -652,12 +654,13 @@ t.test('names from images cannot lead out of the pin folder, nor replace anythin
   fs.mkdirSync(path.join(folder, 'x'));
   const around = () => [place, path.join(place, 'in')].map((one) => fs.readdirSync(one));
   const before = around();
-  const maps = names.map((name, mapId) => ({ name, mapId }));
-  t.throws(() => PinFolder.open(folder, [{ name: 'x', mapId: 1 }]), {
-    message: `${folder}: x: pinned there already; choose another folder with --pin, or other names with --rename-taken`,
+  const named = (name: string, mapId: number) => ({ name, mapId, subject: name, pins: [], needed: [] });
+  const maps = names.map(named);
+  t.throws(() => Pins.open({ folder, taken: 'fail' }, [named('x', 1)], sys), {
+    message: `${folder}: x: pinned there already; choose another folder with --pin, other names with --rename-taken, or exchange the maps with --swap`,
   });
-  const pins = PinFolder.open(folder, maps, true);
-  const made = maps.map((_, i) => pins.add(i, (file) => first.pin(file)));
+  const pins = Pins.open({ folder, taken: 'rename' }, maps, sys);
+  const made = maps.flatMap((_, i) => pins.add(i, (file) => first.pin(file)).pins);
   t.equal(new Set(made).size, names.length, 'each its own');
   for (const file of made) t.equal(path.dirname(file), folder, path.basename(file));
   t.same(around(), before);
@@ -692,7 +695,7 @@ t.test('maps of hostile and of equal names are pinned side by side', { skip }, a
   );
   // Once more into the same folder.
   const taken = `${place}: map_1, map_2, map_3, a_b-4, a_b-5, and 3 more: pinned there already; `;
-  const ways = 'choose another folder with --pin, or other names with --rename-taken\n';
+  const ways = 'choose another folder with --pin, other names with --rename-taken, or exchange the maps with --swap\n';
   for (const args of [[], ['--dry-run'], ['--dry-run', '--json']]) {
     const { status, stdout, stderr } = await cli(['replay', dump, '--pin', place, ...args]);
     t.same({ status, stderr }, { status: 1, stderr: `bpfimg: ${taken}${ways}` });
@@ -814,7 +817,10 @@ t.test('places where no pins can be', { skip }, async (t) => {
   );
   t.same(fs.readdirSync(place), ['pin']);
   const nowhere = path.join(cwd, 'proc');
-  t.match(planPins(cwd, [], false, nowhere).problem?.message, /; mount one with: mount -t bpf bpf \/sys\/fs\/bpf$/);
+  t.match(
+    planPins({ folder: cwd, taken: 'fail' }, [], { ...sys, proc: nowhere } as Sys).problem?.message,
+    /; mount one with: mount -t bpf bpf \/sys\/fs\/bpf$/,
+  );
 });
 
 // ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command:
   list: () => import('./commands/list.js'),
   capture: () => import('./commands/capture.js'),
   replay: () => import('./commands/replay.js'),
+  swap: () => import('./commands/swap.js'),
   diff: () => import('./commands/diff.js'),
   'criu check': () => import('./commands/criu-check.js'),
   'criu convert': () => import('./commands/criu-convert.js'),

@@ -1,10 +1,15 @@
-/** Pins of fresh maps: one each, in a folder that no name from an image can escape. */
+/**
+ * Pins of fresh maps: one each in a folder that no name from an image can escape, or those that the maps had where
+ * they were captured.
+ */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathBytes, pathText } from '../bytes.js';
 import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
-import { bpffsHint, givenPath, isBpffs, PROC } from '../kernel/proc.js';
+import { bpffsHint, givenPath, isBpffs } from '../kernel/proc.js';
+import type { Sys } from '../kernel/sys.js';
+import { isTaken, type Replaced, replacedBy, Swap } from './swap.js';
 
 /** Longest name of a pin, in bytes (NAME_MAX). */
 const NAME_MAX = 255;
@@ -19,9 +24,25 @@ export function pinName(name: string, mapId: number): string {
 }
 
 /** What the name of a pin is made of: the map's whole name, and its id in the dump. */
-export interface Pinned {
+export interface Named {
   readonly name: string;
   readonly mapId: number;
+}
+
+/** A map to be pinned. */
+export interface Pinned extends Named {
+  readonly subject: string;
+  /** The pins it had. */
+  readonly pins: readonly string[];
+  /** Ids of the maps that it keeps alive. */
+  readonly needed: readonly number[];
+}
+
+/** Where maps are pinned, and what happens to names that are taken. */
+export interface PinPlace {
+  /** A folder, as bytes or as {@link pathText} writes it; without it, maps get the pins they had. */
+  readonly folder: string | undefined;
+  readonly taken: 'fail' | 'rename' | 'swap';
 }
 
 /** A name that is not in `taken`: `wanted`, else with the map's id, else with a number as well. */
@@ -38,7 +59,7 @@ function freeName(wanted: string, mapId: number, taken: ReadonlySet<string>, wit
  * looks like the only one.
  * @param taken names that are not available
  */
-export function pinNames(maps: readonly Pinned[], taken: Iterable<string> = []): string[] {
+export function pinNames(maps: readonly Named[], taken: Iterable<string> = []): string[] {
   const wanted = maps.map(({ name, mapId }) => pinName(name, mapId));
   const [seen, shared] = [new Set<string>(), new Set<string>()];
   for (const name of wanted) (seen.has(name) ? shared : seen).add(name);
@@ -53,36 +74,110 @@ export function pinNames(maps: readonly Pinned[], taken: Iterable<string> = []):
 
 /** The pins that a replay will make, and known reasons why it cannot. */
 export interface PinPlan {
-  /** The path for each map, in order, as {@link pathText} writes paths. */
-  readonly paths: readonly string[];
+  /** The paths for each map, in order, as {@link pathText} writes paths. */
+  readonly paths: readonly (readonly string[])[];
   readonly problem?: BpfimgError | undefined;
 }
 
 /** Names that an error lists. */
 const LISTED_PINS = 5;
 
-/**
- * Plans the pins of `maps` in `folder` without making any.
- * @param given the folder's path, as bytes or as {@link pathText} writes it
- * @param rename if a map's name is taken there, add its id
- */
-export function planPins(given: string, maps: readonly Pinned[], rename = false, proc = PROC): PinPlan {
-  const folder = pathText(givenPath(given));
-  const join = (name: string) => path.join(folder, name);
-  const place = placeProblem(folder, proc);
-  if (place !== undefined) return { paths: pinNames(maps).map(join), problem: place };
-  const there = new Set(fs.existsSync(pathBytes(folder)) ? fs.readdirSync(pathBytes(folder)) : []);
-  const names = pinNames(maps, rename ? there : []);
-  const taken = names.filter((name) => there.has(name));
-  return { paths: names.map(join), problem: taken.length === 0 ? undefined : takenError(folder, taken) };
+/** Plans the pins of `maps` without making any. */
+export function planPins(place: PinPlace, maps: readonly Pinned[], sys: Sys): PinPlan {
+  const plan = place.folder === undefined ? planBack(maps, sys) : planFolder(place.folder, place.taken, maps, sys);
+  if (plan.problem !== undefined) return plan;
+  const taken = plan.paths.flat().filter(isTaken);
+  if (taken.length === 0) return plan;
+  if (place.taken !== 'swap') return { ...plan, problem: takenError(place, taken) };
+  return {
+    ...plan,
+    problem: problemOf(() => {
+      for (const file of taken) replacedBy(sys, file);
+    }),
+  };
 }
 
-function takenError(folder: string, taken: readonly string[]): BpfimgError {
+/** The BpfimgError of `look`, if it throws one. */
+function problemOf(look: () => void): BpfimgError | undefined {
+  try {
+    look();
+    return undefined;
+  } catch (error) {
+    if (error instanceof BpfimgError) return error;
+    throw error;
+  }
+}
+
+/** One pin for each map in a folder. */
+function planFolder(given: string, taken: PinPlace['taken'], maps: readonly Named[], sys: Sys): PinPlan {
+  const folder = pathText(givenPath(given));
+  const join = (name: string) => [path.join(folder, name)];
+  const problem = placeProblem(folder, sys.proc);
+  if (problem !== undefined) return { paths: pinNames(maps).map(join), problem };
+  const rename = taken === 'rename' && fs.existsSync(pathBytes(folder));
+  return { paths: pinNames(maps, rename ? fs.readdirSync(pathBytes(folder)) : []).map(join) };
+}
+
+/** The pins that the maps had; inner maps need none, because their outer maps keep them alive. */
+function planBack(maps: readonly Pinned[], sys: Sys): PinPlan {
+  const inner = new Set(maps.flatMap(({ needed }) => needed));
+  const paths = maps.map(({ pins }) => [...new Set(pins)]);
+  const of = new Map<string, Pinned>();
+  const problem = problemOf(() => {
+    for (const [i, map] of maps.entries()) {
+      const { subject } = map;
+      if (map.pins.length === 0 && !inner.has(map.mapId)) {
+        const why = 'nothing says where it was pinned; --map chooses others, --pin pins in a folder';
+        throw new BpfimgError('notFound', why, { subject });
+      }
+      for (const file of paths[i] ?? []) {
+        expectPlace(file, subject, sys.proc);
+        const other = of.get(file);
+        if (other !== undefined) {
+          throw new BpfimgError('conflict', `both ${other.subject} and ${subject} were pinned there`, {
+            subject: file,
+          });
+        }
+        of.set(file, map);
+      }
+    }
+  });
+  return { paths, problem };
+}
+
+/** Fails unless a pin at `file`, a path from an image, would be in a BPF file system. */
+function expectPlace(file: string, subject: string, proc: string): void {
+  const bytes = pathBytes(file);
+  const plain = file.startsWith('/') && path.posix.normalize(file) === file && !bytes.includes(0);
+  const [there, ...missing] = plain ? missingFolders(file).reverse() : [];
+  const bpffs = there !== undefined && isBpffs(pathBytes(there)) === true;
+  // Such a file system does not even look up a name with a dot.
+  const dotted = [...missing, file].some((one) => path.basename(one).includes('.'));
+  if (bpffs && !dotted) return;
+  const why = bpffs ? 'where a name cannot have a dot' : `which is not in a BPF file system; ${bpffsHint(proc)}`;
+  throw new BpfimgError('unsupported', `${subject} was pinned there, ${why}`, { subject: file });
+}
+
+/** The folders of `file`, from the nearest up to the first that exists. */
+function missingFolders(file: string): string[] {
+  const folders: string[] = [];
+  for (let folder = path.dirname(file); ; folder = path.dirname(folder)) {
+    folders.push(folder);
+    if (folder === path.dirname(folder) || fs.existsSync(pathBytes(folder))) return folders;
+  }
+}
+
+function takenError(place: PinPlace, files: readonly string[]): BpfimgError {
+  const inFolder = place.folder !== undefined;
+  const taken = inFolder ? files.map((file) => path.basename(file)) : files;
   const list =
     taken.slice(0, LISTED_PINS).join(', ') +
     (taken.length > LISTED_PINS ? `, and ${taken.length - LISTED_PINS} more` : '');
-  const ways = 'choose another folder with --pin, or other names with --rename-taken';
-  return new BpfimgError('conflict', `${list}: pinned there already; ${ways}`, { subject: folder, code: 'EEXIST' });
+  const ways = inFolder
+    ? 'choose another folder with --pin, other names with --rename-taken, or exchange the maps with --swap'
+    : '--swap exchanges the maps, --pin chooses a folder';
+  const subject = inFolder ? pathText(givenPath(place.folder)) : undefined;
+  return new BpfimgError('conflict', `${list}: pinned there already; ${ways}`, { subject, code: 'EEXIST' });
 }
 
 /** Why no pin can be made in `folder`, as far as can be seen without making anything. */
@@ -109,46 +204,81 @@ function placeProblem(folder: string, proc: string): BpfimgError | undefined {
   );
 }
 
-/** A folder on a BPF file system for the pins of one replay; all of them are removed unless {@link keep} is called. */
-export class PinFolder {
-  /** In the order they were made. */
-  readonly #made: Buffer[] = [];
-  readonly #folder: Buffer;
+/** The pins of a map. */
+export interface PinsOfMap {
+  /** As {@link pathText} writes paths. */
+  readonly pins: readonly string[];
+  /** The maps that had some of these names. */
+  readonly replaced: readonly Replaced[];
+}
+
+/** The pins of one replay, and the folders made for them; all of it is undone unless {@link keep} is called. */
+export class Pins {
+  /** What was made, in this order, and whether it is a folder. */
+  readonly #made: { readonly file: Buffer; readonly folder: boolean }[] = [];
+  readonly #swap = new Swap();
+  /** What is replaced, by the pin. */
+  readonly #replaced = new Map<string, Replaced>();
 
   private constructor(
-    readonly folder: string,
-    readonly paths: readonly string[],
-    readonly rename: boolean,
-  ) {
-    this.#folder = givenPath(folder);
-  }
+    readonly place: PinPlace,
+    /** The paths for each map. */
+    readonly paths: readonly (readonly string[])[],
+  ) {}
 
   /**
-   * Opens a folder for the pins of `maps`, or makes a new one.
+   * Makes the folders for the pins of `maps`.
    * @throws BpfimgError if pins cannot be made there
    */
-  static open(folder: string, maps: readonly Pinned[], rename = false, proc = PROC): PinFolder {
-    const { paths, problem } = planPins(folder, maps, rename, proc);
+  static open(place: PinPlace, maps: readonly Pinned[], sys: Sys): Pins {
+    const { paths, problem } = planPins(place, maps, sys);
     if (problem !== undefined) throw problem;
-    const pins = new PinFolder(folder, paths, rename);
-    if (fs.existsSync(pins.#folder)) return pins;
+    const pins = new Pins(place, paths);
     try {
-      fs.mkdirSync(pins.#folder, { mode: 0o700 });
+      for (const file of paths.flat()) {
+        if (place.taken === 'swap' && isTaken(file)) pins.#replaced.set(file, replacedBy(sys, file));
+        else pins.#makeFolders(file);
+      }
+      // Even for no pins at all.
+      if (place.folder !== undefined) pins.#makeFolders(path.join(pathText(givenPath(place.folder)), 'pin'));
     } catch (error) {
-      throw ioError(folder, 'create it', error);
+      pins.undo();
+      throw error;
     }
-    unfinished(pins.#folder, true);
-    pins.#made.push(pins.#folder);
     return pins;
   }
 
+  #makeFolders(file: string): void {
+    for (const folder of missingFolders(file).slice(0, -1).reverse()) {
+      const bytes = pathBytes(folder);
+      try {
+        fs.mkdirSync(bytes, { mode: 0o700 });
+      } catch (error) {
+        throw ioError(folder, 'create it', error);
+      }
+      unfinished(bytes, true);
+      this.#made.push({ file: bytes, folder: true });
+    }
+  }
+
   /**
-   * Makes the pin of one map by calling `pin` with the path.
-   * @param index position of the map among those the folder was opened for
-   * @returns the path, as {@link pathText} writes it
+   * Makes the pins of one map by calling `pin` with each path. A name that is taken gets the map later, see
+   * {@link exchange}.
+   * @param index position of the map among those the pins were opened for
    */
-  add(index: number, pin: (path: Buffer) => void): string {
-    const wanted = this.paths[index] as string;
+  add(index: number, pin: (path: Buffer) => void): PinsOfMap {
+    const replaced: Replaced[] = [];
+    const pins = (this.paths[index] ?? []).map((file) => {
+      const old = this.#replaced.get(file);
+      if (old === undefined) return this.#addOne(file, pin);
+      this.#swap.add(old, pin);
+      replaced.push(old);
+      return file;
+    });
+    return { pins, replaced };
+  }
+
+  #addOne(wanted: string, pin: (path: Buffer) => void): string {
     for (let number = 1; ; number++) {
       const file = number === 1 ? wanted : `${wanted}-${number}`;
       const bytes = pathBytes(file);
@@ -157,27 +287,34 @@ export class PinFolder {
       } catch (error) {
         if (!(error instanceof BpfimgError) || error.code !== 'EEXIST') throw error;
         // Another process was quicker.
-        if (this.rename) continue;
-        throw takenError(this.folder, [path.basename(file)]);
+        if (this.place.taken === 'rename') continue;
+        throw takenError(this.place, [file]);
       }
       unfinished(bytes);
-      this.#made.push(bytes);
+      this.#made.push({ file: bytes, folder: false });
       return file;
     }
   }
 
+  /** Names that were taken lead to the fresh maps from now on. */
+  exchange(): void {
+    this.#swap.exchange();
+  }
+
   /** The pins stay. */
   keep(): void {
-    for (const file of this.#made) noLongerUnfinished(file);
+    this.#swap.keep();
+    for (const { file } of this.#made) noLongerUnfinished(file);
     this.#made.length = 0;
   }
 
   /** Removes what was made. */
   undo(): void {
-    for (const file of this.#made.reverse()) {
+    this.#swap.undo();
+    for (const { file, folder } of this.#made.reverse()) {
       noLongerUnfinished(file);
       try {
-        if (file === this.#folder) fs.rmdirSync(file);
+        if (folder) fs.rmdirSync(file);
         else fs.unlinkSync(file);
       } catch (error) {
         // Keep what others have removed from the folder or put into it.

@@ -51,6 +51,8 @@ export interface PlannedMap {
   /** The blob of its types. */
   readonly btf?: DumpBtf | undefined;
   readonly frozen: boolean;
+  /** Where it was pinned, as {@link pathText} writes paths. */
+  readonly pins: readonly string[];
   /** The access its file descriptors gave, if not reading and writing. */
   readonly access: Access;
   /** Rough amount of kernel memory, in bytes. */
@@ -192,6 +194,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
     facts,
     btf: facts.types && dump.btf.get(facts.types.btf),
     frozen: file.frozen,
+    pins: map.meta?.pins ?? [],
     access: accessOf(map),
     memory: memoryNeed(spec, type, items.count, options.cpus) + templateMemory(facts, types, options.cpus),
     lacks,

@@ -11,7 +11,7 @@ import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
 import { compareItems } from './compare.js';
 import { noReplay } from './foresight.js';
-import { PinFolder } from './pins.js';
+import { type PinPlace, Pins, type PinsOfMap } from './pins.js';
 import type { PlannedMap } from './plan.js';
 import { kernelFields, ReplayTypes } from './types.js';
 
@@ -30,8 +30,12 @@ export interface ReplayOptions {
   readonly verify?: boolean;
   /** Folder on a BPF file system for a pin of each map. */
   readonly pin?: string | undefined;
+  /** Pin each map where it was pinned when it was captured. */
+  readonly pinBack?: boolean;
   /** Rename maps whose names are taken in that folder; otherwise that is an error. */
   readonly renameTaken?: boolean;
+  /** Exchange the maps whose pins are taken; the old ones are kept, see swap.ts. */
+  readonly swap?: boolean;
   /** Called with each map that is not supported here, and why; the map is left out. Without it, that is an error. */
   readonly skip?: ((plan: PlannedMap, why: string) => void) | undefined;
   /** Called with the maps before their pins become permanent; if it fails, so does the replay. */
@@ -42,15 +46,20 @@ export interface ReplayOptions {
 }
 
 /** A fresh map, open. */
-export interface FreshMap {
+export interface FreshMap extends PinsOfMap {
   readonly plan: PlannedMap;
   readonly map: BpfMap;
-  readonly pin: string | undefined;
   readonly report: Report;
 }
 
 /** Keys that are counted before others get their turn. */
 const KEYS_AT_ONCE = 4096;
+
+/** Where the options say that maps are pinned; undefined for nowhere. */
+export function pinPlace({ pin, pinBack, renameTaken, swap }: ReplayOptions): PinPlace | undefined {
+  if (pin === undefined && pinBack !== true) return undefined;
+  return { folder: pin, taken: swap === true ? 'swap' : renameTaken === true ? 'rename' : 'fail' };
+}
 
 /** Share of the available memory that a replay may use. */
 const SHARE = 0.8;
@@ -82,8 +91,9 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
   }
   const short = options.force === true ? undefined : memoryShort(plans, options.available);
   if (short !== undefined) throw new BpfimgError('unsupported', `${short}; --force tries anyway`);
-  const { pin: folder, renameTaken, skip } = options;
-  const pins = folder === undefined ? undefined : PinFolder.open(folder, plans, renameTaken, sys.proc);
+  const { skip } = options;
+  const place = pinPlace(options);
+  const pins = place === undefined ? undefined : Pins.open(place, plans, sys);
   const types = new ReplayTypes(sys);
   const made: { plan: PlannedMap; map: BpfMap; report: Report }[] = [];
   const skipped = new Set<number>();
@@ -115,9 +125,10 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
     }
     // Pins come last, when nothing but pinning itself can still fail.
     const fresh = made.map(({ plan, map, report }) => {
-      const pin = asDumpMap(plan, map, () => pins?.add(plans.indexOf(plan), (path) => map.pin(path)));
-      return { plan, map, report, pin };
+      const made = asDumpMap(plan, map, () => pins?.add(plans.indexOf(plan), (path) => map.pin(path)));
+      return { plan, map, report, pins: made?.pins ?? [], replaced: made?.replaced ?? [] };
     });
+    pins?.exchange();
     await options.done?.(fresh);
     pins?.keep();
     return fresh;

@@ -337,7 +337,16 @@ interface Dry {
 
 async function dryRun(folder: string, sys: Sys): Promise<Dry> {
   // Neither the memory of this machine nor the number of its CPUs is a dump's fault, nor what this process may do.
-  const args = { source: folder, map: [], command: [], libdir: [], hold: false, verify: false };
+  const args = {
+    source: folder,
+    map: [],
+    command: [],
+    libdir: [],
+    hold: false,
+    verify: false,
+    pinBack: false,
+    swap: false,
+  };
   const said: string[] = [];
   const out = new MemoryOutput();
   let refused: boolean;

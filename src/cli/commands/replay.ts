@@ -13,7 +13,7 @@ import { Foresight, unsupported } from '../../replay/foresight.js';
 import { countLosses } from '../../replay/migrated.js';
 import { pinNames, planPins } from '../../replay/pins.js';
 import { type PlannedMap, planMaps } from '../../replay/plan.js';
-import { type FreshMap, memoryShort, replay } from '../../replay/replay.js';
+import { type FreshMap, memoryShort, pinPlace, replay } from '../../replay/replay.js';
 import { mapsOf, type Source } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
@@ -22,6 +22,7 @@ import { boolean, json, libdir, map, number, source, string } from '../options.j
 import { Progress } from '../progress.js';
 import { oldName, Reshaping, reshapeOptions, type Skipped, stepLines, stepRows } from '../reshaping.js';
 import { Sources, sourceOf } from '../source.js';
+import { type ReplacedRow, replacedLines, replacedRows } from '../swapped.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
@@ -36,6 +37,11 @@ const takes = {
       describe: 'with --into: which keys are set, deleted or added to; upsert by default',
     },
     backup: { ...string, describe: 'with --into: first save those maps in this new dump folder' },
+    'pin-back': { ...boolean, describe: 'pin each map where it was pinned when it was captured' },
+    swap: {
+      ...boolean,
+      describe: 'if a pin exists, exchange the maps, and keep the old one until `swap commit` or `swap rollback`',
+    },
     'rename-taken': { ...boolean, describe: 'if a pin of that name exists, add the old map id to the name' },
     hold: { ...boolean, describe: 'hold the maps until interrupted' },
     'dry-run': { ...boolean, describe: 'print what would be created, and create nothing' },
@@ -72,10 +78,11 @@ export type ReplayArguments = Given<typeof takes> & {
 export const command: Command = {
   name: 'replay',
   summary: 'create fresh maps from a dump',
-  usage: 'replay SOURCE (--pin FOLDER | --into TARGET | --hold | -- COMMAND…)',
+  usage: 'replay SOURCE (--pin FOLDER | --pin-back | --into TARGET | --hold | -- COMMAND…)',
   ...takes,
   examples: [
     ['replay dump --pin /sys/fs/bpf/app', 'maps that outlive bpfimg'],
+    ['replay dump --pin-back --swap', 'new maps in place of the old ones'],
     ['replay dump -- ./server', 'run a program that inherits the maps'],
     ['replay dump --into /sys/fs/bpf/app', 'items into maps that exist'],
     ['replay dump --dry-run', 'see what would be created'],
@@ -85,15 +92,21 @@ export const command: Command = {
 
 /** @param sys the kernel; tests have their own */
 export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<number> {
-  const keepers = [args.pin !== undefined, args.into !== undefined, args.hold, args.command.length > 0];
+  const keepers = [args.pin !== undefined, args.pinBack, args.into !== undefined, args.hold, args.command.length > 0];
   const ways = keepers.filter(Boolean).length;
-  if (ways > 1) throw new BpfimgError('usage', '--pin, --into, --hold and a command exclude each other');
+  if (ways > 1) throw new BpfimgError('usage', '--pin, --pin-back, --into, --hold and a command exclude each other');
   if (ways === 0 && !args.dryRun) {
-    throw new BpfimgError('usage', 'what shall keep the maps? --pin DIR, --into TARGET, --hold, or -- COMMAND');
+    throw new BpfimgError(
+      'usage',
+      'what shall keep the maps? --pin DIR, --pin-back, --into TARGET, --hold, or -- COMMAND',
+    );
   }
   checkInto(args);
   if (args.renameTaken === true && args.pin === undefined) {
     throw new BpfimgError('usage', '--rename-taken is for the pins of --pin');
+  }
+  if (args.swap && (pinPlace(args) === undefined || args.renameTaken)) {
+    throw new BpfimgError('usage', '--swap goes with --pin or --pin-back, and not with --rename-taken');
   }
   const { maxEntries } = args;
   if (maxEntries !== undefined && (!Number.isInteger(maxEntries) || maxEntries < 1 || maxEntries > 0xffff_ffff)) {
@@ -154,7 +167,7 @@ async function replaySource(
     const planned = await plansOf(dump, args, types, kernel);
     const plans = (await reshaping?.plans(dump, planned, types, kernel, skipped, args.dryRun)) ?? planned;
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
-    if (args.dryRun) return await dryRun(plans, new Foresight(dump, args.unresolved), args, io);
+    if (args.dryRun) return await dryRun(kernel, plans, new Foresight(dump, args.unresolved), args, io);
     const fresh = await create(kernel, plans, skipped, args, io);
     try {
       return await keep(kernel, fresh, skipped, args, io);
@@ -193,7 +206,9 @@ async function create(
       unresolved: args.unresolved ?? 'fail',
       requireBtf: args.requireBtf === true,
       pin: args.pin,
+      pinBack: args.pinBack,
       renameTaken: args.renameTaken === true,
+      swap: args.swap,
       skip: args.skipUnsupported === true ? (plan, why) => skipped.push({ plan, why }) : undefined,
       progress: (doing) => progress.update(doing),
       done: async (fresh) => {
@@ -202,7 +217,7 @@ async function create(
           const [{ plan, why } = {}] = skipped;
           throw new BpfimgError('unsupported', `no map of it is supported here; ${plan?.subject}: ${why}`);
         }
-        if (args.pin !== undefined) await tellPins(fresh, skipped, args, io);
+        if (pinPlace(args) !== undefined) await tellPins(sys, fresh, skipped, args, io);
       },
     });
   } finally {
@@ -245,7 +260,7 @@ async function keep(
   args: ReplayArguments,
   io: Io,
 ): Promise<number> {
-  if (args.pin !== undefined) return EXIT.ok;
+  if (pinPlace(args) !== undefined) return EXIT.ok;
   const handed = fresh.map((one) => hand(sys, one));
   try {
     if (args.hold) {
@@ -323,19 +338,22 @@ async function tell(
   handed: readonly HandedMaps[] | undefined,
   args: ReplayArguments,
   io: Io,
+  replaced?: readonly ReplacedRow[][],
 ): Promise<void> {
-  const created = fresh.map(({ plan, map, pin, report }, i) => {
+  const created = fresh.map(({ plan, map, pins, report }, i) => {
     const note = handed?.[i]?.note;
     return {
       ...planned(plan),
       new_id: map.id,
       fd: handed?.[i]?.fd ?? null,
-      pin: pin ?? null,
+      ...pinMembers(pins, args),
+      ...(args.swap && { replaced: replaced?.[i] ?? [] }),
       report: reportText(note === undefined ? report : withMissing(report, note)),
     };
   });
   const left = skipped.map(({ plan, why }) => {
-    return { ...planned(plan), new_id: null, fd: null, pin: null, report: reportText({ kind: 'not supported', why }) };
+    const report = reportText({ kind: 'not supported', why });
+    return { ...planned(plan), new_id: null, fd: null, ...pinMembers([], args), report };
   });
   const rows = [...created, ...left];
   const cells = rows.map((row) => [
@@ -345,7 +363,7 @@ async function tell(
     nameText(row.name),
     row.type,
     String(row.items),
-    row.pin ?? '',
+    pinsText(row),
     row.report,
   ]);
   await show(rows, COLUMNS, cells, args, io);
@@ -356,18 +374,30 @@ function planned({ mapId, name, type, items }: PlannedMap) {
   return { map_id: mapId, name, type: type.name, items: items.count };
 }
 
+/** The pins of a map in a row; maps may have had several. */
+function pinMembers(pins: readonly string[], { pinBack }: ReplayArguments) {
+  return { pin: pins[0] ?? null, ...(pinBack && { pins }) };
+}
+
+function pinsText({ pin, pins }: ReturnType<typeof pinMembers>): string {
+  return pins?.join(' ') ?? pin ?? '';
+}
+
 /** Tells of pins; that nobody reads it to the end is no reason to remove them. */
 async function tellPins(
+  sys: Sys,
   fresh: readonly FreshMap[],
   skipped: readonly Skipped[],
   args: ReplayArguments,
   io: Io,
 ): Promise<void> {
+  const replaced = replacedRows(sys, fresh);
   try {
-    await tell(fresh, skipped, undefined, args, io);
+    await tell(fresh, skipped, undefined, args, io, replaced);
   } catch (error) {
     if (!(error instanceof ClosedPipe)) throw error;
   }
+  for (const line of replacedLines(replaced.flat())) io.say(line);
 }
 
 const PLAN_COLUMNS = [
@@ -380,6 +410,7 @@ const PLAN_COLUMNS = [
 
 /** Says what would be created, and why it would not. */
 async function dryRun(
+  sys: Sys,
   plans: readonly PlannedMap[],
   foresight: Foresight,
   args: ReplayArguments,
@@ -387,7 +418,8 @@ async function dryRun(
 ): Promise<number> {
   const problems: string[] = [];
   const rows = [];
-  const pins = args.pin === undefined ? undefined : planPins(args.pin, plans, args.renameTaken);
+  const place = pinPlace(args);
+  const pins = place === undefined ? undefined : planPins(place, plans, sys);
   for (const [i, plan] of plans.entries()) {
     const { spec, items, type, frozen } = plan;
     const skips = args.skipUnsupported === true && unsupported(plan).length > 0;
@@ -406,7 +438,7 @@ async function dryRun(
       frozen,
       items: items.count,
       memory: plan.memory,
-      pin: skips ? null : (pins?.paths[i] ?? null),
+      ...pinMembers(skips ? [] : (pins?.paths[i] ?? []), args),
       report: reportText(
         why.length > 0
           ? { kind: 'not supported', why: why.join('; ') }
@@ -433,7 +465,7 @@ async function dryRun(
     row.frozen ? 'yes' : 'no',
     String(row.items),
     sizeText(row.memory),
-    ...(pins === undefined ? [] : [row.pin ?? '']),
+    ...(pins === undefined ? [] : [pinsText(row)]),
     row.report,
   ]);
   const columns = pins === undefined ? PLAN_COLUMNS : PLAN_COLUMNS.toSpliced(-1, 0, { title: 'PIN' });
