@@ -240,10 +240,16 @@ t.test('a signal half-way', async (t) => {
       t.equal(status, 0);
       break;
     }
+    const now = idsIn(pins);
+    if (now.a === before.a) undone++;
+    else {
+      // The signal came when all was done.
+      for (const name of NAMES) t.equal(now[`${name}-swap-old`], before[name]);
+      ran(['swap', 'rollback', pins]);
+    }
     t.same(idsIn(pins), before, `at change ${at}`);
-    undone++;
   }
-  t.ok(undone >= 2 * NAMES.length, `${undone} times`);
+  t.ok(undone > 0, `${undone} times`);
 });
 
 t.test('--pin-back pins where the maps had been', async (t) => {
