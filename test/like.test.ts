@@ -357,6 +357,44 @@ t.test('which maps belong together', { skip }, async (t) => {
   );
 });
 
+t.test('items of an old map into a new one that exists', { skip }, async (t) => {
+  const { folder, remove } = bpffs();
+  t.teardown(remove);
+  const base = t.testdir();
+  const before = compile(base, 'old.bpf.o', hash('__u32 a; __u32 gone;'));
+  const after = compile(base, 'new.bpf.o', hash('__u64 a; __u32 b;'));
+  const [one, two] = [path.join(folder, 'one'), path.join(folder, 'two')];
+  const document = JSON.parse(bpfimg(['decode', before]).stdout);
+  document.maps[0].items = [
+    { key: 1, value: { a: 5, gone: 0 } },
+    { key: 2, value: { a: 6, gone: 9 } },
+  ];
+  const source = path.join(base, 'document.json');
+  fs.writeFileSync(source, JSON.stringify(document));
+  t.equal(bpfimg(['replay', source, '--pin', one]).status, 0);
+  t.equal(bpfimg(['replay', after, '--pin', two]).status, 0);
+  const into = (...more: string[]) => bpfimg(['replay', `pinned:${one}`, '--into', `pinned:${two}/m`, ...more]);
+  const items = () => JSON.parse(bpfimg(['decode', `pinned:${two}`]).stdout).maps[0].items;
+  for (const more of [[], ['--dry-run']]) {
+    const refused = into(...more);
+    t.equal(refused.status, 1, more.join());
+    t.match(refused.stderr, /item 02000000: gone dropped: 9; --lossy migrates it anyway/);
+  }
+  t.strictSame(items(), [], 'nothing was written');
+  const lossy = into('--lossy', '--set', 'b=3');
+  t.equal(lossy.status, 0, lossy.stderr);
+  t.match(lossy.stdout, /partial: lost: gone dropped \(once\)/);
+  const sorted = (list: { key: number }[]) => list.toSorted((a, b) => a.key - b.key);
+  t.strictSame(sorted(items()), [
+    { key: 1, value: { a: 5, b: 3 } },
+    { key: 2, value: { a: 6, b: 3 } },
+  ]);
+  const sum = into('--mode', 'sum', '--drop', 'gone', '--verify');
+  t.equal(sum.status, 2, 'a sum cannot be verified');
+  t.equal(into('--mode', 'sum', '--drop', 'gone').status, 0);
+  t.strictSame(sorted(items())[0], { key: 1, value: { a: 10, b: 3 } });
+});
+
 t.test('without types', { skip }, async (t) => {
   const sys = await openSys(types);
   const { folder, remove } = bpffs();

@@ -1,16 +1,21 @@
 /** `replay --into`: which maps, what is written before, and what is told afterwards. */
+import * as path from 'node:path';
 import { capture } from '../capture/capture.js';
-import type { Dump, DumpMap } from '../dump/model.js';
+import { folderFiles } from '../dump/files.js';
+import { type Dump, type DumpMap, openDump } from '../dump/model.js';
 import { selectMaps } from '../dump/select.js';
 import { BpfimgError, EXIT } from '../errors.js';
 import { mapSubject } from '../kernel/flags.js';
 import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
 import type { Sys } from '../kernel/sys.js';
-import { type IntoMode, type MapTypes, reportText } from '../maptype.js';
+import { type IntoMode, type MapTypes, reportText, withMissing } from '../maptype.js';
 import { nameText } from '../render.js';
 import { type IntoPair, type IntoRow, lacksItems, replayInto } from '../replay/into.js';
 import type { CpuFold } from '../replay/items.js';
-import { planMaps } from '../replay/plan.js';
+import { countLosses } from '../replay/migrated.js';
+import { type PlannedMap, planMaps } from '../replay/plan.js';
+import { type ReshapeOptions, reshape } from '../replay/reshape.js';
+import { privateFolder } from '../source/private.js';
 import { findTargets, type Matched, mapChoice, matchTargets } from '../source/targets.js';
 import type { Io } from './io.js';
 import { Progress } from './progress.js';
@@ -26,6 +31,8 @@ export interface IntoArguments {
   readonly skipUnsupported: boolean;
   readonly backup?: string | undefined;
   readonly percpu?: CpuFold | undefined;
+  /** How keys and values of other types become those of the maps that exist. */
+  readonly migration: Pick<ReshapeOptions, 'rename' | 'drop' | 'set' | 'lossy' | 'extendZero'>;
 }
 
 /** A row for people and programs. */
@@ -69,9 +76,14 @@ export async function replayIntoMaps(
     );
   };
   const targets = findTargets(sys, args.into);
-  const { plans, matched } = await matchedPlans(dump, types, sys, targets, args, (map, error) => {
+  const { plans: planned, matched } = await matchedPlans(dump, types, sys, targets, args, (map, error) => {
     if (!args.skipUnsupported) throw error;
     leaveOut(map, '', '', error.text);
+  });
+  const model = await modelOf(sys, matched, types, args.into);
+  const plans = await likeTargets(dump, planned, matched, model, types, sys, args).catch((error: unknown) => {
+    model.close();
+    throw error;
   });
   for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
   const pairs: IntoPair[] = [];
@@ -105,6 +117,7 @@ export async function replayIntoMaps(
   } finally {
     stop.end();
     progress.end();
+    model.close();
     for (const { map } of pairs) map.close();
   }
 }
@@ -125,6 +138,46 @@ async function matchedPlans(
   const maps = selected.filter(({ mapId }) => !inner.has(mapId));
   const matched = matchTargets(dump, maps, targets, pairs, missing);
   return { plans, matched };
+}
+
+/** What the maps that exist are, as a dump without items. The caller closes it. */
+async function modelOf(sys: Sys, matched: readonly Matched[], types: MapTypes, name: string): Promise<Dump> {
+  const folder = privateFolder();
+  try {
+    const dump = path.join(folder.path, 'dump');
+    const maps = matched.map(({ live }) => live).sort((a, b) => a.id - b.id);
+    if (maps.length > 0) await capture(sys, maps, dump, types, { bare: true });
+    // Without items, all of it is in memory, but for types, which are read when they are needed.
+    const model = await openDump(folderFiles(dump, name));
+    const close = () => {
+      model.close();
+      folder.close();
+    };
+    return { ...model, close };
+  } catch (error) {
+    folder.close();
+    throw error;
+  }
+}
+
+/** Plans whose items are those of the maps that exist. Nothing is lost of them unless that is allowed. */
+async function likeTargets(
+  dump: Dump,
+  plans: readonly PlannedMap[],
+  matched: readonly Matched[],
+  model: Dump,
+  types: MapTypes,
+  sys: Sys,
+  { migration, percpu, into }: IntoArguments,
+): Promise<PlannedMap[]> {
+  const pairs = new Map(matched.map(({ map, live }) => [String(map.mapId), String(live.id)]));
+  const options = { ...migration, pairs, onlyPairs: true, perCpu: percpu, cpus: sys.cpus };
+  // Those without a target are left out, and have been told.
+  const reshaped = await reshape(dump, plans, { dump: model, name: into }, types, options, () => {});
+  for (const { reshaped: how, items } of reshaped) {
+    if (how?.mayLose === true && migration.lossy !== true) await countLosses(items);
+  }
+  return reshaped;
 }
 
 /** Saves the maps as they are before the first write. */
@@ -187,10 +240,11 @@ function line(
     deleted: 0,
     dropped: new Map<string, number>(),
   };
-  const report = row === undefined ? why : reportText(row.report);
+  const lost = row?.plan.reshaped?.losses.text();
+  const report = row === undefined ? why : reportText(lost === undefined ? row.report : withMissing(row.report, lost));
   const items = row?.plan.items.count ?? 0;
   const counts = { inserted, updated, unchanged, deleted };
-  const lost = [...dropped.values()].reduce((sum, count) => sum + count, 0);
+  const left = [...dropped.values()].reduce((sum, count) => sum + count, 0);
   return {
     members: { ...map, into_id: row?.id ?? null, items, ...counts, dropped: Object.fromEntries(dropped), report },
     cells: [
@@ -199,7 +253,7 @@ function line(
       nameText(map.name),
       map.type,
       String(items),
-      ...[inserted, updated, unchanged, deleted, lost].map(String),
+      ...[inserted, updated, unchanged, deleted, left].map(String),
       report,
     ],
   };

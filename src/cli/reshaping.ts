@@ -36,6 +36,7 @@ export const reshapeOptions = {
 export interface ReshapeArguments {
   readonly map: readonly string[];
   readonly like?: string | undefined;
+  readonly into?: string | undefined;
   readonly rename: readonly string[];
   readonly drop: readonly string[];
   readonly set: readonly string[];
@@ -77,7 +78,12 @@ function jsonValue(text: string): Json {
   }
 }
 
-function migrationOptions({ rename, drop, set }: ReshapeArguments): MigrationOptions {
+/** What is said of the members of keys and values. */
+export function migrationOptions({
+  rename,
+  drop,
+  set,
+}: Pick<ReshapeArguments, 'rename' | 'drop' | 'set'>): MigrationOptions {
   const values = [...pairs('--set', set)].map(([name, text]) => [name, jsonValue(text)] as const);
   return { rename: pairs('--rename', rename), drop: new Set(drop), set: new Map(values) };
 }
@@ -102,8 +108,8 @@ export class Reshaping {
     const options = migrationOptions(args);
     const said = (['rename', 'drop', 'set'] as const).find((name) => args[name].length > 0);
     const alone = said ?? (args.lossy ? 'lossy' : args.extendZero ? 'extend-zero' : undefined);
-    if (like === undefined && alone !== undefined) {
-      throw new BpfimgError('usage', 'it is about maps that become like others: give --like with it', {
+    if (like === undefined && args.into === undefined && alone !== undefined) {
+      throw new BpfimgError('usage', 'it is about maps that become like others: give --like or --into with it', {
         subject: `--${alone}`,
       });
     }

@@ -71,6 +71,8 @@ export interface Reshaped {
   readonly steps: { readonly key?: readonly MigrationStep[]; readonly value?: readonly MigrationStep[] };
   /** What is lost of the items that have been read. */
   readonly losses: Losses;
+  /** Something of some items may be lost. */
+  readonly mayLose: boolean;
   /** Two old keys may become the same, and that is an error. */
   readonly merges: boolean;
   /** Options about members that this map does not have; undefined without types. */

@@ -18,6 +18,8 @@ import { mapFacts, mapSpec, type PlannedMap } from './plan.js';
 export interface ReshapeOptions extends MigrationOptions {
   /** Names of maps there, by what a user calls maps of the dump. */
   readonly pairs?: ReadonlyMap<string, string> | undefined;
+  /** Maps that {@link pairs} does not name have no counterpart. */
+  readonly onlyPairs?: boolean | undefined;
   /** What is lost is counted; else it is an error. */
   readonly lossy?: boolean | undefined;
   /** What to do with two old keys that become the same; `error` by default. */
@@ -54,12 +56,15 @@ export async function reshape(
   const inner = new Set(plans.flatMap(({ needed }) => needed));
   const outermost = plans.filter(({ mapId }) => !inner.has(mapId));
   const byId = new Map(dump.maps.map((map) => [map.mapId, map]));
+  // If both sides have one map, names do not matter.
+  const named = (plan: PlannedMap, map: DumpMap) => {
+    const only = outermost.length === 1 && model.dump.maps.length === 1 && outermost[0] === plan;
+    return only ? model.dump.maps[0] : counterpart(map, model.dump.maps);
+  };
   const made: PlannedMap[] = [];
   for (const plan of plans) {
     const map = byId.get(plan.mapId) as DumpMap;
-    const only = outermost.length === 1 && model.dump.maps.length === 1 && outermost[0] === plan;
-    const like =
-      paired(dump, map, model, options.pairs) ?? (only ? model.dump.maps[0] : counterpart(map, model.dump.maps));
+    const like = paired(dump, map, model, options.pairs) ?? (options.onlyPairs ? undefined : named(plan, map));
     if (like === undefined && inner.has(plan.mapId)) made.push(plan);
     else if (like === undefined) {
       const names = model.dump.maps.map((one) => wholeName(one) ?? String(one.mapId)).join(', ');
@@ -144,6 +149,7 @@ function reshaped(
     reshaped: converted?.reshaped ?? {
       steps: {},
       losses: new Losses(plan.subject, false),
+      mayLose: false,
       merges: false,
       unused: undefined,
     },
@@ -204,7 +210,10 @@ function itemsOf(
     subject,
     lossy: options.lossy === true,
   });
-  return { items: made.items, reshaped: { steps, losses: made.losses, merges, unused: inAll(unused) } };
+  return {
+    items: made.items,
+    reshaped: { steps, losses: made.losses, mayLose: key.mayLose || value.mayLose, merges, unused: inAll(unused) },
+  };
 }
 
 /** Options that neither the key nor the value has a use for; undefined without types. */

@@ -3,7 +3,7 @@ import * as fs from 'node:fs';
 import type { Dump, DumpMap } from '../dump/model.js';
 import { mapsNamed, wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
-import { mapSubject } from '../kernel/flags.js';
+import { mapSubject, NAME_MOST } from '../kernel/flags.js';
 import { type LiveMap, LiveMaps, type Selectors } from '../kernel/live.js';
 import type { Sys } from '../kernel/sys.js';
 import { liveSelectors } from './selectors.js';
@@ -47,9 +47,6 @@ export function mapChoice(words: readonly string[]): MapChoice {
   });
   return { chosen, pairs };
 }
-
-/** Bytes of a name that the kernel keeps. */
-const NAME_MOST = 15;
 
 const pinNames = (pins: readonly string[]) => pins.map((pin) => pin.slice(pin.lastIndexOf('/') + 1));
 

@@ -20,7 +20,15 @@ import { coloured, type Io } from '../io.js';
 import { ATTRIBUTES } from '../map-columns.js';
 import { boolean, json, libdir, map, number, source, string } from '../options.js';
 import { Progress } from '../progress.js';
-import { oldName, Reshaping, reshapeOptions, type Skipped, stepLines, stepRows } from '../reshaping.js';
+import {
+  migrationOptions,
+  oldName,
+  Reshaping,
+  reshapeOptions,
+  type Skipped,
+  stepLines,
+  stepRows,
+} from '../reshaping.js';
 import { Sources, sourceOf } from '../source.js';
 import { type ReplacedRow, replacedLines, replacedRows } from '../swapped.js';
 import { printLines, written } from '../written.js';
@@ -155,8 +163,9 @@ async function replaySource(
   try {
     if (args.into !== undefined) {
       const { INTO_COLUMNS, replayIntoMaps } = await import('../into.js');
-      const { into, mode = 'upsert' } = args;
-      const { lines, exit } = await replayIntoMaps(dump, types, kernel, { ...args, into, mode }, io);
+      const { into, mode = 'upsert', lossy, extendZero } = args;
+      const migration = { ...migrationOptions(args), lossy, extendZero };
+      const { lines, exit } = await replayIntoMaps(dump, types, kernel, { ...args, into, mode, migration }, io);
       if (lines.length > 0) {
         const [rows, cells] = [lines.map(({ members }) => members), lines.map((one) => one.cells)];
         await show(rows, INTO_COLUMNS, cells, args, io);
