@@ -24,6 +24,7 @@ import {
 import { DROPPED } from './merge.js';
 import type { PlannedMap } from './plan.js';
 import { type FreshMap, replay } from './replay.js';
+import { isAlike } from './reshape.js';
 import { summing, type ValueType } from './sum.js';
 import { kernelFields } from './types.js';
 
@@ -134,7 +135,7 @@ async function target(sys: Sys, pair: IntoPair, mode: IntoMode): Promise<Target>
 function misfit({ plan, map }: IntoPair, mode: IntoMode): string | undefined {
   const type = plan.types.get(map.type);
   const where = map.subject;
-  if (!isAlike(plan.type, type)) {
+  if (!isAlike(plan.type, type) || (plan.type.perCpu === true) !== (type.perCpu === true)) {
     return `it is of type ${plan.type.name}, but ${where} is of type ${type.name}; --map OLD=NEW names another map for it`;
   }
   for (const [name, ours, theirs] of [
@@ -152,17 +153,6 @@ function misfit({ plan, map }: IntoPair, mode: IntoMode): string | undefined {
   if (frozen === true) return `${where} is frozen: nobody can write it`;
   if (access === 'ro') return `${where} is read-only`;
   return undefined;
-}
-
-/** Whether items of one type are items of the other. */
-function isAlike(a: MapType, b: MapType): boolean {
-  if (a.number === b.number) return true;
-  const plain = [a, b].every(
-    ({ key, inner, holdsReferences, imageItem, carries }) =>
-      key !== 'none' && key !== 'fd' && !inner && !holdsReferences && imageItem === undefined && carries === undefined,
-  );
-  if (!plain || (a.perCpu === true) !== (b.perCpu === true)) return false;
-  return a.key === b.key || (a.key === 'index' && b.key === 'bytes');
 }
 
 interface ValueBlob {

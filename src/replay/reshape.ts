@@ -7,7 +7,7 @@ import type { Dump, DumpMap } from '../dump/model.js';
 import { counterpart, mapsNamed, wholeName } from '../dump/select.js';
 import { type NamedTypes, TypeFinder } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
-import type { MapTypes } from '../maptype.js';
+import type { MapType, MapTypes } from '../maptype.js';
 import { type MigrationOptions, type MigrationStep, migration, type UnusedOption } from '../migrate/migrate.js';
 import { type CpuFold, foldCpus } from './items.js';
 import { memoryNeed } from './memory.js';
@@ -79,7 +79,8 @@ export async function reshape(
       made.push(reshaped(plan, like, model, types, pair, options));
     }
   }
-  return withInner(made, types, options);
+  // Maps that exist have inner maps of their own, and decide what fits.
+  return options.onlyPairs ? made : withInner(made, types, options);
 }
 
 /** The map that a user has named as the counterpart. */
@@ -119,13 +120,9 @@ function reshaped(
   const spec = mapSpec(file.message, types, options.maxEntries ?? file.message.max_entries);
   const type = types.get(spec.type);
   const old = plan.type;
-  const special = old.imageItem !== undefined || type.imageItem !== undefined;
-  if (special && old.number !== type.number) fail(`${old.name} and ${type.name} have different items`);
-  if ((old.key === 'none') !== (type.key === 'none')) fail(`only one of ${old.name} and ${type.name} has keys`);
-  if (old.inner !== type.inner || old.holdsReferences !== type.holdsReferences) {
-    fail(`only one of ${old.name} and ${type.name} holds references`);
-  }
-  const converted = special ? undefined : itemsOf(plan, spec, type.perCpu === true, pair, options, fail);
+  if (!isAlike(old, type)) fail(`the items of a map of type ${old.name} mean nothing in one of type ${type.name}`);
+  const converted =
+    type.imageItem !== undefined ? undefined : itemsOf(plan, spec, type.perCpu === true, pair, options, fail);
   const facts = mapFacts(like, types);
   const items = converted?.items ?? plan.items;
   return {
@@ -154,6 +151,16 @@ function reshaped(
       unused: undefined,
     },
   };
+}
+
+/** Whether items of a map of one type mean the same in one of another; per CPU or not. */
+export function isAlike(a: MapType, b: MapType): boolean {
+  if (a.number === b.number) return true;
+  const plain = [a, b].every(
+    ({ key, inner, holdsReferences, imageItem, carries }) =>
+      key !== 'none' && key !== 'fd' && !inner && !holdsReferences && imageItem === undefined && carries === undefined,
+  );
+  return plain && (a.key === b.key || (a.key === 'index' && b.key === 'bytes'));
 }
 
 /** The items of `plan` as those of a map with this spec. */
