@@ -386,11 +386,6 @@ const REFUSED: [what: string, maps: MapImage[], message: RegExp][] = [
     /^map 77 \(a\/b\): BPF_MAP_CREATE: EINVAL \(byte 0x2f is not allowed in the name\)$/,
   ],
   [
-    'a name that is too long',
-    [{ id: 77, name: 'x'.repeat(300) }],
-    /^map 77 \(x+\): BPF_MAP_CREATE: EINVAL \(a name of 300 bytes, expected at most 15\)$/,
-  ],
-  [
     'unknown flags',
     [{ id: 77, name: 'bad', flags: 0x8000_0000 }],
     /^map 77 \(bad\): BPF_MAP_CREATE: EINVAL \(map_flags 0x80000000 not accepted\)$/,

@@ -8,7 +8,7 @@ import { finishChangeIn, makeChange, PLAN, planText, state } from './journal.js'
 import { FileOutput } from './output.js';
 import { type Folder, folderAt, type Place, placeOf } from './place.js';
 import { equalBytes } from './stream.js';
-import { removeLeft, temporaryName } from './temporary.js';
+import { isScratch, removeLeft, temporaryName } from './temporary.js';
 import { noLongerUnfinished, unfinished } from './unfinished.js';
 
 /**
@@ -109,7 +109,7 @@ export class FolderOutput {
     } catch (error) {
       throw ioError(this.#name, 'rename it into place', error);
     }
-    this.#parent.sync();
+    if (!isScratch(this.#name)) this.#parent.sync();
   }
 
   async #replace(): Promise<void> {

@@ -7,7 +7,7 @@ import { BpfimgError, ClosedPipe, ioError } from '../errors.js';
 import { finishChangeBeside } from './journal.js';
 import { pause } from './pause.js';
 import { type Folder, noOtherLink, type Place, placeOf } from './place.js';
-import { removeLeft, temporaryName } from './temporary.js';
+import { isScratch, removeLeft, temporaryName } from './temporary.js';
 import { noLongerUnfinished, unfinished } from './unfinished.js';
 import { openWaiting, waiting } from './waiting.js';
 
@@ -317,6 +317,7 @@ export class FileOutput extends OpenOutput {
   #end = 0;
   /** Calls of {@link writeAt} and {@link move} that use the fd. */
   #running = 0;
+  readonly #durable: boolean;
 
   /** @param place its final place; the output closes the folder */
   constructor(
@@ -331,9 +332,14 @@ export class FileOutput extends OpenOutput {
       folder.close();
       throw ioError(name, 'create it', error);
     }
+    this.#durable = !isScratch(name);
     this.#folder = folder;
     this.#temporary = temporary;
     unfinished(temporary);
+  }
+
+  protected override syncAhead(written: number): void {
+    if (this.#durable) super.syncAhead(written);
   }
 
   /**
@@ -413,6 +419,7 @@ export class FileOutput extends OpenOutput {
     await this.settle();
     if (this.#end > this.length) fs.ftruncateSync(this.fd, this.length);
     try {
+      if (!this.#durable) return this.#close();
       await new Promise<void>((resolve, reject) => {
         fs.fsync(this.fd, (error) => (error ? reject(error) : resolve()));
       });
@@ -441,7 +448,7 @@ export class FileOutput extends OpenOutput {
       throw error;
     }
     noLongerUnfinished(this.#temporary);
-    this.#folder.sync();
+    if (this.#durable) this.#folder.sync();
     this.#folder.close();
   }
 

@@ -46,6 +46,24 @@ export function removeLeft(folder: Folder, target: string): void {
   }
 }
 
+/** Folders whose files are of no use after this run. */
+const scratch = new Set<string>();
+
+/** What is written in `folder` need not reach the disk, until {@link noLongerScratch}. */
+export function scratchFolder(folder: string): void {
+  scratch.add(`${folder}/`);
+}
+
+/** The folder is gone. */
+export function noLongerScratch(folder: string): void {
+  scratch.delete(`${folder}/`);
+}
+
+/** Whether `file` is in a {@link scratchFolder}. */
+export function isScratch(file: string): boolean {
+  return [...scratch].some((folder) => file.startsWith(folder));
+}
+
 function isAlive(pid: number): boolean {
   try {
     return process.kill(pid, 0);

@@ -4,7 +4,7 @@ import * as path from 'node:path';
 import { ioError } from '../errors.js';
 import { Folder } from '../io/place.js';
 import { spoolFolder } from '../io/spool.js';
-import { removeLeft, temporaryName } from '../io/temporary.js';
+import { noLongerScratch, removeLeft, scratchFolder, temporaryName } from '../io/temporary.js';
 import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
 
 /** A folder that is removed when it is closed, or when the process ends. */
@@ -32,11 +32,13 @@ export function privateFolder(): PrivateFolder {
     throw ioError(parent, 'make a folder in it', error);
   }
   unfinished(folder);
+  scratchFolder(folder);
   return {
     path: folder,
     close() {
       fs.rmSync(folder, { recursive: true, force: true });
       noLongerUnfinished(folder);
+      noLongerScratch(folder);
     },
   };
 }
