@@ -127,6 +127,14 @@ t.test('single images and their JSON', async (t) => {
   t.equal(run(['diff', 'dump/bpfmap-data.img', 'data.ndjson']).status, 0);
 });
 
+t.test('what is made only to be read is not brought to disk', async (t) => {
+  const told =
+    "const {fsync} = fs; fs.fsync = (...all) => { process.stderr.write('fsync\\n'); return fsync(...all); };";
+  const node = ['--import', `data:text/javascript,import fs from 'node:fs';${encodeURIComponent(told)}`];
+  t.equal(bpfimg(['show', 'document.json'], { cwd, node }).stderr, '');
+  t.match(bpfimg(['encode', 'document.json', '-D', 'synced'], { cwd, node }).stderr, /fsync/, 'a dump is');
+});
+
 t.test('info of a dump is a line for each image that decodes', async (t) => {
   const folder = run(['info', 'dump']);
   t.match(folder.stdout, /"image": "dump\/bpfmap-data.img"[^}]*"magic": "BPFMAP_DATA"[^}]*"count": 7/s);

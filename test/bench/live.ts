@@ -145,6 +145,53 @@ async function measureSize(
   }
 }
 
+/** Sources that are no dumps: a live map, an archive, a pipe. C is what the row says it is compared with. */
+export async function measureSources(folder: string, count: number, runs: number): Promise<LiveRow[]> {
+  const sys = await openSys(types);
+  const pins = bpffs();
+  const map = makeMap(sys, { name: '', type: 'hash', keySize: 16, valueSize: 64, count });
+  try {
+    const pin = path.join(pins.folder, 'source');
+    map.pin(pin);
+    const [null_, dump, archive] = ['/dev/null', path.join(folder, 'whole'), path.join(folder, 'large.tar')];
+    const nothing = () => {};
+    const clear = () => fs.rmSync(dump, { recursive: true, force: true });
+    const tool = () => run(['bpftool', '-j', 'map', 'dump', 'pinned', pin], undefined, null_);
+    const reading = (command: string) =>
+      inPairs(Math.min(runs, 3), nothing, () => run([BPFIMG, command, `pinned:${pin}`], undefined, null_), tool);
+    const [shown, decoded] = [await reading('show'), await reading('decode')];
+    const shell = `"${BPFIMG}" capture --pinned "${pin}" -o - 2>/dev/null | cat >/dev/null`;
+    const piped = await inPairs(
+      runs,
+      clear,
+      () => run(['bash', '-c', shell], undefined, null_),
+      () => {
+        clear();
+        return run([BPFIMG, 'capture', '--pinned', pin, '-D', dump], undefined, null_);
+      },
+    );
+    // The memory of a process, which nobody reads here.
+    fs.writeFileSync(path.join(dump, 'pages-1.img'), '');
+    fs.truncateSync(path.join(dump, 'pages-1.img'), 1024 ** 3);
+    spawnSync('tar', ['-C', dump, '-cf', archive, '.']);
+    const listed = await inPairs(
+      runs,
+      nothing,
+      () => run([BPFIMG, 'list', archive], undefined, null_),
+      () => run(['node', '-e', '0'], undefined, null_),
+    );
+    return [
+      { work: '`show pinned:PATH` (`bpftool -j map dump`)', ...shown },
+      { work: '`decode pinned:PATH` (the same)', ...decoded },
+      { work: '`capture -o -` into a pipe (`capture -D`)', ...piped },
+      { work: '`list` of a tar of 1 GiB (`node -e 0`)', ...listed },
+    ];
+  } finally {
+    map.close();
+    pins.remove();
+  }
+}
+
 /** Lets the kernel free maps of before, which it does on a thread of its own, and write back what was written. */
 function rest(): Promise<void> {
   spawnSync('sync');
