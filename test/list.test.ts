@@ -360,7 +360,8 @@ t.test('without privilege: what can be seen, and a line about the rest', { skip 
     const [unseen, names] = JSON.parse(stdout) as [{ ids: boolean; processes: number }, string[]];
     t.match(unseen, { ids: true, types: 0 });
     t.ok(unseen.processes > 0);
-    t.same(names, ['seen']);
+    // Pins of other tests can be seen too.
+    t.ok(names.includes('seen') && !names.includes('unseen'), names.join());
   } finally {
     await holder.stop();
   }
