@@ -144,10 +144,10 @@ t.test('values of cgroups come back by the path', { skip: skipCgroups }, async (
       /cgroup \/(\.\.\/){4}tmp, which does not exist here/,
     ],
     [document.replace(/"references":\[.*?\],?/, ''), /cgroup \d+, whose path is unknown/],
-    [short, /its 2 items have 16 bytes of keys and 8 of values, expected 8 and 8 bytes each/],
+    [short, /it has 16 bytes of keys and 8 of values for 2 items, expected 8 and 8 bytes each/],
     [
       bytes.replaceAll(/"key":"(\w{8})\w{8}"/g, '"key":"$1"').replace('"data_key_size":8,', ''),
-      /its 2 items have 8 bytes of keys and 16 of values, expected 8 and 8 bytes each/,
+      /it has 8 bytes of keys and 16 of values for 2 items, expected 8 and 8 bytes each/,
     ],
   ] as const) {
     const edited = `${here.dump}-edited`;
