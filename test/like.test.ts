@@ -5,7 +5,7 @@ import * as path from 'node:path';
 import t from 'tap';
 import { BpfMap } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
-import { bpfimg, shell } from './helpers/command.js';
+import { bpfimg, shell, TOP } from './helpers/command.js';
 import { bpffs, bpftool, skipWithoutBpftool, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { required } from './helpers/needs.js';
 import { types } from './helpers/types.js';
@@ -253,6 +253,10 @@ t.test('two old keys that become one', { skip }, async (t) => {
   t.match(same.stderr, /2 keys become 1: .*; --on-collision last/);
   t.notOk(fs.existsSync(path.join(folder, 'same/m')));
   t.equal(run('last', [item(1, 1, 5), item(1, 2, 6)], '--on-collision', 'last').status, 0);
+  const into = (...more: string[]) =>
+    bpfimg(['replay', source, '--into', `pinned:${folder}/last`, '--drop', 'zone', ...more]);
+  t.match(into().stderr, /two of its keys may become one; --on-collision last/);
+  t.equal(into('--on-collision', 'last').status, 0);
   const got = JSON.parse(bpfimg(['decode', `pinned:${folder}/last`]).stdout).maps[0];
   t.strictSame(got.items, [{ key: { addr: 1 }, value: { n: 6 } }]);
 });
@@ -433,6 +437,13 @@ t.test('an object file is a source', { skip: clang ? false : 'needs clang' }, as
   t.equal(bpfimg(['diff', file, file]).status, 0);
   fs.writeFileSync(path.join(base, 'cut.o'), fs.readFileSync(file).subarray(0, 300));
   t.match(bpfimg(['show', path.join(base, 'cut.o')]).stderr, /^bpfimg: [^\n]+cut\.o: ELF: [^\n]+\n$/);
+  const swapped = fs.readFileSync(path.join(TOP, 'fixtures/btf/values.eb.o'));
+  fs.writeFileSync(path.join(base, 'big.o'), swapped);
+  t.match(
+    bpfimg(['show', path.join(base, 'big.o')]).stderr,
+    /its types are big-endian/,
+    'not read the wrong way round',
+  );
   const none = compile(base, 'none.o', 'int f(void) { return 0; }');
   t.match(bpfimg(['show', none]).stderr, /none\.o: /);
 });

@@ -293,6 +293,9 @@ t.test('a dump as a stream: captured into an archive, replayed from a pipe', { s
   }
 });
 
+/** What a command prints, without the holders of maps: other tests look at pins, and hold their maps meanwhile. */
+const unheld = ({ stdout }: Ran) => stdout.replace(/"fds":\[.*?\]|( *\d+\([^()]*\):[\d,]+)+/g, '');
+
 t.test('what bpftool prints', { skip: skip || skipWithoutBpftool() }, async (t) => {
   const sys = await openSys(types);
   const { folder, remove } = bpffs();
@@ -311,8 +314,8 @@ t.test('what bpftool prints', { skip: skip || skipWithoutBpftool() }, async (t) 
     const like = ['--like', pin];
     t.equal(run(['diff', file, pin, ...like]).status, 0, name);
     const shown = run(['show', '-', ...like], file);
-    t.equal(shown.stdout, run(['show', pin]).stdout);
-    t.equal(run(['decode', file, ...like]).stdout, run(['decode', pin]).stdout);
+    t.equal(unheld(shown), unheld(run(['show', pin])));
+    t.equal(unheld(run(['decode', file, ...like])), unheld(run(['decode', pin])));
     t.equal(run(['verify', file, ...like]).stdout, 'sound\n');
     const made = run(['replay', file, ...like, '--pin', path.join(folder, 'made')]);
     t.equal(made.status, 0, made.stderr);
@@ -339,6 +342,11 @@ t.test('what bpftool prints', { skip: skip || skipWithoutBpftool() }, async (t) 
   const unused = run(['show', 'dump', '--like', 'id:1']);
   t.equal(unused.status, 2);
   t.match(unused.stderr, /^bpfimg: --like id:1: it is for sources that `bpftool -j map dump` has printed/);
+  t.match(
+    run(['show', 'text.json', '--like', 'dump/files.img']).stderr,
+    /found an image without the others of its dump/,
+  );
+  t.match(run(['show', 'text.json', '--like', '-']).stderr, /^bpfimg: --like -: standard input is the source/);
   t.match(run(['show', 'text.json', '--like', 'dump']).stderr, /--like dump: found 6 maps, expected one/);
 });
 

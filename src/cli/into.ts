@@ -32,7 +32,7 @@ export interface IntoArguments {
   readonly backup?: string | undefined;
   readonly percpu?: CpuFold | undefined;
   /** How keys and values of other types become those of the maps that exist. */
-  readonly migration: Pick<ReshapeOptions, 'rename' | 'drop' | 'set' | 'lossy' | 'extendZero'>;
+  readonly migration: Pick<ReshapeOptions, 'rename' | 'drop' | 'set' | 'lossy' | 'extendZero' | 'onCollision'>;
 }
 
 /** A row for people and programs. */
@@ -174,7 +174,11 @@ async function likeTargets(
   const options = { ...migration, pairs, onlyPairs: true, perCpu: percpu, cpus: sys.cpus };
   // Those without a target are left out, and have been told.
   const reshaped = await reshape(dump, plans, { dump: model, name: into }, types, options, () => {});
-  for (const { reshaped: how, items } of reshaped) {
+  for (const { reshaped: how, items, subject } of reshaped) {
+    if (how?.merges === true) {
+      const what = 'two of its keys may become one; --on-collision last lets the last item win';
+      throw new BpfimgError('conflict', what, { subject });
+    }
     if (how?.mayLose === true && migration.lossy !== true) await countLosses(items);
   }
   return reshaped;

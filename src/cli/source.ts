@@ -50,6 +50,9 @@ export class Sources {
       types: () => this.types(),
       like: () => {
         this.#likeUsed = true;
+        if (options.like === DASH) {
+          throw new BpfimgError('usage', 'standard input is the source: name a file', { subject: '--like -' });
+        }
         return options.like;
       },
       sys: async (types) => sys ?? (await import('../kernel/sys.js')).openSys(types),
@@ -100,6 +103,8 @@ export class Sources {
 
   /** Opens what `text` names to see what its maps are, without their items and without a word about them. */
   openBare(text: string): Promise<Source> {
+    if (text === DASH)
+      throw new BpfimgError('usage', 'standard input is the source: name a file', { subject: '--like -' });
     return openSource(text, { ...this.#host, bare: true });
   }
 

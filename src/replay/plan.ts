@@ -168,6 +168,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
     }
   }
   const spec = mapSpec(file, types, maxEntries);
+  if (file.map_name.length > NAME_MOST) notes.push(`its name is cut off after ${NAME_MOST} bytes, as loaders do`);
   if (file.map_name.includes('\0')) lacks.push('its name is cut off at a NUL byte');
   const items = itemSource(dump, map, file, types, options, bad);
   if (types.row(file.map_type) === undefined) lacks.push(STRANGE);

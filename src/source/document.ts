@@ -81,9 +81,10 @@ async function bpftoolDocument(input: Input, host: SourceHost): Promise<Source> 
   if (named === undefined) return imageDocument(input, (text, out) => encodeBpftool(text, 0, out));
   const like = await openSource(named, { ...host, like: () => undefined });
   try {
+    if (like.kind === 'image') throw notOneMap(like, 'an image without the others of its dump');
     const mapId = await onlyMap(like);
     const items = await imageDocument(input, (text, out) => encodeBpftool(text, mapId, out));
-    return withItems(like as DumpSource, items);
+    return withItems(like, items);
   } catch (error) {
     like.close();
     throw error;
@@ -91,18 +92,21 @@ async function bpftoolDocument(input: Input, host: SourceHost): Promise<Source> 
 }
 
 /** The id of the map in a dump with one map. */
-async function onlyMap(like: Source): Promise<number> {
+async function onlyMap(like: DumpSource): Promise<number> {
   const dump = await mapsOf(like);
   try {
     const [map] = dump.maps;
     if (map !== undefined && dump.maps.length === 1 && map.files.length > 0) return map.mapId;
-    const found = like.kind === 'image' ? 'the image of a dump alone' : `${dump.maps.length} maps`;
-    throw new BpfimgError('usage', `found ${found}, expected one map, such as pinned:PATH or id:N`, {
-      subject: `--like ${like.name}`,
-    });
+    throw notOneMap(like, `${dump.maps.length} maps`);
   } finally {
     dump.close();
   }
+}
+
+function notOneMap({ name }: Source, found: string): BpfimgError {
+  return new BpfimgError('usage', `found ${found}, expected one map, such as pinned:PATH or id:N`, {
+    subject: `--like ${name}`,
+  });
 }
 
 /** A dump of one map with other items. Owns both. */

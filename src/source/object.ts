@@ -33,6 +33,8 @@ export async function openObject(given: Input, host: SourceHost): Promise<DumpSo
   }
   const { name } = given;
   const { btf, maps } = readBtfFile(bytes, { name });
+  // Its values would be read the wrong way round, and the kernel refuses its types.
+  btf.checkByteOrder();
   if (maps.length === 0) throw new BpfimgError('notFound', 'it defines no maps', { subject: name });
   const types = await host.types();
   const program = name.replace(/^.*\//, '').replace(/\..*$/s, '');

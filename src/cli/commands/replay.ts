@@ -163,8 +163,8 @@ async function replaySource(
   try {
     if (args.into !== undefined) {
       const { INTO_COLUMNS, replayIntoMaps } = await import('../into.js');
-      const { into, mode = 'upsert', lossy, extendZero } = args;
-      const migration = { ...migrationOptions(args), lossy, extendZero };
+      const { into, mode = 'upsert', lossy, extendZero, onCollision } = args;
+      const migration = { ...migrationOptions(args), lossy, extendZero, onCollision };
       const { lines, exit } = await replayIntoMaps(dump, types, kernel, { ...args, into, mode, migration }, io);
       if (lines.length > 0) {
         const [rows, cells] = [lines.map(({ members }) => members), lines.map((one) => one.cells)];
