@@ -231,7 +231,7 @@ t.test('killed at every step: each name leads to the old or the new map', async 
 t.test('a signal half-way', async (t) => {
   const { pins, dump } = seeded(t);
   const before = idsIn(pins);
-  let undone = 0;
+  let interrupted = 0;
   for (let at = 0; ; at++) {
     const env = { ...process.env, KILL_AT: String(at), KILL_WITH: 'SIGTERM' };
     const words = ['--require', KILLER, BPFIMG, 'replay', dump, '--pin', pins, '--swap'];
@@ -240,16 +240,10 @@ t.test('a signal half-way', async (t) => {
       t.equal(status, 0);
       break;
     }
-    const now = idsIn(pins);
-    if (now.a === before.a) undone++;
-    else {
-      // The signal came when all was done.
-      for (const name of NAMES) t.equal(now[`${name}-swap-old`], before[name]);
-      ran(['swap', 'rollback', pins]);
-    }
     t.same(idsIn(pins), before, `at change ${at}`);
+    interrupted++;
   }
-  t.ok(undone > 0, `${undone} times`);
+  t.ok(interrupted >= 2 * NAMES.length, `${interrupted} times`);
 });
 
 t.test('--pin-back pins where the maps had been', async (t) => {

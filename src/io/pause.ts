@@ -11,3 +11,9 @@ export function pause(): Promise<void> | undefined {
   last = now;
   return new Promise((resolve) => setImmediate(resolve));
 }
+
+/** Waits until signals that have come so far are handled. */
+export async function signalsHandled(): Promise<void> {
+  // The first turn may be the rest of one that looked for signals before they came.
+  for (let turns = 2; turns > 0; turns--) await new Promise((resolve) => setImmediate(resolve));
+}

@@ -3,7 +3,7 @@
  * everything that this run created is removed.
  */
 import { BpfimgError } from '../errors.js';
-import { pause } from '../io/pause.js';
+import { pause, signalsHandled } from '../io/pause.js';
 import { KernelError } from '../kernel/error.js';
 import { BpfMap, type MapSpec } from '../kernel/map.js';
 import { type Available, memoryAvailable } from '../kernel/memory.js';
@@ -129,6 +129,8 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
       return { plan, map, report, pins: made?.pins ?? [], replaced: made?.replaced ?? [] };
     });
     pins?.exchange();
+    // Pinning waits for nothing: whoever interrupts it must not find that all was done.
+    await signalsHandled();
     await options.done?.(fresh);
     pins?.keep();
     return fresh;
