@@ -122,7 +122,7 @@ export {
   type FormSource,
 } from './json/decode.js';
 export { encodeImage } from './json/encode.js';
-export type { ItemForms, JsonForm, MapForms } from './json/items.js';
+export type { ItemForms, JsonForm, MapForms } from './json/forms.js';
 export { JsonReader, type Origin, type Sum } from './json/reader.js';
 export type { NamedTypes } from './json/types.js';
 export type {

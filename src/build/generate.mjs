@@ -88,11 +88,28 @@ function messageType([name, fields]) {
   return `export type ${typeName(name)} = {\n${members.join('')}  $raw?: string;\n};\n`;
 }
 
+/** A field as the call that makes it: `required(1, 'id', 'uint32')`. */
+function fieldCall({ no, name, type, label, ...more }) {
+  const rest = Object.keys(more).length === 0 ? '' : `, ${JSON.stringify(more)}`;
+  return `${label}(${no}, '${name}', '${type}'${rest})`;
+}
+
 write(
   'src/image/schema.gen.ts',
   `// Made from images/ by src/build/generate.mjs. Do not edit.
 import type { MessageField } from './message.js';
 import type { KindRow } from './kinds.js';
+
+const field =
+  (label: MessageField['label']) =>
+  (no: number, name: string, type: string, more?: Pick<MessageField, 'of' | 'packed' | 'show'>): MessageField => ({
+    no,
+    name,
+    type,
+    label,
+    ...more,
+  });
+const [required, optional, repeated] = [field('required'), field('optional'), field('repeated')];
 
 ${Object.entries(messages).map(messageType).join('\n')}
 /** The message of an entry of each kind of image. */
@@ -102,15 +119,19 @@ ${kinds.decoded.map(({ name, message }) => `  ${name}: ${typeName(message)};\n`)
 export const kinds: Readonly<Record<keyof KindMessages, KindRow>> = {
 ${kinds.decoded.map(({ name, magic, ...row }) => `  ${name}: ${JSON.stringify({ magic: Number(magic), ...row })},\n`).join('')}};
 
-export const otherKinds: readonly { readonly name: string; readonly magic: number; readonly crit?: false }[] = [
+export const otherKinds = (): readonly { readonly name: string; readonly magic: number; readonly crit?: false }[] => [
 ${kinds.others.map((row) => `  ${JSON.stringify({ ...row, magic: Number(row.magic) })},\n`).join('')}];
 
-export const messages: Readonly<Record<string, readonly MessageField[]>> = {
+// Functions, because a command needs few of them.
+export const messages: Readonly<Record<string, () => readonly MessageField[]>> = {
 ${Object.entries(messages)
-  .map(([name, fields]) => `  ${name}: [\n${fields.map((field) => `    ${JSON.stringify(field)},\n`).join('')}  ],\n`)
+  .map(([name, fields]) => `  ${name}: () => [\n${fields.map((field) => `    ${fieldCall(field)},\n`).join('')}  ],\n`)
   .join('')}};
 
-export const enums: Readonly<Record<string, Readonly<Record<string, number>>>> = ${JSON.stringify(enums, null, 2)};
+export const enums: Readonly<Record<string, () => Readonly<Record<string, number>>>> = {
+${Object.entries(enums)
+  .map(([name, values]) => `  ${name}: () => (${JSON.stringify(values)}),\n`)
+  .join('')}};
 `,
 );
 

@@ -7,7 +7,7 @@ import { mapName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
-import { FORM_MOST, formsThatFit, type ItemForms, type JsonForm } from '../json/items.js';
+import { FORM_MOST, formsThatFit, type ItemForms, type JsonForm } from '../json/forms.js';
 import { COMPACT, print } from '../json/print.js';
 import { flagWords, type MapTypes } from '../maptype.js';
 import { type Colours, DUMP_WIDTH, hexGroups, nameText, plural } from '../render.js';

@@ -1,6 +1,6 @@
 /** Items of known types for people: a column a member, what is nested folded. */
 import { hex } from '../bytes.js';
-import type { JsonForm } from '../json/items.js';
+import type { JsonForm } from '../json/forms.js';
 import { COMPACT, print } from '../json/print.js';
 import { type Colours, hexGroups } from '../render.js';
 import type { Json } from '../value.js';

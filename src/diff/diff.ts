@@ -7,7 +7,7 @@ import { type Dump, type DumpMap, dataShape, type MapData } from '../dump/model.
 import type { TypeFinder } from '../dump/types.js';
 import type { Input } from '../io/input.js';
 import { equalBytes } from '../io/stream.js';
-import type { ItemShape } from '../json/items.js';
+import type { ItemShape } from '../json/forms.js';
 import { isBare, type MapTypes, reportText } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
 import { ItemDifferences } from './differences.js';

@@ -4,7 +4,7 @@ import type { Dump, DumpMap } from '../dump/model.js';
 import type { TypeFinder } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor } from '../io/input.js';
-import { formsThatFit, type ItemForms } from '../json/items.js';
+import { formsThatFit, type ItemForms } from '../json/forms.js';
 import type { MapTypes } from '../maptype.js';
 import { type AttributeChange, isDifferent, MapComparison, type MapDifference, type SideItems } from './diff.js';
 import { pairMaps } from './pairs.js';

@@ -3,7 +3,7 @@
 import type { Dump, DumpMap } from '../dump/model.js';
 import { mapName } from '../dump/select.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
-import { itemShape } from '../json/items.js';
+import { itemShape } from '../json/forms.js';
 
 /** A map in two dumps, or in one of them. */
 export type MapPair =

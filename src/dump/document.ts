@@ -4,15 +4,8 @@ import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { type DocumentBtfObject, leftOutText, writeBase64, writeBtf } from '../json/decode.js';
 import { MAPS_FORMAT } from '../json/encode.js';
-import {
-  ITEM_COMPACT,
-  ItemCursors,
-  type ItemForms,
-  type ItemShape,
-  itemIndented,
-  type MapForms,
-  writeItems,
-} from '../json/items.js';
+import type { ItemForms, ItemShape, MapForms } from '../json/forms.js';
+import { ITEM_COMPACT, ItemCursors, itemIndented, writeItems } from '../json/items.js';
 import { COMPACT, PRETTY, print, type Style } from '../json/print.js';
 import type { MapTypes, TypeFacts } from '../maptype.js';
 import type { JsonObject } from '../value.js';

@@ -5,7 +5,6 @@
  * files of one map are one map here, although CRIU writes its data once for each of them.
  */
 
-import { BTF_MAX } from '../btf/btf.js';
 import { roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import {
@@ -32,7 +31,7 @@ import type {
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { equalBytes } from '../io/stream.js';
-import { type ItemShape, itemShape } from '../json/items.js';
+import { type ItemShape, itemShape } from '../json/forms.js';
 import type { MapType, MapTypes } from '../maptype.js';
 import type { JsonObject } from '../value.js';
 import { type DumpFiles, folderFiles } from './files.js';
@@ -523,6 +522,7 @@ class DumpBuilder {
   /** Owns `input`. */
   async btfImage(input: Input, name: string): Promise<void> {
     this.#inputs.push(input);
+    const { BTF_MAX } = await import('../btf/btf.js');
     await this.read(input, name, BPFMAP_BTF, ({ index, message, extraAt, extraSize }) => {
       const id = message.btf_id;
       if (extraSize > BTF_MAX) {

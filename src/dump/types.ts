@@ -11,7 +11,7 @@ import { valueCodec } from '../btf/values.js';
 import { BpfimgError } from '../errors.js';
 import { openFile } from '../io/input.js';
 import type { DocumentBtfObject, FormSource } from '../json/decode.js';
-import { FORM_MOST, itemShape, type MapForms } from '../json/items.js';
+import { FORM_MOST, itemShape, type MapForms } from '../json/forms.js';
 import { type NamedTypes, namedForms } from '../json/types.js';
 import { type KnownTypes, type TypeFacts, typesRefused } from '../maptype.js';
 import type { DocumentForms } from './document.js';

@@ -72,17 +72,17 @@ export function kindOfName(name: string): ImageKind | undefined {
 
 /** Whether crit (4.1.1) decodes images of a kind that bpfimg does not. */
 export function critDecodes(name: string): boolean {
-  return otherKinds.find((one) => one.name === name)?.crit !== false;
+  return otherKinds().find((one) => one.name === name)?.crit !== false;
 }
 
 /** Name of a kind that CRIU has but bpfimg does not decode; undefined for an unknown magic. */
 export function foreignKind(magic: number): string | undefined {
-  return otherKinds.find((one) => one.magic === magic)?.name;
+  return otherKinds().find((one) => one.magic === magic)?.name;
 }
 
 /** Magic of a kind that bpfimg does not decode, by its name. */
 export function magicOf(name: string): number | undefined {
-  return otherKinds.find((one) => one.name === name)?.magic;
+  return otherKinds().find((one) => one.name === name)?.magic;
 }
 
 /** Sorted names of all kinds, for messages and schemas. */

@@ -24,14 +24,20 @@ export interface MessageField {
   readonly show?: FieldDisplay;
 }
 
+const known = new Map<string, readonly MessageField[]>();
+
 /** The fields of message `name`, in ascending number. */
 export function messageFields(name: string): readonly MessageField[] {
-  const fields = messages[name];
-  if (fields === undefined) throw new Error(`no message ${name} in images/*.proto`);
+  let fields = known.get(name);
+  if (fields === undefined) {
+    fields = messages[name]?.();
+    if (fields === undefined) throw new Error(`no message ${name} in images/*.proto`);
+    known.set(name, fields);
+  }
   return fields;
 }
 
 /** The values of enum `name`. */
 export function enumOf(name: string): Readonly<Record<string, number>> {
-  return enums[name] ?? {};
+  return enums[name]?.() ?? {};
 }

@@ -10,16 +10,8 @@ import type { Cursor, Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import type { JsonObject } from '../value.js';
-import {
-  type DataEntry,
-  ITEM_COMPACT,
-  ItemCursors,
-  type ItemShape,
-  itemIndented,
-  itemShape,
-  type MapForms,
-  writeItems,
-} from './items.js';
+import { type ItemShape, itemShape, type MapForms } from './forms.js';
+import { type DataEntry, ITEM_COMPACT, ItemCursors, itemIndented, writeItems } from './items.js';
 import { COMPACT, PYTHON, PYTHON_PRETTY, print, printTo, type Style } from './print.js';
 
 export type Dialect = 'items' | 'crit' | 'ndjson';

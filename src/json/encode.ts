@@ -26,7 +26,8 @@ import { Spool } from '../io/spool.js';
 import { copyInput } from '../io/stream.js';
 import type { Json, JsonObject } from '../value.js';
 import { check } from './check.js';
-import { type ExpectedItems, type ItemForms, ItemReader, type ReadItems } from './items.js';
+import type { ItemForms } from './forms.js';
+import { type ExpectedItems, ItemReader, type ReadItems } from './items.js';
 import { JsonReader, type Origin, Sum } from './reader.js';
 import type { DocumentTypes } from './types.js';
 

@@ -1,7 +1,8 @@
 /** Values of maps of maps: the id of an inner map. */
 import { PointerError } from '../errors.js';
 import type { Json } from '../value.js';
-import { itemBytes, type JsonForm } from './items.js';
+import type { JsonForm } from './forms.js';
+import { itemBytes } from './items.js';
 
 const SIZE = 4;
 

@@ -9,7 +9,8 @@ import { Cursor } from '../io/input.js';
 import { Spool } from '../io/spool.js';
 import type { Json, JsonObject } from '../value.js';
 import { check } from './check.js';
-import { FORM_MOST, type ItemForms, itemBytes, type JsonForm, type MapForms } from './items.js';
+import { FORM_MOST, type ItemForms, type JsonForm, type MapForms } from './forms.js';
+import { itemBytes } from './items.js';
 import { type JsonReader, Sum } from './reader.js';
 
 /**

@@ -25,7 +25,6 @@ import { isBare, isImageItem, type MapTypes, reportText } from '../maptype.js';
 import type { Model } from '../replay/reshape.js';
 import type { JsonObject } from '../value.js';
 import { imageProblems } from './processes.js';
-import { reuseFinding } from './reuse.js';
 
 /** Codes of findings. `error` means that a restore fails, or restores something different. */
 export const FINDINGS = {
@@ -181,6 +180,7 @@ export class Verifier {
 
   /** Examines whether maps that are like those of `model` could take the place of the dump's. */
   async compare(dump: Dump, model: Model, cpus: number): Promise<void> {
+    const { reuseFinding } = await import('./reuse.js');
     for (const map of dump.maps) {
       const found = await reuseFinding(dump, map, model, this.types, cpus);
       const image = dump.names.bpfmapFile;

@@ -4,7 +4,7 @@ import type { DocumentForms } from '../../dump/document.js';
 import type { Dump, DumpMap } from '../../dump/model.js';
 import { mapName, mapsNamed } from '../../dump/select.js';
 import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine } from '../../errors.js';
-import type { ItemForms } from '../../json/items.js';
+import type { ItemForms } from '../../json/forms.js';
 import { mapIdForm } from '../../json/map-id.js';
 import type { Sys } from '../../kernel/sys.js';
 import type { MapTypes } from '../../maptype.js';

@@ -1,5 +1,5 @@
 import { roundUp8, viewOf } from '../../bytes.js';
-import { type DocumentForms, writeDocument } from '../../dump/document.js';
+import type { DocumentForms } from '../../dump/document.js';
 import { type Dump, type DumpMap, dataShape, type MapData } from '../../dump/model.js';
 import { mapName, selectMaps } from '../../dump/select.js';
 import { BpfimgError } from '../../errors.js';
@@ -7,8 +7,7 @@ import { ImageReader } from '../../image/reader.js';
 import type { BpfmapFileEntry } from '../../image/schema.gen.js';
 import { Cursor, type Input } from '../../io/input.js';
 import type { Output } from '../../io/output.js';
-import { decodeImage } from '../../json/decode.js';
-import { formsThatFit, type ItemForms, type ItemShape } from '../../json/items.js';
+import { formsThatFit, type ItemForms, type ItemShape } from '../../json/forms.js';
 import { flagWords, type MapTypes, mapFlagNames } from '../../maptype.js';
 import {
   asciiText,
@@ -101,6 +100,7 @@ async function run(args: ShowArguments, io: Io): Promise<void> {
 
 /** An image without maps: what crit's show prints. */
 async function showImage(input: Input, io: Io): Promise<void> {
+  const { decodeImage } = await import('../../json/decode.js');
   const reader = await ImageReader.open(input);
   await written(undefined, io, async (out) => {
     await decodeImage(reader, out, { dialect: 'crit', pretty: true, noPayload: true });
@@ -115,6 +115,7 @@ async function showDump(dump: Dump, types: MapTypes, args: ShowArguments, io: Io
     const forms = args.raw ? undefined : await documentForms(await typeFinder(dump, types, args), maps, io);
     await written(undefined, io, async (out) => {
       if (args.json) {
+        const { writeDocument } = await import('../../dump/document.js');
         await writeDocument(dump, maps, types, out, {
           lines: false,
           pretty: false,

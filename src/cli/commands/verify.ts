@@ -1,7 +1,6 @@
 import type { Dump } from '../../dump/model.js';
 import { EXIT } from '../../errors.js';
 import { COMPACT, print } from '../../json/print.js';
-import { possibleCpus } from '../../kernel/proc.js';
 import { colours, nameText, plural } from '../../render.js';
 import { mapsOf, openMaps, type Source } from '../../source/source.js';
 import type { JsonObject } from '../../value.js';
@@ -78,6 +77,7 @@ async function verified(args: VerifyArguments, io: Io): Promise<Verifier> {
 
 /** Compares the maps with those of `like`. */
 async function compare(verifier: Verifier, dump: Dump, like: Source): Promise<void> {
+  const { possibleCpus } = await import('../../kernel/proc.js');
   const model = await mapsOf(like);
   try {
     await verifier.compare(dump, { dump: model, name: like.name }, possibleCpus());
