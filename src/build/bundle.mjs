@@ -25,6 +25,8 @@ const parts = {
     virtual('launcher', () => ({
       contents: 'export const importModule = REQUIRE.importModule ?? ((url) => import(url));',
     }));
+    onResolve({ filter: /^node:module$/ }, ({ path: name }) => ({ path: name, namespace: 'absent' }));
+    virtual('absent', () => ({ contents: 'export const createRequire = undefined;' })); // yargs-parser reads no files
     onResolve({ filter: /^(koffi|@bokuweb\/zstd-wasm)$/ }, ({ path: name }) => ({ path: name, namespace: 'package' }));
     virtual('package', ({ path: name }) => ({ contents: `export default REQUIRE('${name}');` }));
     onResolve({ filter: /^/ }, ({ path: name, kind }) =>

@@ -49,22 +49,28 @@ const wrapped = (text) => `(function (exports, require, module, __filename, __di
 function readKept() {
   const file = fs.openSync(cache);
   try {
-    const size = fs.fstatSync(file).size / 2;
-    const whole = Buffer.allocUnsafeSlow(size);
+    const half = fs.fstatSync(file).size / 2;
     const again = Buffer.allocUnsafeSlow(32768);
-    fs.readSync(file, whole, 0, size, 0);
-    for (let at = 0; at < size; at += again.length) {
-      const length = Math.min(again.length, size - at);
-      fs.readSync(file, again, 0, length, size + at);
-      if (again.compare(whole, at, at + length, 0, length) !== 0) return;
-    }
-    const [names, codes] = [whole.readUInt32LE(0), whole.readUInt32LE(4)];
+    fs.readSync(file, again, 0, 8, 0);
+    const [names, codes] = [again.readUInt32LE(0), again.readUInt32LE(4)];
+    // Twice the same memory, for touching more costs most.
+    const memory = Buffer.allocUnsafeSlow(Math.max(codes, half - codes));
+    const read = (from, to) => {
+      fs.readSync(file, memory, 0, to - from, from);
+      for (let at = 0; at < to - from; at += again.length) {
+        const length = Math.min(again.length, to - from - at);
+        fs.readSync(file, again, 0, length, half + from + at);
+        if (again.compare(memory, at, at + length, 0, length) !== 0) throw new Error('damaged');
+      }
+    };
+    read(codes, half);
     // One long string and pieces of it: short ones V8 would copy when it collects garbage.
-    const texts = whole.latin1Slice(codes);
+    const texts = memory.latin1Slice(0, half - codes);
+    read(0, codes);
     let [code, text] = [names, 0];
-    for (const [name, codeLength, textLength] of JSON.parse(whole.latin1Slice(8, names))) {
+    for (const [name, codeLength, textLength] of JSON.parse(memory.latin1Slice(8, names))) {
       kept[name] = {
-        code: whole.subarray(code, code + codeLength),
+        code: memory.subarray(code, code + codeLength),
         text: texts.slice(text, text + textLength),
       };
       code += padded(codeLength);

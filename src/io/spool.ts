@@ -3,7 +3,6 @@
  * file if they are many, so that memory use stays flat.
  */
 import * as fs from 'node:fs';
-import * as os from 'node:os';
 import { ioError } from '../errors.js';
 import { bufferInput, Cursor, fileInput, type Input } from './input.js';
 import { Output } from './output.js';
@@ -14,7 +13,7 @@ const IN_MEMORY = 4 * 1024 * 1024;
 
 /** Folder of large temporary files: TMPDIR if set; else /var/tmp, because /tmp is often in memory. */
 export function spoolFolder(): string {
-  return process.env.TMPDIR ?? (fs.existsSync('/var/tmp') ? '/var/tmp' : os.tmpdir());
+  return process.env.TMPDIR ?? (fs.existsSync('/var/tmp') ? '/var/tmp' : '/tmp');
 }
 
 /** A temporary file to write and then read. Once opened, it has no name in the file system. */
