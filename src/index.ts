@@ -194,7 +194,7 @@ export {
 export type { CpuFold } from './replay/items.js';
 export type { Losses } from './replay/migrated.js';
 export type { PinsOfMap } from './replay/pins.js';
-export { type PlannedMap, type PlanOptions, planMap, planMaps, type Reshaped } from './replay/plan.js';
+export { type Collisions, type PlannedMap, type PlanOptions, planMap, planMaps, type Reshaped } from './replay/plan.js';
 export { type FreshMap, type ReplayOptions, replay } from './replay/replay.js';
 export { type Model, type ReshapeOptions, reshape } from './replay/reshape.js';
 export type { Replaced } from './replay/swap.js';

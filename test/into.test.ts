@@ -377,7 +377,7 @@ t.test('sum: counters of each size, and integer members where there are types', 
   }
   const odd = make({ valueSize: 7 });
   const refused = await into(dumpOf(folder, { id: 7, ...HASH, value: 7, items: [] }), `id:${odd.id}`, '--mode', 'sum');
-  t.match(refused.stderr, 'its values have 7 bytes and no types, so --mode sum does not know what their numbers are');
+  t.match(refused.stderr, 'its values have 7 bytes and no types, so which of them are numbers is unknown');
   odd.close();
 
   const writer = new BtfWriter();

@@ -231,11 +231,19 @@ t.test('what would be lost is an error, found by the dry run with the same count
   t.equal(bpfimg(['replay', source, '--dry-run', '--rename', 'x=y']).status, 2);
 });
 
+interface Typed {
+  readonly key: { readonly addr: number };
+  readonly value: { readonly n: number };
+}
+
+const range = <T>(from: number, to: number, make: (n: number) => T) =>
+  Array.from({ length: to - from }, (_, i) => make(from + i));
+
 t.test('two old keys that become one', { skip }, async (t) => {
   const { folder, remove } = bpffs();
   t.teardown(remove);
   const base = t.testdir();
-  const text = (members: string) => `struct k { ${members} };\n${hash('__u64 n;', 'struct k')}`;
+  const text = (members: string) => `struct k { ${members} };\n${hash('__u64 n;', 'struct k', 4000)}`;
   const before = compile(base, 'old.bpf.o', text('__u32 addr; __u32 zone;'));
   const after = compile(base, 'new.bpf.o', text('__u32 addr;'));
   const document = JSON.parse(bpfimg(['decode', before]).stdout);
@@ -259,6 +267,24 @@ t.test('two old keys that become one', { skip }, async (t) => {
   t.equal(into('--on-collision', 'last').status, 0);
   const got = JSON.parse(bpfimg(['decode', `pinned:${folder}/last`]).stdout).maps[0];
   t.strictSame(got.items, [{ key: { addr: 1 }, value: { n: 6 } }]);
+  // An item that was read twice is not added twice: its last reading counts.
+  const many = [
+    item(1, 1, 5),
+    item(1, 2, 6),
+    item(2, 9, 1),
+    item(1, 1, 8),
+    ...range(300, 3000, (n) => item(n % 7, n, 1)),
+  ];
+  const sums = new Map([
+    [1, 14],
+    [2, 1],
+  ]);
+  for (let n = 300; n < 3000; n++) sums.set(n % 7, (sums.get(n % 7) ?? 0) + 1);
+  const summed = run('sum', many, '--on-collision', 'sum');
+  t.equal(summed.status, 0, summed.stderr);
+  const { items } = JSON.parse(bpfimg(['decode', `pinned:${folder}/sum`]).stdout).maps[0];
+  t.strictSame(new Map(items.map(({ key, value }: Typed) => [key.addr, value.n])), new Map([...sums].sort()));
+  t.match(into('--on-collision', 'sum'), { status: 2, stderr: /--on-collision sum: it goes with fresh maps/ });
 });
 
 const COUNTER = (member: string, entries: number) => `

@@ -117,7 +117,10 @@ t.test('who still uses an old map', async (t) => {
   held.close();
   const [fd] = holder.fds;
   const { stdout, stderr } = ran(['replay', dump, '--pin', pins, '--swap', '--json']);
-  t.match(stderr, new RegExp(`old map ${holder.ids[0]} is kept at [^;]+; still used by ${holder.pid}\\(.*\\):${fd}\n`));
+  t.match(
+    stderr,
+    new RegExp(`old map ${holder.ids[0]} is kept at [^;]+; still used by ${holder.pid}\\(.*\\):${fd}, whose`),
+  );
   t.match(JSON.parse(stdout).maps[0].replaced, [
     {
       pin: `${pins}/a`,

@@ -175,7 +175,7 @@ async function likeTargets(
   // Those without a target are left out, and have been told.
   const reshaped = await reshape(dump, plans, { dump: model, name: into }, types, options, () => {});
   for (const { reshaped: how, items, subject } of reshaped) {
-    if (how?.merges === true) {
+    if (how?.collisions === 'error') {
       const what = 'two of its keys may become one; --on-collision last lets the last item win';
       throw new BpfimgError('conflict', what, { subject });
     }

@@ -5,7 +5,7 @@ import type { Sys } from '../kernel/sys.js';
 import type { MapTypes } from '../maptype.js';
 import type { MigrationOptions, MigrationStep } from '../migrate/migrate.js';
 import { type Colours, nameText, table } from '../render.js';
-import type { PlannedMap } from '../replay/plan.js';
+import type { Collisions, PlannedMap } from '../replay/plan.js';
 import { reshape } from '../replay/reshape.js';
 import { mapsOf, type Source } from '../source/source.js';
 import type { Json } from '../value.js';
@@ -25,9 +25,9 @@ export const reshapeOptions = {
   set: { ...members, describe: 'MEMBER=VALUE: the value of a new member, in JSON; zero by default' },
   lossy: { ...boolean, describe: 'migrate items even if part of them is lost' },
   'on-collision': {
-    choices: ['error', 'last'],
+    choices: ['error', 'last', 'sum'],
     default: 'error',
-    describe: 'what to do if two old keys become the same',
+    describe: 'if two old keys become the same: keep the last item, or add the values',
   },
   'extend-zero': { ...boolean, describe: 'put zeros behind keys and values without types, if the new ones are longer' },
 } as const;
@@ -41,7 +41,7 @@ export interface ReshapeArguments {
   readonly drop: readonly string[];
   readonly set: readonly string[];
   readonly lossy: boolean;
-  readonly onCollision?: 'error' | 'last' | undefined;
+  readonly onCollision?: Collisions | undefined;
   readonly extendZero: boolean;
   readonly maxEntries?: number | undefined;
   readonly percpu?: 'first' | 'sum' | 'spread' | undefined;

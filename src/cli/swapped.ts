@@ -43,7 +43,10 @@ export function replacedRows(sys: Sys, fresh: readonly FreshMap[]): ReplacedRow[
 export function replacedLines(rows: readonly ReplacedRow[]): string[] {
   return rows.map(({ pin, kept, map_id, programs, holders }) => {
     const users = [...programs.map(({ id, name }) => `program ${id} (${nameText(name)})`), ...fdsText(holders)];
-    const use = users.length === 0 ? 'no program or process uses it' : `still used by ${users.join(', ')}`;
+    const use =
+      users.length === 0
+        ? 'no program or process uses it'
+        : `still used by ${users.join(', ')}, whose changes no longer reach the new map`;
     return `bpfimg: note: ${pin}: the old map ${map_id} is kept at ${kept}; ${use}`;
   });
 }

@@ -10,17 +10,16 @@ import { mapSubject } from '../kernel/flags.js';
 import type { BpfMap } from '../kernel/map.js';
 import type { Sys } from '../kernel/sys.js';
 import {
-  type CaptureWork,
   type Doing,
   FULL,
   type IntoCounts,
   type IntoMode,
   type IntoWork,
-  type ItemSink,
   type MapType,
   type Report,
   type Span,
 } from '../maptype.js';
+import { readLive } from './items.js';
 import { DROPPED } from './merge.js';
 import type { PlannedMap } from './plan.js';
 import { type FreshMap, replay } from './replay.js';
@@ -254,25 +253,10 @@ class Run {
       check() {
         if (signal?.aborted) throw new BpfimgError('io', 'interrupted', { code: 'EINTR' });
       },
-      read: (sink) => this.#read(one, type, sink),
+      read: (sink) => readLive(map, plan.types.plugin(map.type), type, sink),
       fresh: (id) => this.#made(id),
       reuse: (id, inner) => this.#merged(id, inner),
     };
-  }
-
-  async #read({ plan, map }: Target, type: MapType, sink: ItemSink): Promise<void> {
-    const work: CaptureWork = {
-      type,
-      subject: map.subject,
-      drain: 'no',
-      folder: '/',
-      progress: () => {},
-      follow: () => undefined,
-      innerMaps: () => {},
-      atEnd: () => {},
-      keep: () => {},
-    };
-    await plan.types.plugin(map.type).capture?.(map, sink, work);
   }
 
   /** Inner map `id` of the source, filled. */

@@ -4,7 +4,8 @@ import type { MapData } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import type { Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
-import type { ItemSource } from '../maptype.js';
+import type { BpfMap } from '../kernel/map.js';
+import type { CaptureWork, ItemSink, ItemSource, MapType, Plugin } from '../maptype.js';
 
 /** No items, of a map without data. */
 export function noItems(keySize: number, valueSize: number): ItemSource {
@@ -32,6 +33,47 @@ export function imageItems(input: Input, data: MapData, keySize: number, valueSi
 
 /** Bytes of items to read at once. */
 const LOOKED_AT = 1024 * 1024;
+
+/** Some items of a source, one after the other: `count` of them, of which `from` is the first. */
+export interface Step {
+  readonly from: number;
+  readonly count: number;
+  readonly keys: Buffer;
+  readonly values: Buffer;
+}
+
+/** Items that {@link stepsOf} reads at a time. */
+export function stepOf({ count, keySize, valueSize }: ItemSource): number {
+  return Math.max(1, Math.min(count, Math.floor(LOOKED_AT / Math.max(1, keySize + valueSize))));
+}
+
+/** Reads all items, some at a time, into buffers that are used again. */
+export async function* stepsOf(items: ItemSource, step = stepOf(items)): AsyncGenerator<Step> {
+  const { count, keySize, valueSize } = items;
+  const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
+  for (let from = 0; from < count; from += step) {
+    const some = Math.min(step, count - from);
+    await items.read(from, some, keys, values);
+    yield { from, count: some, keys, values };
+    await pause();
+  }
+}
+
+/** Reads the items of a live map as its plugin captures them. */
+export async function readLive(map: BpfMap, plugin: Plugin, type: MapType, sink: ItemSink): Promise<void> {
+  const work: CaptureWork = {
+    type,
+    subject: map.subject,
+    drain: 'no',
+    folder: '/',
+    progress: () => {},
+    follow: () => undefined,
+    innerMaps: () => {},
+    atEnd: () => {},
+    keep: () => {},
+  };
+  await plugin.capture?.(map, sink, work);
+}
 
 /**
  * The key of the first item for which `wanted` is true; undefined if there is none.

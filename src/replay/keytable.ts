@@ -147,7 +147,7 @@ export class KeyTable {
     this.#keys++;
   }
 
-  /** Only counts depend on it: that of values that are the same. */
+  /** 61 bits, of seeds that nobody knows. */
   #hashValue(values: Words, at: number, size: number): void {
     let a = this.#seed0;
     let b = this.#seed1;

@@ -25,7 +25,7 @@ export const DROPPED = {
 } as const;
 
 /** Counts `count` items that are dropped. */
-export function drop({ dropped }: IntoCounts, why: string, count = 1): void {
+export function drop({ dropped }: Pick<IntoCounts, 'dropped'>, why: string, count = 1): void {
   if (count > 0) dropped.set(why, (dropped.get(why) ?? 0) + count);
 }
 
@@ -141,12 +141,12 @@ async function eachPart(
 }
 
 /** The error of an item: its key says which. */
-function refused(error: unknown, key: Uint8Array): unknown {
+export function refused(error: unknown, key: Uint8Array): unknown {
   return error instanceof KernelError && key.length > 0 ? error.of(`item ${hex(key)}`) : error;
 }
 
 /** Why the kernel does not take an item that it might take another time; undefined for real failures. */
-function dropReason(error: unknown): string | undefined {
+export function dropReason(error: unknown): string | undefined {
   if (!(error instanceof KernelError)) return undefined;
   if (error.errno === ERRNO.E2BIG || error.errno === ERRNO.ENOSPC) return DROPPED.full;
   if (error.errno === ERRNO.EEXIST || error.errno === ERRNO.ENOENT) return DROPPED.absent;
@@ -545,7 +545,7 @@ class Merge {
 const DELETED_BYTES = 4 * 1024 * 1024;
 
 /** What fills each CPU's value up to a multiple of 8 bytes: some kernels keep it, some do not. */
-function padding({ valueSize, valueStride }: BpfMap): IntoWork['ignored'] {
+export function padding({ valueSize, valueStride }: BpfMap): IntoWork['ignored'] {
   const stride = roundUp8(valueSize);
   if (valueStride === valueSize || stride === valueSize) return [];
   return [{ offset: valueSize, size: stride - valueSize, count: valueStride / stride, stride }];

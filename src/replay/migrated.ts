@@ -1,9 +1,9 @@
 /** Items as the items of a map with other types: converted while a replay reads them. */
 import { hex } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import { pause } from '../io/pause.js';
 import type { ItemSource } from '../maptype.js';
 import type { Loss, Migration } from '../migrate/migrate.js';
+import { stepsOf } from './items.js';
 
 /** How a key or a value is converted. */
 export type Conversion = Pick<Migration, 'from' | 'to' | 'same' | 'mayLose' | 'convert'>;
@@ -138,11 +138,5 @@ interface Target {
 
 /** Reads all items, so that what is lost of them is counted. */
 export async function countLosses(items: ItemSource): Promise<void> {
-  const { count, keySize, valueSize } = items;
-  const step = Math.max(1, Math.min(count, Math.floor(STEP_BYTES / Math.max(1, keySize + valueSize))));
-  const [keys, values] = [Buffer.alloc(step * keySize), Buffer.alloc(step * valueSize)];
-  for (let done = 0; done < count; done += step) {
-    await items.read(done, Math.min(step, count - done), keys, values);
-    await pause();
-  }
+  for await (const _ of stepsOf(items));
 }

@@ -65,6 +65,9 @@ export interface PlannedMap {
   readonly reshaped?: Reshaped;
 }
 
+/** What to do with old keys that become the same. */
+export type Collisions = 'error' | 'last' | 'sum';
+
 /** How the items of a map become those of another one. */
 export interface Reshaped {
   /** What happens to the members of keys and values; none for bytes without types. */
@@ -73,8 +76,10 @@ export interface Reshaped {
   readonly losses: Losses;
   /** Something of some items may be lost. */
   readonly mayLose: boolean;
-  /** Two old keys may become the same, and that is an error. */
-  readonly merges: boolean;
+  /** The items as they were. */
+  readonly source: ItemSource;
+  /** What to do with old keys that become the same; undefined if none can. */
+  readonly collisions: Collisions | undefined;
   /** Options about members that this map does not have; undefined without types. */
   readonly unused: readonly UnusedOption[] | undefined;
 }

@@ -13,6 +13,7 @@ import { compareItems } from './compare.js';
 import { noReplay } from './foresight.js';
 import { type PinPlace, Pins, type PinsOfMap } from './pins.js';
 import type { PlannedMap } from './plan.js';
+import { sumCollisions } from './sum.js';
 import { kernelFields, ReplayTypes } from './types.js';
 
 /** How to create and fill the maps. */
@@ -50,6 +51,8 @@ export interface FreshMap extends PinsOfMap {
   readonly plan: PlannedMap;
   readonly map: BpfMap;
   readonly report: Report;
+  /** Bytes of each value that only the kernel writes. */
+  readonly hidden: readonly Span[];
 }
 
 /** Keys that are counted before others get their turn. */
@@ -95,7 +98,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
   const place = pinPlace(options);
   const pins = place === undefined ? undefined : Pins.open(place, plans, sys);
   const types = new ReplayTypes(sys);
-  const made: { plan: PlannedMap; map: BpfMap; report: Report }[] = [];
+  const made: { plan: PlannedMap; map: BpfMap; hidden: readonly Span[]; report: Report }[] = [];
   const skipped = new Set<number>();
   const make = async (plan: PlannedMap): Promise<void> => {
     const lost = plan.needed.find((id) => skipped.has(id));
@@ -106,7 +109,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
     }
     const work = workOf(plan, options, (id) => made.find((one) => one.plan.mapId === id)?.map);
     const { map, untyped, hidden } = await createMap(sys, plan, work, types, options.requireBtf === true);
-    const one = { plan, map, report: FULL };
+    const one = { plan, map, hidden, report: FULL };
     made.push(one);
     one.report = await asDumpMap(plan, map, () =>
       fillMap(plan, map, work, untyped, options.verify === true ? hidden : undefined),
@@ -124,9 +127,9 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
       }
     }
     // Pins come last, when nothing but pinning itself can still fail.
-    const fresh = made.map(({ plan, map, report }) => {
+    const fresh = made.map(({ plan, map, hidden, report }) => {
       const made = asDumpMap(plan, map, () => pins?.add(plans.indexOf(plan), (path) => map.pin(path)));
-      return { plan, map, report, pins: made?.pins ?? [], replaced: made?.replaced ?? [] };
+      return { plan, map, hidden, report, pins: made?.pins ?? [], replaced: made?.replaced ?? [] };
     });
     pins?.exchange();
     // Pinning waits for nothing: whoever interrupts it must not find that all was done.
@@ -212,18 +215,25 @@ async function fillMap(
   verify: readonly Span[] | undefined,
 ): Promise<Report> {
   const { items, plugin, type } = plan;
-  const filled = (await plugin.replay?.(map, items, work)) as Report;
+  const filled =
+    plan.reshaped?.collisions === 'sum'
+      ? await sumCollisions(map, plan, plan.reshaped.source)
+      : ((await plugin.replay?.(map, items, work)) as Report);
   // In a map known to lack items, a comparison finds only that; keys that are file descriptors identify nothing.
   const keyed =
     type.key !== 'none' && type.key !== 'fd' && type.imageItem === undefined && type.holdsReferences !== true;
-  if (plan.reshaped?.merges === true && keyed && type.dense !== true) {
+  if (plan.reshaped?.collisions === 'error' && keyed && type.dense !== true) {
     // An LRU map that lacks a key may also have evicted it: neither is what was asked for.
     const left = await countKeys(map);
     if (left < items.count) {
       const what = `${items.count} keys become ${left}: some are the same without what is left out of them`;
-      throw new BpfimgError('conflict', `${what}; --on-collision last keeps the last item of each`, {
-        subject: plan.subject,
-      });
+      throw new BpfimgError(
+        'conflict',
+        `${what}; --on-collision last keeps the last item of each, sum adds their values`,
+        {
+          subject: plan.subject,
+        },
+      );
     }
   }
   if (verify !== undefined && filled.kind === 'full' && keyed) {

@@ -12,7 +12,7 @@ import { type MigrationOptions, type MigrationStep, migration, type UnusedOption
 import { type CpuFold, foldCpus } from './items.js';
 import { memoryNeed } from './memory.js';
 import { type Conversion, copied, Losses, migratedItems } from './migrated.js';
-import { mapFacts, mapSpec, type PlannedMap } from './plan.js';
+import { type Collisions, mapFacts, mapSpec, type PlannedMap } from './plan.js';
 
 /** What is asked of reshaped maps. */
 export interface ReshapeOptions extends MigrationOptions {
@@ -23,7 +23,7 @@ export interface ReshapeOptions extends MigrationOptions {
   /** What is lost is counted; else it is an error. */
   readonly lossy?: boolean | undefined;
   /** What to do with two old keys that become the same; `error` by default. */
-  readonly onCollision?: 'error' | 'last' | undefined;
+  readonly onCollision?: Collisions | undefined;
   /** Without types, longer keys and values get zeros at their end. */
   readonly extendZero?: boolean | undefined;
   readonly maxEntries?: number | undefined;
@@ -121,8 +121,7 @@ function reshaped(
   const type = types.get(spec.type);
   const old = plan.type;
   if (!isAlike(old, type)) fail(`the items of a map of type ${old.name} mean nothing in one of type ${type.name}`);
-  const converted =
-    type.imageItem !== undefined ? undefined : itemsOf(plan, spec, type.perCpu === true, pair, options, fail);
+  const converted = type.imageItem !== undefined ? undefined : itemsOf(plan, spec, type, pair, options, fail);
   const facts = mapFacts(like, types);
   const items = converted?.items ?? plan.items;
   return {
@@ -147,7 +146,8 @@ function reshaped(
       steps: {},
       losses: new Losses(plan.subject, false),
       mayLose: false,
-      merges: false,
+      source: plan.items,
+      collisions: undefined,
       unused: undefined,
     },
   };
@@ -156,18 +156,21 @@ function reshaped(
 /** Whether items of a map of one type mean the same in one of another; per CPU or not. */
 export function isAlike(a: MapType, b: MapType): boolean {
   if (a.number === b.number) return true;
-  const plain = [a, b].every(
-    ({ key, inner, holdsReferences, imageItem, carries }) =>
-      key !== 'none' && key !== 'fd' && !inner && !holdsReferences && imageItem === undefined && carries === undefined,
+  return isPlain(a) && isPlain(b) && (a.key === b.key || (a.key === 'index' && b.key === 'bytes'));
+}
+
+/** Whether items are keys and values that mean the same wherever they are. */
+export function isPlain({ key, inner, holdsReferences, imageItem, carries }: MapType): boolean {
+  return (
+    key !== 'none' && key !== 'fd' && !inner && !holdsReferences && imageItem === undefined && carries === undefined
   );
-  return plain && (a.key === b.key || (a.key === 'index' && b.key === 'bytes'));
 }
 
 /** The items of `plan` as those of a map with this spec. */
 function itemsOf(
   plan: PlannedMap,
   spec: PlannedMap['spec'],
-  perCpu: boolean,
+  type: MapType,
   pair: TypePair,
   options: ReshapeOptions,
   fail: (why: string) => never,
@@ -195,7 +198,7 @@ function itemsOf(
   const key = conversion('key', was.keySize, spec.keySize);
   const value = conversion('value', was.valueSize, spec.valueSize);
   const { cpus } = options;
-  const wasPerCpu = plan.type.perCpu === true;
+  const [wasPerCpu, perCpu] = [plan.type.perCpu === true, type.perCpu === true];
   let { items } = plan;
   if (wasPerCpu && !perCpu) {
     if (options.perCpu !== 'sum' && options.perCpu !== 'first') {
@@ -203,8 +206,11 @@ function itemsOf(
     }
     items = foldCpus(items, was.valueSize, cpus, 1, options.perCpu as CpuFold);
   }
-  const merges =
-    options.onCollision !== 'last' && (key.mayLose || (steps.key ?? []).some(({ what }) => what === 'dropped'));
+  const collide = key.mayLose || (steps.key ?? []).some(({ what }) => what === 'dropped');
+  const collisions = collide ? (options.onCollision ?? 'error') : undefined;
+  if (collisions === 'sum' && (type.evicts === true || type.key === 'prefix')) {
+    fail(`--on-collision sum does not work in maps of type ${type.name}; last keeps the last item of each key`);
+  }
   const made = migratedItems({
     items,
     key,
@@ -219,7 +225,14 @@ function itemsOf(
   });
   return {
     items: made.items,
-    reshaped: { steps, losses: made.losses, mayLose: key.mayLose || value.mayLose, merges, unused: inAll(unused) },
+    reshaped: {
+      steps,
+      losses: made.losses,
+      mayLose: key.mayLose || value.mayLose,
+      source: items,
+      collisions,
+      unused: inAll(unused),
+    },
   };
 }
 
@@ -249,7 +262,7 @@ function withInner(plans: readonly PlannedMap[], types: MapTypes, options: Resha
     if (type.number !== plan.type.number) fail(`it is a ${plan.type.name}, expected a ${type.name}`);
     const spec = { ...plan.spec, ...template, name: plan.spec.name };
     const none = { old: undefined, new: undefined };
-    const converted = itemsOf(plan, spec, type.perCpu === true, none, options, fail);
+    const converted = itemsOf(plan, spec, type, none, options, fail);
     return { ...plan, spec, ...converted, memory: memoryNeed(spec, type, plan.items.count, options.cpus) };
   });
   const specs = new Map(made.map(({ mapId, spec }) => [mapId, spec]));

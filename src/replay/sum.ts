@@ -1,10 +1,15 @@
 /** Values as numbers that are added. */
-import { type Btf, MAX_TYPE_DEPTH } from '../btf/btf.js';
+import { Btf, MAX_TYPE_DEPTH } from '../btf/btf.js';
 import { specialKind } from '../btf/special.js';
 import { roundUp8, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
+import { pause } from '../io/pause.js';
 import type { BpfMap } from '../kernel/map.js';
-import type { IntoWork, Span } from '../maptype.js';
+import { FULL, type IntoWork, type ItemSource, type Report, type Span } from '../maptype.js';
+import { type Step, stepOf, stepsOf } from './items.js';
+import { ELSEWHERE, KeyHash, KeyTable, MOST_KEYS, Words } from './keytable.js';
+import { refused } from './merge.js';
+import type { PlannedMap } from './plan.js';
 
 /** The types of a map's values. */
 export interface ValueType {
@@ -65,7 +70,7 @@ function words({ valueSize, subject }: BpfMap): Span[] {
   if (valueSize === 1 || valueSize === 2) return [{ offset: 0, size: valueSize }];
   const size = valueSize % 8 === 0 ? 8 : 4;
   if (valueSize % size === 0) return [{ offset: 0, size, count: valueSize / size, stride: size }];
-  const why = `its values have ${valueSize} bytes and no types, so --mode sum does not know what their numbers are`;
+  const why = `its values have ${valueSize} bytes and no types, so which of them are numbers is unknown`;
   throw new BpfimgError('unsupported', why, { subject });
 }
 
@@ -120,4 +125,55 @@ function isForeign(btf: Btf, id: number): boolean {
     at = type.type;
   }
   return false;
+}
+
+/**
+ * Fills a fresh map with items whose keys may have become the same: their values are added.
+ * @param old the items before: of one that was read twice there, the last counts
+ */
+export async function sumCollisions(map: BpfMap, plan: PlannedMap, old: ItemSource): Promise<Report> {
+  const { btf, facts, items } = plan;
+  const blob = facts.types === undefined ? undefined : await btf?.read();
+  const type = blob && { btf: Btf.parse(blob, { name: btf?.name ?? '' }), id: facts.types?.value ?? 0 };
+  const add = summing(map, type === undefined || type.id === 0 ? undefined : type);
+  const hash = new KeyHash();
+  let parts = 1;
+  while (old.count / parts > MOST_KEYS) parts *= 2;
+  const number = Buffer.alloc(8);
+  const numbered = new Words(number, 8);
+  const step = Math.min(stepOf(old), stepOf(items));
+  for (let part = 0; part < parts; part++) {
+    const last = new KeyTable(hash, old.keySize, plan.type, Math.ceil(old.count / parts), parts, part);
+    const each = async ({ from, count, keys }: Step, see: (slot: number, i: number) => void) => {
+      const words = new Words(keys, old.keySize);
+      for (let i = 0; i < count; i++) {
+        const slot = last.find(keys, words, i);
+        number.writeDoubleLE(from + i);
+        if (slot !== ELSEWHERE) see(slot, i);
+        if (i % 1024 === 0) await pause();
+      }
+    };
+    for await (const one of stepsOf(old)) await each(one, (slot) => last.addThere(slot, numbered, 0, 8));
+    const fresh = stepsOf(items, step);
+    for await (const one of stepsOf(old, step)) {
+      const { value: now } = await fresh.next();
+      await each(one, (slot, i) => {
+        if (now !== undefined && last.hadValue(slot, numbered, 0, 8)) addItem(map, now, i, add);
+      });
+    }
+  }
+  return FULL;
+}
+
+/** Adds an item's value to that of its key, or sets it. */
+function addItem(map: BpfMap, { keys, values }: Step, i: number, add: IntoWork['add']): void {
+  const { keySize, valueStride, valueRoom } = map;
+  const key = keys.subarray(i * keySize, (i + 1) * keySize);
+  const value = values.subarray(i * valueStride, (i + 1) * valueStride);
+  try {
+    if (map.lookup(key, 0, valueRoom) === undefined) map.update(key, value);
+    else if (add(valueRoom, 0, value, 0)) map.update(key, valueRoom);
+  } catch (error) {
+    throw refused(error, key);
+  }
 }

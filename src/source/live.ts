@@ -4,8 +4,9 @@ import { capture } from '../capture/capture.js';
 import { folderFiles } from '../dump/files.js';
 import { BpfimgError } from '../errors.js';
 import { mapSubject } from '../kernel/flags.js';
-import { LiveMaps, type Selectors } from '../kernel/live.js';
-import { reportText } from '../maptype.js';
+import { type LiveMap, LiveMaps, type Selectors } from '../kernel/live.js';
+import type { Sys } from '../kernel/sys.js';
+import { type MapTypes, reportText } from '../maptype.js';
 import { noMapsText } from './nothing.js';
 import { privateFolder } from './private.js';
 import { selected } from './selectors.js';
@@ -16,12 +17,29 @@ export async function openLiveMaps(name: string, selectors: Selectors, host: Sou
   const types = await host.types();
   const sys = await host.sys(types);
   const live = LiveMaps.look(sys);
-  const find = (maps: LiveMaps, id: number) => maps.maps.find((map) => map.id === id);
   const chosen = live.select(selectors);
   if (chosen.length === 0 && selected(selectors)) {
     throw new BpfimgError('notFound', noMapsText(sys, selectors, '', 'tree:PID'), { subject: name });
   }
   if (!selected(selectors)) await host.unseen?.(live.unseen);
+  return captured(name, live, chosen, { sys, types, host });
+}
+
+/** What capturing needs. */
+interface Means {
+  readonly sys: Sys;
+  readonly types: MapTypes;
+  readonly host: SourceHost;
+}
+
+/** Captures `chosen`, which are among `live`. */
+async function captured(
+  name: string,
+  live: LiveMaps,
+  chosen: readonly LiveMap[],
+  { sys, types, host }: Means,
+): Promise<DumpSource> {
+  const find = (maps: LiveMaps, id: number) => maps.maps.find((map) => map.id === id);
   const watcher = await host.watch?.();
   const folder = privateFolder();
   try {
@@ -35,7 +53,22 @@ export async function openLiveMaps(name: string, selectors: Selectors, host: Sou
     for (const row of rows) {
       if (row.report.kind !== 'full') host.warn?.(`${mapSubject(row.id, row.name)}: ${reportText(row.report)}`);
     }
-    return { kind: 'dump', name, form: 'live', files: folderFiles(dump, name), close: () => folder.close() };
+    const ids = new Set(chosen.map(({ id }) => id));
+    return {
+      kind: 'dump',
+      name,
+      form: 'live',
+      files: folderFiles(dump, name),
+      async again() {
+        // Their pins may lead to other maps by now.
+        const now = LiveMaps.look(sys);
+        const left = now.maps.filter(({ id }) => ids.has(id));
+        if (left.length === 0) return undefined;
+        const { warn: _, ...quiet } = host;
+        return captured(name, now, left, { sys, types, host: quiet });
+      },
+      close: () => folder.close(),
+    };
   } catch (error) {
     folder.close();
     throw error;

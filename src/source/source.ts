@@ -61,6 +61,8 @@ export interface DumpSource {
    * @throws BpfimgError for one that differs
    */
   check?(): Promise<void>;
+  /** Reads live maps once more: those of the same ids that still exist. Undefined if none does. */
+  again?(): Promise<DumpSource | undefined>;
   close(): void;
 }
 

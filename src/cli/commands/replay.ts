@@ -7,13 +7,14 @@ import { BpfimgError, ClosedPipe, EXIT, errorText, ioError } from '../../errors.
 import { inAscii } from '../../json/print.js';
 import { BpfMap } from '../../kernel/map.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
-import { flagWords, type MapTypes, mapFlagNames, reportText, withMissing } from '../../maptype.js';
+import { flagWords, type MapTypes, mapFlagNames, type Report, reportText, withMissing } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { Foresight, unsupported } from '../../replay/foresight.js';
 import { countLosses } from '../../replay/migrated.js';
 import { pinNames, planPins } from '../../replay/pins.js';
 import { type PlannedMap, planMaps } from '../../replay/plan.js';
 import { type FreshMap, memoryShort, pinPlace, replay } from '../../replay/replay.js';
+import type { SweptMap } from '../../replay/sweep.js';
 import { mapsOf, type Source } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
@@ -31,6 +32,7 @@ import {
 } from '../reshaping.js';
 import { Sources, sourceOf } from '../source.js';
 import { type ReplacedRow, replacedLines, replacedRows } from '../swapped.js';
+import { mostSweeps, sweepLines, sweepMaps, sweepRows } from '../sweeping.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
@@ -49,6 +51,10 @@ const takes = {
     swap: {
       ...boolean,
       describe: 'if a pin exists, exchange the maps, and keep the old one until `swap commit` or `swap rollback`',
+    },
+    sweeps: {
+      ...number,
+      describe: 'after pinning, read live maps again up to N times, so that changes follow; 4 by default with --swap',
     },
     'rename-taken': { ...boolean, describe: 'if a pin of that name exists, add the old map id to the name' },
     hold: { ...boolean, describe: 'hold the maps until interrupted' },
@@ -136,7 +142,8 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
 }
 
 /** Options that only make sense with `--into`, or without it. */
-function checkInto({ into, mode, backup, map, maxEntries, requireBtf, like }: ReplayArguments): void {
+function checkInto(args: ReplayArguments): void {
+  const { into, mode, backup, map, maxEntries, requireBtf, like } = args;
   const wrong = (option: string, what: string) => new BpfimgError('usage', what, { subject: option });
   if (into === undefined) {
     if (mode !== undefined) throw wrong('--mode', 'it goes with --into');
@@ -145,6 +152,7 @@ function checkInto({ into, mode, backup, map, maxEntries, requireBtf, like }: Re
     if (pair !== undefined) throw wrong(`--map ${pair}`, 'OLD=NEW goes with --into or --like');
     return;
   }
+  if (args.onCollision === 'sum') throw wrong('--on-collision sum', 'it goes with fresh maps; with --into, only last');
   if (like !== undefined) throw wrong('--like', 'maps that exist are what they are: it goes without --into');
   if (maxEntries !== undefined) throw wrong('--max-entries', 'maps that exist keep their size');
   if (requireBtf) throw wrong('--require-btf', 'maps that exist keep their types');
@@ -159,6 +167,7 @@ async function replaySource(
   sys?: Sys,
 ): Promise<number> {
   const kernel = sys ?? (await openSys(types));
+  const sweeps = mostSweeps(args, given);
   const dump = await mapsOf(given);
   try {
     if (args.into !== undefined) {
@@ -177,7 +186,15 @@ async function replaySource(
     const plans = (await reshaping?.plans(dump, planned, types, kernel, skipped, args.dryRun)) ?? planned;
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
     if (args.dryRun) return await dryRun(kernel, plans, new Foresight(dump, args.unresolved), args, io);
-    const fresh = await create(kernel, plans, skipped, args, io);
+    const swept = async (fresh: readonly FreshMap[]) => {
+      if (sweeps === 0 || given.kind !== 'dump') return [];
+      const chosen = new Set(planned.map(({ mapId }) => mapId));
+      return sweepMaps(fresh, given, sweeps, async (now) => {
+        const again = await plansOf(now, args, types, kernel, chosen);
+        return (await reshaping?.plans(now, again, types, kernel, [], false)) ?? again;
+      });
+    };
+    const fresh = await create(kernel, plans, skipped, swept, args, io);
     try {
       return await keep(kernel, fresh, skipped, args, io);
     } finally {
@@ -188,10 +205,18 @@ async function replaySource(
   }
 }
 
-function plansOf(dump: Dump, args: ReplayArguments, types: MapTypes, sys: Sys): Promise<PlannedMap[]> {
+/** @param ids the maps of these ids; else those that the command line names */
+function plansOf(
+  dump: Dump,
+  args: ReplayArguments,
+  types: MapTypes,
+  sys: Sys,
+  ids?: ReadonlySet<number>,
+): Promise<PlannedMap[]> {
   const { maxEntries, percpu: perCpu } = args;
   const chosen = args.map.length > 0;
-  return planMaps(dump, selectMaps(dump, args.map.map(oldName), true), types, {
+  const named = ids && dump.maps.filter(({ mapId }) => ids.has(mapId));
+  return planMaps(dump, named ?? selectMaps(dump, args.map.map(oldName), true), types, {
     maxEntries,
     chosen,
     perCpu,
@@ -204,6 +229,7 @@ async function create(
   sys: Sys,
   plans: readonly PlannedMap[],
   skipped: Skipped[],
+  swept: (fresh: readonly FreshMap[]) => Promise<SweptMap[]>,
   args: ReplayArguments,
   io: Io,
 ): Promise<FreshMap[]> {
@@ -226,7 +252,9 @@ async function create(
           const [{ plan, why } = {}] = skipped;
           throw new BpfimgError('unsupported', `no map of it is supported here; ${plan?.subject}: ${why}`);
         }
-        if (pinPlace(args) !== undefined) await tellPins(sys, fresh, skipped, args, io);
+        if (pinPlace(args) === undefined) return;
+        const sweeps = await swept(fresh);
+        await tellPins(sys, fresh, skipped, sweeps, args, io);
       },
     });
   } finally {
@@ -348,6 +376,7 @@ async function tell(
   args: ReplayArguments,
   io: Io,
   replaced?: readonly ReplacedRow[][],
+  swept?: readonly SweptMap[],
 ): Promise<void> {
   const created = fresh.map(({ plan, map, pins, report }, i) => {
     const note = handed?.[i]?.note;
@@ -357,7 +386,8 @@ async function tell(
       fd: handed?.[i]?.fd ?? null,
       ...pinMembers(pins, args),
       ...(args.swap && { replaced: replaced?.[i] ?? [] }),
-      report: reportText(note === undefined ? report : withMissing(report, note)),
+      ...(swept?.[i] && { sweeps: sweepRows(swept[i]) }),
+      report: reportText(withAll(report, [note, swept?.[i]?.note])),
     };
   });
   const left = skipped.map(({ plan, why }) => {
@@ -376,6 +406,11 @@ async function tell(
     row.report,
   ]);
   await show(rows, COLUMNS, cells, args, io);
+}
+
+/** A report that also says this. */
+function withAll(report: Report, notes: readonly (string | undefined)[]): Report {
+  return notes.reduce((all: Report, note) => (note === undefined ? all : withMissing(all, note)), report);
 }
 
 /** Members of a row that the images know. */
@@ -397,12 +432,14 @@ async function tellPins(
   sys: Sys,
   fresh: readonly FreshMap[],
   skipped: readonly Skipped[],
+  swept: readonly SweptMap[],
   args: ReplayArguments,
   io: Io,
 ): Promise<void> {
   const replaced = replacedRows(sys, fresh);
+  for (const line of sweepLines(fresh, swept)) io.say(line);
   try {
-    await tell(fresh, skipped, undefined, args, io, replaced);
+    await tell(fresh, skipped, undefined, args, io, replaced, swept);
   } catch (error) {
     if (!(error instanceof ClosedPipe)) throw error;
   }
