@@ -6,28 +6,11 @@ import { IMAGE_KINDS } from '../src/image/kinds.js';
 import { FINDINGS } from '../src/verify/verify.js';
 import { shell, TOP, workFolder } from './helpers/command.js';
 import { skipWithout } from './helpers/crit.js';
+import { examples, packed, quoted } from './helpers/examples.js';
 import { skipWithoutMaps } from './helpers/kernel-live.js';
 import { programs } from './helpers/programs.js';
 
 const noJq = skipWithout('jq');
-
-interface Example {
-  readonly line: number;
-  readonly command: string;
-  readonly output: string;
-}
-
-/** The examples of a page: `$ command` lines in blocks of this kind, each with what it prints. */
-function examples(page: string, kind: string): Example[] {
-  const found: { line: number; command: string; output: string[] }[] = [];
-  let inBlock = false;
-  for (const [i, text] of page.split('\n').entries()) {
-    if (text.startsWith('```')) inBlock = text === `\`\`\`${kind}`;
-    else if (inBlock && text.startsWith('$ ')) found.push({ line: i + 1, command: text.slice(2), output: [] });
-    else if (inBlock) found.at(-1)?.output.push(text);
-  }
-  return found.map(({ output, ...rest }) => ({ ...rest, output: output.map((text) => `${text}\n`).join('') }));
-}
 
 /** A folder with what the examples of a page use: a dump, an object file, and the programs that the page shows. */
 function exampleFolder(page: string): string {
@@ -42,15 +25,9 @@ function exampleFolder(page: string): string {
   return folder;
 }
 
-/** Text without the blanks that line columns up. */
-function packed(text: string): string {
-  return text.replace(/^ +| (?= )/gm, '');
-}
-
 /** What a page shows of live maps; ids, of four digits and more there, are other numbers each time. */
 function shownOnce(text: string): RegExp {
-  const plain = packed(text).replace(/[\\^$.*+?()[\]{}|]/g, '\\$&');
-  return new RegExp(`^${plain.replace(/\b\d{4,}\b/g, '\\d+')}$`);
+  return new RegExp(`^${quoted(packed(text)).replace(/\b\d{4,}\b/g, '\\d+')}$`);
 }
 
 const pages = ['README.md', ...fs.readdirSync(path.join(TOP, 'docs')).map((name) => `docs/${name}`)].filter((name) =>

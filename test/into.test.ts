@@ -600,11 +600,25 @@ t.test('which map goes where', async (t) => {
   for (const map of [one, two, three]) map.close();
 });
 
+t.test('maps of a process, pinned nowhere', async (t) => {
+  const spec = { type: 1, keySize: 4, valueSize: 8, maxEntries: 64, flags: 0 };
+  const holder = await HolderProcess.start([
+    { ...spec, name: 'one' },
+    { ...spec, name: 'two' },
+  ]);
+  t.teardown(() => holder.stop());
+  const dump = dumpOf(folder, { id: 1, ...HASH, name: 'two', items: [[u32(7), u32(1, 0)]] });
+  const { status, stderr } = await cli(['replay', dump, '--into', `pid:${holder.pid}`]);
+  t.equal(status, 0, stderr);
+  using two = BpfMap.openById(sys, holder.ids[1] as number);
+  t.same(readBack(two), { '07000000': '0100000000000000' });
+});
+
 t.test('usage', async (t) => {
   const dump = dumpOf(folder, { id: 1, ...HASH, items: [] });
   for (const [args, message] of [
     [['--into', 'id:1', '--hold'], /--pin, --pin-back, --into, --hold and a command exclude each other/],
-    [['--into', 'pid:1'], /--into pid:1: expected pinned:PATH, id:N, name:NAME or a folder of pins/],
+    [['--into', 'all:'], /--into all:: expected pinned:PATH, id:N, name:NAME, pid:PID or a folder of pins/],
     [['--into', '/nowhere'], /--into \/nowhere: expected/],
     [['--hold', '--mode', 'sync'], /--mode: it goes with --into/],
     [['--hold', '--backup', 'x'], /--backup: it goes with --into/],

@@ -8,7 +8,7 @@ import { type LiveMap, LiveMaps, type Selectors } from '../kernel/live.js';
 import type { Sys } from '../kernel/sys.js';
 import { liveSelectors } from './selectors.js';
 
-/** The live maps that `--into` names: `pinned:PATH`, `id:N`, `name:S`, or the path of a pin or of a folder of pins. */
+/** The live maps that `--into` names: a live source but `all:`, or the path of a pin or of a folder of pins. */
 export function findTargets(sys: Sys, text: string): LiveMap[] {
   const found = LiveMaps.look(sys).select(targetSelectors(text));
   if (found.length === 0) throw new BpfimgError('notFound', 'there are no maps', { subject: `--into ${text}` });
@@ -17,9 +17,9 @@ export function findTargets(sys: Sys, text: string): LiveMap[] {
 
 function targetSelectors(text: string): Selectors {
   const selectors = liveSelectors(text);
-  if (selectors !== undefined && selectors.pids.length === 0 && !text.startsWith('all:')) return selectors;
+  if (selectors !== undefined && !text.startsWith('all:')) return selectors;
   if (selectors === undefined && fs.existsSync(text)) return { ids: [], names: [], pins: [text], pids: [] };
-  throw new BpfimgError('usage', 'expected pinned:PATH, id:N, name:NAME or a folder of pins', {
+  throw new BpfimgError('usage', 'expected pinned:PATH, id:N, name:NAME, pid:PID or a folder of pins', {
     subject: `--into ${text}`,
   });
 }
