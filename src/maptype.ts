@@ -233,6 +233,8 @@ export interface Template {
   readonly valueSize: number;
   readonly maxEntries: number;
   readonly flags: number;
+  /** The types of their keys and values, if a program defines them. */
+  readonly types?: TypeFacts | undefined;
 }
 
 /** A loaded program, as far as it is known. */

@@ -352,11 +352,50 @@ struct { __uint(type, 13); __uint(max_entries, 4); __uint(key_size, 4); __array(
   const got = JSON.parse(bpfimg(['decode', `pinned:${folder}/new/outer`]).stdout).maps;
   const made = got.find(({ type }: { type: string }) => type === 'hash');
   t.equal(made.max_entries, 32);
-  t.strictSame(made.items, [{ key: '05000000', value: '0600000000000000' }]);
+  t.strictSame(made.items, [{ key: 5, value: 6 }], 'with the types that the program defines');
   // The kernel compares with the template: a map of the program's own size can be put in.
   using target = BpfMap.openPinned(sys, path.join(folder, 'new/outer'));
   using fits = BpfMap.create(sys, { ...spec, maxEntries: 32 });
   target.update(u32(2), u32(fits.fd));
+});
+
+t.test('inner maps whose values have other members', { skip }, async (t) => {
+  const { folder, remove } = bpffs();
+  t.teardown(remove);
+  const base = t.testdir();
+  const text = (members: string) => `
+struct in_value { ${members} };
+// First, because clang describes what a map of its own has, and not what only an inner one has.
+${defined('in', 1, 8, '__u32', 'struct in_value')}
+struct inner { __uint(type, 1); __uint(max_entries, 8); __type(key, __u32); __type(value, struct in_value); };
+struct { __uint(type, 13); __uint(max_entries, 4); __uint(key_size, 4); __array(values, struct inner); } outer SEC(".maps");
+`;
+  const before = compile(base, 'old.bpf.o', text('__u32 packets; __u32 gone;'));
+  const after = compile(base, 'new.bpf.o', text('__u64 bytes; __u64 packets;'));
+  const document = JSON.parse(bpfimg(['decode', before]).stdout);
+  const map = (name: string) => document.maps.find((one: { name: string }) => one.name === name);
+  map('in').items = [
+    { key: 1, value: { packets: 5, gone: 0 } },
+    { key: 2, value: { packets: 6, gone: 9 } },
+  ];
+  map('outer').items = [{ key: '07000000', value: Buffer.from(u32(map('in').map_id)).toString('hex') }];
+  // Only the outer map has a counterpart.
+  map('in').name = 'other';
+  const source = path.join(base, 'document.json');
+  fs.writeFileSync(source, JSON.stringify(document));
+  const run = (...more: string[]) =>
+    bpfimg(['replay', source, '--map', 'outer', '--like', after, '--pin', path.join(folder, 'new'), ...more]);
+  t.match(run(), { status: 1, stderr: /\(other\).*gone.*9; --lossy/ });
+  const ran = run('--lossy');
+  t.equal(ran.status, 0, ran.stderr);
+  const { maps } = JSON.parse(bpfimg(['decode', `pinned:${folder}/new/outer`]).stdout);
+  const made = maps.find(({ type }: { type: string }) => type === 'hash');
+  t.equal(made.value_size, 16);
+  const items = [...made.items].sort((a, b) => a.key - b.key);
+  t.strictSame(items, [
+    { key: 1, value: { bytes: 0, packets: 5 } },
+    { key: 2, value: { bytes: 0, packets: 6 } },
+  ]);
 });
 
 t.test('which maps belong together', { skip }, async (t) => {

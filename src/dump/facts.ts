@@ -42,6 +42,7 @@ export function factMembers({ types, kernelType, template, references = [] }: Ma
       value_size: valueSize,
       max_entries: maxEntries,
       map_flags: flags,
+      ...(template.types && { btf_key_type_id: template.types.key, btf_value_type_id: template.types.value }),
     };
   }
   if (references.length > 0) {
@@ -80,6 +81,10 @@ export function factsOf(meta: BpfmapMetaEntry | undefined): MapFacts {
       valueSize: inner.value_size,
       maxEntries: inner.max_entries,
       flags: inner.map_flags,
+      types:
+        btf === undefined || inner.btf_key_type_id === undefined
+          ? undefined
+          : { btf, key: inner.btf_key_type_id, value: inner.btf_value_type_id ?? 0 },
     },
     references: references.map(referenceOf),
   };

@@ -109,6 +109,13 @@ export class TypeFinder {
     return types;
   }
 
+  /** The types that the dump has of the inner maps of `map`: those that a program defines. */
+  async innerTypes(map: DumpMap): Promise<NamedTypes | undefined> {
+    const types = factsOf(map.meta).template?.types;
+    const btf = types && (await this.#object(types.btf));
+    return types && btf && { btfId: types.btf, btf, key: types.key, value: types.value };
+  }
+
   /** How to show the items of `maps` in a document. */
   async forms(maps: readonly DumpMap[]): Promise<DocumentForms> {
     const found = new Map<DumpMap, MapForms & { readonly facts: TypeFacts }>();

@@ -3,11 +3,11 @@
  * and BTF are theirs, the items are those of the dump, converted from the old types to the new.
  */
 import { roundUp8 } from '../bytes.js';
-import type { Dump, DumpMap } from '../dump/model.js';
+import type { Dump, DumpBtf, DumpMap } from '../dump/model.js';
 import { counterpart, mapsNamed, wholeName } from '../dump/select.js';
 import { type NamedTypes, TypeFinder } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
-import type { MapType, MapTypes } from '../maptype.js';
+import type { MapType, MapTypes, Template } from '../maptype.js';
 import { type MigrationOptions, type MigrationStep, migration, type UnusedOption } from '../migrate/migrate.js';
 import { type CpuFold, foldCpus } from './items.js';
 import { memoryNeed } from './memory.js';
@@ -62,6 +62,7 @@ export async function reshape(
     return only ? model.dump.maps[0] : counterpart(map, model.dump.maps);
   };
   const made: PlannedMap[] = [];
+  const templates = new Map<number, InnerModel>();
   for (const plan of plans) {
     const map = byId.get(plan.mapId) as DumpMap;
     const like = paired(dump, map, model, options.pairs) ?? (options.onlyPairs ? undefined : named(plan, map));
@@ -76,11 +77,22 @@ export async function reshape(
       skip(plan, why);
     } else {
       const pair = { old: await oldTypes.types(map), new: await newTypes.types(like) };
-      made.push(reshaped(plan, like, model, types, pair, options));
+      const outer = reshaped(plan, like, model, types, pair, options);
+      made.push(outer);
+      const { template } = outer.facts;
+      if (template === undefined) continue;
+      const inner = {
+        template,
+        btf: template.types && model.dump.btf.get(template.types.btf),
+        types: await newTypes.innerTypes(like),
+      };
+      for (const id of plan.needed) templates.set(id, inner);
     }
   }
   // Maps that exist have inner maps of their own, and decide what fits.
-  return options.onlyPairs ? made : withInner(made, types, options);
+  if (options.onlyPairs) return made;
+  const typesOf = async ({ mapId }: PlannedMap) => oldTypes.types(byId.get(mapId) as DumpMap);
+  return withInner(made, templates, typesOf, types, options);
 }
 
 /** The map that a user has named as the counterpart. */
@@ -242,29 +254,42 @@ function inAll(lists: readonly (readonly UnusedOption[])[]): readonly UnusedOpti
   return lists[0]?.filter((one) => lists.every((list) => list.some((other) => same(one, other))));
 }
 
+/** What the inner maps of a reshaped map become like. */
+interface InnerModel {
+  readonly template: Template;
+  readonly btf: DumpBtf | undefined;
+  readonly types: NamedTypes | undefined;
+}
+
 /** Inner maps of reshaped maps become what those expect. */
-function withInner(plans: readonly PlannedMap[], types: MapTypes, options: ReshapeOptions): PlannedMap[] {
-  const templates = new Map(
-    plans.flatMap((plan) => {
-      const { template } = plan.facts;
-      return plan.reshaped !== undefined && template !== undefined
-        ? plan.needed.map((id) => [id, template] as const)
-        : [];
-    }),
-  );
-  const made = plans.map((plan) => {
-    const template = templates.get(plan.mapId);
-    if (template === undefined || plan.reshaped !== undefined) return plan;
+async function withInner(
+  plans: readonly PlannedMap[],
+  models: ReadonlyMap<number, InnerModel>,
+  typesOf: (plan: PlannedMap) => Promise<NamedTypes | undefined>,
+  types: MapTypes,
+  options: ReshapeOptions,
+): Promise<PlannedMap[]> {
+  const made: PlannedMap[] = [];
+  for (const plan of plans) {
+    const model = models.get(plan.mapId);
+    if (model === undefined || plan.reshaped !== undefined) {
+      made.push(plan);
+      continue;
+    }
+    const { template, btf } = model;
     const type = types.get(template.type);
     const fail = (why: string): never => {
       throw new BpfimgError('conflict', `as an inner map: ${why}`, { subject: plan.subject });
     };
     if (type.number !== plan.type.number) fail(`it is a ${plan.type.name}, expected a ${type.name}`);
-    const spec = { ...plan.spec, ...template, name: plan.spec.name };
-    const none = { old: undefined, new: undefined };
-    const converted = itemsOf(plan, spec, type, none, options, fail);
-    return { ...plan, spec, ...converted, memory: memoryNeed(spec, type, plan.items.count, options.cpus) };
-  });
+    const { types: fresh, ...shape } = template;
+    const spec = { ...plan.spec, ...shape, name: plan.spec.name };
+    const pair = { old: fresh && (await typesOf(plan)), new: model.types };
+    const converted = itemsOf(plan, spec, type, pair, options, fail);
+    const memory = memoryNeed(spec, type, plan.items.count, options.cpus);
+    const typed = fresh === undefined ? {} : { btf, facts: { ...plan.facts, types: fresh } };
+    made.push({ ...plan, spec, ...converted, memory, ...typed });
+  }
   const specs = new Map(made.map(({ mapId, spec }) => [mapId, spec]));
   return made.map((plan) => ({
     ...plan,

@@ -60,6 +60,8 @@ function mapOf(map: MapDefinition, id: number, program: string, types: MapTypes)
       value_size: inner.valueSize ?? 0,
       max_entries: inner.maxEntries ?? 0,
       map_flags: inner.flags ?? 0,
+      btf_key_type_id: inner.keyType,
+      btf_value_type_id: inner.valueType,
     };
   }
   // User space reads and writes global variables through memory.
