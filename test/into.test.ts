@@ -9,6 +9,7 @@ import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
 import type { CaptureWork, IntoCounts, IntoMode, IntoWork } from '../src/maptype.js';
 import { replayInto } from '../src/replay/into.js';
+import { KeyHash, KeyTable, Words } from '../src/replay/keytable.js';
 import { mergeItems } from '../src/replay/merge.js';
 import { type PlannedMap, planMaps } from '../src/replay/plan.js';
 import { summing } from '../src/replay/sum.js';
@@ -311,6 +312,24 @@ t.test('more keys than are looked at in one go', async (t) => {
         if (max === 10_000 && !dry) t.same(readBack(map), wanted.after);
         map.close();
       }
+    }
+  }
+});
+
+t.test('a table of keys finds each one again, even if there are more than was thought', async (t) => {
+  const keys = Buffer.alloc(4000, 0).map((_, i) => (i % 4 < 2 ? (i >>> 2) >>> (8 * (i % 4)) : 0));
+  for (const few of [1, 300, 999, 1000, 5000]) {
+    const table = new KeyTable(new KeyHash(), 4, types.get(1), 1000, 1, 0, few);
+    const words = () => new Words(keys, 4);
+    for (const [all, state] of [[words(), false] as const, [words(), true] as const]) {
+      let right = 0;
+      for (let i = 0; i < 1000; i++) {
+        // In no order, as well.
+        const slot = table.find(keys, all, (i * 389) % 1000);
+        if (table.isDone(slot) === state) right++;
+        table.setDone(slot);
+      }
+      t.same([right, table.size], [1000, 1000], `${few}`);
     }
   }
 });
@@ -757,6 +776,7 @@ t.test('locks: values are written under theirs, and it is left alone', async (t)
   t.same(countsOf(ran.maps[0]), { inserted: 1, updated: 0, unchanged: 1, deleted: 0, dropped: {} }, ran.stderr);
   t.same(readBack(map), { '01000000': hexOf(u32(0, 5)), '02000000': hexOf(u32(0, 6)) });
   for (const mode of ['upsert', 'sum'] as const) {
+    map.delete(u32(2));
     const flags: bigint[] = [];
     const watched = new MeddledSys(sys, (command, attr) => {
       if (command === 'MAP_UPDATE_BATCH') flags.push(attr.bytes.readBigUInt64LE(40));

@@ -8,7 +8,10 @@ import type { MapType } from '../maptype.js';
 
 const random = () => (Math.random() * 0x1_0000_0000) | 0;
 
-/** Bytes one after another as words of 4 bytes, as far as they are aligned and whole; else as bytes. */
+/**
+ * Bytes one after another as words of 4 bytes, as far as they are aligned and whole; else as bytes. Of keys that are looked
+ * for in a table: for bytes that have changed, make new ones.
+ */
 export class Words {
   readonly #words: Int32Array | undefined;
   readonly #bytes: DataView;
@@ -27,6 +30,14 @@ export class Words {
     let word = 0;
     for (let byte = 0; byte < left; byte++) word |= this.#bytes.getUint8(at + byte) << (8 * byte);
     return word;
+  }
+
+  /** Whether `size` bytes at `at` are the same as those of `other`. */
+  same(other: Words, at: number, size: number): boolean {
+    for (let done = 0; done < size; done += 4) {
+      if (this.at(at + done, size - done) !== other.at(at + done, size - done)) return false;
+    }
+    return true;
   }
 }
 
@@ -71,6 +82,10 @@ export class KeyHash {
 export const MOST_KEYS = 2 ** 21;
 
 const WORDS = 4;
+/** Slots for each key that is expected. */
+const SPARE = 1.4;
+/** Keys that are looked for at a time. */
+const WINDOW = 256;
 /** No place in the table. */
 export const ELSEWHERE = -1;
 /** Bits of a slot's last word. */
@@ -82,20 +97,28 @@ const STATE = THERE | KEPT | DONE;
 /** Keys of a map and of its source. */
 export class KeyTable {
   readonly #slots: Int32Array;
-  readonly #mask: number;
+  /** Slots of the first `#few` keys; further keys are in those behind them. */
+  readonly #first: number;
+  readonly #few: number;
+  readonly #most: number;
   readonly #hash: KeyHash;
+  readonly #valueHash = new KeyHash();
   readonly #prefix: Buffer | undefined;
-  /** Of the value that is being looked at. */
-  #value0 = 0;
-  #value1 = 0;
-  readonly #seed0 = random();
-  readonly #seed1 = random();
+  /** Hashes of some keys that follow each other, and whose they are. */
+  readonly #window = new Int32Array(WINDOW * 3);
+  #from = 0;
+  #words: Words | undefined;
+  /** Place of the last key in the window. */
+  #at = 0;
   #keys = 0;
+  /** Means nothing: without it, V8 would leave out reading what it is made of. */
+  touched = 0;
 
   /**
    * @param hash the same for all parts
    * @param most keys, about: there is room for some more
    * @param parts the table holds only the keys of one of so many parts, a power of two
+   * @param few keys there probably are: memory that is never used costs nothing
    */
   constructor(
     hash: KeyHash,
@@ -104,10 +127,15 @@ export class KeyTable {
     most: number,
     readonly parts = 1,
     readonly part = 0,
+    few = most,
   ) {
-    const slots = 2 ** Math.ceil(Math.log2(2 * Math.max(16, most)));
-    this.#slots = new Int32Array(slots * WORDS);
-    this.#mask = slots - 1;
+    const near = Math.min(few, most);
+    const slots = (keys: number) => Math.ceil(SPARE * Math.max(16, keys));
+    this.#first = slots(near);
+    const more = near < most ? slots(most - near) : 0;
+    this.#few = more > 0 ? Math.floor(near) : Number.POSITIVE_INFINITY;
+    this.#most = more > 0 ? this.#few + Math.floor(0.9 * more) : Math.floor(0.9 * this.#first);
+    this.#slots = new Int32Array((this.#first + more) * WORDS);
     this.#hash = hash;
     this.#prefix = type.key === 'prefix' ? Buffer.alloc(keySize) : undefined;
   }
@@ -119,17 +147,42 @@ export class KeyTable {
 
   /** Where key number `index` is or would be; {@link ELSEWHERE} for a key of another part. */
   find(keys: Uint8Array, words: Words, index: number): number {
-    const { keySize } = this;
-    if (this.#prefix === undefined) this.#hash.of(words, index * keySize, keySize);
-    else this.#hash.of(new Words(masked(keys, index * keySize, this.#prefix), keySize), 0, keySize);
-    const { a, b, c } = this.#hash;
-    if (this.parts > 1 && Math.floor((c >>> 0) / (2 ** 32 / this.parts)) !== this.part) return ELSEWHERE;
+    if (words !== this.#words || index < this.#from || index >= this.#from + WINDOW) this.#move(keys, words, index);
     const slots = this.#slots;
-    for (let at = c & this.#mask; ; at = (at + 1) & this.#mask) {
-      const slot = at * WORDS;
-      if (((slots[slot + 3] as number) & STATE) === 0) return slot;
-      if (slots[slot] === a && slots[slot + 1] === b) return slot;
+    const at = 3 * (index - this.#from);
+    this.#at = at;
+    const [a, b, c] = [this.#window[at], this.#window[at + 1], this.#window[at + 2] as number];
+    if (this.parts > 1 && Math.floor((c >>> 0) / (2 ** 32 / this.parts)) !== this.part) return ELSEWHERE;
+    let [from, end] = [0, this.#first];
+    for (;;) {
+      let slot = from + place(c, end - from);
+      for (; ((slots[WORDS * slot + 3] as number) & STATE) !== 0; slot = slot + 1 === end ? from : slot + 1) {
+        if (slots[WORDS * slot] === a && slots[WORDS * slot + 1] === b) return WORDS * slot;
+      }
+      if (from > 0 || this.#keys < this.#few) return WORDS * slot;
+      [from, end] = [end, slots.length / WORDS];
     }
+  }
+
+  /** Hashes the keys around number `index`, and has their slots read from memory: together, which is much faster. */
+  #move(keys: Uint8Array, words: Words, index: number): void {
+    const { keySize } = this;
+    const [hash, window, slots] = [this.#hash, this.#window, this.#slots];
+    const from = index - (index % WINDOW);
+    const count = Math.min(WINDOW, Math.floor(keys.length / keySize) - from);
+    for (let i = 0; i < count; i++) {
+      const at = (from + i) * keySize;
+      if (this.#prefix === undefined) hash.of(words, at, keySize);
+      else hash.of(new Words(masked(keys, at, this.#prefix), keySize), 0, keySize);
+      window[3 * i] = hash.a;
+      window[3 * i + 1] = hash.b;
+      window[3 * i + 2] = hash.c;
+    }
+    let touched = 0;
+    for (let i = 0; i < count; i++) touched ^= slots[WORDS * place(window[3 * i + 2] as number, this.#first)] as number;
+    this.touched = touched;
+    this.#words = words;
+    this.#from = from;
   }
 
   #set(slot: number, state: number): void {
@@ -139,34 +192,21 @@ export class KeyTable {
       slots[slot + 3] = before | state;
       return;
     }
-    if (this.#keys > 0.9 * this.#mask) throw new BpfimgError('conflict', 'the map changes while it is being read');
-    // The hash is still that of this key: `find` was called for it.
-    slots[slot] = this.#hash.a;
-    slots[slot + 1] = this.#hash.b;
+    if (this.#keys >= this.#most) throw new BpfimgError('conflict', 'the map changes while it is being read');
+    // The last key that `find` was called for is this one.
+    slots[slot] = this.#window[this.#at] as number;
+    slots[slot + 1] = this.#window[this.#at + 1] as number;
     slots[slot + 3] = state;
     this.#keys++;
   }
 
-  /** 61 bits, of seeds that nobody knows. */
-  #hashValue(values: Words, at: number, size: number): void {
-    let a = this.#seed0;
-    let b = this.#seed1;
-    for (let done = 0; done < size; done += 4) {
-      const word = values.at(at + done, size - done);
-      a = Math.imul(a ^ word, 0x85ebca6b);
-      a ^= a >>> 15;
-      b = Math.imul(((b << 7) | (b >>> 25)) + word, 0xc2b2ae35);
-    }
-    this.#value0 = a ^ (b >>> 13);
-    this.#value1 = b & ~STATE;
-  }
-
-  /** The map has a key, with this value. */
+  /** The map has a key, with this value: 61 bits of its hash. */
   addThere(slot: number, values: Words, at: number, size: number): void {
     this.#set(slot, THERE);
-    this.#hashValue(values, at, size);
-    this.#slots[slot + 2] = this.#value0;
-    this.#slots[slot + 3] = this.#value1 | ((this.#slots[slot + 3] as number) & STATE);
+    const [hash, slots] = [this.#valueHash, this.#slots];
+    hash.of(values, at, size);
+    slots[slot + 2] = hash.a;
+    slots[slot + 3] = (hash.b & ~STATE) | ((slots[slot + 3] as number) & STATE);
   }
 
   /** Whether the map had the key. */
@@ -176,8 +216,9 @@ export class KeyTable {
 
   /** Whether that was with this value. */
   hadValue(slot: number, values: Words, at: number, size: number): boolean {
-    this.#hashValue(values, at, size);
-    return this.#slots[slot + 2] === this.#value0 && ((this.#slots[slot + 3] as number) & ~STATE) === this.#value1;
+    const [hash, slots] = [this.#valueHash, this.#slots];
+    hash.of(values, at, size);
+    return slots[slot + 2] === hash.a && (((slots[slot + 3] as number) ^ hash.b) & ~STATE) === 0;
   }
 
   /** Whether something was done with the key. */
@@ -198,6 +239,11 @@ export class KeyTable {
   isKept(slot: number): boolean {
     return ((this.#slots[slot + 3] as number) & KEPT) !== 0;
   }
+}
+
+/** One of `count` places, from a word of a hash. */
+function place(word: number, count: number): number {
+  return Math.floor(((Math.imul(word, 0x9e3779b1) >>> 0) * count) / 2 ** 32);
 }
 
 /** A key of a trie, with zero for the bits behind its prefix, which make no difference. */

@@ -40,6 +40,8 @@ const SAME = 3;
 /** Items on their way from the source into a map. */
 class Part {
   readonly batch: Batch;
+  /** What the map has now, where that is compared. */
+  old?: Batch;
   readonly todo: Uint8Array;
   /** Items in it, at its beginning. */
   count = 0;
@@ -66,15 +68,13 @@ class Part {
   compact(): void {
     const { keys, values } = this.batch;
     const { keySize, valueStride } = this.map;
-    let kept = 0;
-    for (let i = 0; i < this.count; i++) {
+    let kept = this.todo.subarray(0, this.count).indexOf(SKIP);
+    if (kept < 0) return;
+    for (let i = kept + 1; i < this.count; i++) {
       if (this.todo[i] === SKIP) continue;
-      if (kept !== i) {
-        keys.copyWithin(kept * keySize, i * keySize, (i + 1) * keySize);
-        values.copyWithin(kept * valueStride, i * valueStride, (i + 1) * valueStride);
-        this.todo[kept] = this.todo[i] as number;
-      }
-      kept++;
+      keys.copyWithin(kept * keySize, i * keySize, (i + 1) * keySize);
+      values.copyWithin(kept * valueStride, i * valueStride, (i + 1) * valueStride);
+      this.todo[kept++] = this.todo[i] as number;
     }
     this.count = kept;
   }
@@ -291,7 +291,8 @@ async function mergeParts(
   for (let part = 0; part < parts; ) {
     // Of an empty map, a smaller table will do.
     const held = map.nextKey(undefined) === undefined ? SOME : map.maxEntries;
-    const table = new KeyTable(hash, map.keySize, work.type, Math.min(most, items.count / parts + held), parts, part);
+    const [more, few] = [items.count / parts, Math.max(items.count, held) / parts];
+    const table = new KeyTable(hash, map.keySize, work.type, Math.min(1.25 * most, more + held), parts, part, few);
     const merge = new Merge(map, items, work, table, places);
     try {
       await merge.look(Math.ceil(items.count / parts), most);
@@ -351,6 +352,7 @@ class Merge {
   /** Items in the map before. */
   held = 0;
   readonly #ignored: IntoWork['ignored'];
+  readonly #blanks: boolean;
 
   constructor(
     readonly map: BpfMap,
@@ -360,6 +362,7 @@ class Merge {
     readonly places: Places,
   ) {
     this.#ignored = [...work.ignored, ...padding(map)];
+    this.#blanks = this.#ignored.length > 0;
   }
 
   /**
@@ -378,7 +381,7 @@ class Merge {
         if (slot === ELSEWHERE) continue;
         if (table.size + more > most * 1.25) throw new TooManyKeys();
         const at = i * map.valueStride;
-        blank(values, at, this.#ignored);
+        if (this.#blanks) blank(values, at, this.#ignored);
         table.addThere(slot, valueWords, at, compares ? map.valueStride : 0);
       }
       this.held += count;
@@ -445,11 +448,14 @@ class Merge {
       table.setDone(slot);
       const there = table.isThere(slot);
       const at = i * map.valueStride;
-      blank(values, at, this.#ignored);
+      if (this.#blanks) blank(values, at, this.#ignored);
       if (there && work.mode === 'insert') work.counts.unchanged++;
       else if (!there && work.mode === 'update') drop(work.counts, DROPPED.absent);
       else if (!there) part.todo[i] = INSERT;
-      else part.todo[i] = table.hadValue(slot, valueWords, at, map.valueStride) ? SAME : UPDATE;
+      else if (work.mode === 'sum' || !table.hadValue(slot, valueWords, at, map.valueStride)) part.todo[i] = UPDATE;
+      // To an LRU map, that it is written again makes it one of the newest.
+      else if (work.type.evicts === true) part.todo[i] = SAME;
+      else work.counts.unchanged++;
     }
     part.compact();
   }
@@ -560,47 +566,12 @@ const MOST_INDEXES = 2 ** 29;
 /** Puts items into an array, whose indexes are all there. */
 export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
   const { counts, mode } = work;
-  const ignored = [...work.ignored, ...padding(map)];
-  const step = Math.min(itemsInCall(map), Math.max(1, mode === 'sync' ? map.maxEntries : items.count));
-  const [part, old] = [new Part(map, step), new Part(map, step)];
   const done = new Int32Array(Math.ceil(Math.min(map.maxEntries, MOST_INDEXES) / 32));
   const isDone = (index: number) => ((done[index >>> 5] ?? 0) & (1 << (index & 31))) !== 0;
-  /** Says what is to be done with items that differ from those that are there. */
-  const compare = () => {
-    const size = part.count * map.valueStride;
-    const [values, olds] = [part.batch.values, old.batch.values];
-    if (mode !== 'sum' && ignored.length === 0 && values.compare(olds, 0, size, 0, size) === 0) {
-      part.todo.fill(SKIP, 0, part.count);
-      counts.unchanged += part.count;
-      return;
-    }
-    for (let i = 0; i < part.count; i++) {
-      const [value, was] = [part.value(i), old.value(i)];
-      blank(value, 0, ignored);
-      if (mode === 'sum') {
-        const changed = work.add(was, 0, value, 0);
-        value.set(was);
-        part.todo[i] = changed ? UPDATE : SKIP;
-      } else {
-        blank(was, 0, ignored);
-        part.todo[i] = value[0] === was[0] && value.equals(was) ? SKIP : UPDATE;
-      }
-      if (part.todo[i] === SKIP) counts.unchanged++;
-    }
-  };
-  const put = async () => {
-    part.compact();
-    if (work.dry) part.tally(counts, 0, part.count);
-    else await putAll(part, work, true);
-  };
-  for (let end = items.count; end > 0; ) {
-    work.check();
-    const count = Math.min(step, end);
-    end -= count;
-    await items.read(end, count, part.batch.keys, part.batch.values);
-    part.count = count;
-    for (let i = count - 1; i >= 0; i--) {
-      const index = part.batch.keys.readUInt32LE(4 * i);
+  const read = (part: Part) => {
+    const words = new Words(part.batch.keys, 4);
+    for (let i = part.count - 1; i >= 0; i--) {
+      const index = words.at(4 * i, 4) >>> 0;
       part.todo[i] = SKIP;
       if (index >= map.maxEntries) {
         // There is no place for it, nor need for one if it is zero.
@@ -613,55 +584,88 @@ export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWor
       }
     }
     part.compact();
-    readOld(part, old);
-    compare();
-    await put();
-    work.progress(items.count - end);
-    await pause();
-  }
+  };
+  const compare = new Compare(map, work);
+  const put = async (part: Part) => {
+    await compare.leaveOutSame(part);
+    if (work.dry) part.tally(counts, 0, part.count);
+    else await putAll(part, work, true);
+  };
+  let written = 0;
+  const writers = map.long ? 1 : WRITERS;
+  await eachPart(map, items, work, { writers, shares: 1 }, read, put, (count) => {
+    written += count;
+    work.progress(written);
+  });
   if (mode !== 'sync') return;
   // What the source does not have is zero, as in a fresh array.
-  for (let from = 0; from < map.maxEntries; from += step) {
+  const part = new Part(map, Math.min(itemsInCall(map), map.maxEntries));
+  const before = { ...counts };
+  for (let from = 0; from < map.maxEntries; from += part.batch.room) {
     work.check();
     part.count = 0;
-    for (let index = from; index < Math.min(map.maxEntries, from + step); index++) {
+    for (let index = from; index < Math.min(map.maxEntries, from + part.batch.room); index++) {
       if (!isDone(index)) part.batch.keys.writeUInt32LE(index, 4 * part.count++);
     }
+    part.todo.fill(UPDATE);
     part.batch.values.fill(0);
-    readOld(part, old);
-    for (let i = 0; i < part.count; i++) {
-      blank(old.value(i), 0, ignored);
-      part.todo[i] = isZero(old.value(i)) ? SKIP : UPDATE;
-    }
-    part.compact();
-    const before = counts.updated;
-    await put();
-    // To people that is no update.
-    counts.deleted += counts.updated - before;
-    counts.updated = before;
+    await put(part);
+    // To people that is neither an update nor an item that stays.
+    counts.deleted += counts.updated - before.updated;
+    Object.assign(counts, { updated: before.updated, unchanged: before.unchanged });
     await pause();
   }
 }
 
-/** Reads the values that the keys of `part` have now into the same places of `old`. */
-function readOld(part: Part, old: Part): void {
-  const { map } = part;
-  const { keys } = part.batch;
-  for (let i = 0; i < part.count; ) {
-    const first = keys.readUInt32LE(4 * i);
-    let run = 1;
-    while (i + run < part.count && keys.readUInt32LE(4 * (i + run)) === first + run) run++;
-    if (i === 0 && run > 1) {
-      // Where a part begins, a whole run of indexes is read at once.
-      const cursor = first === 0 ? map.cursor() : map.cursor(first - 1);
-      const { count, error } = map.lookupBatch(cursor, old.batch, run);
-      if (error === undefined && count > 0) {
-        i = Math.min(run, count);
-        continue;
+/** Compares items with the values that an array has now. */
+class Compare {
+  readonly #ignored: IntoWork['ignored'];
+
+  constructor(
+    readonly map: BpfMap,
+    readonly work: IntoWork,
+  ) {
+    this.#ignored = [...work.ignored, ...padding(map)];
+  }
+
+  /** Leaves out the items of `part` that change nothing, and counts them; in mode `sum`, the others get their sums. */
+  async leaveOutSame(part: Part): Promise<void> {
+    const { map, work } = this;
+    if (part.count === 0) return;
+    part.old ??= map.batch(part.batch.room);
+    await readOld(part, part.old);
+    const [values, olds] = [part.batch.values, part.old.values];
+    const [words, oldWords] = [new Words(values, map.valueStride), new Words(olds, map.valueStride)];
+    for (let i = 0, at = 0; i < part.count; i++, at += map.valueStride) {
+      if (this.#ignored.length > 0) blank(values, at, this.#ignored);
+      if (work.mode === 'sum') {
+        const changed = work.add(olds, at, values, at);
+        values.set(olds.subarray(at, at + map.valueStride), at);
+        if (changed) continue;
+      } else {
+        if (this.#ignored.length > 0) blank(olds, at, this.#ignored);
+        if (!words.same(oldWords, at, map.valueStride)) continue;
       }
+      work.counts.unchanged++;
+      part.todo[i] = SKIP;
     }
-    if (map.lookup(part.key(i), 0, old.value(i)) === undefined) old.value(i).fill(0);
-    i++;
+    part.compact();
+  }
+}
+
+/** Reads the values that the keys of `part` have now into the same places of `old`. */
+async function readOld({ map, batch, count }: Part, old: Batch): Promise<void> {
+  const words = new Words(batch.keys, 4);
+  const first = words.at(0, 4) >>> 0;
+  let i = 1;
+  while (i < count && words.at(4 * i, 4) >>> 0 === first + i) i++;
+  // Where a part begins, a whole run of indexes is read at once.
+  const run = i === 1 ? undefined : await map.lookupBatchAsync(map.cursor(first === 0 ? undefined : first - 1), old, i);
+  if (run?.error !== undefined || run?.count !== i) i = 0;
+  for (; i < count; i++) {
+    const value = old.values.subarray(i * map.valueStride, (i + 1) * map.valueStride);
+    if (map.lookup(batch.keys.subarray(4 * i, 4 * i + 4), 0, value) === undefined) value.fill(0);
+    if (i % 1024 === 0) await pause();
   }
 }
 
