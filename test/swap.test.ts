@@ -94,7 +94,8 @@ t.test('taken names lead to the fresh maps; the old ones are kept until commit o
 
   ran(swap);
   const fresh = known(idsIn(pins));
-  ran(['swap', 'commit', path.join(pins, 'b')]);
+  const { stdout } = ran(['swap', 'commit', path.join(pins, 'b'), '--json']);
+  t.same(JSON.parse(stdout), { pins: [{ pin: `${pins}/b`, swap: 'committed' }] });
   t.same(Object.keys(idsIn(pins)), ['a', 'a-swap-old', 'b', 'c', 'c-swap-old'], 'one pin alone');
   fs.unlinkSync(path.join(pins, 'a'));
   t.match(bpfimg(['swap', 'commit', pins]), { status: 1, stderr: /\/a: no longer pinned; .*swap rollback/ });
@@ -228,6 +229,42 @@ t.test('killed at every step: each name leads to the old or the new map', async 
     }
     t.same(idsIn(pins), action === 'commit' ? fresh : old);
     if (action === 'rollback') ran(['replay', dump, '--pin', pins, '--swap']);
+  }
+});
+
+t.test('killed before each fresh map is pinned', async (t) => {
+  const { pins, dump } = seeded(t);
+  const before = idsIn(pins);
+  const module = (name: string) => JSON.stringify(new URL(name, import.meta.url).href);
+  for (let at = 1; at <= NAMES.length; at++) {
+    // Pins are made by the kernel, not by a call of Node's that kill-at.cjs could see.
+    const code = `
+      const { openSys } = await import(${module('../src/kernel/sys.js')});
+      const { planMaps } = await import(${module('../src/replay/plan.js')});
+      const { replay } = await import(${module('../src/replay/replay.js')});
+      const { mapsOf, openSource } = await import(${module('../src/source/source.js')});
+      const { MeddledSys } = await import(${module('./helpers/replay.js')});
+      const { types } = await import(${module('./helpers/types.js')});
+      let left = ${at};
+      const sys = new MeddledSys(await openSys(types), (command) => {
+        if (command === 'OBJ_PIN' && --left === 0) process.kill(process.pid, 'SIGKILL');
+      });
+      const maps = await mapsOf(await openSource(${JSON.stringify(dump)}, { types: async () => types }));
+      const plans = await planMaps(maps, maps.maps, types, { cpus: sys.cpus });
+      await replay(sys, plans, { pin: ${JSON.stringify(pins)}, swap: true });`;
+    const { signal, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', code], { encoding: 'utf8' });
+    t.equal(signal, 'SIGKILL', stderr);
+    const left = idsIn(pins);
+    t.same(known(left), before, `killed before pin ${at}: every name leads to the old map`);
+    t.equal(Object.keys(left).length, NAMES.length + at - 1);
+    if (at === 1) continue;
+    for (const more of [[], ['--dry-run']]) {
+      const again = bpfimg(['replay', dump, '--pin', pins, '--swap', ...more]);
+      t.match(again, { status: 1, stderr: /has been swapped already; .*swap rollback/ });
+    }
+    t.match(bpfimg(['swap', 'commit', pins]), { status: 1, stderr: /interrupted half-way/ });
+    ran(['swap', 'rollback', pins]);
+    t.same(idsIn(pins), before);
   }
 });
 

@@ -1,7 +1,9 @@
 import { BpfimgError } from '../../errors.js';
+import { inAscii } from '../../json/print.js';
 import { commitSwap, rollBackSwap } from '../../replay/swap.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
+import { json } from '../options.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
@@ -18,6 +20,7 @@ const takes = {
       describe: 'folders of pins, or pins',
     },
   },
+  options: { json },
 } as const;
 
 export type SwapArguments = Given<typeof takes>;
@@ -34,14 +37,14 @@ export const command: Command = {
 };
 
 /** Ends swaps, and prints the pins. */
-export async function run({ action, pins }: SwapArguments, io: Io): Promise<void> {
+export async function run({ action, pins, json }: SwapArguments, io: Io): Promise<void> {
   if (pins.length === 0) throw new BpfimgError('usage', 'expected a folder of pins, or a pin');
   const [done, ended] =
     action === 'commit' ? (['committed', commitSwap(pins)] as const) : (['rolled back', rollBackSwap(pins)] as const);
+  const lines = json
+    ? `{"pins":[${ended.map((pin) => `\n  ${inAscii(JSON.stringify({ pin, swap: done }))}`).join(',')}]}`.split('\n')
+    : ended.map((pin) => `${pin}: ${done}`);
   await written(undefined, io, async (out) => {
-    printLines(
-      out,
-      ended.map((pin) => `${pin}: ${done}`),
-    );
+    printLines(out, lines);
   });
 }
