@@ -318,9 +318,33 @@ export function isZero(bytes: Uint8Array, start = 0, end = bytes.length): boolea
   return true;
 }
 
-/** `value` rounded up to a multiple of 8: the space of one CPU's value in a per-CPU map. */
+/** `value` rounded up to a multiple of 8. */
 export function roundUp8(value: number): number {
   return Math.ceil(value / 8) * 8;
+}
+
+/** Bytes from one CPU's value to the next in an item of a per-CPU map; the kernel pads each to a multiple of 8. */
+export function cpuStride(valueSize: number): number {
+  return roundUp8(valueSize);
+}
+
+/** How the value of an item is divided. */
+export interface CpuParts {
+  /** Bytes of each part without its padding. */
+  readonly size: number;
+  /** Bytes from one part to the next. */
+  readonly stride: number;
+  readonly cpus: number;
+}
+
+/**
+ * The parts of a value of `total` bytes: one for each CPU in a per-CPU map, else the value itself.
+ * @param perCpu bytes of one CPU's value; undefined if the map is not per-CPU
+ */
+export function cpuParts(total: number, perCpu: number | undefined): CpuParts {
+  if (perCpu === undefined) return { size: total, stride: total, cpus: 1 };
+  const stride = cpuStride(perCpu);
+  return { size: perCpu, stride, cpus: Math.floor(total / stride) };
 }
 
 /**

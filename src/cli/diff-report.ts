@@ -1,5 +1,5 @@
 /** What `diff` prints: lines for people, or JSON; both item by item. */
-import { isZero, putHex, roundUp8, viewOf } from '../bytes.js';
+import { cpuParts, isZero, putHex, viewOf } from '../bytes.js';
 import type { AttributeChange, MapDifference, SideItems } from '../diff/diff.js';
 import type { MapPair } from '../diff/pairs.js';
 import type { DumpMap } from '../dump/model.js';
@@ -68,7 +68,8 @@ class ItemsView {
   readonly #keys: Reader;
   readonly #values: Reader;
   readonly forms: ItemForms;
-  /** Bytes of one CPU's value, with its padding. */
+  /** Bytes of one CPU's value (or of the value), without and with its padding. */
+  readonly size: number;
   readonly stride: number;
   readonly cpus: number;
 
@@ -79,9 +80,8 @@ class ItemsView {
     const { input, keySize, valueSize, perCpu } = items;
     this.#keys = new Reader(input);
     this.#values = new Reader(input);
-    this.forms = formsThatFit(forms, keySize, perCpu ?? valueSize) ?? {};
-    this.stride = perCpu === undefined ? valueSize : roundUp8(perCpu);
-    this.cpus = perCpu === undefined ? 1 : valueSize / this.stride;
+    ({ size: this.size, stride: this.stride, cpus: this.cpus } = cpuParts(valueSize, perCpu));
+    this.forms = formsThatFit(forms, keySize, this.size) ?? {};
   }
 
   keyAt(position: number): number {
@@ -247,15 +247,16 @@ export class TextReport implements DiffReport {
   async #item(sign: '-' | '+', view: ItemsView, position: number, map: DumpMap): Promise<void> {
     const style = sign === '-' ? this.look.red : this.look.green;
     const key = await this.#key(view, position, map);
-    const { perCpu, valueSize } = view.items;
+    const { size } = view;
     for (let cpu = 0; cpu < view.cpus; cpu++) {
       const at = view.valueAt(position, cpu);
-      const size = perCpu ?? valueSize;
       const json = await view.json(view.forms.value, at, view.stride);
       const text =
         json !== undefined ? jsonText(json) : cutHex(await view.bytes(at, Math.min(size, SHOWN_BYTES)), size);
       const before = cpu === 0 ? key : ''.padEnd(key.length);
-      this.#line(style(`  ${sign} ${before}  ${perCpu === undefined ? '' : `cpu${cpu}  `}${text}`.trimEnd()));
+      this.#line(
+        style(`  ${sign} ${before}  ${view.items.perCpu === undefined ? '' : `cpu${cpu}  `}${text}`.trimEnd()),
+      );
     }
     await this.out.turn();
   }

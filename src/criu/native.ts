@@ -3,7 +3,7 @@
  * map of whatever type, writes all items in one batch from one CPU, and freezes it.
  */
 
-import { roundUp8 } from '../bytes.js';
+import { cpuStride } from '../bytes.js';
 import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, dataShape, type MapFile } from '../dump/model.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
@@ -86,7 +86,7 @@ function cpusOf(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): number | 
   const data = map.data.at(-1);
   if (data === undefined || types.get(file.map_type).perCpu !== true) return undefined;
   const { shape } = dataShape(data, file, types);
-  return shape === undefined || data.count === 0 ? undefined : shape.valueSize / roundUp8(file.value_size);
+  return shape === undefined || data.count === 0 ? undefined : shape.valueSize / cpuStride(file.value_size);
 }
 
 /** With BPF_F_NO_COMMON_LRU each CPU has its own share of the elements, and CRIU writes from one. */

@@ -6,7 +6,7 @@
  * entry the last counts, as it does for CRIU's restore and for a replay.
  */
 
-import { roundUp8, viewOf } from '../bytes.js';
+import { cpuParts, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
@@ -110,9 +110,8 @@ interface ValuePart {
 
 /** The parts of a value of `valueSize` bytes in which a difference counts. */
 function partsThatCount(valueSize: number, { perCpu }: ItemRules): readonly ValuePart[] {
-  if (perCpu === undefined) return [{ at: 0, size: valueSize }];
-  const stride = roundUp8(perCpu);
-  return Array.from({ length: Math.floor(valueSize / stride) }, (_, cpu) => ({ at: cpu * stride, size: perCpu }));
+  const { size, stride, cpus } = cpuParts(valueSize, perCpu);
+  return Array.from({ length: cpus }, (_, cpu) => ({ at: cpu * stride, size }));
 }
 
 function copy(from: DataView, at: number, to: DataView, toAt: number, size: number): void {

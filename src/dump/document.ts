@@ -200,7 +200,7 @@ class DocumentWriter {
         const style = indented ? itemIndented(level + 2) : ITEM_COMPACT;
         const count = options.limit ? Math.min(options.limit, data.count) : data.count;
         const forms = this.#forms(map);
-        await writeItems(ItemCursors.over(input, entry), count, shape, style, `,${line}`, out, forms);
+        await writeItems(ItemCursors.over(input, entry), count, { shape, style, separator: `,${line}`, forms }, out);
         if (indented) out.text(this.#line(level + 1));
       }
       out.text(']');
@@ -245,7 +245,7 @@ class DocumentWriter {
     if (data.count === 0) return;
     const cursors = ItemCursors.over(this.dump.data as Input, data.entry);
     const forms = this.#forms(map);
-    await writeItems(cursors, data.count, shape, ITEM_COMPACT, '\n', out, forms);
+    await writeItems(cursors, data.count, { shape, style: ITEM_COMPACT, separator: '\n', forms }, out);
     out.text('\n');
   }
 }

@@ -1,5 +1,5 @@
 /** The items of a dump's map one by one, for programs: as bytes, or as the JSON of documents. */
-import { hex, isZero, roundUp8, viewOf } from '../bytes.js';
+import { cpuStride, hex, isZero, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import type { Cursor } from '../io/input.js';
 import { pause } from '../io/pause.js';
@@ -119,7 +119,7 @@ async function take(cursors: ItemCursors, from: Cursor, size: number): Promise<U
 }
 
 function* cpuValues(value: Uint8Array, size: number): Generator<Uint8Array> {
-  for (let at = 0; at < value.length; at += roundUp8(size)) yield value.subarray(at, at + size);
+  for (let at = 0; at < value.length; at += cpuStride(size)) yield value.subarray(at, at + size);
 }
 
 function itemJson(form: JsonPrinter | undefined, bytes: Uint8Array): Json {
@@ -128,7 +128,7 @@ function itemJson(form: JsonPrinter | undefined, bytes: Uint8Array): Json {
 
 /** One CPU's value; with its padding unless that is zero, because the kernel keeps what was written. */
 function cpuJson(form: JsonPrinter | undefined, value: Uint8Array): Json {
-  const stride = roundUp8(value.length);
+  const stride = cpuStride(value.length);
   const padded = new Uint8Array(value.buffer, value.byteOffset, stride);
   if (isZero(padded, value.length)) return itemJson(form, value);
   return itemJson(form && rawForm(stride), padded);

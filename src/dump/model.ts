@@ -5,7 +5,7 @@
  * files of one map are one map here, although CRIU writes its data once for each of them.
  */
 
-import { roundUp8 } from '../bytes.js';
+import { cpuStride } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import {
   BPFMAP_BTF,
@@ -621,7 +621,7 @@ export function dataShape(data: MapData, file: BpfmapFileEntry | undefined, type
   const type: MapType = types.get(file.map_type);
   const oddKey = shape.keySize !== file.key_size;
   if (!type.perCpu) return { shape, oddKey, oddValue: shape.valueSize !== file.value_size };
-  const stride = roundUp8(file.value_size);
+  const stride = cpuStride(file.value_size);
   if (stride === 0 || shape.valueSize === 0 || shape.valueSize % stride !== 0) return { shape, oddKey, oddValue: true };
   return { shape: { ...shape, perCpu: file.value_size }, oddKey, oddValue: false };
 }

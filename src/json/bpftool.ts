@@ -1,5 +1,5 @@
 /** Items as `bpftool -j map dump` prints them: bytes as lists of `"0x.."`, without the attributes of the map. */
-import { roundUp8 } from '../bytes.js';
+import { cpuStride } from '../bytes.js';
 import { PointerError } from '../errors.js';
 import type { Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
@@ -80,7 +80,7 @@ function itemOf(json: Json): Item | undefined {
     const at = `/values/${cpu}`;
     if (member(one, 'cpu') !== cpu) throw new PointerError(at, `expected "cpu":${cpu}: one for each CPU, in order`);
     const value = bytesOf(one, 'value', at) ?? '';
-    all += value.padEnd(2 * roundUp8(value.length / 2), '0');
+    all += value.padEnd(2 * cpuStride(value.length / 2), '0');
   }
   return { key: key as string, value: all };
 }

@@ -242,7 +242,7 @@ async function printDataEntry(
     const cursors = await ItemCursors.open(reader, entry);
     try {
       const items = pretty ? itemIndented(4) : ITEM_COMPACT;
-      await writeItems(cursors, count, shape, items, `,${lineStart}`, out, forms);
+      await writeItems(cursors, count, { shape, style: items, separator: `,${lineStart}`, forms }, out);
     } finally {
       cursors.close();
     }
@@ -278,7 +278,7 @@ async function decodeLines(reader: ImageReader, out: Output, options: DecodeOpti
         out.text('\n');
         const cursors = await ItemCursors.open(reader, data);
         try {
-          await writeItems(cursors, count, shape, ITEM_COMPACT, '\n', out, forms);
+          await writeItems(cursors, count, { shape, style: ITEM_COMPACT, separator: '\n', forms }, out);
         } finally {
           cursors.close();
         }

@@ -5,7 +5,7 @@
  * them side by side; on a pipe the keys are first copied to a spool.
  */
 
-import { hex, isZero, putHex, roundUp8, takeHex, unhex, viewOf } from '../bytes.js';
+import { type CpuParts, cpuParts, cpuStride, hex, isZero, putHex, takeHex, unhex, viewOf } from '../bytes.js';
 import { type BpfimgError, PointerError } from '../errors.js';
 import { type Entry, type ImageReader, truncated } from '../image/reader.js';
 import type { BpfmapDataEntry } from '../image/schema.gen.js';
@@ -48,8 +48,7 @@ export function itemIndented(level: number): ItemStyle {
 /** Plain items: key and value (or each CPU's value) as hex. */
 export function hexItems(shape: ItemShape, style: ItemStyle): ItemText {
   const { keySize, valueSize, perCpu } = shape;
-  const stride = perCpu === undefined ? valueSize : roundUp8(perCpu);
-  const cpus = perCpu === undefined ? 1 : valueSize / stride;
+  const { stride, cpus } = cpuParts(valueSize, perCpu);
   const opening = Buffer.from(`${style.before}"key"${style.colon}"`);
   const middle = Buffer.from(
     perCpu === undefined ? `"${style.comma}"value"${style.colon}"` : `"${style.comma}"values"${style.colon}["`,
@@ -86,8 +85,7 @@ export function hexItems(shape: ItemShape, style: ItemStyle): ItemText {
 /** Items of which the key, the values or both have a form. */
 function formedItems(shape: ItemShape, style: ItemStyle, forms: ItemForms): ItemText {
   const { keySize, valueSize, perCpu } = shape;
-  const stride = perCpu === undefined ? valueSize : roundUp8(perCpu);
-  const cpus = perCpu === undefined ? 1 : valueSize / stride;
+  const { stride, cpus } = cpuParts(valueSize, perCpu);
   const opening = Buffer.from(`${style.before}"key"${style.colon}`);
   const middle = Buffer.from(`${style.comma}"value${perCpu === undefined ? '' : 's'}"${style.colon}`);
   const between = Buffer.from(style.comma.trimEnd());
@@ -200,19 +198,22 @@ export class ItemCursors {
   }
 }
 
-/** Writes `count` items, `separator` between them. Items larger than a window are written in parts. */
-export async function writeItems(
-  cursors: ItemCursors,
-  count: number,
-  shape: ItemShape,
-  style: ItemStyle,
-  separator: string,
-  out: Output,
-  mapForms?: ItemForms,
-): Promise<void> {
+/** How a map's items are written. */
+export interface ItemsLook {
+  readonly shape: ItemShape;
+  readonly style: ItemStyle;
+  /** What is between two items. */
+  readonly separator: string;
+  /** Used where they fit the sizes. */
+  readonly forms?: ItemForms | undefined;
+}
+
+/** Writes `count` items. Those larger than a window are written in parts. */
+export async function writeItems(cursors: ItemCursors, count: number, look: ItemsLook, out: Output): Promise<void> {
+  const { shape, style, separator } = look;
   const { keySize, valueSize, perCpu } = shape;
   const { keys, values } = cursors;
-  const forms = formsThatFit(mapForms, keySize, perCpu ?? valueSize);
+  const forms = formsThatFit(look.forms, keySize, perCpu ?? valueSize);
   const text = forms === undefined ? hexItems(shape, style) : formedItems(shape, style, forms);
   const between = Buffer.from(separator);
   const big = keySize > WINDOW / 4 || valueSize > WINDOW / 4 || text.most + between.length > WINDOW;
@@ -249,45 +250,31 @@ async function writeBigItem(
   out: Output,
   forms: ItemForms = {},
 ): Promise<void> {
-  const { perCpu } = shape;
-  const { keys, values } = cursors;
-  out.text(`${style.before}"key"${style.colon}`);
-  await writeBig(cursors, keys, shape.keySize, forms.key, style, out);
-  out.text(`${style.comma}"value${perCpu === undefined ? '' : 's'}"${style.colon}`);
-  if (perCpu === undefined) {
-    await writeBig(cursors, values, shape.valueSize, forms.value, style, out);
-  } else {
-    const stride = roundUp8(perCpu);
-    for (let at = 0; at < shape.valueSize; at += stride) {
-      out.text(at === 0 ? '[' : style.comma.trimEnd());
-      await writeBig(cursors, values, stride, forms.value, style, out);
+  const { perCpu, keySize, valueSize } = shape;
+  /** One key or (CPU's) value; with a form it is read as a whole. */
+  const put = async (from: Cursor, size: number, form: JsonForm | undefined) => {
+    if (form === undefined) {
+      out.text('"');
+      await writeHex(cursors, from, size, out);
+      out.text('"');
+      return;
     }
-    out.text(']');
+    const bytes = await from.take(size);
+    if (bytes.length < size) throw cursors.truncated();
+    const shown = isZero(bytes, form.size) ? form : rawForm(size);
+    if (style.json === undefined) shown.print(viewOf(bytes), 0, out);
+    else out.text(style.json(shown.show(viewOf(bytes), 0)));
+    await out.turn();
+  };
+  const { stride, cpus } = cpuParts(valueSize, perCpu);
+  out.text(`${style.before}"key"${style.colon}`);
+  await put(cursors.keys, keySize, forms.key);
+  out.text(`${style.comma}"value${perCpu === undefined ? '' : 's'}"${style.colon}`);
+  for (let cpu = 0; cpu < cpus; cpu++) {
+    if (perCpu !== undefined) out.text(cpu === 0 ? '[' : style.comma.trimEnd());
+    await put(cursors.values, stride, forms.value);
   }
-  out.text(style.after);
-}
-
-/** One key or (CPU's) value; with a form it is read as a whole. */
-async function writeBig(
-  cursors: ItemCursors,
-  from: Cursor,
-  size: number,
-  form: JsonForm | undefined,
-  style: ItemStyle,
-  out: Output,
-): Promise<void> {
-  if (form === undefined) {
-    out.text('"');
-    await writeHex(cursors, from, size, out);
-    out.text('"');
-    return;
-  }
-  const bytes = await from.take(size);
-  if (bytes.length < size) throw cursors.truncated();
-  const shown = isZero(bytes, form.size) ? form : rawForm(size);
-  if (style.json === undefined) shown.print(viewOf(bytes), 0, out);
-  else out.text(style.json(shown.show(viewOf(bytes), 0)));
-  await out.turn();
+  out.text(`${perCpu === undefined ? '' : ']'}${style.after}`);
 }
 
 async function writeHex(cursors: ItemCursors, from: Cursor, size: number, out: Output): Promise<void> {
@@ -326,6 +313,9 @@ function expectedForms({ keySize, valueSize, perCpu, forms }: ExpectedItems): It
   const value = forms?.value?.size ?? 0;
   return formsThatFit(forms, keySize ?? key, perCpu ?? valueSize ?? value) ?? {};
 }
+
+/** Bytes of a key or of one (CPU's) value, without and with its padding. */
+type PartSize = Pick<CpuParts, 'size' | 'stride'>;
 
 const LETTERS = { key: Buffer.from('"key"'), value: Buffer.from('"value"') };
 
@@ -426,19 +416,18 @@ export class ItemReader implements ReadItems {
     if (this.keySize < 0 || (perCpu === undefined && this.valueSize < 0)) return false;
     const list = perCpu === undefined ? undefined : given;
     if (list !== undefined && !Array.isArray(list)) return false;
-    const size = perCpu ?? this.valueSize;
-    const stride = perCpu === undefined ? size : roundUp8(perCpu);
-    const total = list === undefined ? stride : list.length * stride;
+    const part = cpuParts(this.valueSize, perCpu);
+    const total = list === undefined ? part.stride : list.length * part.stride;
     if (this.valueSize >= 0 && this.valueSize !== total) return false;
     // The sizes are the header's claim; larger items are read piece by piece.
     if (this.keySize > FORM_MOST || total > FORM_MOST) return false;
     keys.room(this.keySize);
     values.room(total);
     try {
-      this.#parse(this.#forms.key, key, this.keySize, this.keySize, keys.view, keys.at);
+      this.#parse(this.#forms.key, key, cpuParts(this.keySize, undefined), keys);
       for (let i = 0; i < (list?.length ?? 1); i++) {
         const one = list === undefined ? (given as Json) : (list[i] as Json);
-        this.#parse(this.#forms.value, one, size, stride, values.view, values.at + i * stride);
+        this.#parse(this.#forms.value, one, part, values, i * part.stride);
       }
     } catch (error) {
       if (error instanceof PointerError) return false;
@@ -450,8 +439,10 @@ export class ItemReader implements ReadItems {
     return true;
   }
 
-  /** Writes `size` bytes of a key or value, and zeros up to `stride` unless the JSON has these bytes too. */
-  #parse(form: JsonForm | undefined, value: Json, size: number, stride: number, view: DataView, at: number): void {
+  /** Writes a key or value `ahead` bytes into what is free of `into`, and zeros as padding unless the JSON has it. */
+  #parse(form: JsonForm | undefined, value: Json, { size, stride }: PartSize, into: Spool, ahead = 0): void {
+    const { view } = into;
+    const at = into.at + ahead;
     const padded = stride === size ? undefined : itemBytes(value, stride);
     if (padded !== undefined) {
       for (let i = 0; i < stride; i++) view.setUint8(at + i, padded[i] as number);
@@ -467,20 +458,20 @@ export class ItemReader implements ReadItems {
   }
 
   /** Reads a key or a (CPU's) value that has a form. */
-  async #put(form: JsonForm, size: number, stride: number, into: Spool): Promise<number> {
+  async #put(form: JsonForm, part: PartSize, into: Spool): Promise<number> {
     const reader = this.#reader;
     await reader.peek();
     const offset = reader.offset;
     const value = await reader.value();
-    into.room(stride);
+    into.room(part.stride);
     try {
-      this.#parse(form, value, size, stride, into.view, into.at);
+      this.#parse(form, value, part, into);
     } catch (error) {
       if (error instanceof PointerError) throw await reader.badAt(error, offset);
       throw error;
     }
-    into.at += stride;
-    return stride;
+    into.at += part.stride;
+    return part.stride;
   }
 
   /**
@@ -566,12 +557,14 @@ export class ItemReader implements ReadItems {
       await reader.peek();
       const offset = reader.offset;
       if (name === 'key') {
-        keySize = key ? await this.#put(key, key.size, key.size, this.keys) : await reader.hexInto(this.keys);
+        keySize = key
+          ? await this.#put(key, cpuParts(key.size, undefined), this.keys)
+          : await reader.hexInto(this.keys);
         this.#same('keySize', keySize, 'the key', offset);
       } else if (name === 'value' && valueSize === undefined) {
         valueSize =
           value && this.#perCpu === undefined
-            ? await this.#put(value, value.size, value.size, this.values)
+            ? await this.#put(value, cpuParts(value.size, undefined), this.values)
             : await reader.hexInto(this.values);
         this.#same('valueSize', valueSize, 'the value', offset);
       } else if (name === 'values' && valueSize === undefined && this.#perCpu !== undefined) {
@@ -604,12 +597,12 @@ export class ItemReader implements ReadItems {
   /** One value per CPU, each with or without its padding to 8 bytes. Returns their total size. */
   async #cpus(size: number): Promise<number> {
     const reader = this.#reader;
-    const stride = roundUp8(size);
+    const stride = cpuStride(size);
     const form = this.#forms.value;
     let total = 0;
     for await (const _ of reader.elements()) {
       if (form !== undefined) {
-        total += await this.#put(form, size, stride, this.values);
+        total += await this.#put(form, { size, stride }, this.values);
         continue;
       }
       await reader.peek();

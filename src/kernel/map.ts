@@ -5,7 +5,7 @@
  * Failures throw a {@link KernelError}; expected outcomes (no such key, the end) are return values.
  * values.
  */
-import { isZero, pathBytes, pathText, roundUp8 } from '../bytes.js';
+import { type CpuParts, cpuParts, cpuStride, isZero, pathBytes, pathText, roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { ATTR, type BpfCommand, ELEM_FLAG, MAP_FLAG, MAP_INFO, MAP_LINK, mapSubject, type StructField } from './abi.js';
 import { causeOf, KernelError } from './error.js';
@@ -279,6 +279,11 @@ export class Mapping implements Disposable {
   }
 }
 
+/** How a value that bpf(2) reads or writes is divided. */
+export function valueParts({ valueSize, valueStride }: BpfMap): CpuParts {
+  return cpuParts(valueStride, valueStride === valueSize ? undefined : valueSize);
+}
+
 /** An open live map. Close it (or use `using`): closing waits for calls in progress. */
 export class BpfMap implements Disposable {
   readonly id: number;
@@ -317,7 +322,7 @@ export class BpfMap implements Disposable {
     this.keySize = info.keySize;
     this.valueSize = info.valueSize;
     const perCpu = sys.types.row(info.type)?.perCpu === true;
-    this.valueStride = perCpu ? roundUp8(info.valueSize) * sys.cpus : info.valueSize;
+    this.valueStride = perCpu ? cpuStride(info.valueSize) * sys.cpus : info.valueSize;
   }
 
   // -------------------------------------------------------------------------------------------------
@@ -878,7 +883,7 @@ class OneItem {
     this.#key = pinned(map.keySize);
     this.next = pinned(map.keySize);
     // The value size of a type newer than bpfimg is unknown: the kernel must not write past the end.
-    const most = sys.types.row(map.type) === undefined ? roundUp8(map.valueSize) * sys.cpus : map.valueStride;
+    const most = sys.types.row(map.type) === undefined ? cpuStride(map.valueSize) * sys.cpus : map.valueStride;
     const value = pinned(most);
     this.room = value.subarray(0, map.valueStride);
     const key = map.keySize === 0 ? undefined : this.#key;

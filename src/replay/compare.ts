@@ -1,8 +1,8 @@
 /** Whether a fresh map holds what the image says. */
-import { hex, isZero, roundUp8 } from '../bytes.js';
+import { hex, isZero } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
-import type { BpfMap } from '../kernel/map.js';
+import { type BpfMap, valueParts } from '../kernel/map.js';
 import { blank, type ItemSource, type MapType, type Span } from '../maptype.js';
 import { backwards, countItems, itemsInCall } from './fill.js';
 import { seenIndexes, seenKeys } from './seen.js';
@@ -90,8 +90,7 @@ async function everyPiece(items: ItemSource, item: number, piece: Buffer, test: 
 }
 
 /** The padding of each CPU's value to a multiple of 8 bytes. Linux 7.2 and newer zero it, others keep it. */
-function padding({ valueSize, valueStride }: BpfMap): Span[] {
-  const stride = roundUp8(valueSize);
-  if (valueStride === valueSize || stride === valueSize) return [];
-  return [{ offset: valueSize, size: stride - valueSize, count: valueStride / stride, stride }];
+function padding(map: BpfMap): Span[] {
+  const { size, stride, cpus } = valueParts(map);
+  return stride === size ? [] : [{ offset: size, size: stride - size, count: cpus, stride }];
 }

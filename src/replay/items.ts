@@ -1,5 +1,5 @@
 /** The items of a dump, as a replay reads them. */
-import { roundUp8, viewOf } from '../bytes.js';
+import { cpuStride, viewOf } from '../bytes.js';
 import type { MapData } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import type { Input } from '../io/input.js';
@@ -145,7 +145,7 @@ const FOLD_BYTES = 1024 * 1024;
  * @throws BpfimgError `unsupported` for sums of values that do not consist of words
  */
 export function foldCpus(items: ItemSource, valueSize: number, from: number, to: number, how: CpuFold): ItemSource {
-  const stride = roundUp8(valueSize);
+  const stride = cpuStride(valueSize);
   const word = valueSize % 8 === 0 ? 8 : 4;
   if (how !== 'first' && valueSize % word !== 0) {
     throw new BpfimgError(

@@ -1,5 +1,5 @@
 /** Estimates the memory that a map needs. */
-import { roundUp8, SMALLEST_PAGE } from '../bytes.js';
+import { cpuStride, roundUp8, SMALLEST_PAGE } from '../bytes.js';
 import { MAP_FLAG, type MapShape } from '../kernel/flags.js';
 import type { MapType } from '../maptype.js';
 
@@ -16,15 +16,15 @@ const NODE = 2 * 40;
  */
 export function memoryNeed(shape: MapShape, type: MapType, count: number, cpus: number): number {
   const { keySize, valueSize, maxEntries, flags } = shape;
-  const value = roundUp8(valueSize);
-  if (type.dense === true) return maxEntries * (type.perCpu === true ? 8 + value * cpus : value);
+  const value = type.perCpu === true ? 8 + cpuStride(valueSize) * cpus : roundUp8(valueSize);
+  if (type.dense === true) return maxEntries * value;
   if (type.key === 'index') return maxEntries * 8;
   // Its pages are allocated when they are touched.
   if (type.imageItem?.value === 'page') return count * SMALLEST_PAGE;
   if (type.key === 'none') return maxEntries * Math.max(1, valueSize);
   if (type.key === 'fd') return 0;
   if (type.key === 'prefix') return count * (NODE + roundUp8(keySize) + value);
-  const element = ELEMENT + roundUp8(keySize) + (type.perCpu === true ? 8 + value * cpus : value);
+  const element = ELEMENT + roundUp8(keySize) + value;
   const slots = type.grows === true ? 2 * count : maxEntries;
   const buckets = BUCKET * 2 ** Math.ceil(Math.log2(Math.max(1, slots)));
   const held = (flags & MAP_FLAG.NO_PREALLOC) !== 0 ? count : maxEntries + cpus;

@@ -1,5 +1,5 @@
 /** What a replay will create, worked out from a dump before anything is touched. */
-import { roundUp8, SMALLEST_PAGE } from '../bytes.js';
+import { cpuStride, SMALLEST_PAGE } from '../bytes.js';
 import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpBtf, type DumpMap, dataShape } from '../dump/model.js';
 import { wholeName } from '../dump/select.js';
@@ -302,7 +302,7 @@ function itemSource(
   bad: (what: string) => BpfimgError,
 ): ItemSource {
   const type = types.get(file.map_type);
-  const stride = type.perCpu === true ? roundUp8(file.value_size) * cpus : file.value_size;
+  const stride = type.perCpu === true ? cpuStride(file.value_size) * cpus : file.value_size;
   // Of several entries CRIU restores the last.
   const data = map.data.at(-1);
   if (data === undefined || (data.count === 0 && data.keysBytes === 0 && data.valuesBytes === 0))
@@ -322,7 +322,7 @@ function itemSource(
   }
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);
   if (items.valueSize === stride || type.imageItem !== undefined) return items;
-  const from = shape.valueSize / roundUp8(file.value_size);
+  const from = shape.valueSize / cpuStride(file.value_size);
   const subject = mapSubject(map.mapId, wholeName(map) ?? '');
   if (from > MOST_CPUS) throw bad(`it has values of ${from} CPUs, expected at most ${MOST_CPUS}`);
   if (perCpu === undefined) {

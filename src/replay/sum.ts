@@ -1,10 +1,10 @@
 /** Values as numbers that are added. */
 import { Btf, MAX_TYPE_DEPTH } from '../btf/btf.js';
 import { specialKind } from '../btf/special.js';
-import { roundUp8, viewOf } from '../bytes.js';
+import { viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
-import type { BpfMap } from '../kernel/map.js';
+import { type BpfMap, valueParts } from '../kernel/map.js';
 import { FULL, type IntoWork, type ItemSource, type Report, type Span } from '../maptype.js';
 import { type Step, stepOf, stepsOf } from './items.js';
 import { ELSEWHERE, KeyHash, KeyTable, MOST_KEYS, Words } from './keytable.js';
@@ -27,8 +27,7 @@ const MOST_NUMBERS = 65_536;
  */
 export function summing(map: BpfMap, type: ValueType | undefined): IntoWork['add'] {
   const numbers = type === undefined ? words(map) : integers(type, map.subject);
-  const stride = roundUp8(map.valueSize);
-  const cpus = map.valueStride === map.valueSize ? 1 : map.valueStride / stride;
+  const { stride, cpus } = valueParts(map);
   return (values, at, more, from) => {
     const [to, added] = [viewOf(values), viewOf(more)];
     let changed = false;

@@ -1,6 +1,6 @@
 /** Finds what is wrong or suspicious in a dump; each finding has a code that scripts can match. */
 
-import { hex, roundUp8 } from '../bytes.js';
+import { cpuStride, hex } from '../bytes.js';
 import { captureReport } from '../dump/facts.js';
 import { duplicateKeys } from '../dump/keys.js';
 import {
@@ -380,7 +380,7 @@ export class Verifier {
     }
     if (count > 0 && (kept === undefined ? oddValue : !isImageItem(type, kept.key, shape.valueSize, oddValue))) {
       const expected = type.perCpu
-        ? `a multiple of ${roundUp8(file.value_size)} (value_size ${file.value_size} for each CPU)`
+        ? `a multiple of ${cpuStride(file.value_size)} (value_size ${file.value_size} for each CPU)`
         : kept?.value === 'page'
           ? 'whole pages'
           : (kept?.value ?? `value_size ${file.value_size}`);

@@ -1,4 +1,4 @@
-import { roundUp8, viewOf } from '../../bytes.js';
+import { cpuParts, viewOf } from '../../bytes.js';
 import type { DocumentForms } from '../../dump/document.js';
 import { type Dump, type DumpMap, dataShape, type MapData } from '../../dump/model.js';
 import { mapName, selectMaps } from '../../dump/select.js';
@@ -253,9 +253,7 @@ class Show {
   async #bytesOf(data: MapData, shape: ItemShape, shown: number, file: BpfmapFileEntry | undefined): Promise<void> {
     const { look } = this;
     const width = (size: number) => hexGroups(new Uint8Array(Math.min(size, DUMP_WIDTH))).length;
-    const cpuSize = shape.perCpu === undefined ? shape.valueSize : roundUp8(shape.perCpu);
-    const cpus = shape.perCpu === undefined ? 1 : shape.valueSize / cpuSize;
-    const valueSize = shape.perCpu ?? shape.valueSize;
+    const { size: valueSize, stride, cpus } = cpuParts(shape.valueSize, shape.perCpu);
     const keyWidth = width(shape.keySize);
     const text = this.#keyText(file);
     const keyText =
@@ -266,7 +264,7 @@ class Show {
       const key = await this.#bytes(data, item * shape.keySize, shape.keySize);
       const valueAt = data.keysBytes + item * shape.valueSize;
       for (let cpu = 0; cpu < cpus; cpu++) {
-        const value = await this.#bytes(data, valueAt + cpu * cpuSize, valueSize);
+        const value = await this.#bytes(data, valueAt + cpu * stride, valueSize);
         const keyPart = cpu === 0 ? key : new Uint8Array(0);
         const lines = Math.max(1, Math.ceil(Math.max(keyPart.length, value.length) / DUMP_WIDTH));
         for (let line = 0; line < lines; line++) {
@@ -289,16 +287,14 @@ class Show {
 
   /** Items in columns: one for each member of a key and of a value. */
   async #typed(data: MapData, shape: ItemShape, shown: number, forms: ItemForms): Promise<void> {
-    const cpuSize = shape.perCpu === undefined ? shape.valueSize : roundUp8(shape.perCpu);
-    const cpus = shape.perCpu === undefined ? 1 : shape.valueSize / cpuSize;
-    const valueSize = shape.perCpu ?? shape.valueSize;
+    const { size: valueSize, stride, cpus } = cpuParts(shape.valueSize, shape.perCpu);
     const table = new TypedTable(this.look, shape.perCpu !== undefined, (line) => this.#line(line));
     for (let item = 0; item < shown; item++) {
       const keyAt = item * shape.keySize;
       const key = cellFields(forms.key, await this.#bytes(data, keyAt, shape.keySize, forms.key?.size));
       const valueAt = data.keysBytes + item * shape.valueSize;
       for (let cpu = 0; cpu < cpus; cpu++) {
-        const at = valueAt + cpu * cpuSize;
+        const at = valueAt + cpu * stride;
         const value = cellFields(forms.value, await this.#bytes(data, at, valueSize, forms.value?.size));
         table.row(key, cpu, value);
       }
