@@ -592,7 +592,7 @@ export class Btf {
         return { kind, id, name, size: third, members: this.#members(id, start, vlen, flag, third) };
       case 'ENUM':
       case 'ENUM64':
-        return this.#enum(kind, id, name, third, flag, start, vlen);
+        return this.#enum({ kind, id, name, size: third, signed: flag }, start, vlen);
       case 'FWD':
         return { kind, id, name, union: flag };
       case 'FUNC_PROTO': {
@@ -698,15 +698,8 @@ export class Btf {
     return { name, type, bitOffset, bits: 0 };
   }
 
-  #enum(
-    kind: 'ENUM' | 'ENUM64',
-    id: number,
-    name: string,
-    size: number,
-    signed: boolean,
-    start: number,
-    count: number,
-  ): EnumType {
+  #enum(type: Omit<EnumType, 'values'>, start: number, count: number): EnumType {
+    const { kind, id, size, signed } = type;
     if (![1, 2, 4, 8].includes(size)) throw this.bad(id, `${size} bytes, expected 1, 2, 4 or 8`);
     const each = kind === 'ENUM64' ? 3 : 2;
     const bits = each === 3 ? 64 : 32;
@@ -719,7 +712,7 @@ export class Btf {
         value: signed ? BigInt.asIntN(bits, value) : value,
       };
     });
-    return { kind, id, name, size, signed, values };
+    return { ...type, values };
   }
 }
 

@@ -245,25 +245,23 @@ class Compiler {
   }
 
   #struct(id: number, target: number, size: number, depth: number): Codec {
-    const slots: Slot[] = [];
-    const names = new Map<string, number>(RESERVED);
-    const unions = { count: 0 };
-    this.#collect(target, 0, true, [], slots, names, unions, depth);
+    const found = { slots: [] as Slot[], names: new Map<string, number>(RESERVED), unions: 0 };
+    this.#collect(target, { bitOffset: 0, shown: true, choices: [], depth }, found);
+    const { slots } = found;
     const gaps = this.#gaps(id, size, slots);
     return structCodec(size, slots, gaps, this.#refuse(id));
   }
 
-  /** Adds the members of structure `id`, whose first bit is `from`, to `slots`. */
+  /**
+   * Adds the members of structure `id` to `found`.
+   * @param place where its first bit is, and whether and by which choices its members are shown
+   */
   #collect(
     id: number,
-    from: number,
-    shown: boolean,
-    choices: Slot['choices'],
-    slots: Slot[],
-    names: Map<string, number>,
-    unions: { count: number },
-    depth: number,
+    place: Pick<Slot, 'bitOffset' | 'shown' | 'choices'> & { readonly depth: number },
+    found: { readonly slots: Slot[]; readonly names: Map<string, number>; unions: number },
   ): void {
+    const { shown, choices, depth } = place;
     const btf = this.#btf;
     if (depth > MAX_TYPE_DEPTH)
       throw btf.bad(id, `contains itself, or nests structures more than ${MAX_TYPE_DEPTH} deep`);
@@ -273,12 +271,12 @@ class Compiler {
       const bits = type.kind === 'DATASEC' ? btf.size(member.type) * 8 : btf.memberBits(type as StructType, member);
       return { member, bits };
     });
-    const union = type.kind === 'UNION' ? unions.count++ : undefined;
+    const union = type.kind === 'UNION' ? found.unions++ : undefined;
     const widest = all.reduce((most, { bits }) => Math.max(most, bits), 0);
     const first = all.findIndex(({ bits }) => bits === widest);
     for (const [i, { member, bits }] of all.entries()) {
       this.#count(id, 1);
-      const bitOffset = from + member.bitOffset;
+      const bitOffset = place.bitOffset + member.bitOffset;
       const here = shown && (union === undefined || i === first);
       const way: Slot['choices'] = union === undefined ? choices : [...choices, [union, i]];
       const target = btf.resolve(member.type);
@@ -286,12 +284,12 @@ class Compiler {
         // Any other member without a name is padding.
         const kind = btf.kind(target);
         if ((kind === 'STRUCT' || kind === 'UNION') && member.bits === 0) {
-          this.#collect(target, bitOffset, here, way, slots, names, unions, depth + 1);
+          this.#collect(target, { bitOffset, shown: here, choices: way, depth: depth + 1 }, found);
         }
         continue;
       }
-      slots.push({
-        name: unused(member.name, names),
+      found.slots.push({
+        name: unused(member.name, found.names),
         bitOffset,
         bits,
         // A member without bytes carries no information.

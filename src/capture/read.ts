@@ -150,7 +150,7 @@ export async function readBuckets(
   await emitter.put(batch, first.count);
   if (!first.end) {
     const position = cursor.position as number;
-    await new Buckets(map, batches, emitter, limits, position, first.count / position).read();
+    await new Buckets(emitter, limits, position, first.count / position).read();
   }
   await emitter.end();
   return FULL;
@@ -175,15 +175,19 @@ class Buckets {
   #next: number;
   #running = 0;
 
+  readonly batches: Batches;
+  readonly map: BpfMap;
+
   constructor(
-    readonly map: BpfMap,
-    readonly batches: Batches,
     readonly emitter: Emitter,
     limits: BatchLimits,
     from: number,
     /** Average number of items in a bucket so far. */
     private density: number,
   ) {
+    this.batches = emitter.batches;
+    const { map } = emitter.batches;
+    this.map = map;
     this.#room = room(map, limits);
     this.#head = Math.min(limits.head, this.#room);
     this.#readers = fewer(READERS, map);

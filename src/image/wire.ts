@@ -464,19 +464,17 @@ function putMessage(name: string, object: JsonObject, text: Text, pointer: strin
     } else if (parts === undefined) putField(field, value, text, `${pointer}/${field.name}`, out);
     else parts.set(field, encodeField(field, value, text, `${pointer}/${field.name}`));
   }
-  if (parts !== undefined) mergeRaw(name, object.$raw as Json, parts, text, `${pointer}/$raw`, out);
+  if (parts !== undefined) mergeRaw(name, { raw: object.$raw as Json, text, pointer: `${pointer}/$raw` }, parts, out);
 }
 
 /**
- * Writes the original bytes `raw`, but with the edited fields replaced. `parts` has the bytes of every
- * field as in the JSON now.
+ * Writes the original bytes, `$raw` at `pointer`, but with the edited fields replaced.
+ * @param parts the bytes of every field as in the JSON now
  */
 function mergeRaw(
   name: string,
-  raw: Json,
-  parts: Map<MessageField, Uint8Array>,
-  text: Text,
-  pointer: string,
+  { raw, text, pointer }: { readonly raw: Json; readonly text: Text; readonly pointer: string },
+  parts: ReadonlyMap<MessageField, Uint8Array>,
   out: Wire,
 ): void {
   const original = typeof raw === 'string' ? unhex(raw) : undefined;

@@ -114,7 +114,7 @@ export async function decodeImage(reader: ImageReader, out: Output, options: Dec
     first = false;
     const data = asItems ? dataEntry(reader, entry) : undefined;
     if (data !== undefined) await printDataEntry(reader, data, out, options);
-    else await writeCritEntry(reader, entry, out, options, style, pretty ? 2 : 0);
+    else await writeCritEntry(reader, entry, out, options, { style, level: pretty ? 2 : 0 });
   }
   if (!first && pretty) out.text(outer);
   out.text(`]${pretty ? '\n' : ''}}`);
@@ -145,8 +145,7 @@ async function writeCritEntry(
   entry: Entry,
   out: Output,
   options: DecodeOptions,
-  style: Style,
-  level: number,
+  { style, level }: { readonly style: Style; readonly level: number },
 ): Promise<void> {
   const { kind } = reader;
   const message = options.pretty ? prettyMessage(kind.message, entry.message) : entry.message;
@@ -227,7 +226,7 @@ async function printDataEntry(
   const shape = itemShape(count, keys_bytes, values_bytes);
   const style: Style = pretty ? { ...PYTHON_PRETTY, wide: 'text' } : COMPACT;
   const level = pretty ? 2 : 0;
-  if (shape === undefined) return writeCritEntry(reader, entry, out, { ...options, pretty: false }, style, level);
+  if (shape === undefined) return writeCritEntry(reader, entry, out, { ...options, pretty: false }, { style, level });
   const { header, forms } = formed(entry.message, shape, options);
   if (options.noPayload) {
     out.text(print({ ...header, items: leftOutText(entry.extraSize) }, style, level));
@@ -267,7 +266,7 @@ async function decodeLines(reader: ImageReader, out: Output, options: DecodeOpti
     const { count = 0, keys_bytes = 0, values_bytes = 0 } = data?.message ?? {};
     const shape = data && itemShape(count, keys_bytes, values_bytes);
     if (data === undefined || shape === undefined) {
-      await writeCritEntry(reader, entry, out, { ...options, pretty: false }, COMPACT, 0);
+      await writeCritEntry(reader, entry, out, { ...options, pretty: false }, { style: COMPACT, level: 0 });
     } else if (options.noPayload) {
       const { header } = formed(data.message, shape, options);
       out.text(print({ ...header, items: leftOutText(entry.extraSize) }, COMPACT));

@@ -589,7 +589,7 @@ export class BpfMap implements Disposable {
    */
   lookupBatch(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): BatchResult {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
-    const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags, this.sys.cpus);
+    const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags);
     for (;;) {
       const result = this.#call('MAP_LOOKUP_BATCH', walk.attr(this.fd));
       const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
@@ -600,7 +600,7 @@ export class BpfMap implements Disposable {
   /** {@link lookupBatch} on another thread. The batch and the cursor are in use until it resolves. */
   async lookupBatchAsync(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): Promise<BatchResult> {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
-    const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags, this.sys.cpus);
+    const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags);
     for (;;) {
       const result = await this.#onPool([batch, cursor], 'MAP_LOOKUP_BATCH', walk.attr(this.fd));
       const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
@@ -694,7 +694,7 @@ export class BpfMap implements Disposable {
     const length = options.length ?? this.maxEntries * roundUp8(this.valueSize) - offset;
     const skip = offset % this.sys.pageSize;
     const size = skip + length;
-    const at = this.sys.mmap(this.fd, offset - skip, size, writable, populate, address);
+    const at = this.sys.mmap(this.fd, offset - skip, size, { writable, populate, address });
     if (at < 0n) throw new KernelError(this.subject, 'mmap', Number(-at));
     try {
       return new Mapping(this.sys, at, size, skip);
@@ -809,7 +809,6 @@ class BatchWalk {
     readonly batch: Batch,
     count: number,
     readonly flags: number,
-    readonly cpus: number,
   ) {
     if (batch.map !== map || cursor.map !== map) throw new Error(`${map.subject}: batch or cursor of another map`);
     if (count < 1 || count > batch.room) throw new Error(`${map.subject}: ${count} items of a batch of ${batch.room}`);
@@ -859,7 +858,7 @@ class BatchWalk {
       return true;
     }
     // Preallocated hashes have a spare element for each CPU.
-    const most = map.maxEntries + 2 * this.cpus + 64;
+    const most = map.maxEntries + 2 * map.sys.cpus + 64;
     if (batch.room >= most) return false;
     batch.grow(Math.min(most, batch.room * 2));
     this.#asked = batch.room;

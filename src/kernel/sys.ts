@@ -46,6 +46,15 @@ export type Result = number;
 /** A mapping's address, or a negated errno. */
 export type MapResult = bigint;
 
+/** How memory is mapped. */
+export interface HowToMap {
+  readonly writable: boolean;
+  /** Read in every page at once. */
+  readonly populate: boolean;
+  /** Where, without replacing what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose. */
+  readonly address: bigint;
+}
+
 /** The system calls, with as little around them as possible. */
 export interface Sys {
   /** Mount point of procfs; tests have their own. */
@@ -75,10 +84,9 @@ export interface Sys {
   getsockopt(fd: number, option: number, value: Uint8Array): Result;
   /**
    * Maps memory, always MAP_SHARED.
-   * @param address where to map, without replacing what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose
-   * @param populate read in every page at once
+   * @param offset position in the file, in bytes
    */
-  mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult;
+  mmap(fd: number, offset: number, length: number, how: HowToMap): MapResult;
   munmap(address: bigint, length: number): Result;
   /** The mapped bytes themselves. Touching them after {@link munmap} kills the process. */
   view(address: bigint, length: number): Buffer;
@@ -386,7 +394,7 @@ class KernelSys implements Sys {
     return result;
   }
 
-  mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult {
+  mmap(fd: number, offset: number, length: number, { writable, populate, address }: HowToMap): MapResult {
     const protection = PROT_READ | (writable ? PROT_WRITE : 0);
     const flags = MAP_SHARED | (populate ? MAP_POPULATE : 0) | (address !== 0n ? MAP_FIXED_NOREPLACE : 0);
     const result = this.#mmap(address, length, protection, flags, fd, offset);

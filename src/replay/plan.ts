@@ -155,10 +155,9 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   }
   const whole = wholeName(map) ?? '';
   const subject = mapSubject(map.mapId, whole);
-  const bad = (what: string) => new BpfimgError('badImage', `${subject}: ${what}`, { subject: dump.name });
   for (const { message } of map.files) {
     const odd = SHAPE.find((member) => message[member] !== file[member]);
-    if (odd !== undefined) throw bad(`two of its open files disagree about ${odd}`);
+    if (odd !== undefined) throw badMap(dump, subject, `two of its open files disagree about ${odd}`);
   }
   const type = types.get(file.map_type);
   const plugin = types.plugin(file.map_type);
@@ -175,7 +174,7 @@ export function planMap(dump: Dump, map: DumpMap, types: MapTypes, options: Plan
   const spec = mapSpec(file, types, maxEntries);
   if (file.map_name.length > NAME_MOST) notes.push(`its name is cut off after ${NAME_MOST} bytes, as loaders do`);
   if (file.map_name.includes('\0')) lacks.push('its name is cut off at a NUL byte');
-  const items = itemSource(dump, map, file, types, options, bad);
+  const items = itemSource(dump, map, file, types, options);
   if (types.row(file.map_type) === undefined) lacks.push(STRANGE);
   const captured = captureReport(map.meta);
   if (captured.kind !== 'full') lacks.push(`captured ${reportText(captured)}`);
@@ -293,14 +292,17 @@ function accessOf(map: DumpMap): Access {
   return modes.has(0) ? 'ro' : modes.has(1) ? 'wo' : 'rw';
 }
 
+const badMap = (dump: Dump, subject: string, what: string) =>
+  new BpfimgError('badImage', `${subject}: ${what}`, { subject: dump.name });
+
 function itemSource(
   dump: Dump,
   map: DumpMap,
   file: BpfmapFileEntry,
   types: MapTypes,
   { perCpu, cpus }: PlanOptions,
-  bad: (what: string) => BpfimgError,
 ): ItemSource {
+  const subject = mapSubject(map.mapId, wholeName(map) ?? '');
   const type = types.get(file.map_type);
   const stride = type.perCpu === true ? cpuStride(file.value_size) * cpus : file.value_size;
   // Of several entries CRIU restores the last.
@@ -316,15 +318,16 @@ function itemSource(
   ) {
     const got = `${keysBytes} bytes of keys and ${valuesBytes} of values`;
     const { key = file.key_size, value = file.value_size } = type.imageItem ?? {};
-    throw bad(
+    throw badMap(
+      dump,
+      subject,
       `it has ${got} for ${count} item${count === 1 ? '' : 's'}, expected ${key} and ${value === 'page' ? 'a page of' : value} bytes each`,
     );
   }
   const items = imageItems(dump.data as Input, data, shape.keySize, shape.valueSize);
   if (items.valueSize === stride || type.imageItem !== undefined) return items;
   const from = shape.valueSize / cpuStride(file.value_size);
-  const subject = mapSubject(map.mapId, wholeName(map) ?? '');
-  if (from > MOST_CPUS) throw bad(`it has values of ${from} CPUs, expected at most ${MOST_CPUS}`);
+  if (from > MOST_CPUS) throw badMap(dump, subject, `it has values of ${from} CPUs, expected at most ${MOST_CPUS}`);
   if (perCpu === undefined) {
     throw new BpfimgError(
       'conflict',

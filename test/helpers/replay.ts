@@ -179,8 +179,8 @@ export class MeddledSys implements Sys {
   getsockopt(fd: number, option: number, value: Uint8Array): Result {
     return this.real.getsockopt(fd, option, value);
   }
-  mmap(fd: number, offset: number, length: number, writable: boolean, populate: boolean, address: bigint): MapResult {
-    return this.real.mmap(fd, offset, length, writable, populate, address);
+  mmap(...call: Parameters<Sys['mmap']>): MapResult {
+    return this.real.mmap(...call);
   }
   munmap(address: bigint, length: number): Result {
     return this.real.munmap(address, length);

@@ -126,7 +126,7 @@ async function showDump(dump: Dump, types: MapTypes, args: ShowArguments, io: Io
         out.text('\n');
         return;
       }
-      await new Show(dump, types, out, colours(coloured(io, args.color)), forms, args).maps(maps);
+      await new Show(dump, types, out, { ...args, forms, look: colours(coloured(io, args.color)) }).maps(maps);
     });
   } finally {
     dump.close();
@@ -160,18 +160,25 @@ async function showTypes(
 
 const NO_TYPES_HINT = 'these maps; --btf FILE or --type NAME=KEY:VALUE names them';
 
+/** How items are shown. */
+interface ShowOptions extends Pick<ShowArguments, 'limit' | 'text' | 'raw'> {
+  readonly look: Colours;
+  readonly forms: DocumentForms | undefined;
+}
+
 class Show {
   /** Names of the dump's maps by id. */
   readonly #names: ReadonlyMap<number, string | undefined>;
+
+  readonly look: Colours;
 
   constructor(
     readonly dump: Dump,
     readonly types: MapTypes,
     readonly out: Output,
-    readonly look: Colours,
-    readonly forms: DocumentForms | undefined,
-    readonly args: Pick<ShowArguments, 'limit' | 'text' | 'raw'>,
+    readonly how: ShowOptions,
   ) {
+    this.look = how.look;
     this.#names = new Map(dump.maps.map((map) => [map.mapId, mapName(map)]));
   }
 
@@ -241,9 +248,9 @@ class Show {
       return;
     }
     this.#line(`${look.bold(title)}: ${plural(data.count, 'item')}`);
-    const { limit } = this.args;
+    const { limit } = this.how;
     const shown = limit === 0 ? data.count : Math.min(limit, data.count);
-    const forms = formsThatFit(this.forms?.of(map), shape.keySize, shape.perCpu ?? shape.valueSize);
+    const forms = formsThatFit(this.how.forms?.of(map), shape.keySize, shape.perCpu ?? shape.valueSize);
     if (forms === undefined) await this.#bytesOf(data, shape, shown, file);
     else await this.#typed(data, shape, shown, forms);
     if (shown < data.count) this.#line(look.dim(`  … ${data.count - shown} more (--limit N shows N, 0 all)`));
@@ -309,13 +316,13 @@ class Show {
     const type = this.types.get(file.map_type);
     const plugin = this.types.plugin(file.map_type);
     const shown =
-      type.key === 'index' || type.imageItem !== undefined || (type.key === 'prefix' && this.args.text === true);
+      type.key === 'index' || type.imageItem !== undefined || (type.key === 'prefix' && this.how.text === true);
     return shown && plugin.keyText !== undefined ? (key) => plugin.keyText?.(key, type) : undefined;
   }
 
   /** How values are shown that are inner maps: by the id, and by the name where the dump has the map. */
   #innerText(file: BpfmapFileEntry | undefined): ((value: Uint8Array) => string) | undefined {
-    if (file === undefined || this.args.raw || this.types.get(file.map_type).inner !== true) return undefined;
+    if (file === undefined || this.how.raw || this.types.get(file.map_type).inner !== true) return undefined;
     return (value) => {
       if (value.length !== 4) return hexGroups(value);
       const id = viewOf(value).getUint32(0, true);
