@@ -15,6 +15,7 @@ import { storage } from './storage/index.js';
 import { trie } from './trie.js';
 import { unknownTypes } from './unknown.js';
 
+/** bpfimg's own. If two serve one type, the last one wins. */
 export const plugins: readonly Plugin[] = [
   hash,
   array,

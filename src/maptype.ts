@@ -113,6 +113,7 @@ export type Report =
       readonly why: string;
     };
 
+/** Nothing is missing. */
 export const FULL: Report = { kind: 'full' };
 
 /** A report as the line that people see and images keep. */

@@ -6,6 +6,7 @@ export type Json = null | boolean | number | bigint | string | Json[] | JsonObje
  * read, and little enough for the memory that we have. A list or object counts for {@link VALUES_OF_WHOLE}.
  */
 export const MAX_VALUES = 5.5 * 1024 * 1024;
+/** How many values a list or object counts for: V8 needs more memory for an empty one than for a number. */
 export const VALUES_OF_WHOLE = 8;
 
 /** A JSON object. */

@@ -34,6 +34,7 @@ export const BTF_KINDS = [
   'ENUM64',
 ] as const;
 
+/** A kind by its name in include/uapi/linux/btf.h, without BTF_KIND_; `VOID` for type 0. */
 export type BtfKind = (typeof BTF_KINDS)[number];
 
 /** The members of every type. */
@@ -142,6 +143,7 @@ export interface VoidType extends Common {
   readonly kind: 'VOID';
 }
 
+/** A type, which names other types by their ids; `kind` says which members it has. */
 export type BtfType =
   | VoidType
   | IntType
@@ -154,6 +156,7 @@ export type BtfType =
   | DatasecType
   | FloatType;
 
+/** The first two bytes of a blob, in the byte order of the machine that it is for. */
 export const BTF_MAGIC = 0xeb9f;
 /** Bytes of the longest blob that the kernel loads (BTF_MAX_SIZE). */
 export const BTF_MAX = 16 * 1024 * 1024;

@@ -40,6 +40,7 @@ export const SPECIAL_FIELDS = {
   kptr: { size: 8, reads: 'zero', since: '5.19' },
 } as const satisfies Readonly<Record<string, SpecialRule>>;
 
+/** A structure's name in C, or `kptr` for pointers. */
 export type SpecialKind = keyof typeof SPECIAL_FIELDS;
 
 /** Type tags that make a pointer a kptr; up to 6.2 `kptr` was called `kptr_ref`; `kptr_untrusted` came with 6.2. */

@@ -41,6 +41,7 @@ export interface IntoLine {
   readonly cells: string[];
 }
 
+/** The table of what became of each map; the counts are of items. */
 export const INTO_COLUMNS = [
   { title: 'OLD ID', right: true },
   { title: 'ID', right: true },

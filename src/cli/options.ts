@@ -1,22 +1,31 @@
 /** Options that several commands take. */
 import type { Option } from './command.js';
 
+/** One word, which must follow; given twice, it is wrong usage. */
 export const string = { type: 'string', requiresArg: true } as const;
+/** On if it is given; `--no-NAME` turns it off again. */
 export const boolean = { type: 'boolean', default: false } as const;
+/** A decimal number; whoever uses it checks its range. */
 export const number = { type: 'number', requiresArg: true } as const;
+/** May be given many times, one word each. */
 export const several = { ...string, array: true, default: [] as string[], defaultDescription: 'all' } as const;
+/** `--json`: the same results for programs. The members are a promise. */
 export const json = { ...boolean, describe: 'print JSON' } as const;
+/** `-i`, as in crit; the same as naming the source as a word. */
 export const image = { ...string, alias: 'i', describe: 'image to read (default: standard input)' } as const;
+/** The word that names a source; see src/source/source.ts. */
 export const source = {
   type: 'string',
   describe: 'a dump folder, image, archive, JSON document or live maps; - is standard input',
 } as const;
+/** `--map`, which selects maps within a source; src/dump/select.ts decides what matches. */
 export const map = {
   ...several,
   mayBeEmpty: true,
   describe: 'only this map: its id or, in a dump, its name',
 } as const;
 
+/** Where the types of keys and values come from; src/dump/types.ts says which comes first. */
 export const types = {
   btf: { ...string, describe: "take types from a program's object file or raw BTF, by map name" },
   type: {
@@ -26,12 +35,14 @@ export const types = {
   },
 } as const;
 
+/** `--like`, for sources that have items only; `verify` also compares with it. */
 export const like = {
   ...string,
   describe: 'a source with one map, whose attributes and types the items from `bpftool -j map dump` get',
 } as const;
 
 const chosen = { ...several, defaultDescription: 'none' } as const;
+/** Which live maps; src/source/selectors.ts has the same as sources. */
 export const selectors = {
   id: { ...chosen, describe: 'the map with this id' },
   name: {
@@ -46,6 +57,7 @@ export const selectors = {
   all: { ...boolean, describe: 'every map' },
 } as const;
 
+/** Folders of plugins; their types replace bpfimg's own. */
 export const libdir = {
   libdir: {
     ...several,

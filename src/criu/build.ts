@@ -7,14 +7,14 @@ import { BpfimgError, ioError } from '../errors.js';
 import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
 import { CONFIG_FILE } from './config.js';
 
-/** Name of the plugin's file: CRIU loads whatever ends so. */
+/** Name of the plugin's file: CRIU loads every file whose name ends like this. */
 export const PLUGIN_FILE = 'bpfimg.so';
 
-/** What a plugin says of itself, as lines behind this one: version, node, bpfimg, settings. */
+/** First line of what a plugin says about itself; the next lines are version, node, bpfimg and settings. */
 export const MARKER = 'bpfimg-plugin\n';
 
 const ownPath = fileURLToPath(import.meta.url);
-/** Bundled, this module is in dist/, else it is build/src/criu/build.js. */
+/** If it is bundled, this module is in dist/; otherwise it is build/src/criu/build.js. */
 const bundled = path.extname(ownPath) === '.cjs';
 const top = path.resolve(path.dirname(ownPath), bundled ? '..' : '../../..');
 
@@ -25,15 +25,15 @@ const SOURCE = path.join(top, 'plugins/criu/bpfimg.c');
 /** What the plugin is built with. */
 export interface BuildOptions {
   readonly version: string;
-  /** File with settings; {@link CONFIG_FILE} when not said. */
+  /** File with settings; {@link CONFIG_FILE} by default. */
   readonly config?: string | undefined;
-  /** Compiler; `cc` when not said. */
+  /** Compiler; `cc` by default. */
   readonly compiler?: string | undefined;
 }
 
 /**
- * Compiles the plugin into `folder`, which is made when it is not there. It calls this bpfimg and this node by
- * their absolute paths. Nothing is replaced unless it has been compiled: a broken plugin breaks every dump.
+ * Compiles the plugin into `folder`, which is created if it does not exist. The plugin calls this bpfimg and this node by
+ * their absolute paths. The old plugin is replaced only if the new one compiles: a broken plugin breaks every dump.
  * @returns the plugin's path
  * @throws BpfimgError with what the compiler says
  */
@@ -46,12 +46,12 @@ export function buildPlugin(folder: string, { version, config, compiler = 'cc' }
     CONFIG: path.resolve(config ?? CONFIG_FILE),
   };
   const defines = Object.entries(macros).map(([name, text]) => {
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: which neither a C string nor the marker takes
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: neither a C string nor the marker can contain them
     if (/[\x00-\x1f]/.test(text))
       throw new BpfimgError('unsupported', 'a path with control characters', { subject: text });
     return `-D${name}=${JSON.stringify(text)}`;
   });
-  // Not named *.so: CRIU would load it.
+  // Its name does not end in .so, because CRIU would load it.
   const aside = path.join(place, `.${PLUGIN_FILE}.${process.pid}`);
   try {
     fs.mkdirSync(place, { recursive: true });
@@ -78,7 +78,7 @@ export function buildPlugin(folder: string, { version, config, compiler = 'cc' }
   return path.join(place, PLUGIN_FILE);
 }
 
-/** On disk before it has its name: half a library would break every dump after a crash. */
+/** Syncs it before it gets its name: after a crash, half a library would break every dump. */
 function putInPlace(aside: string, file: string): void {
   try {
     const fd = fs.openSync(aside, 'r');

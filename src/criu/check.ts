@@ -1,6 +1,6 @@
 /**
- * Will CRIU with bpfimg's plugin dump this process tree? Every BPF object that its processes hold, and what will
- * become of it. Looks only; what is said of a map is what its plugin says where that takes nothing out of it.
+ * Will CRIU with bpfimg's plugin dump this process tree? Finds every BPF object that its processes hold, and says what
+ * will happen to it. It changes nothing: the plugin of a map's type is asked only if reading takes nothing out of it.
  */
 import { BpfimgError } from '../errors.js';
 import { mapSubject } from '../kernel/flags.js';
@@ -34,7 +34,7 @@ import {
 } from '../maptype.js';
 import type { CriuHost } from './criu-program.js';
 
-/** What will become of an object. */
+/** What will happen to an object. */
 export type Outcome =
   | { readonly kind: 'full' }
   | { readonly kind: 'partial' | 'metadata only' | 'blocked'; readonly why: string };
@@ -42,19 +42,19 @@ export type Outcome =
 /** A BPF object that a process holds. */
 export interface HeldObject {
   readonly kind: 'map' | 'mapping' | 'program' | 'link' | 'btf' | 'iterator' | 'token' | 'other';
-  /** Its file descriptors; none of a mapping, and of a map that is held by another map alone. */
+  /** Its file descriptors; none for a mapping, or for a map that only another map holds. */
   readonly fds: readonly number[];
   readonly access?: Access | undefined;
   readonly id?: number | undefined;
-  /** One character a byte. Of a link its program's. */
+  /** One character per byte; for a link, the name of its program. */
   readonly name?: string | undefined;
-  /** Of the map, program or link. */
+  /** Type of the map, program or link. */
   readonly type?: string | undefined;
   readonly map?: LiveMap | undefined;
-  /** Maps of maps that hold it, when no file descriptor does. */
+  /** Maps of maps that hold it, if no file descriptor does. */
   readonly innerOf?: readonly number[] | undefined;
   readonly mapping?: AnonymousMapping | undefined;
-  /** Maps that the mapping may be of: the kernel does not tell. */
+  /** Maps whose memory it may be: the kernel does not say. */
   readonly candidates?: readonly number[] | undefined;
   readonly outcome: Outcome;
 }
@@ -62,7 +62,7 @@ export interface HeldObject {
 /** A process of the tree. */
 export interface CheckedProcess {
   readonly pid: number;
-  /** Undefined of the tree's root. */
+  /** Undefined for the root of the tree. */
   readonly parent: number | undefined;
   readonly command: string;
   readonly objects: readonly HeldObject[];
@@ -71,16 +71,16 @@ export interface CheckedProcess {
 /** What a check found. */
 export interface TreeCheck {
   readonly pid: number;
-  /** Nothing that is known of stops a dump. */
+  /** Nothing known stops a dump. */
   readonly dumps: boolean;
-  /** The tree from its root down. */
+  /** The tree, root first. */
   readonly processes: readonly CheckedProcess[];
-  /** The blocked objects, a line each. */
+  /** The blocked objects, one line for each. */
   readonly blocked: readonly string[];
-  /** What else stops a dump. */
+  /** Anything else that stops a dump. */
   readonly blocks: readonly string[];
   readonly warnings: readonly string[];
-  /** Open files that are no BPF objects, and that CRIU is not known to dump. */
+  /** Open files that are not BPF objects and that CRIU may be unable to dump. */
   readonly otherFiles: number;
   /** What could not be seen. */
   readonly unseen: Unseen;
@@ -88,8 +88,8 @@ export interface TreeCheck {
 
 /**
  * Checks process `pid` and its descendants.
- * @param own processes that are ours, and leave before a dump
- * @throws BpfimgError `notFound` when there is no such process, `io` when it may not be looked at; KernelError
+ * @param own our own processes, which end before a dump
+ * @throws BpfimgError `notFound` if there is no such process, `io` if we may not look at it; KernelError
  */
 export async function checkTree(
   sys: Sys,
@@ -102,9 +102,9 @@ export async function checkTree(
 }
 
 // ---------------------------------------------------------------------------------------------------
-// What there is
+// Objects
 
-/** A BPF object that is no map: what it is called, and what its fdinfo says of it. */
+/** A BPF object other than a map: what it is called, and what its fdinfo says. */
 interface ObjectKind {
   readonly kind: HeldObject['kind'];
   readonly what: string;
@@ -112,7 +112,7 @@ interface ObjectKind {
   readonly type?: string;
 }
 
-/** BPF objects by the kernel's names, but for maps. None of them is dumped. */
+/** BPF objects other than maps, by the kernel's names. None of them is dumped. */
 const OBJECT_KINDS: Readonly<Record<string, ObjectKind>> = {
   'bpf-prog': { kind: 'program', what: 'programs', id: 'prog_id', type: 'prog_type' },
   bpf_link: { kind: 'link', what: 'links', id: 'link_id', type: 'link_type' },
@@ -186,16 +186,16 @@ interface FoundProcess {
 }
 
 // ---------------------------------------------------------------------------------------------------
-// What will become of it
+// What will happen to them
 
 const MAPPED =
   'CRIU fails on a mapped map before it asks any plugin ("Can\'t open … mapfile link"): unmap it before the dump';
 
-/** Why a CRIU with BPF support of its own does not dump a type. */
+/** Why a CRIU with its own BPF support does not dump a type. */
 const refusal = (number: number) =>
   `this CRIU is built with libbpf, and fails: "CRIU does not currently support dumping BPF map type ${number}!"`;
 
-/** What processes can map of a map; undefined for a type that cannot be mapped. */
+/** The part of a map that processes can map; undefined for a type that cannot be mapped. */
 function mappedOf(
   { type, flags = 0, keySize = 0, valueSize = 0, maxEntries = 0 }: LiveMap,
   types: MapTypes,
@@ -206,16 +206,16 @@ function mappedOf(
     : types.row(type)?.mapped?.({ type, flags, keySize, valueSize, maxEntries }, page);
 }
 
-/** Bytes of a map that are read to see whether there is anything that would not come back. */
+/** Bytes of a map that are read to see whether it has anything that would be lost. */
 const MOST_READ = 64 * 1024 * 1024;
 
-/** Bytes that a map's items may have. */
+/** Bytes that a map's items may take. */
 function memoryOf(map: LiveMap, types: MapTypes, page: number): number {
   const { keySize = 0, valueSize = 0, maxEntries = 0 } = map;
   return mappedOf(map, types, page)?.size ?? maxEntries * (keySize + valueSize);
 }
 
-/** The maps that `mapping` may be of: those whose end (or, of a ring buffer, first page) it is, else all it fits into. */
+/** The maps that `mapping` may belong to: those with this end (ring buffers: first page), else all it fits into. */
 function candidatesOf(mapping: AnonymousMapping, maps: readonly LiveMap[], types: MapTypes, page: number): LiveMap[] {
   const [offset, length] = [Number(mapping.offset), Number(mapping.end - mapping.start)];
   const fits: LiveMap[] = [];
@@ -229,7 +229,7 @@ function candidatesOf(mapping: AnonymousMapping, maps: readonly LiveMap[], types
   return exact.length > 0 ? exact : fits;
 }
 
-/** The worse of what is captured and what comes back. */
+/** The worse of two reports: what is captured, and what is restored. */
 function joined(captured: Report, restored: Report): Outcome {
   if (captured.kind === 'not supported') return { kind: 'blocked', why: captured.why };
   if (restored.kind === 'not supported') return { kind: 'blocked', why: restored.why };
@@ -238,7 +238,7 @@ function joined(captured: Report, restored: Report): Outcome {
   return { kind: first.kind, why: first.why };
 }
 
-/** What a replay leaves out of a map of this type, whatever was captured. */
+/** What a replay leaves out of every map of this type. */
 function lostAtRestore({ carries }: MapType): Report {
   if (carries === undefined || carries.replayed === 'items') return FULL;
   return { kind: carries.replayed === 'empty' ? 'metadata only' : 'partial', why: `lost: ${carries.lost}` };
@@ -248,15 +248,15 @@ class TreeChecker {
   readonly #blocked: string[] = [];
   readonly #blocks: string[] = [];
   readonly #warnings: string[] = [];
-  /** Maps by id, of the whole machine. */
+  /** All maps of the machine, by id. */
   readonly #live = new Map<number, LiveMap>();
   readonly #outcomes = new Map<number, Outcome>();
-  /** Maps that were read, and had no items. */
+  /** Maps that were read and had no items. */
   readonly #empty = new Set<number>();
-  /** Maps that a map of maps leads to. */
+  /** Maps that are in a map of maps. */
   readonly #inner = new Map<number, readonly number[]>();
   readonly #programs: Programs;
-  /** All dumps of maps go CRIU's own way. */
+  /** CRIU dumps all maps itself. */
   readonly #native: boolean;
 
   constructor(
@@ -271,7 +271,7 @@ class TreeChecker {
 
   async tree(root: number): Promise<TreeCheck> {
     const found = this.#walk(root);
-    // After the files: what they are and still is there, is seen.
+    // After the files, so that every map that is still open is found.
     const live = LiveMaps.look(this.sys);
     for (const map of live.maps) this.#live.set(map.id, map);
     const processes: CheckedProcess[] = [];
@@ -285,12 +285,12 @@ class TreeChecker {
     return { pid: root, dumps, processes, blocked, blocks, warnings, otherFiles, unseen: live.unseen };
   }
 
-  /** The processes from the root down, children in ascending process id. */
+  /** The processes, parents first, children in ascending process id. */
   #walk(root: number): FoundProcess[] {
     const found: FoundProcess[] = [];
     const queue: [pid: number, parent: number | undefined][] = [[root, undefined]];
     const seen = new Set<number>([root]);
-    // It grows while it is gone over.
+    // The list grows during the loop.
     for (const [pid, parent] of queue) {
       if (this.own.includes(pid)) {
         this.#warnings.push('bpfimg itself runs in that tree: CRIU must run outside the tree it dumps');
@@ -357,13 +357,13 @@ class TreeChecker {
   // -------------------------------------------------------------------------------------------------
   // Maps
 
-  /** The maps among `files`; those of one map that are good for the same are one. */
+  /** The maps among `files`; files of one map with the same access are one entry. */
   #heldMaps(files: readonly AnonymousFile[]): { map: LiveMap; access: Access; fds: number[] }[] {
     const held = new Map<string, { map: LiveMap; access: Access; fds: number[] }>();
     for (const { fd, kind, fdinfo } of files) {
       const info = kind === MAP ? parseMapFdinfo(fdinfo) : undefined;
       const map = info && this.#live.get(info.id);
-      // One that has been closed since.
+      // It has been closed since.
       if (info === undefined || map === undefined) continue;
       const key = `${info.id} ${info.access}`;
       const known = held.get(key);
@@ -386,14 +386,14 @@ class TreeChecker {
     return outcome;
   }
 
-  /** What CRIU's own BPF support makes of a map. */
+  /** What CRIU's own BPF support does with a map. */
   #nativeOutcome({ type, btfId }: LiveMap): Outcome {
     if (type === undefined || this.types.get(type).criu !== true) return { kind: 'blocked', why: refusal(type ?? 0) };
     if (btfId !== undefined && btfId !== 0) return { kind: 'partial', why: 'lost: its types (BTF)' };
     return { kind: 'full' };
   }
 
-  /** And of a file descriptor that is not for both reading and writing. */
+  /** And with a file descriptor that is read-only or write-only. */
   #nativeAccess(outcome: Outcome, access: Access): Outcome {
     if (outcome.kind === 'blocked' || access === 'rw') return outcome;
     if (access === 'wo')
@@ -428,7 +428,7 @@ class TreeChecker {
         why: 'bpfimg does not know this type: it copies the items as plain bytes, if that is possible',
       };
     }
-    // Of all others every item is carried.
+    // Every item of the other types is kept.
     if (type.carries === undefined && type.inner !== true) return FULL;
     if (type.inner !== true && memoryOf(map, this.types, this.sys.pageSize) > MOST_READ) {
       const { captured, lost } = type.carries as Carries;
@@ -473,7 +473,7 @@ class TreeChecker {
     }
   }
 
-  /** What a restore would leave out, as far as that is known beforehand. */
+  /** What a restore would leave out, as far as we can tell now. */
   #restored(map: LiveMap, type: MapType): Report {
     const plugin = this.types.plugin(type.number);
     if (plugin.replay === undefined) {
@@ -536,7 +536,7 @@ class TreeChecker {
   // -------------------------------------------------------------------------------------------------
   // Warnings
 
-  /** What stays behind: a restored process has new maps. */
+  /** What is lost because a restored process has new maps. */
   #warnOfMaps(processes: readonly CheckedProcess[]): void {
     const tree = new Set(processes.map(({ pid }) => pid));
     const objects = processes.flatMap((one) => one.objects.filter(({ kind }) => kind === 'map'));
@@ -564,7 +564,7 @@ class TreeChecker {
           `${subject}: a dump removes its items and puts them back while the processes are frozen; nothing else may use it during that time`,
         );
       }
-      // Whether two file descriptors are one open file, only kcmp(2) tells.
+      // Only kcmp(2) says whether two file descriptors are one open file.
       const files = objects.filter(({ id }) => id === map.id).flatMap(({ fds }) => fds);
       if (this.#native && files.length > 1 && this.#outcomes.get(map.id)?.kind !== 'blocked') {
         this.#warnings.push(
@@ -574,7 +574,7 @@ class TreeChecker {
     }
   }
 
-  /** Open files that are not ours to judge. Returns how many there are. */
+  /** Adds open files that we know nothing about; returns how many there are. */
   #warnOfStrangers(found: readonly FoundProcess[]): number {
     let count = 0;
     for (const { pid, command, files, mappings } of found) {
@@ -595,7 +595,7 @@ class TreeChecker {
     return count;
   }
 
-  /** BPF file systems, which CRIU dumps none of, where it dumps mounts: in mount namespaces that are not its own. */
+  /** BPF file systems in other mount namespaces than CRIU's, where it dumps mounts. It cannot dump these. */
   #judgeMounts(found: readonly FoundProcess[]): void {
     const { proc } = this.sys;
     const seen = new Set([mountNamespaceOf('self', proc), undefined]);
@@ -617,7 +617,7 @@ class TreeChecker {
     }
   }
 
-  /** Whether this host's CRIU does what the rows say. */
+  /** Adds what is wrong with this host's CRIU. */
   #judgeHost(processes: readonly CheckedProcess[]): void {
     const maps = processes.some(({ objects }) => objects.some(({ kind }) => kind === 'map'));
     for (const { stops, text } of this.criu.findings) {
@@ -632,7 +632,7 @@ class TreeChecker {
   }
 }
 
-/** What an object of no known kind is. */
+/** What an object of an unknown kind is called. */
 function otherName({ kind }: ObjectKind, link: string): string | undefined {
   return kind === 'other' ? link : undefined;
 }
@@ -645,7 +645,7 @@ function objectText({ kind, fds, id, name = '', mapping, innerOf = [], candidate
   return `fd ${fds.join(', ')} (${what})`;
 }
 
-/** Which maps a mapping may be of, as the end of a line. */
+/** Which maps a mapping may belong to, as the end of a line. */
 function candidatesText(candidates: readonly number[]): string {
   if (candidates.length === 0) return ', of a map whose fd is closed';
   return ` of map ${candidates.join(' or ')}`;
@@ -657,7 +657,7 @@ function templateOf({ type, keySize, valueSize, maxEntries, flags }: LiveMap): T
   return { type, keySize, valueSize, maxEntries, flags };
 }
 
-/** Things named in one line. */
+/** Several names as one line. */
 const NAMED_THINGS = 5;
 
 function listText(list: readonly string[]): string {
@@ -680,7 +680,7 @@ function processesText(holders: LiveMap['holders']): string {
   return `held by process ${listText([...processes.values()])}`;
 }
 
-/** Takes items and keeps none. */
+/** Accepts items and keeps none. */
 class CountingSink implements ItemSink {
   count = 0;
 

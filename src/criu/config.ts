@@ -1,33 +1,33 @@
-/** Settings of the CRIU plugin: one file, because what runs CRIU passes no environment on. */
+/** Settings of the CRIU plugin: one file, because the programs that run CRIU do not pass on their environment. */
 import { BpfimgError, errnoOf } from '../errors.js';
 import { readTrusted } from '../io/trusted.js';
 import type { CpuFold } from '../replay/items.js';
 
-/** Where the settings are, unless `criu build` was told otherwise. */
+/** The settings file, unless `criu build` was given another. */
 export const CONFIG_FILE = '/etc/bpfimg/criu.conf';
 
 /** Settings of the plugin. */
 export interface CriuConfig {
-  /** On restore, take a live map of the same boot, id and attributes in place of a fresh one. */
+  /** On restore, use a live map of the same boot, id and attributes instead of a fresh one. */
   readonly reuse: boolean;
   /** Read queues and stacks by emptying and refilling them. */
   readonly drain: boolean;
-  /** What to do with a map that cannot be carried whole. */
+  /** What to do with a map that cannot be dumped completely. */
   readonly partial: 'warn' | 'fail';
-  /** What to do with items that refer to what this host does not have. */
+  /** What to do with items that refer to objects this host does not have. */
   readonly unresolved: 'fail' | 'skip';
-  /** Per-CPU values of a machine with other CPUs. */
+  /** Per-CPU values from a machine with another number of CPUs. */
   readonly percpu: CpuFold | undefined;
   /** Folders with plugins for map types. */
   readonly libdir: readonly string[];
-  /** The plugin stands in for the BPF support of a CRIU built with libbpf. Read by the plugin. */
+  /** The plugin replaces the BPF support of a CRIU built with libbpf. Only the plugin reads this. */
   readonly takeOver: boolean;
 }
 
 const yesNo = ['yes', 'no'] as const;
 const seconds = /^[1-9]\d{0,4}$/;
 
-/** Names of settings, and what they may be; plugins/criu/bpfimg.c has the same table and grammar. */
+/** Names of settings, and their values; plugins/criu/bpfimg.c has the same table and grammar. */
 const SETTINGS: Readonly<Record<string, readonly string[] | RegExp>> = {
   reuse: yesNo,
   drain: yesNo,
@@ -42,8 +42,8 @@ const SETTINGS: Readonly<Record<string, readonly string[] | RegExp>> = {
 };
 
 /**
- * Reads the settings; a file that is not there says nothing.
- * @throws BpfimgError naming file and line
+ * Reads the settings; without the file, the defaults apply.
+ * @throws BpfimgError with file and line
  */
 export function readConfig(file: string = CONFIG_FILE): CriuConfig {
   let text = '';
@@ -88,5 +88,5 @@ function parseConfig(file: string, text: string): CriuConfig {
   };
 }
 
-/** What holds where no file says otherwise. */
+/** The defaults. */
 export const USUAL: CriuConfig = parseConfig(CONFIG_FILE, '');

@@ -1,6 +1,6 @@
 /**
- * CRIU dumps whose maps the plugin restores, made into such that CRIU's own BPF support (CRIU built with libbpf)
- * restores without any plugin, and back.
+ * Converts CRIU dumps whose maps the plugin restores into dumps that CRIU's own BPF support (CRIU built with libbpf)
+ * restores without a plugin, and back.
  */
 
 import * as fs from 'node:fs';
@@ -36,13 +36,13 @@ import { nativeFate } from './native.js';
 /** Who restores the maps of a dump: CRIU itself, or the plugin. */
 export type DumpForm = 'native' | 'plugin';
 
-/** One map of a dump that was converted. */
+/** One map of a converted dump. */
 export interface ConvertedMap {
   readonly mapId: number;
   readonly name: string;
   readonly type: number;
   readonly items: number;
-  /** What a restore will give back. */
+  /** What a restore will bring back. */
   readonly report: Report;
 }
 
@@ -51,7 +51,7 @@ export type Conversion = { readonly maps: readonly ConvertedMap[] } | { readonly
 
 /**
  * Converts the dump in `folder`, whole or not at all.
- * @throws BpfimgError `unsupported` when its maps would be damaged by the other way of restoring them
+ * @throws BpfimgError `unsupported` if the other way of restoring them would damage its maps
  */
 export async function convert(folder: string, to: DumpForm, types: MapTypes): Promise<Conversion> {
   const dump = await openDump(folder);
@@ -85,7 +85,7 @@ export async function convert(folder: string, to: DumpForm, types: MapTypes): Pr
 /** Maps that a message names. */
 const NAMED_MAPS = 5;
 
-/** @throws BpfimgError for images that contradict each other: what they say cannot be carried over */
+/** @throws BpfimgError for images that contradict each other, because their contents cannot be converted */
 function checkSound(dump: Dump): void {
   const { fds, files, plugin } = dump.lost;
   const wrong =
@@ -126,20 +126,20 @@ function pluginRow(_dump: Dump, map: DumpMap, types: MapTypes): MapVerdict {
   return mapVerdict(map, problem, lacks);
 }
 
-/** What the plugin's images say elsewhere, of each open file. */
+/** Members of each open file that the plugin's images have in another place. */
 const OPEN_FILE = { id: 0, flags: 0o2, fown: { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 } };
 
 /** What changes in a dump. */
 interface Change {
-  /** What its images will be called. */
+  /** The new names of its images. */
   readonly names: ImageNames;
-  /** Entry of files.img for each open file of a map, by its id: the members of the old form are taken out. */
+  /** Entry of files.img for each open file of a map, by its id, without the members of the old form. */
   readonly files: ReadonlyMap<number, JsonObject>;
-  /** What fdinfo images call these files. */
+  /** The type of these files in fdinfo images. */
   readonly fdType: string;
-  /** Maps that have an image of their own, with their open files or without. */
+  /** Maps that have an image of their own, with or without open files. */
   readonly maps: readonly BpfmapFileEntry[];
-  /** Open files that the plugin's table has; undefined for none. */
+  /** Open files in the plugin's table; undefined if it has none. */
   readonly table: readonly BpfmapFileEntry[] | undefined;
   /** The names of plugins in inventory.img. */
   plugins(listed: readonly string[]): string[];
@@ -152,7 +152,7 @@ function toNative(dump: Dump): Change {
     names: IMAGE,
     files: new Map(open.map((bpf) => [bpf.id, { type: 'BPFMAP', bpf }])),
     fdType: 'BPFMAP',
-    // CRIU looks at those in files.img alone: what nobody had open stays, and is not restored.
+    // CRIU reads only files.img: a map that nobody had open stays in the dump and is not restored.
     maps: files.filter(({ id }) => !dump.plugin?.files.has(id)),
     table: undefined,
     plugins: (listed) => listed.filter((name) => name !== PLUGIN),
@@ -223,7 +223,7 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
       const out = file(PLUGIN_TABLE);
       for (const { id, map_id, flags } of table) out.text(tableText({ id, mapId: map_id, flags }));
     }
-    // Nothing reads the others any more, and beside the new ones they would be somebody's riddle.
+    // Nothing reads the others any more, and they would only confuse people.
     for (const name of ALL_NAMES) if (!written.has(name)) images.remove(name);
     await images.commit();
   } catch (error) {
@@ -234,14 +234,14 @@ async function write(dump: Dump, folder: string, change: Change): Promise<void> 
 
 const INVENTORY_IMAGE = 'inventory.img';
 
-/** All that is of maps alone, in both forms. */
+/** All images that are only about maps, in both forms. */
 const ALL_NAMES: readonly string[] = [IMAGE, PLUGIN_IMAGE].flatMap(ownImages).concat(PLUGIN_TABLE);
 
 function fdinfoImages(folder: string): string[] {
   return fs.readdirSync(folder).filter((name) => /^fdinfo-\d{1,10}\.img$/.test(name));
 }
 
-/** Whether a descriptor of the image leads to a map. */
+/** Whether a file descriptor in the image leads to a map. */
 async function leadsTo(file: string, change: Change): Promise<boolean> {
   const input = openFile(file);
   try {
@@ -266,10 +266,10 @@ function changedFd(message: FdinfoEntry, { files, fdType }: Change): JsonObject 
   return ours ? { ...message, type: fdType } : message;
 }
 
-/** CRIU before 4.1 keeps no list of plugins, and one that is there keeps plugins it does not name from their work. */
+/** CRIU before 4.1 keeps no list of plugins. If there is one, CRIU does not call plugins that it does not name. */
 function changedInventory(message: InventoryEntry, { plugins }: Change): JsonObject {
   const entry = message.plugins_entry;
   if (entry === undefined) return message;
-  // A list that becomes empty stays: where there is none, CRIU has every plugin believe that it is needed.
+  // An empty list stays: without a list, CRIU calls every plugin.
   return { ...message, plugins_entry: { ...entry, plugins: plugins(entry.plugins ?? []) } };
 }

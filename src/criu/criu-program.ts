@@ -1,6 +1,6 @@
 /**
  * The CRIU of this host, as a dump would meet it: the program, how it was built, its plugin folder, and whether
- * bpfimg's plugin in there is sound. It is asked for its version and its help, never for a dump.
+ * bpfimg's plugin in it is sound. CRIU is run only for its version and its help, never for a dump.
  */
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -10,7 +10,7 @@ import { readTrusted, UNTRUSTED } from '../io/trusted.js';
 import { MARKER } from './build.js';
 import { CONFIG_FILE, type CriuConfig, readConfig, USUAL } from './config.js';
 
-/** What keeps a dump from succeeding: of any process, only of one that holds BPF maps, or nothing. */
+/** Which dumps fail because of it: all, only those of processes that hold BPF maps, or none. */
 export type Stops = 'every dump' | 'maps' | 'nothing';
 
 /** Something about this host that is worth a line. */
@@ -22,7 +22,7 @@ export interface HostFinding {
 /** Where CRIU looks for plugins. */
 export interface PluginFolder {
   readonly path: string;
-  /** What says so: a configuration file, `CRIU_LIBS_DIR`, or `built in`. */
+  /** Where that comes from: a configuration file, `CRIU_LIBS_DIR`, or `built in`. */
   readonly from: string;
 }
 
@@ -30,7 +30,7 @@ export interface PluginFolder {
 export interface OurPlugin {
   readonly path: string;
   readonly version: string;
-  /** What it runs. */
+  /** The bpfimg and node that it runs. */
   readonly node: string;
   readonly bpfimg: string;
   /** Its settings file. */
@@ -39,15 +39,15 @@ export interface OurPlugin {
 
 /** The CRIU of this host. */
 export interface CriuHost {
-  /** Undefined when there is none. */
+  /** Undefined if there is none. */
   readonly program: string | undefined;
-  /** As it says itself. */
+  /** As CRIU prints it. */
   readonly version: string | undefined;
-  /** Whether it has BPF support of its own, which comes before any plugin; undefined where one cannot tell. */
+  /** Whether it has its own BPF support, which comes before any plugin; undefined if we cannot tell. */
   readonly libbpf: boolean | undefined;
   readonly folder: PluginFolder | undefined;
   readonly plugin: OurPlugin | undefined;
-  /** Names of further plugins in that folder. */
+  /** Names of the other plugins in that folder. */
   readonly others: readonly string[];
   readonly config: CriuConfig;
   readonly configFile: string;
@@ -57,7 +57,7 @@ export interface CriuHost {
 /** How to look at the host. */
 export interface HostOptions {
   readonly env: Readonly<Record<string, string | undefined>>;
-  /** CRIU's program; when not said, the one in PATH. */
+  /** CRIU's program; by default the one in PATH. */
   readonly program?: string | undefined;
   /** Version of this bpfimg. */
   readonly version: string;
@@ -65,17 +65,17 @@ export interface HostOptions {
   readonly etc?: string;
 }
 
-/** Folders with programs for root, which others' PATH leaves out. */
+/** Folders with programs for root, which the PATH of other users lacks. */
 const SYSTEM_FOLDERS = ['/usr/local/sbin', '/usr/sbin', '/sbin'];
-/** Milliseconds that CRIU may take to say its version. */
+/** Milliseconds that CRIU may take to print its version. */
 const VERSION_TIMEOUT = 10_000;
-/** Exported by every CRIU, for its plugins. */
+/** Every CRIU exports this symbol for its plugins. */
 const EXPORTED = 'criu_get_image_dir';
-/** CRIU's record of how it dumps files of BPF maps, exported where it can; and the library that it needs for it. */
+/** A symbol that CRIU exports if it can dump files of BPF maps itself, and the library that it needs for that. */
 const OWN_SUPPORT = ['bpfmap_dump_ops', 'libbpf.so'];
 const DESCRIPTOR = 'CR_PLUGIN_DESC';
 
-/** What CRIU releases before these lack, newest last. */
+/** What is missing in CRIU before these releases, newest last. */
 const RELEASES: readonly (readonly [before: string, stops: Stops, why: string])[] = [
   ['2.0', 'maps', 'its plugin interface is different; CRIU 2.0 or later is needed'],
   ['3.17', 'nothing', 'bpfimg is not tested with releases before 3.17'],
@@ -87,8 +87,8 @@ const RELEASES: readonly (readonly [before: string, stops: Stops, why: string])[
 ];
 
 /**
- * Looks at the CRIU of this host. What is wrong with it is a finding, not an error.
- * @throws BpfimgError `notFound` for a program that was named and is not there
+ * Looks at the CRIU of this host. Anything wrong with it is a finding, not an error.
+ * @throws BpfimgError `notFound` if a program was named that does not exist
  */
 export function inspectCriu(options: HostOptions): CriuHost {
   return new CriuInspection(options).host();
@@ -160,7 +160,7 @@ class CriuInspection {
     return undefined;
   }
 
-  /** What CRIU says of itself. */
+  /** What CRIU prints about itself. */
   #ask(program: string): { version: string | undefined; folder: string | undefined } {
     const run = (...args: string[]) =>
       spawnSync(program, args, {
@@ -184,7 +184,7 @@ class CriuInspection {
     if (found !== undefined) this.#note(found[1], `${program}: CRIU ${version}: ${found[2]}`);
   }
 
-  /** The program's bytes; undefined where it is none of CRIU's, such as a script that starts it. */
+  /** The program's bytes; undefined if it is not CRIU itself, but for example a script that starts it. */
   #binary(program: string): Buffer | undefined {
     try {
       const bytes = readLoadable(program);
@@ -198,7 +198,7 @@ class CriuInspection {
   // -------------------------------------------------------------------------------------------------
   // Its plugins
 
-  /** The folder in use. What is said later overrules: configuration files, the environment, what is built in. */
+  /** The plugin folder in use, and what determines it. */
   #folder(builtIn: string): PluginFolder {
     const { env, etc = '/etc/criu' } = this.options;
     const files = [path.join(etc, 'default.conf')];
@@ -214,7 +214,7 @@ class CriuInspection {
     return { path: builtIn, from: 'built in' };
   }
 
-  /** Names of the plugins in a folder, as CRIU chooses them. */
+  /** Names of the files in a folder that CRIU loads as plugins. */
   #names(folder: PluginFolder): string[] {
     const { path: where, from } = folder;
     if (!path.isAbsolute(where)) {
@@ -233,7 +233,7 @@ class CriuInspection {
     }
   }
 
-  /** The plugin in `file` when it is bpfimg's. A file that CRIU cannot load is a finding: it stops at that. */
+  /** The plugin in `file` if it is bpfimg's. A file that CRIU cannot load is a finding, because CRIU stops there. */
   #plugin(file: string, criu: Buffer | undefined): OurPlugin | undefined {
     const stop = (why: string) => {
       this.#note('every dump', `${file}: CRIU cannot load it, and stops: ${why}`);
@@ -265,7 +265,7 @@ class CriuInspection {
     }
   }
 
-  /** Plugins that spoil it for others. */
+  /** Plugins that keep others from working. */
   #checkOthers(others: readonly string[]): void {
     if (!others.includes('amdgpu_plugin.so')) return;
     const why = 'it may answer for files that are not its own, and whichever plugin CRIU asks first decides';
@@ -284,14 +284,14 @@ class CriuInspection {
     }
   }
 
-  /** `libdir` of one of CRIU's configuration files: the last counts. */
+  /** `libdir` in one of CRIU's configuration files; the last one counts. */
   #libdirIn(file: string): string | undefined {
     let text: string;
     try {
       text = readTrusted(file);
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
-      // What cannot be read says nothing; what root must not follow has not been followed.
+      // A file that cannot be read sets nothing, nor does a link that root must not follow.
       if (error.code === UNTRUSTED) this.#note('every dump', error.message);
       return undefined;
     }
@@ -299,7 +299,7 @@ class CriuInspection {
     return last?.[1] ?? last?.[2];
   }
 
-  /** Container runtimes have CRIU read a file of their own. */
+  /** Container runtimes give CRIU a configuration file of their own. */
   #checkContainers(folder: PluginFolder | undefined): void {
     for (const name of ['runc.conf', 'crun.conf']) {
       const file = path.join(this.options.etc ?? '/etc/criu', name);
@@ -319,7 +319,7 @@ function isProgram(file: string): boolean {
   }
 }
 
-/** Whether release `version` is older than `other`; false where it is no number. */
+/** Whether release `version` is older than `other`; false if it is not a number. */
 function isBefore(version: string, other: string): boolean {
   const numbers = (text: string) => text.split('.').map((part) => Number.parseInt(part, 10));
   const [mine, theirs] = [numbers(version), numbers(other)];
@@ -331,15 +331,15 @@ function isBefore(version: string, other: string): boolean {
   return false;
 }
 
-/** Larger files are no program that anybody means. */
+/** Larger files are not taken for programs. */
 const MAX_PROGRAM = 256 * 1024 * 1024;
 const ELF64 = '7f454c4602';
 const ELF_HEADER = 64;
 const SECTION_HEADER = 64;
 
 /**
- * A program or shared library of 64 bits. The symbols it needs are not looked up.
- * @throws BpfimgError `badImage` for what is no such file, `unsupported` for one that is too large, `notFound`, `io`
+ * A 64-bit program or shared library. The symbols it needs are not looked up.
+ * @throws BpfimgError `badImage` for any other file, `unsupported` for one that is too large, `notFound`, `io`
  */
 function readLoadable(file: string): Buffer {
   const bad = (what: string) => new BpfimgError('badImage', what, { subject: file });
@@ -370,13 +370,13 @@ function machineOf(elf: Buffer): string {
 }
 
 const MARKER_BYTES = Buffer.from(MARKER);
-/** Lines of the marker behind its first, and bytes that they have at most. */
+/** Lines of the marker after the first, and the most bytes that they have. */
 const MARKER_LINES = 4;
 const MARKER_SIZE = 4 * 4096 + 64;
 
 /**
- * What bpfimg's plugin says of itself in its data: five lines, the first of which is `bpfimg-plugin`; undefined
- * for another plugin.
+ * What bpfimg's plugin says about itself in its data: five lines, the first of which is `bpfimg-plugin`; undefined
+ * for other plugins.
  */
 function markerIn(bytes: Buffer): Omit<OurPlugin, 'path'> | undefined {
   for (let at = bytes.indexOf(MARKER_BYTES); at >= 0; at = bytes.indexOf(MARKER_BYTES, at + 1)) {

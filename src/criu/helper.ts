@@ -1,6 +1,6 @@
 /**
- * What the CRIU plugin has done for it, in a process of its own that lives no longer than CRIU's call: all maps
- * of the frozen tasks into images, and all maps of a dump from its images.
+ * The work that the CRIU plugin leaves to another process, which lives no longer than CRIU's call: it captures all maps
+ * of the frozen tasks, and creates all maps of a dump.
  *
  * Answers are lines: `map ID`, `skip ID WHY`, `map OLD NEW`, `warn TEXT`, `busy` as a sign of life, `end`.
  */
@@ -33,7 +33,7 @@ function signOfLife(answer: Answer): () => void {
   };
 }
 
-/** What the CRIU plugin asks for during a dump. */
+/** What the CRIU plugin wants during a dump. */
 export interface DumpRequest {
   /** Where the images go. */
   readonly folder: string;
@@ -46,14 +46,14 @@ export interface DumpRequest {
 }
 
 /**
- * Captures every map that the tasks traced by CRIU hold, and those that are wanted beside them.
- * @throws BpfimgError, KernelError: then nothing of it stands there
+ * Captures every map that the tasks traced by CRIU hold, and those that are wanted in addition.
+ * @throws BpfimgError, KernelError; then it leaves no files behind
  */
 export async function dumpMaps(sys: Sys, types: MapTypes, request: DumpRequest): Promise<void> {
   const { folder, criu, wanted, config, answer } = request;
   const tasks = processes(sys.proc).filter((pid) => tracerOf(pid, sys.proc) === criu);
   const live = LiveMaps.ofProcesses(sys, tasks);
-  // Looking at the whole machine takes longer; the tasks are frozen meanwhile.
+  // Looking at the whole machine would take longer, and the tasks are frozen meanwhile.
   let all: LiveMaps | undefined;
   const find = (id: number): LiveMap | undefined => {
     const known = live.maps.find((map) => map.id === id);
@@ -61,7 +61,7 @@ export async function dumpMaps(sys: Sys, types: MapTypes, request: DumpRequest):
     all ??= LiveMaps.look(sys);
     return all.maps.find((map) => map.id === id);
   };
-  // An fd on its way through a socket is in nobody's table.
+  // A file descriptor in a socket's queue is in no process's table.
   const elsewhere = wanted.flatMap((id) => (live.maps.some((map) => map.id === id) ? [] : (find(id) ?? [])));
   const rows = await capture(sys, [...live.maps, ...elsewhere], folder, types, {
     images: PLUGIN_IMAGE,
@@ -72,7 +72,7 @@ export async function dumpMaps(sys: Sys, types: MapTypes, request: DumpRequest):
     progress: signOfLife(answer),
   });
   for (const { id, name, type, items, report } of rows) {
-    // What a restore cannot give back is news already now, while there is a process to go back to.
+    // What a restore would lose is said now, while the process still runs.
     const files =
       types.get(type).files === true && items > 0 ? `the sockets in it are not restored (${items} of its items)` : '';
     const lacks = [report.kind === 'full' ? '' : reportText(report), files].filter((text) => text !== '').join('; ');
@@ -83,8 +83,8 @@ export async function dumpMaps(sys: Sys, types: MapTypes, request: DumpRequest):
 }
 
 /**
- * Makes the maps of the dump in `folder` anew.
- * @returns the maps, open: whoever shall have them opens them by id before the caller closes them
+ * Creates the maps of the dump in `folder`.
+ * @returns the maps, open: whoever is to keep them opens them by id before the caller closes them
  */
 export async function restoreMaps(
   sys: Sys,
@@ -110,7 +110,7 @@ export async function restoreMaps(
       if (lost !== undefined) throw new BpfimgError('badImage', lost, { subject });
     }
     const fresh = await replay(sys, plans, {
-      // Sockets cannot be there before their process is: to fail for them would be to fail always.
+      // Sockets do not exist before their process does: if they counted, every restore would fail.
       unresolved: config.unresolved === 'fail' ? 'skip-files' : 'skip',
       progress: signOfLife(answer),
     });
@@ -129,8 +129,8 @@ export async function restoreMaps(
 }
 
 /**
- * What the images had of a map when they were made and have no more, where reading them shows it: a process that
- * runs on must not find its map emptied.
+ * What was captured of a map but is missing in the images now, as far as they show it: a process that continues must
+ * not find its map emptied.
  */
 function lostOf(dump: Dump, map: DumpMap | undefined): string | undefined {
   if (map === undefined) return undefined;
@@ -141,7 +141,7 @@ function lostOf(dump: Dump, map: DumpMap | undefined): string | undefined {
   return undefined;
 }
 
-/** Live maps that are those of the dump: of the same boot, with the same id and attributes. */
+/** Live maps that are the dump's own: same boot, id and attributes. */
 function reuse(sys: Sys, dump: Dump, types: MapTypes): Map<number, BpfMap> {
   const boot = bootId(sys.proc);
   const live = LiveMaps.look(sys);

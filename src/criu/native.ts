@@ -1,6 +1,6 @@
 /**
- * What CRIU's own BPF support (CRIU built with libbpf, up to 4.2) makes of a map when it restores: it creates the
- * map of whatever type, writes all items in one batch from one CPU, and freezes it.
+ * What CRIU's own BPF support (CRIU built with libbpf, up to 4.2) does when it restores a map: it creates a map of any
+ * type, writes all items in one batch from one CPU, and freezes it.
  */
 
 import { cpuStride } from '../bytes.js';
@@ -10,14 +10,14 @@ import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { MAP_FLAG } from '../kernel/flags.js';
 import { type MapType, type MapTypes, reportText } from '../maptype.js';
 
-/** What a native restore gives back of a map: `problem` is why it must not be tried. */
+/** What a native restore brings back of a map; `problem` says why it must not be tried. */
 export interface NativeFate {
   readonly problem?: string | undefined;
   /** What is lost or different, each a clause. */
   readonly lacks: readonly string[];
 }
 
-/** Types whose items CRIU can write back, and types that it can only make empty. */
+/** Types whose items CRIU can write back, and types that it can only create empty. */
 const RESTORES: Readonly<Record<string, 'items' | 'empty'>> = {
   hash: 'items',
   array: 'items',
@@ -30,7 +30,7 @@ const RESTORES: Readonly<Record<string, 'items' | 'empty'>> = {
   stack: 'empty',
 };
 
-/** Why a type is in neither row. */
+/** Why CRIU can restore no other type. */
 function whyNot(type: MapType): string {
   if (type.inner) return 'its values are maps, which CRIU does not create';
   if (type.holdsReferences) return 'its values are numbers that mean nothing to a fresh map';
@@ -38,16 +38,16 @@ function whyNot(type: MapType): string {
   return 'CRIU cannot create and fill it';
 }
 
-/** Elements that the kernel keeps apart for each CPU at most, so that another CPU finds an LRU map full. */
+/** Most elements that the kernel reserves for each CPU; other CPUs then find an LRU map full. */
 const LRU_KEPT_APART = 128;
 
-/** Open modes that CRIU does not give back. */
+/** Open modes that CRIU does not restore. */
 const MODES: readonly (readonly [mode: number, text: string])[] = [
   [0, 'read-only'],
   [1, 'write-only'],
 ];
 
-/** What a native restore makes of `map`, which is of a dump that the plugin has made. */
+/** What a native restore does with `map`, of a dump made by the plugin. */
 export function nativeFate(dump: Dump, map: DumpMap, types: MapTypes): NativeFate {
   const open = map.files.filter(({ message }) => dump.plugin?.files.has(message.id));
   const file = open[0]?.message;
@@ -76,12 +76,12 @@ function badItems(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): string 
   if (shape === undefined || oddKey || oddValue) return 'its items do not match its key_size and value_size';
   const cpus = cpusOf(map, file, types);
   const recorded = map.meta?.nr_cpus;
-  // CRIU reads as many bytes as there are CPUs, also beyond the end of what it has.
+  // CRIU reads as many values as there are CPUs, even past the end of its buffer.
   if (cpus === undefined || recorded === undefined || recorded === cpus) return undefined;
   return `its values are for ${cpus} CPUs, but the dumped host had ${String(recorded)}`;
 }
 
-/** CPUs that a per-CPU map has values of; undefined for others. */
+/** For how many CPUs a per-CPU map has values; undefined for other maps. */
 function cpusOf(map: DumpMap, file: BpfmapFileEntry, types: MapTypes): number | undefined {
   const data = map.data.at(-1);
   if (data === undefined || types.get(file.map_type).perCpu !== true) return undefined;

@@ -1,4 +1,4 @@
-/** What differs between the maps of two dumps: which there are, their attributes, their items. */
+/** What differs between the maps of two dumps: which maps there are, their attributes, their items. */
 
 import { hex } from '../bytes.js';
 import { mapMembers } from '../dump/attributes.js';
@@ -17,7 +17,7 @@ import type { MapPair } from './pairs.js';
 /** One of the two dumps. */
 export interface Side {
   readonly dump: Dump;
-  /** Finds the dump's own types; undefined where it has none. */
+  /** Finds the dump's own types; undefined if it has none. */
   readonly types: TypeFinder | undefined;
 }
 
@@ -34,17 +34,17 @@ export interface SideItems extends Items, Pick<ItemShape, 'perCpu'> {}
 /** What differs between a map of A and one of B. Close `items`. */
 export interface MapDifference {
   readonly attributes: readonly AttributeChange[];
-  /** Undefined where items were not compared one by one. */
+  /** Undefined if items were not compared one by one. */
   readonly items: { readonly a: SideItems; readonly b: SideItems; readonly found: ItemDifferences } | undefined;
   /** Why it is not known whether the items of this map differ. */
   readonly unknown: string | undefined;
 }
 
-/** What is compared, and how much of it will be asked for. */
+/** What is compared, and how much of the result is wanted. */
 export interface DiffOptions {
-  /** Whether who holds a map, and how, is compared too. */
+  /** Whether to compare who holds a map, and how. */
   readonly holders: boolean;
-  /** Differing items of each kind that will be asked for; 0 is all. */
+  /** Most differing items of each kind that are listed; 0 is all. */
   readonly limit: number;
   /** Whether one difference is enough. */
   readonly once: boolean;
@@ -55,9 +55,7 @@ export function isDifferent({ attributes, items }: MapDifference): boolean {
   return attributes.length > 0 || (items !== undefined && items.found.count > 0);
 }
 
-/**
- * Attributes that are compared. Ids and memlock are other ones in every replay.
- */
+/** Attributes that are compared. Ids and memlock change with every replay. */
 const COMPARED: readonly string[] = [
   'name',
   'type',
@@ -70,7 +68,7 @@ const COMPARED: readonly string[] = [
   'ifindex',
 ];
 
-/** Compares the maps of two dumps, which belong to each other as `pairs` says. */
+/** Compares the maps of two dumps, as `pairs` has paired them. */
 export class MapComparison {
   /** For each map of B its partner in A, by id. */
   readonly #partners = new Map<number, number>();
@@ -115,7 +113,7 @@ export class MapComparison {
     return { attributes, items: { a: aItems, b: bItems, found }, unknown: undefined };
   }
 
-  /** Attributes that differ; none where those of one side are not known. */
+  /** Attributes that differ; none if those of one side are not known. */
   #attributes(a: DumpMap, b: DumpMap): AttributeChange[] {
     if (a.files.length === 0 || b.files.length === 0) return [];
     const [left, right] = [mapMembers(a, this.types), mapMembers(b, this.types)];
@@ -133,7 +131,7 @@ export class MapComparison {
     return changes;
   }
 
-  /** Types that differ, as C has them. Only a capture knows that there are none. */
+  /** Types that differ, as in C. Only captures say that a map has no types. */
   async #typesOf(a: DumpMap, b: DumpMap): Promise<AttributeChange[]> {
     const of = async ({ types }: Side, map: DumpMap): Promise<Json | undefined> => {
       const [found] = (await types?.definitions([map])) ?? [];
@@ -146,7 +144,7 @@ export class MapComparison {
     return [{ name: 'types', a: left, b: right }];
   }
 
-  /** A map's data; undefined in a dump without any. */
+  /** A map's data; undefined if the dump has none. */
   #dataOf(dump: Dump, map: DumpMap, other: DumpMap): Data | undefined {
     const { data: input } = dump;
     const data = map.data.at(-1);
@@ -166,7 +164,7 @@ export class MapComparison {
   #rules(a: DumpMap, b: DumpMap, aItems: SideItems, bItems: SideItems): ItemRules {
     const file = a.files[0]?.message ?? b.files[0]?.message;
     const type = file && this.types.get(file.map_type);
-    // Not what the kernel calls keys counts here: pages of an arena have none, their items have their numbers.
+    // Keys as in the image: to the kernel, pages of an arena have no keys, but their items have numbers.
     if (aItems.keySize === 0 && bItems.keySize === 0) return { ordered: true };
     if (type === undefined) return {};
     return {
@@ -176,24 +174,24 @@ export class MapComparison {
     };
   }
 
-  /** Whether two ids of inner maps are of maps that belong to each other. */
+  /** Whether two ids of inner maps are those of paired maps. */
   readonly #sameInner = (_key: BufferPart, a: BufferPart, b: BufferPart): boolean => {
     if (a.size !== 4 || b.size !== 4) return a.size === b.size && sameBytes(a, b);
     const id = a.view.getUint32(a.at, true);
     const other = b.view.getUint32(b.at, true);
     const partner = this.#partners.get(other);
     if (partner !== undefined) return partner === id;
-    // Of maps that are not in the dumps, the ids are all that is known.
+    // If the maps are not in the dumps, only their ids are known.
     return id === other && !this.#ids.has(id);
   };
 }
 
-/** Bytes of one CPU's value, when each has padding behind it on both sides. */
+/** Bytes of one CPU's value, if it is followed by padding on both sides. */
 function padded({ perCpu }: SideItems, other: SideItems): number | undefined {
   return perCpu !== undefined && perCpu % 8 !== 0 && perCpu === other.perCpu ? perCpu : undefined;
 }
 
-/** What is known of a map's data on one side. */
+/** What is known about a map's data on one side. */
 type Data =
   | { readonly kind: 'unread'; readonly why: string }
   | { readonly kind: 'items'; readonly items: SideItems | undefined }
@@ -201,7 +199,7 @@ type Data =
 
 const emptyInput: Input = { name: 'nothing', size: 0, path: undefined, read: () => 0, close() {} };
 
-/** No items, of the size that the other side's have. */
+/** No items, with the sizes of the other side's. */
 function sized(none: SideItems, other: SideItems | undefined): SideItems {
   if (other === undefined) return none;
   const { keySize, valueSize, perCpu } = other;
@@ -222,7 +220,7 @@ function dataText(data: Data): string {
   return data.kind === 'items' ? `${data.items?.count ?? 0} items` : 'not read';
 }
 
-/** Attributes of further open files that are not as those of the first. */
+/** Attributes in which further open files differ from the first. */
 function odd(members: JsonObject): Json {
   const files = (members.files ?? []) as JsonObject[];
   const all = files.map((file) =>
@@ -243,7 +241,7 @@ function holders(map: DumpMap): Json {
   return all.sort(([a, x], [b, y]) => a - b || x - y).map(([pid, fd, access]) => `${pid}:${fd} ${access}`);
 }
 
-/** Blanks the bits of a trie's key that are not its prefix: the kernel takes keys that differ in them for one. */
+/** Clears the bits after the prefix of a trie's key: keys that differ only there are one key to the kernel. */
 function blankBeyondPrefix(view: DataView, at: number, size: number): void {
   if (size < 4) return;
   let left = view.getUint32(at, true);
@@ -259,13 +257,13 @@ function sameBytes(a: BufferPart, b: BufferPart): boolean {
   return true;
 }
 
-/** What an item refers to, and the numbers in its value that say so on its host alone. */
+/** What an item refers to, and the numbers in its value that mean this on its own host only. */
 interface ItemReference {
   readonly text: string;
   readonly ids: ReadonlySet<number>;
 }
 
-/** Of a map's items, by their keys in hex. */
+/** References of a map's items, by their keys in hex. */
 function itemReferences(map: DumpMap): Map<string, ItemReference> {
   const targets = new Map<string, ItemReference>();
   for (const { key, program, ifindex, ifname } of factsOf(map.meta).references ?? []) {
@@ -281,8 +279,8 @@ function itemReferences(map: DumpMap): Map<string, ItemReference> {
 }
 
 /**
- * Whether two values refer to the same thing, as far as the images say what that is: ids of programs and interfaces
- * are other ones on another host, or after the next boot.
+ * Whether two values refer to the same thing, as far as the images say what that is: programs and interfaces have
+ * other ids on another host or after the next boot.
  */
 function sameReference(a: DumpMap, b: DumpMap): ItemRules['sameValue'] {
   const [left, right] = [itemReferences(a), itemReferences(b)];
@@ -292,7 +290,7 @@ function sameReference(a: DumpMap, b: DumpMap): ItemRules['sameValue'] {
     const bytes = hex(new Uint8Array(key.view.buffer, key.view.byteOffset + key.at, key.size));
     const [one, other] = [left.get(bytes), right.get(bytes)];
     if (one === undefined || other === undefined || one.text !== other.text) return false;
-    // What is no id in these values, as the length of a queue, is compared as it is.
+    // The parts of these values that are not ids, such as the length of a queue, are compared as they are.
     if (x.size !== y.size || x.size % 4 !== 0) return false;
     for (let i = 0; i < x.size; i += 4) {
       const [word, otherWord] = [x.view.getUint32(x.at + i, true), y.view.getUint32(y.at + i, true)];

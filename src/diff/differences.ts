@@ -3,10 +3,10 @@ import { Parts } from './parts.js';
 
 /** Bytes of two positions. */
 const PAIR_BYTES = 8;
-/** Pairs that are held in memory; and positions in a part of those that are not. */
+/** Pairs that are held in memory; beyond that, the number of positions in each part of the file. */
 const HELD = 1 << 20;
 
-/** Pairs of positions that come in any order and are listed in that of the first. */
+/** Pairs of positions that are added in any order and listed in the order of the first. */
 export class PositionPairs {
   count = 0;
   #words = new Uint32Array(256);
@@ -14,8 +14,8 @@ export class PositionPairs {
   #parts: Parts | undefined;
 
   /**
-   * @param positions there are, of the first of a pair
-   * @param limit pairs that will be listed; 0 for all
+   * @param positions how many first positions there are
+   * @param limit most pairs that are listed; 0 for all
    */
   constructor(
     readonly positions: number,
@@ -32,7 +32,7 @@ export class PositionPairs {
       more.set(this.#words);
       this.#words = more;
     }
-    // The first position is the upper half of a number of 64 bits.
+    // The first position is the upper half of a 64-bit number.
     this.#words[2 * this.#held] = second;
     this.#words[2 * this.#held + 1] = first;
     this.#held++;
@@ -58,7 +58,7 @@ export class PositionPairs {
     new BigUint64Array(words.buffer, words.byteOffset, count).sort();
   }
 
-  /** The pairs, up to the limit. Nothing may be added any more. */
+  /** The pairs, up to the limit. Nothing may be added after that. */
   async *list(): AsyncGenerator<readonly [first: number, second: number]> {
     let left = this.limit === 0 ? Number.POSITIVE_INFINITY : this.limit;
     if (this.#parts !== undefined) this.#makeRoom();
@@ -85,7 +85,7 @@ export class PositionPairs {
 
 /** What differs between the items of two maps. Close it. */
 export class ItemDifferences {
-  /** Positions in A and in B of items with one key and other values. */
+  /** Positions in A and in B of items with the same key and different values. */
   readonly changed: PositionPairs;
   /** Positions in A. */
   readonly removed: PositionPairs;
@@ -95,8 +95,8 @@ export class ItemDifferences {
   /**
    * @param a items in A
    * @param b items in B
-   * @param limit differences of each kind that will be listed; 0 for all
-   * @param once whether one difference is all that is asked for
+   * @param limit most differences of each kind that are listed; 0 for all
+   * @param once whether one difference is enough
    */
   constructor(
     a: number,
@@ -114,7 +114,7 @@ export class ItemDifferences {
     return this.changed.count + this.removed.count + this.added.count;
   }
 
-  /** Whether it is known what was asked for. */
+  /** Whether enough differences were found. */
   get enough(): boolean {
     return this.once && this.count > 0;
   }

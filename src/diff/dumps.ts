@@ -13,9 +13,9 @@ import { pairMaps } from './pairs.js';
 export interface DumpDiffOptions {
   /** Compare who holds a map, and how, as well. */
   readonly holders?: boolean;
-  /** Differing items of each kind to list of a map; all when not said. They are all counted. */
+  /** Differing items of each kind to list per map; all by default. All are counted. */
   readonly limit?: number;
-  /** What knows the types of A and of B. */
+  /** Finders of the types of A and of B. */
   readonly finders?: { readonly a?: TypeFinder | undefined; readonly b?: TypeFinder | undefined };
 }
 
@@ -25,12 +25,12 @@ export type ItemChange =
   | { readonly kind: 'removed'; readonly a: Item; readonly b?: undefined }
   | { readonly kind: 'added'; readonly a?: undefined; readonly b: Item };
 
-/** A map that differs, or is in one of the dumps alone. */
+/** A map that differs, or is in only one of the dumps. */
 export interface DiffedMap {
   readonly a: DumpMap | undefined;
   readonly b: DumpMap | undefined;
   readonly attributes: readonly AttributeChange[];
-  /** How many items differ; all 0 where they were not compared. */
+  /** How many items differ; all 0 if they were not compared. */
   readonly counts: { readonly [kind in ItemChange['kind']]: number };
   /** Why it is not known whether its items differ. */
   readonly unknown: string | undefined;
@@ -41,7 +41,7 @@ export interface DiffedMap {
 /**
  * The maps that differ between `a` and `b`: those of A in its order, then those that are only in B. Memory does not
  * grow with the maps. Both dumps must stay open meanwhile.
- * @throws BpfimgError when an image ends early
+ * @throws BpfimgError if an image ends early
  */
 export async function* diffDumps(
   a: Dump,

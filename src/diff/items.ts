@@ -1,9 +1,9 @@
 /**
- * Which items of two data entries differ, whatever order they stand in, in memory that does not grow with them.
+ * Which items of two data entries differ, regardless of their order, in memory that does not grow with them.
  *
- * Both entries are read side by side first: what is equal at one place is as a rule most of it. What is left is put
- * aside in parts by a hash of its key, and each part is compared in memory. Of several items with one key in one
- * entry the last counts, as it does for CRIU's restore and for a replay.
+ * Both entries are first read side by side, because most items are usually equal and at the same position. The rest is
+ * put aside in parts, by a hash of the key, and each part is compared in memory. If several items of an entry have the
+ * same key, the last one counts, as in CRIU's restore and in a replay.
  */
 
 import { cpuParts, viewOf } from '../bytes.js';
@@ -22,20 +22,20 @@ export interface Items {
   readonly keysAt: number;
   readonly valuesAt: number;
   readonly count: number;
-  /** Bytes of a key, and of all of an item's value. */
+  /** Bytes of a key, and of an item's whole value. */
   readonly keySize: number;
   readonly valueSize: number;
 }
 
 /** What is special about the items of a map type. */
 export interface ItemRules {
-  /** Items have no keys: their order is what they are. */
+  /** Items have no keys; their order is what counts. */
   readonly ordered?: boolean | undefined;
-  /** Blanks what makes no difference in the key at `at`. */
+  /** Clears the bits that make no difference in the key at `at`. */
   readonly blankKey?: ((view: DataView, at: number, size: number) => void) | undefined;
-  /** Bytes of one CPU's value, where each is filled up to a multiple of 8: Linux 7.2 and newer zero what fills it up. */
+  /** Bytes of one CPU's value, if each is padded to a multiple of 8. The padding does not count: Linux 7.2 zeroes it. */
   readonly perCpu?: number | undefined;
-  /** Whether two values are the same that have one key, where that is not a matter of bytes alone. */
+  /** Whether two values of one key are the same, if their bytes alone do not decide that. */
   readonly sameValue?: ((key: BufferPart, a: BufferPart, b: BufferPart) => boolean) | undefined;
 }
 
@@ -46,14 +46,14 @@ export interface BufferPart {
   readonly size: number;
 }
 
-/** Sizes that decide which way items are compared; tests have their own. */
+/** Sizes that decide how items are compared; tests have their own. */
 export interface CompareLimits {
-  /** Bytes of an item from which on it is compared where it stands. */
+  /** Items of this many bytes or more are compared in place. */
   readonly wide: number;
-  /** Of a part's items on one side, to be held at once. */
+  /** Most bytes of one part's items on one side that are held at once. */
   readonly bytes: number;
   readonly items: number;
-  /** Parts at most that items are put aside in at once. */
+  /** Most parts into which items are put aside at once. */
   readonly parts: number;
 }
 
@@ -66,7 +66,7 @@ const COMPARE_LIMITS: CompareLimits = {
 
 /**
  * Notes in `found` which items of `a` and `b` differ.
- * @throws BpfimgError when an input ends early
+ * @throws BpfimgError if an input ends early
  */
 export async function diffItems(
   a: Items,
@@ -77,7 +77,7 @@ export async function diffItems(
 ): Promise<void> {
   if (rules.ordered === true) return new Sequences(a, b, found).compare();
   if (a.keySize !== b.keySize && a.count > 0 && b.count > 0) {
-    // No key of one side can be on the other.
+    // No key can be on both sides.
     await diffItems(a, { ...a, count: 0 }, rules, found, limits);
     await diffItems({ ...b, count: 0 }, b, rules, found, limits);
     return;
@@ -134,7 +134,7 @@ class Stream {
     this.values = new Cursor(input, valuesAt, valuesAt + count * valueSize);
   }
 
-  /** Makes items ready, `most` at most; returns how many. */
+  /** Reads ahead at most `most` items; returns how many. */
   async ready(most: number): Promise<number> {
     const { keySize, valueSize } = this.items;
     const keys = keySize === 0 ? most : Math.floor((await this.keys.fill(keySize)) / keySize);
@@ -144,7 +144,7 @@ class Stream {
     return count;
   }
 
-  /** Blanks what makes no difference in the next `count` keys. */
+  /** Clears what makes no difference in the next `count` keys. */
   blank(count: number): void {
     const { keys, blankKey } = this;
     const { keySize } = this.items;
@@ -157,10 +157,10 @@ class Stream {
   }
 }
 
-/** What is told of items at the same place of both entries; both streams stand at the first of them. */
+/** Called for items at the same position in both entries; both streams are at the first of them. */
 type Visit = (position: number, count: number, same: boolean) => void;
 
-/** One part's items of one side, in memory: of each key the last. */
+/** One part's items of one side, in memory: the last one of each key. */
 class ItemTable {
   /** Records as {@link Parts} have them: position, key, value. */
   records: Buffer;
@@ -185,14 +185,14 @@ class ItemTable {
     this.#slots = new Int32Array(256);
   }
 
-  /** Makes it empty. */
+  /** Removes all records. */
   clear(hash: KeyHash): void {
     this.#hash = hash;
     this.#slots.fill(0);
     this.count = 0;
   }
 
-  /** Takes in the record at `at`; false when that is one too many. */
+  /** Adds the record at `at`; false if there is no room for it. */
   put(from: DataView, at: number): boolean {
     const hash = this.#hash.of(from, at + 4, this.keySize);
     const slot = this.#slot(from, at + 4, hash);
@@ -211,12 +211,12 @@ class ItemTable {
     return true;
   }
 
-  /** The record with the key at `at`; -1 when there is none. */
+  /** The record with the key at `at`; -1 if there is none. */
   find(from: DataView, at: number): number {
     return (this.#slots[this.#slot(from, at, this.#hash.of(from, at, this.keySize))] as number) - 1;
   }
 
-  /** Where in {@link records} a record stands. */
+  /** Position of a record in {@link records}. */
   at(record: number): number {
     return record * this.#size;
   }
@@ -253,10 +253,10 @@ class ItemTable {
   }
 }
 
-/** Bits of {@link KeyFilter} at most: 32 MiB. */
+/** Most bits of a {@link KeyFilter}: 32 MiB. */
 const FILTER_BITS = 28;
 
-/** Hashes of keys that were put aside; now and then takes another for one of them. */
+/** Remembers keys that were put aside, by their hashes; sometimes mistakes another key for one of them. */
 class KeyFilter {
   readonly #words: Int32Array;
   readonly #shift: number;
@@ -278,7 +278,7 @@ class KeyFilter {
   }
 }
 
-/** Levels of parts within parts: no hash needs more, whatever the keys. */
+/** Levels of parts within parts; no hash needs more, whatever the keys are. */
 const MOST_LEVELS = 12;
 
 class ManyItems {
@@ -315,7 +315,7 @@ class ManyItems {
     return [new Parts(count, 4 + a.keySize + a.valueSize), new Parts(count, 4 + b.keySize + b.valueSize)];
   }
 
-  /** Puts aside what is not the same at the same place, and whatever has a key of that; whether that is anything. */
+  /** Puts aside items that differ from those at the same position, and all others with their keys; false if none. */
   async #putAside(sides: readonly [Parts, Parts]): Promise<boolean> {
     const { a, b } = this;
     const shared = Math.min(a.count, b.count);
@@ -363,7 +363,7 @@ class ManyItems {
     }
     if (aside === 0) return false;
     if (passed === 0) return true;
-    // A key may stand twice in an entry: once where both are the same, and once where they are not.
+    // An entry may have a key twice: once where both sides are the same, and once where they are not.
     streams = this.#streams();
     await this.#lockStep(streams, shared, (position, count, same) => {
       if (!same) return;
@@ -436,7 +436,7 @@ class ManyItems {
     }
   }
 
-  /** Takes in a part's items; false when they are too many. */
+  /** Adds a part's items; false if there are too many. */
   async #load(parts: Parts, part: number, table: ItemTable, hash: KeyHash): Promise<boolean> {
     table.clear(hash);
     for await (const page of parts.read(part)) {
@@ -476,7 +476,7 @@ class ManyItems {
     }
   }
 
-  /** Compares a part that is too large for memory in parts of its own. */
+  /** Divides a part that is too large for memory into smaller ones, and compares those. */
   async #split(sides: readonly [Parts, Parts], part: number, level: number): Promise<void> {
     if (level > MOST_LEVELS) throw new Error(`parts of ${this.a.input.name} do not get smaller`);
     const hash = new KeyHash();
@@ -504,10 +504,10 @@ class ManyItems {
 // ---------------------------------------------------------------------------------------------------
 // Wide items
 
-/** Bytes that are looked at in one piece. */
+/** Bytes that are compared in one piece. */
 const PIECE = 64 * 1024;
 
-/** Items so large that there cannot be many: they are found by hashes of their keys and compared where they stand. */
+/** Items so large that there cannot be many: they are found by hashes of their keys and compared in place. */
 class WideItems {
   readonly #hashes = [new KeyHash(), new KeyHash()] as const;
 
@@ -546,8 +546,8 @@ class WideItems {
   }
 
   /**
-   * Which of the items in an index has the key of item `position` of `other`.
-   * @returns its position, and the digest that it has or would get: the next free one, where two keys have the same
+   * Finds the item in an index that has the key of item `position` of `other`.
+   * @returns its position, and the digest that it has or would get: the next free one if two keys have the same digest
    */
   async #find(
     index: ReadonlyMap<number, number>,
@@ -561,7 +561,7 @@ class WideItems {
     }
   }
 
-  /** A key that is not too large to be looked at in one piece. */
+  /** A key that is small enough to be read in one piece. */
   async #key(items: Items, position: number): Promise<DataView | undefined> {
     const { input, keysAt, keySize } = items;
     if (keySize > PIECE) return undefined;
@@ -617,8 +617,8 @@ async function piece(items: Items, input: Input, at: number, size: number): Prom
 // Sequences
 
 /**
- * Values without keys, whose order is what they are. As many on both sides: each and the one at its place. Else what
- * both begin with and what both end with is the same, and what stands between has been taken out or put in.
+ * Values without keys, whose order counts. If both sides have the same number, they are compared position by position.
+ * Otherwise the values that both begin or end with are the same, and those between were removed or added.
  */
 class Sequences {
   constructor(
@@ -642,7 +642,7 @@ class Sequences {
       front = position;
       return false;
     });
-    // Side by side with the ends together, from where neither has anything of the front.
+    // Aligned at the ends, starting after the common beginning of both.
     const aligned = most - front;
     let back = aligned;
     await this.#differing(a.count - aligned, b.count - aligned, aligned, (position) => {
@@ -652,15 +652,15 @@ class Sequences {
     this.#between(front, a.count - back, b.count - back);
   }
 
-  /** What stands from `from` to the ends has been taken out, or put in. */
+  /** Values from `from` up to the common end were removed or added. */
   #between(from: number, aEnd: number, bEnd: number): void {
     for (let i = from; i < aEnd; i++) this.found.removed.add(i, 0);
     for (let i = from; i < bEnd; i++) this.found.added.add(i, 0);
   }
 
   /**
-   * Calls `visit` with each of `count` places whose values differ, until it returns false. Of either side the first
-   * place is its `from`; values may be larger than a window.
+   * Calls `visit` for each of `count` positions whose values differ, until it returns false. On each side the first
+   * position is its `from`; values may be larger than a window.
    */
   async #differing(aFrom: number, bFrom: number, count: number, visit: (place: number) => boolean): Promise<void> {
     const size = this.a.valueSize;

@@ -1,8 +1,8 @@
-/** A hash of keys that nobody who writes an image can foresee, so that no image makes its keys collide. */
+/** A hash of keys that the author of an image cannot predict, so that no image can make its keys collide. */
 
 const word = () => (Math.random() * 0x1_0000_0000) | 0;
 
-/** HalfSipHash-1-3 (Aumasson and Bernstein) under a key of its own: words of 32 bits, which JavaScript is fast with. */
+/** HalfSipHash-1-3 (Aumasson and Bernstein) with a random key. It uses 32-bit words, which are fast in JavaScript. */
 export class KeyHash {
   readonly #one = word();
   readonly #two = word();
@@ -14,7 +14,7 @@ export class KeyHash {
     let b = this.#two;
     let c = a ^ 0x6c796765;
     let d = b ^ 0x74656462;
-    // The words, one of what is left and the length, three rounds in the end.
+    // The words, one more for the remaining bytes and the length, then three rounds.
     for (let i = 0; i < words + 4; i++) {
       let input = 0;
       if (i < words) input = view.getInt32(at + 4 * i, true);

@@ -1,17 +1,17 @@
-/** Which map of one dump is which of another. */
+/** Finds for each map of one dump its counterpart in another. */
 
 import type { Dump, DumpMap } from '../dump/model.js';
 import { mapName } from '../dump/select.js';
 import type { BpfmapFileEntry } from '../image/schema.gen.js';
 import { itemShape } from '../json/forms.js';
 
-/** A map in two dumps, or in one of them. */
+/** A map that is in both dumps, or in one of them. */
 export type MapPair =
   | { readonly a: DumpMap; readonly b: DumpMap }
   | { readonly a: DumpMap; readonly b: undefined }
   | { readonly a: undefined; readonly b: DumpMap };
 
-/** What two maps must share; undefined for a map that this rule does not pair. */
+/** What two maps must have in common; undefined for a map that this rule does not pair. */
 type Trait = (map: DumpMap) => string | undefined;
 
 /** A trait made of attributes, which only maps with an open file have. */
@@ -31,20 +31,20 @@ const byName =
   (map) =>
     mapName(map) === '' ? undefined : trait(map);
 
-/** Whether a map is known by its data alone. */
+/** Whether only data is known of a map. */
 const bare = (map: DumpMap) => map.files.length === 0;
 
 interface PairRule {
   readonly trait: Trait;
-  /** It goes by ids, which mean nothing in another boot of the kernel. */
+  /** It compares ids, which mean nothing after another boot. */
   readonly byId?: true;
-  /** Only where the attributes of a map are not known on one side. */
+  /** Only for maps whose attributes are unknown on one side. */
   readonly bare?: true;
 }
 
 /**
- * The same id is the same map where name and type agree. After a replay ids are others: then names tell, the more
- * that is the same the better; maps that share a name, or have none, are paired in their order.
+ * The same id means the same map if name and type agree. A replay changes ids; then maps are paired by name, first those
+ * with the most attributes in common. Maps with the same name, or none, are paired in order.
  */
 const RULES: readonly PairRule[] = [
   { trait: attributes('map_id', 'map_name', 'map_type'), byId: true },
@@ -57,7 +57,7 @@ const RULES: readonly PairRule[] = [
   { trait: sizes, bare: true },
 ];
 
-/** The boot of the kernel that a dump's ids are of, where it says so. */
+/** The boot of the kernel that a dump's ids belong to, if the dump says so. */
 const bootOf = ({ maps }: Dump) => maps.find(({ meta }) => meta?.boot_id !== undefined)?.meta?.boot_id;
 const areOther = (a: unknown, b: unknown) => a !== undefined && b !== undefined && a !== b;
 
@@ -91,7 +91,7 @@ export function pairMaps(a: Dump, b: Dump): MapPair[] {
     }
   }
   const [only, other] = [a.maps[0], b.maps[0]];
-  // Whoever names one map and another means these two.
+  // If one map is selected on each side, these two are meant.
   if (only && other && a.maps.length === 1 && b.maps.length === 1 && found.size === 0) pair(only, other);
   return [
     ...a.maps.map((map): MapPair => ({ a: map, b: found.get(map) }) as MapPair),

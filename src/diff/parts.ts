@@ -1,11 +1,11 @@
-/** Records put aside in parts: one temporary file for all of them, a buffer for each. */
+/** Records put aside in parts: one temporary file for all parts, a buffer for each. */
 import { viewOf } from '../bytes.js';
 import type { Input } from '../io/input.js';
 import { Spool } from '../io/spool.js';
 
 const EMPTY = Buffer.alloc(0);
 
-/** Records of one size in parts, each part to be read again in the order it was written. Close it. */
+/** Records of one size in parts. Each part is read in the order in which it was written. Close it. */
 export class Parts {
   /** Where {@link slot} has made room. */
   page: Buffer = EMPTY;
@@ -13,14 +13,14 @@ export class Parts {
   /** Bytes of a page. */
   readonly #pageSize: number;
   readonly #open: ({ readonly page: Buffer; readonly view: DataView; used: number } | undefined)[];
-  /** Where the whole pages of each part stand in the file. */
+  /** Positions of the full pages of each part in the file. */
   readonly #pages: number[][];
   readonly #spool = new Spool();
   #input: Input | undefined;
 
   /**
    * @param size bytes of a record
-   * @param page bytes that each part buffers, more where a record has more
+   * @param page bytes that each part buffers, or more if a record is larger
    */
   constructor(
     readonly count: number,
@@ -32,7 +32,7 @@ export class Parts {
     this.#pages = Array.from({ length: count }, () => []);
   }
 
-  /** Makes room for a record of `part`; returns where in {@link page} it goes. */
+  /** Makes room for a record of `part`; returns its position in {@link page}. */
   slot(part: number): number {
     let open = this.#open[part];
     if (open === undefined) {
@@ -51,7 +51,7 @@ export class Parts {
     return at;
   }
 
-  /** The records of a part, some at a time, valid until the next are asked for. Nothing may be put any more. */
+  /** The records of a part, some at a time, valid until the next are read. Nothing may be added after that. */
   async *read(part: number): AsyncGenerator<Buffer> {
     const pages = this.#pages[part] as number[];
     if (pages.length > 0) {

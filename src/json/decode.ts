@@ -14,6 +14,7 @@ import { type ItemShape, itemShape, type MapForms } from './forms.js';
 import { type DataEntry, ITEM_COMPACT, ItemCursors, itemIndented, writeItems } from './items.js';
 import { COMPACT, PYTHON, PYTHON_PRETTY, print, printTo, type Style } from './print.js';
 
+/** A JSON form of an image: ours, Python crit's, or one value a line (docs/json.md). */
 export type Dialect = 'items' | 'crit' | 'ndjson';
 
 /** How an image is printed as JSON. */

@@ -36,6 +36,7 @@ export interface ItemStyle {
   json?(value: Json): string;
 }
 
+/** An item on one line, without blanks. */
 export const ITEM_COMPACT: ItemStyle = { before: '{', colon: ':', comma: ',', after: '}' };
 
 /** An item indented by four, as an object at `level`. */

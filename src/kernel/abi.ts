@@ -35,6 +35,7 @@ export const BPF_COMMAND = {
   ITER_CREATE: 33,
 } as const;
 
+/** A command of bpf(2) by its name in enum bpf_cmd, without BPF_. */
 export type BpfCommand = keyof typeof BPF_COMMAND;
 
 /** A member of a kernel structure. */
@@ -199,9 +200,8 @@ export const SYSCALL: Readonly<Record<string, { bpf: number; pidfd_open: number;
   ppc64: { bpf: 361, pidfd_open: 434, pidfd_getfd: 438 },
 };
 
-/** What readlink shows for an open map, and the prefix of every other BPF object. */
+/** What readlink shows for an open map. */
 export const MAP_LINK = 'anon_inode:bpf-map';
-export const BPF_LINK = 'anon_inode:bpf';
 /** What readlink shows for an open program. */
 export const PROG_LINK = 'anon_inode:bpf-prog';
 

@@ -65,8 +65,11 @@ export interface KnownTypes {
 }
 
 const F = MAP_FLAG;
+/** What user space may do with the map (BPF_F_RDONLY, BPF_F_WRONLY). */
 export const RW = F.RDONLY | F.WRONLY;
+/** What programs may do with the map (BPF_F_RDONLY_PROG, BPF_F_WRONLY_PROG). */
 export const PROG = F.RDONLY_PROG | F.WRONLY_PROG;
+/** Largest number in a member of union bpf_attr, most of which are u32. */
 export const U32 = 0xffff_ffff;
 
 /**

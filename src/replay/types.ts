@@ -44,6 +44,7 @@ export interface KernelFields {
   readonly locked: boolean;
 }
 
+/** For values without types: every byte is the program's own. */
 export const NO_FIELDS: KernelFields = { hidden: [], locked: false };
 
 /** The kernel's own fields in values of type `id` of a blob that the kernel accepted. */

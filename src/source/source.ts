@@ -76,6 +76,7 @@ export interface ImageSource {
   close(): void;
 }
 
+/** A source that is open. Whoever opened it closes it. */
 export type Source = DumpSource | ImageSource;
 
 const DEFAULTS: SourceHost = {

@@ -78,6 +78,7 @@ export const FINDINGS = {
   'odd-encoding': ['warning', 'a message is encoded in an unusual way'],
 } as const satisfies Record<string, readonly ['error' | 'warning', string]>;
 
+/** A code as scripts match it: a promise, like the names of commands. */
 export type FindingCode = keyof typeof FINDINGS;
 
 /** One error or warning. */

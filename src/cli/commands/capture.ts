@@ -44,6 +44,7 @@ const takes = {
   },
 } as const;
 
+/** What yargs makes of the command line. */
 export type CaptureArguments = Given<typeof takes>;
 
 export const command: Command = {

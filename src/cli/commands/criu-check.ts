@@ -17,6 +17,7 @@ const takes = {
   options: { criu: { ...string, describe: 'the CRIU program, if it is not in PATH' }, json: jsonOption },
 } as const;
 
+/** What yargs makes of the command line. */
 export type CriuCheckArguments = Given<typeof takes>;
 
 export const command: Command = {

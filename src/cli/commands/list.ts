@@ -26,6 +26,7 @@ const takes = {
   options: { ...options, ...libdir, json },
 } as const;
 
+/** What yargs makes of the command line. */
 export type ListArguments = Given<typeof takes>;
 
 export const command: Command = {

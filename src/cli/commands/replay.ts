@@ -84,6 +84,7 @@ const takes = {
   tail: true,
 } as const;
 
+/** What yargs makes of the command line, and the words after `--`. */
 export type ReplayArguments = Given<typeof takes> & {
   /** What follows `--`. */
   readonly command: readonly string[];

@@ -23,6 +23,7 @@ const takes = {
   options: { json },
 } as const;
 
+/** What yargs makes of the command line. */
 export type SwapArguments = Given<typeof takes>;
 
 export const command: Command = {
