@@ -2,7 +2,7 @@ import { leaveEmpty, metadataOnly, type Plugin } from '../src/maptype.js';
 import { toolkit } from '../src/toolkit.js';
 import { FLAG, NUMA_RW, PROG, PUSHED, TYPES } from './rules.js';
 
-/** Sets that can be asked, but not listed. */
+/** Sets that answer whether they contain a value, but cannot be listed. */
 export const bloom: Plugin = {
   name: 'bloom',
   types: [

@@ -31,7 +31,7 @@ export const plugins: readonly Plugin[] = [
   kernel,
 ];
 
-/** The table of the map types that bpfimg knows, and of those that `more` serve instead or besides. */
+/** The table of the map types that bpfimg knows, and of those that `more` serve instead or in addition. */
 export function typeTable(more: readonly Plugin[] = []): MapTypes {
   return new MapTypes([...plugins, ...more], unknownTypes);
 }

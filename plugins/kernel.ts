@@ -20,7 +20,7 @@ export const kernel: Plugin = {
         lost: 'stacks: only the kernel writes them, and their addresses mean nothing after a reboot',
       },
       create: {
-        // The longest is 8 * kernel.perf_event_max_stack, which can be set.
+        // The most is 8 * kernel.perf_event_max_stack, which is a sysctl.
         ...indexed({ min: 8, max: U32, step: 8 }),
         ...NO_BTF,
         flags: NUMA_RW | FLAG.STACK_BUILD_ID,

@@ -5,7 +5,7 @@ import { FLAG, HASH, indexed, PERCPU_VALUE, PROG, RW, TYPES } from './rules.js';
 
 const { fillHash, fillIndexes, readBuckets, readIndexes } = toolkit;
 
-/** Maps with a value for each possible CPU. */
+/** Maps that have a value for each possible CPU. */
 export const percpu: Plugin = {
   name: 'percpu',
   types: [

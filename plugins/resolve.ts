@@ -1,4 +1,4 @@
-/** What plugins share that put kernel objects of this host in the place of those of an image. */
+/** For plugins that replace the kernel objects of an image with those of this host. */
 import { hex } from '../src/bytes.js';
 import { BpfimgError } from '../src/errors.js';
 import type { Sockets } from '../src/kernel/objects.js';
@@ -8,7 +8,7 @@ import { FULL, type ItemSource, type Reference, type ReplayWork, type Report } f
 /** Objects named in one line of a report. */
 const NAMED_OBJECTS = 3;
 
-/** What a report has to say beside `full`: the first few things, and how many more. */
+/** Reasons why a report is not `full`: the first few, and how many more there are. */
 export class ReportLines {
   readonly #lines = new Set<string>();
 
@@ -32,13 +32,13 @@ export class ReportLines {
 /** Bytes of references that a meta entry may have: bpfimg reads entries of 4 MiB. */
 const REFERENCE_BYTES = 3 * 1024 * 1024;
 
-/** Bytes of a reference in the image, at most. */
+/** Most bytes of a reference in the image. */
 function sizeOf({ key, program, ifname = '', cgroup = '' }: Reference): number {
   const pins = program?.pins?.reduce((sum, pin) => sum + 3 * pin.length + 8, 0) ?? 0;
   return key.length + pins + 2 * (ifname.length + (program?.name?.length ?? 0)) + 3 * cgroup.length + 80;
 }
 
-/** References as far as there is room: all of them, or one for each thing referred to. */
+/** As many references as there is room for: all of them, or one for each object. */
 export function referencesThatFit(references: readonly Reference[]): readonly Reference[] {
   const cut = (list: readonly Reference[]) => {
     let size = 0;
@@ -55,10 +55,10 @@ export function referencesThatFit(references: readonly Reference[]): readonly Re
   return cut([...things.values()]);
 }
 
-/** What an item refers to is not here; the message says what. */
+/** This host lacks the object that an item refers to; the message says which. */
 export class Unresolved extends Error {}
 
-/** The items of a replay that refer to objects that this host does not have: the first is an error, unless they are to be skipped. */
+/** Items that refer to objects this host lacks: the first one is an error, unless they are to be skipped. */
 export class UnresolvedItems {
   count = 0;
   readonly #lines = new ReportLines();
@@ -66,7 +66,7 @@ export class UnresolvedItems {
   constructor(readonly work: ReplayWork) {}
 
   /**
-   * @param what the item refers to, and why that cannot be
+   * @param what the object that the item refers to, and why it is not available
    * @throws BpfimgError
    */
   add(key: Buffer, what: string): void {
@@ -88,13 +88,13 @@ export class UnresolvedItems {
   }
 }
 
-/** Items read in one go. */
+/** Items read at once. */
 const STEP_ITEMS = 1024;
 
 /**
- * Has every item put by `put`, which throws {@link Unresolved} for what it cannot find: an error that names the
- * item, unless such items are to be skipped.
- * @param put is lent key and value until it returns
+ * Calls `put` for every item. If it throws {@link Unresolved}, that is an error with the item's key, unless such items
+ * are to be skipped.
+ * @param put may use key and value until it returns
  */
 export async function putEach(
   items: ItemSource,
@@ -128,8 +128,8 @@ export async function putEach(
 }
 
 /**
- * The very socket that had this cookie when it was captured.
- * @returns a file descriptor, the caller's to close
+ * The same socket that had this cookie when it was captured.
+ * @returns a file descriptor, which the caller closes
  * @throws Unresolved
  */
 export function socketOf(cookie: bigint, sockets: Sockets, { facts: { boot } }: ReplayWork): number {

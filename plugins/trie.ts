@@ -25,7 +25,7 @@ export const trie: Plugin = {
   ],
   capture: toolkit.readPrefixes,
 
-  /** The kernel takes no prefix that is longer than the address behind it. */
+  /** The kernel refuses a prefix that is longer than the address after it. */
   async foresee({ items }) {
     const { findKey } = await import('../src/replay/items.js');
     const most = 8 * (items.keySize - 4);
@@ -40,7 +40,7 @@ export const trie: Plugin = {
   keyText: prefixText,
 };
 
-/** A prefix as an address, where the key has the size of one: `10.1.0.0/16`. Bits behind the prefix are shown too. */
+/** A prefix as an address, if the key has the right size: `10.1.0.0/16`. Bits after the prefix are shown, too. */
 function prefixText(key: Uint8Array): string | undefined {
   const length = key.length < 4 ? 0 : new DataView(key.buffer, key.byteOffset).getUint32(0, true);
   const address = key.subarray(4);

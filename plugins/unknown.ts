@@ -1,7 +1,7 @@
 import type { Plugin } from '../src/maptype.js';
 import { toolkit } from '../src/toolkit.js';
 
-/** Map types newer than bpfimg: keys and values as plain bytes, where the kernel gives and takes them so. */
+/** Map types newer than bpfimg: keys and values as plain bytes, if the kernel reads and writes them like that. */
 export const unknownTypes: Plugin = {
   name: 'unknown',
   types: [],

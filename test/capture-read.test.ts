@@ -498,7 +498,7 @@ t.test('memory is mapped in windows that begin at a page and a value', async (t)
     const fake = new (class extends FakeSys {
       readonly memory = Buffer.alloc(64 << 20);
       open = 0;
-      override mmap(...[, offset, size, writable]: Parameters<Sys['mmap']>): bigint {
+      override mmap(...[, offset, size, { writable }]: Parameters<Sys['mmap']>): bigint {
         t.equal(offset % 65_536, 0);
         t.ok(size <= this.memory.length && !writable);
         this.open++;

@@ -1,16 +1,16 @@
-/** Reads the pages of arenas that are known to be there: an item is the number of a page, and the page. */
+/** Reads the pages of arenas that are known to exist. An item is a page's number and the page itself. */
 import { pause } from '../../src/io/pause.js';
 import { KernelError } from '../../src/kernel/error.js';
 import type { BpfMap } from '../../src/kernel/map.js';
 import { FULL, type ItemSink, type Report, type Work } from '../../src/maptype.js';
 import { Arena } from './memory.js';
 
-/** Bytes that are read in one go. */
+/** Bytes that are read at once. */
 const STEP = 1024 * 1024;
 
 const UNSEEN = 'pages that only programs have touched: reading a missing page would create it';
 
-/** Reads every page where a page that is not there is an error, else those that processes have touched. */
+/** Reads every page if reading a missing one is an error, otherwise those that processes have touched. */
 export async function readArena(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   const { extra } = map.info();
   const lost = (why: string): Report => ({ kind: 'metadata only', why: `lost: its pages: ${why}` });
@@ -36,7 +36,7 @@ export async function readArena(map: BpfMap, sink: ItemSink, work: Work): Promis
   }
 }
 
-/** Reads pages that stand side by side together: those that are marked, or all that are there. */
+/** Reads the marked pages, or all that exist; neighbours are read together. */
 async function readRuns(arena: Arena, sink: ItemSink, work: Work, marked: Uint8Array | undefined): Promise<void> {
   const { maxEntries, sys } = arena.map;
   const most = Math.max(1, Math.floor(STEP / sys.pageSize));

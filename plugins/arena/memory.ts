@@ -1,9 +1,8 @@
 /**
- * The memory of arenas, which stands at one address for all who map it.
+ * The memory of arenas, which has the same address for everyone who maps it.
  *
- * Whether a page is there cannot be asked: who touches one that is not makes it, unless the arena has
- * BPF_F_SEGV_ON_FAULT. But procfs tells which pages a process has touched where it has the arena mapped, and
- * those are there.
+ * There is no way to ask whether a page exists: touching a missing page creates it, unless the arena has
+ * BPF_F_SEGV_ON_FAULT. But procfs shows which pages of a mapped arena a process has touched, and those exist.
  */
 import * as fs from 'node:fs';
 import { MAP_FLAG, MAP_LINK } from '../../src/kernel/abi.js';
@@ -12,20 +11,20 @@ import type { BpfMap, Mapping } from '../../src/kernel/map.js';
 import { type OpenMap, openMaps } from '../../src/kernel/proc.js';
 import { ERRNO } from '../../src/kernel/sys.js';
 
-/** Entries of pagemap that are read in one go. */
+/** Entries of pagemap that are read at once. */
 const ENTRIES = 65_536;
-/** Bytes of an entry; the highest bit of its last says that the page is there (admin-guide/mm/pagemap.rst). */
+/** Bytes of an entry; the highest bit of the last byte means that the page exists (admin-guide/mm/pagemap.rst). */
 const ENTRY = 8;
 const PAGE_PRESENT = 0x80;
 
-/** An arena, mapped at its address. Mapping it makes no page. */
+/** An arena, mapped at its address. Mapping it creates no pages. */
 export class Arena implements Disposable {
   readonly #memory: Mapping;
   readonly #fd: number;
 
   /**
    * @param address its map_extra; not 0
-   * @throws KernelError where it cannot be mapped: something else may stand at its address
+   * @throws KernelError if it cannot be mapped: something else may be at its address
    */
   constructor(
     readonly map: BpfMap,
@@ -41,14 +40,14 @@ export class Arena implements Disposable {
     }
   }
 
-  /** Whether touching a page that is not there is an error, and makes none. */
+  /** Whether touching a missing page is an error and does not create it. */
   get faultsOnMissing(): boolean {
     return (this.map.flags & MAP_FLAG.SEGV_ON_FAULT) !== 0;
   }
 
   /**
-   * The pages that processes have touched, a byte for each page: 0 for those that nobody has.
-   * @returns undefined when no process is seen to have it mapped
+   * The pages that processes have touched, one byte per page: 0 for untouched pages.
+   * @returns undefined if we see no process that has it mapped
    */
   touched(): Uint8Array | undefined {
     const pages = new Uint8Array(this.map.maxEntries);
@@ -56,7 +55,7 @@ export class Arena implements Disposable {
     const open = openMaps(proc).open.filter(({ map }) => map.type === this.map.type && map.extra === this.address);
     let seen = false;
     for (const pid of new Set(open.filter((one) => this.#isOf(one)).map(({ holder }) => holder.pid))) {
-      // Of two arenas with one address a process can have mapped the other.
+      // If two arenas have the same address, the process may have mapped the other one.
       if (open.some((one) => one.holder.pid === pid && !this.#isOf(one))) continue;
       if (pid !== process.pid && this.#markPresent(`${proc}/${pid}`, pages)) seen = true;
     }
@@ -67,7 +66,7 @@ export class Arena implements Disposable {
     return map.id === this.map.id;
   }
 
-  /** Marks the pages that a process has touched; false when it does not have the arena mapped. */
+  /** Marks the pages that a process has touched; false if it does not have the arena mapped. */
   #markPresent(folder: string, pages: Uint8Array): boolean {
     const size = BigInt(this.map.sys.pageSize);
     const [from, to] = [this.address, this.address + BigInt(pages.length) * size].map((at) =>
@@ -79,7 +78,7 @@ export class Arena implements Disposable {
       if (!own.test(fs.readFileSync(`${folder}/maps`, 'latin1'))) return false;
       fd = fs.openSync(`${folder}/pagemap`, 'r');
     } catch {
-      // It has ended, or is not for us.
+      // It has ended, or we may not look at it.
       return false;
     }
     try {
@@ -88,7 +87,7 @@ export class Arena implements Disposable {
       for (let page = 0; page < pages.length; ) {
         const want = ENTRY * Math.min(ENTRIES, pages.length - page);
         const got = fs.readSync(fd, entries, 0, want, (first + BigInt(page)) * BigInt(ENTRY));
-        // A process that ends has no memory any more.
+        // A process that is ending has no memory any more.
         if (got < ENTRY) break;
         for (let at = 0; at + ENTRY <= got; at += ENTRY, page++) {
           if (((entries[at + ENTRY - 1] as number) & PAGE_PRESENT) !== 0) pages[page] = 1;
@@ -100,18 +99,18 @@ export class Arena implements Disposable {
     return true;
   }
 
-  /** Reads pages from `page` on into `into`; how many there were, up to the first that is not there. */
+  /** Reads pages into `into`, starting at `page`; returns how many it found before the first missing one. */
   read(page: number, into: Buffer): number {
     const { sys } = this.map;
     const at = this.address + BigInt(page) * BigInt(sys.pageSize);
-    // Through the file, for touching one that is not there would be SIGSEGV.
+    // Through the file, because touching a missing page would be SIGSEGV.
     const got = sys.pread(this.#fd, into, at);
     if (got >= 0) return Math.floor(got / sys.pageSize);
     if (got === -ERRNO.EIO) return 0;
     throw new KernelError(this.map.subject, 'pread', -got).of(`page ${page}`);
   }
 
-  /** Writes a page, which is made if it is not there. */
+  /** Writes a page, which is created if it does not exist. */
   write(page: number, bytes: Uint8Array): void {
     this.#memory.bytes.set(bytes, page * this.map.sys.pageSize);
   }

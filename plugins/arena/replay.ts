@@ -8,10 +8,10 @@ import { type Foreseen, FULL, type ItemSource, type Planned, type Report, type W
 import { findKey } from '../../src/replay/items.js';
 import { Arena } from './memory.js';
 
-/** Bytes of items read in one go. */
+/** Bytes of items read at once. */
 const STEP = 1024 * 1024;
 
-/** Writes pages into a fresh arena, which has the address of the old one: pointers within it stay true. */
+/** Writes pages into a fresh arena at the address of the old one, so that pointers into it stay valid. */
 export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
   if (items.count === 0) return FULL;
   const lost = (why: string) => lostPages(items.count, why);
@@ -59,7 +59,7 @@ function lostPages(count: number, why: string): Report {
   return { kind: 'metadata only', why: `lost: its ${count} pages: ${why}` };
 }
 
-/** What comes of {@link fillArena}, on a machine with pages of the same size and where nothing stands at its address. */
+/** What {@link fillArena} will report if the machine's pages have the same size and the address is free. */
 export async function arenaForeseen({ items, spec }: Planned): Promise<Foreseen> {
   const lost = (why: string): Foreseen => ({ problems: [], report: lostPages(items.count, why) });
   if (items.count === 0) return { problems: [], report: FULL };

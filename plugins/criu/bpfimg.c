@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * bpfimg.so: what CRIU loads to carry BPF maps. `bpfimg criu build` compiles it.
+ * bpfimg.so: the plugin that CRIU loads to dump and restore BPF maps. `bpfimg criu build` compiles it.
  *
- * It reads no map and knows no image: it runs bpfimg's helpers, which do, and remembers which open file was
- * of which map. Dump: the first hook call for a map has all maps of the frozen tasks captured. Restore: all
- * maps are made before CRIU makes the first task; a task's hook only opens one by its id.
+ * It reads neither maps nor images: it runs bpfimg's helpers, which do, and remembers which open file belongs to
+ * which map. Dump: the first hook call for a map captures all maps of the frozen tasks. Restore: all maps are
+ * created before CRIU creates the first task; a task's hook only opens one by its id.
  *
- * CRIU's side (its ABI as of 2.0 to 4.2 and after) is declared here, so that no header of CRIU's is needed.
+ * CRIU's side (its ABI since 2.0) is declared here, so that no header of CRIU is needed.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -47,7 +47,7 @@ __attribute__((used)) static const char marker[] =
 enum { DUMP = 0, RESTORE = 2 }; /* 1 is pre-dump, which dumps no files */
 enum { LOG_ERROR = 1, LOG_WARNING, LOG_INFO };
 
-/* What not every CRIU has is weak: a symbol that is missing would make every dump on this host fail. */
+/* Symbols that some releases of CRIU lack are weak: a missing one would make every dump on this host fail. */
 #define WEAK __attribute__((weak))
 extern int criu_get_image_dir(void);
 extern void print_on_level(unsigned int level, const char *format, ...) WEAK;
@@ -56,9 +56,9 @@ extern int add_inventory_plugin(const char *name) WEAK;                         
 extern bool check_and_remove_inventory_plugin(const char *name, size_t size) WEAK; /* 4.1 */
 extern int __userns_call(const char *name, int (*call)(void *, int, pid_t), int flags, void *arg, size_t size,
 			 int fd) WEAK;
-#define FD_OUT 2 /* flag of __userns_call: what `call` returns is an fd for the caller */
+#define FD_OUT 2 /* flag of __userns_call: `call` returns a file descriptor for the caller */
 
-/* How CRIU dumps a kind of open file; there are two of interest where it is built with libbpf. */
+/* How CRIU dumps a kind of open file; two of them matter if CRIU is built with libbpf. */
 struct dump_ops {
 	unsigned int type;
 	void *dump, *pre_dump;
@@ -66,7 +66,7 @@ struct dump_ops {
 extern struct dump_ops bpfmap_dump_ops WEAK, ext_dump_ops WEAK;
 enum { TYPE_EXT = 16, TYPE_BPFMAP = 19 };
 
-/* Puts a line into CRIU's log; returns -1, for errors. */
+/* Writes a line to CRIU's log; returns -1, so that errors can return it. */
 __attribute__((format(printf, 2, 3))) static int say(int level, const char *format, ...)
 {
 	char text[1024];
@@ -85,7 +85,7 @@ __attribute__((format(printf, 2, 3))) static int say(int level, const char *form
 
 /* -------------------------------------------------------------- settings */
 
-/* Why root must not read or run a file, in whose text `why` is; NULL when nothing speaks against it. */
+/* Why root must not read or run a file, as text in `why`; NULL if it may. */
 static const char *distrust(const struct stat *file, char why[64])
 {
 	if (geteuid() != 0 || (file->st_uid == 0 && (file->st_mode & (S_IWGRP | S_IWOTH)) == 0))
@@ -97,7 +97,7 @@ static const char *distrust(const struct stat *file, char why[64])
 	return why;
 }
 
-/* All settings and what they may be: words, seconds, or a path. src/criu/config.ts has the same table and grammar. */
+/* All settings and their values: words, seconds, or a path. src/criu/config.ts has the same table and grammar. */
 static const struct {
 	const char *name, *values;
 } known[] = {
@@ -116,8 +116,8 @@ static const struct {
 static struct {
 	bool take_over;
 	int dump_timeout, restore_timeout; /* seconds without a sign of life */
-	int hook_arguments;                /* of the restore hook; 0: find out */
-	char problem[512];                 /* what is wrong with the file: no map is dumped or restored then */
+	int hook_arguments;                /* number of arguments of the restore hook; 0: find out */
+	char problem[512];                 /* what is wrong with the file; then no map is dumped or restored */
 } settings;
 
 static bool is_value(const char *value, const char *values)
@@ -146,7 +146,7 @@ static void set(const char *name, const char *value)
 		settings.hook_arguments = atoi(value);
 }
 
-/* A line `NAME VALUE`, `#` starting a comment. Returns -1 and says in `what` what is wrong with it. */
+/* Reads a line `NAME VALUE`; `#` starts a comment. Returns -1 if it is wrong, and says in `what` why. */
 static int read_setting(char *line, char *what, size_t size)
 {
 	static const char space[] = " \t\r\v\f";
@@ -171,10 +171,10 @@ static int read_setting(char *line, char *what, size_t size)
 	return -1;
 }
 
-/* The helpers read the same file, and more of it. */
+/* The helpers read the same file, and use more of it. */
 static void read_settings(void)
 {
-	/* Not to wait for who writes, if it is a pipe. */
+	/* If it is a pipe, do not wait for a writer. */
 	int fd = open(CONFIG, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	FILE *file = fd < 0 ? NULL : fdopen(fd, "r");
 	char *line = NULL, what[256] = "", why[64];
@@ -209,16 +209,16 @@ static void read_settings(void)
 
 /* ---------------------------------------------------------------- tables */
 
-/* An open file that was a map. */
+/* An open file of a map. */
 struct file {
 	unsigned int id, map, flags; /* CRIU's id, the dumped map's, and fcntl(F_GETFL) */
-	unsigned int fresh;          /* id of the map that is there for it now */
-	int fd;                      /* keeps that one */
+	unsigned int fresh;          /* id of the map that replaces it now */
+	int fd;                      /* keeps that map alive */
 };
 static struct file *files;
 static size_t file_count;
 
-/* A map that the helper was asked for or has told of. */
+/* A map that the helper was asked for, or has answered about. */
 struct map {
 	unsigned int id;
 	char *problem; /* why it cannot be dumped */
@@ -226,7 +226,7 @@ struct map {
 static struct map *maps;
 static size_t map_count;
 
-/* A longer array, its new last element zeroed; NULL without memory. */
+/* The array with one more element, which is zeroed; NULL without memory. */
 static void *longer(void **array, size_t *count, size_t size)
 {
 	char *more = realloc(*array, (*count + 1) * size);
@@ -260,7 +260,7 @@ static int bpf(int command, union bpf_attr *attr)
 	return syscall(SYS_bpf, command, attr, sizeof(*attr));
 }
 
-/* The start of struct bpf_map_info; the kernel fills in as much as there is room for. */
+/* The start of struct bpf_map_info; the kernel writes as much as there is room for. */
 struct info {
 	__u32 type, id, key_size, value_size, max_entries, map_flags;
 	char name[16];
@@ -278,7 +278,7 @@ static int map_info(int fd, struct info *info)
 	return bpf(BPF_OBJ_GET_INFO_BY_FD, &attr);
 }
 
-/* Opens the map of a file, for what the file was good for. Its signature is what __userns_call takes. */
+/* Opens the map of a file with the access that the file had. It has the signature that __userns_call needs. */
 static int open_map(void *arg, int unused_fd, pid_t unused_pid)
 {
 	const struct file *file = arg;
@@ -297,13 +297,13 @@ static int open_map(void *arg, int unused_fd, pid_t unused_pid)
 
 /* --------------------------------------------------------------- helpers */
 
-/* In the child: exactly the fds that a helper gets, and nothing of CRIU's. */
+/* In the child: leaves a helper exactly its file descriptors, and none of CRIU's. */
 __attribute__((noreturn)) static void become_helper(char **args, int stage, int in, int out, pid_t parent)
 {
 	char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 	char *environment[] = { path, NULL };
 	int log = log_get_fd ? log_get_fd() : -1;
-	/* Above those they are going to be, which may be any of them. */
+	/* First above their final numbers, because each may have the number of another. */
 	int fds[] = { fcntl(in, F_DUPFD, 10), fcntl(out, F_DUPFD, 10), fcntl(log >= 0 ? log : 2, F_DUPFD, 10),
 		      fcntl(criu_get_image_dir(), F_DUPFD, 10) };
 	sigset_t none;
@@ -312,14 +312,14 @@ __attribute__((noreturn)) static void become_helper(char **args, int stage, int 
 		sigaction(signal, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	/* It ends with CRIU. On a dump it puts back what it has taken out of a queue, which a SIGKILL would not let it. */
+	/* It ends with CRIU; after SIGTERM it can still put back what it has taken out of queues. */
 	prctl(PR_SET_PDEATHSIG, stage == DUMP ? SIGTERM : SIGKILL);
 	if (getppid() != parent)
 		_exit(127);
 	for (int i = 0; i < 4; i++)
 		if (dup2(fds[i], i) < 0 && i != 2)
 			_exit(127);
-	/* CRIU has files of the dumped tasks open: pipes, sockets, maps. */
+	/* CRIU has files of the dumped tasks open, such as pipes, sockets and maps. */
 	if (syscall(SYS_close_range, 4, ~0U, 0) != 0)
 		for (int fd = 4; fd < 65536; fd++)
 			close(fd);
@@ -329,7 +329,7 @@ __attribute__((noreturn)) static void become_helper(char **args, int stage, int 
 	_exit(127);
 }
 
-/* Ends a helper that does not end itself. */
+/* Ends a helper that does not end by itself. */
 static void stop(pid_t pid, int *status)
 {
 	kill(pid, SIGTERM);
@@ -342,7 +342,7 @@ static void stop(pid_t pid, int *status)
 	waitpid(pid, status, 0);
 }
 
-/* Takes a line that any helper may print; other ones are for `line`, which returns 0 if they are right. */
+/* Handles lines that any helper may print; passes others to `line`, which returns 0 if they are right. */
 static int take_line(char *text, int *end, int (*line)(char *))
 {
 	if (strncmp(text, "error ", 6) == 0)
@@ -358,7 +358,7 @@ static int take_line(char *text, int *end, int (*line)(char *))
 	return 0;
 }
 
-/* Takes a helper's lines until it closes its output; `end` has its input, `*end`, closed, so that it ends. */
+/* Reads a helper's lines until it closes its output. The answer `end` closes its input, `*end`, so that it exits. */
 static int listen_to(int from, int *end, int timeout, int (*line)(char *))
 {
 	char text[4096];
@@ -392,7 +392,7 @@ static int listen_to(int from, int *end, int timeout, int (*line)(char *))
 	}
 }
 
-/* What root must not run: `program`, or what is in the same folder and may be part of it. */
+/* Refuses what root must not run: `program`, and files in its folder that may be part of it. */
 static int check_program(const char *program, bool folder)
 {
 	char why[64], *path = strdup(program);
@@ -400,7 +400,7 @@ static int check_program(const char *program, bool folder)
 	int failed = 0;
 
 	for (int i = 0; path && !failed && i <= folder; i++) {
-		/* One that is not there is execve's to tell of. */
+		/* If it does not exist, execve says so. */
 		if (stat(path, &file) == 0 && distrust(&file, why))
 			failed = error("%s: refused as root: %s", path, why);
 		if (strrchr(path, '/'))
@@ -411,8 +411,8 @@ static int check_program(const char *program, bool folder)
 }
 
 /*
- * Runs a helper, and returns when it has ended and was waited for: a child that is left would make CRIU take
- * it for one of the tasks, and end itself or them.
+ * Runs a helper, and returns after it has ended and was waited for: CRIU would take a remaining child for one of
+ * the tasks, and fail or kill them.
  */
 static int run_helper(char **args, int stage, int timeout, int (*line)(char *))
 {
@@ -458,21 +458,21 @@ static int run_helper(char **args, int stage, int timeout, int (*line)(char *))
 /* ---------------------------------------------------------------- images */
 
 /*
- * A dump replaces the maps of the one before it in the same folder, and puts them back when it fails. Its own
- * must have their names before the last hook returns, for CRIU's post-dump script may copy the folder, and only
- * exit(), which comes after that, tells whether the dump failed. So the old ones step aside, into folders
- * whose names say how far that has come, whenever CRIU is killed:
+ * A dump replaces the images of an earlier dump in the same folder, and puts them back if it fails. The new ones
+ * must have their names before the last hook returns, because CRIU's post-dump script may copy the folder; but
+ * whether the dump failed is known only in exit(), which comes later. So the old images move to folders whose names
+ * say how far the change has come, even if CRIU is killed:
  *
- *   NEW     the helper's images, whole; as long as it is there, those in place are not of one dump
- *   MOVING  some of the old ones; the others are still in place
- *   OLD     all of the old ones; in place are new ones or none
+ *   NEW     the helper's images, complete; while it exists, those in the dump's folder belong to several dumps
+ *   MOVING  some of the old images; the others are still in the dump's folder
+ *   OLD     all of the old images; the dump's folder has new ones or none
  */
 #define NEW ".bpfimg-new"
 #define MOVING ".bpfimg-moving"
 #define OLD ".bpfimg-old"
-#define ASIDE "." NEW ".bpfimg-" /* start of names that mean nothing, as what the helper has not finished */
+#define ASIDE "." NEW ".bpfimg-" /* start of names without meaning: unfinished work of the helper */
 
-/* Of this run. */
+/* State of this run. */
 static bool helper_ran, in_place;
 
 static bool is_there(const char *name)
@@ -492,7 +492,7 @@ static bool is_ours(const char *name)
 	return strcmp(name, TABLE) == 0 || fnmatch("bpfimg-*.img", name, 0) == 0;
 }
 
-/* Moves our images from one folder into another; without another, removes them. A folder has no other files. */
+/* Moves our images from one folder to another; without another, removes them. The folder has no other files. */
 static int move(const char *from, const char *to)
 {
 	DIR *source = open_folder(from), *target = to ? open_folder(to) : NULL;
@@ -540,7 +540,7 @@ static int rename_folder(const char *from, const char *to)
 	return renameat(folder, from, folder, to) == 0 ? 0 : error("%s: %s", from, strerror(errno));
 }
 
-/* Removes what the helper has made, and what was to be removed when somebody was killed. */
+/* Removes what the helper has made, and what a killed run did not get to remove. */
 static int remove_new(void)
 {
 	DIR *folder = open_folder(".");
@@ -561,7 +561,7 @@ static int remove_new(void)
 	return remove_folder(NEW);
 }
 
-/* Puts the old images back, from wherever it stands; the new ones go. */
+/* Puts the old images back, however far the change has come, and removes the new ones. */
 static int put_back(void)
 {
 	if (is_there(OLD) && (make_folder(NEW) || move(".", NEW) || rename_folder(OLD, MOVING)))
@@ -580,7 +580,7 @@ static int put_in_place(void)
 	return move(NEW, ".") || remove_folder(NEW);
 }
 
-/* After a dump. One that has worked and has no maps takes those of an older one away as well. */
+/* After a dump. If it succeeded without maps, it removes those of an older dump, too. */
 static void end_dump(bool failed)
 {
 	if (failed ? helper_ran : !in_place)
@@ -612,7 +612,7 @@ static int dump_line(char *text)
 	return 0;
 }
 
-/* Has every map of the frozen tasks captured, and those that were asked for by then. */
+/* Captures every map of the frozen tasks, and those that were requested so far. */
 static int capture(unsigned int wanted)
 {
 	enum { FIXED = 5 };
@@ -707,7 +707,7 @@ static int restore_line(char *text)
 		if (file->map != from)
 			continue;
 		file->fresh = to;
-		/* At once, while the helper holds it. */
+		/* Now, while the helper keeps it open. */
 		file->fd = open_map(file, -1, 0);
 		if (file->fd < 0)
 			return error("map %u, created from map %u: %s", to, from, strerror(errno));
@@ -715,7 +715,7 @@ static int restore_line(char *text)
 	return 0;
 }
 
-/* Reads the table; 1 when there is none. */
+/* Reads the table; returns 1 if there is none. */
 static int read_table(void)
 {
 	int fd = openat(criu_get_image_dir(), TABLE, O_RDONLY | O_CLOEXEC);
@@ -741,7 +741,7 @@ static int read_table(void)
 
 static int find_argument(struct dl_phdr_info *object, size_t size, void *found)
 {
-	/* It came with the second argument, in the same series of patches. */
+	/* CRIU got the hook of this name together with the second argument. */
 	static const char sign[] = "cr_plugin_dump_devices_late";
 
 	(void)size;
@@ -752,7 +752,7 @@ static int find_argument(struct dl_phdr_info *object, size_t size, void *found)
 		    memmem((void *)(object->dlpi_addr + part->p_vaddr), part->p_filesz, sign, sizeof(sign) - 1))
 			*(bool *)found = true;
 	}
-	return 1; /* the first object is the program, and the only one to look at */
+	return 1; /* the first object is the program; only that matters */
 }
 
 static int prepare_restore(void)
@@ -767,7 +767,7 @@ static int prepare_restore(void)
 	if (is_there(NEW) || is_there(MOVING))
 		return error("a dump into this folder was interrupted: its images are not all from one dump");
 	failed = read_table();
-	/* Where CRIU has no list of plugins (before 4.1), every one seems to be needed. */
+	/* If CRIU has no list of plugins (before 4.1), it seems to need every plugin. */
 	if (failed == 1 && faccessat(criu_get_image_dir(), "bpfimg-file.img", F_OK, 0) != 0)
 		return 0;
 	if (failed)
@@ -795,15 +795,15 @@ static int restore_ext_file(int id, bool *retry)
 	if (!file)
 		return -ENOTSUP;
 	fd = open_map(file, -1, 0);
-	if (fd < 0 && errno == EPERM && __userns_call) /* ids are the initial user namespace's; CRIU has a daemon there */
+	if (fd < 0 && errno == EPERM && __userns_call) /* ids belong to the initial user namespace, where CRIU has a daemon */
 		fd = __userns_call("bpfimg", open_map, FD_OUT, file, sizeof(*file), -1);
 	if (fd < 0)
 		return error("BPF map %u, now %u: cannot be opened: %s", file->map, file->fresh, strerror(errno));
 	if (file->flags & (O_APPEND | O_NONBLOCK))
 		fcntl(fd, F_SETFL, file->flags & (O_APPEND | O_NONBLOCK));
 	/*
-	 * CRIU after 4.2 passes the address of a variable of its caller's, not set; CRIU up to 4.2 passes nothing,
-	 * so that it is whatever stood in the register. A variable of the caller's is a little above our own.
+	 * CRIU after 4.2 passes the address of an unset variable in its caller; CRIU up to 4.2 passes nothing, so that
+	 * we get whatever the register contains. A variable of the caller is a little above our own.
 	 */
 	if (settings.hook_arguments == 2) {
 		size_t above = (char *)retry - (char *)__builtin_frame_address(0);
@@ -816,7 +816,7 @@ static int restore_ext_file(int id, bool *retry)
 
 /* ---------------------------------------------------------------- plugin */
 
-/* A CRIU with libbpf keeps two types of maps for itself and refuses all others: has files of maps dumped as ours. */
+/* A CRIU with libbpf dumps two types of maps itself and refuses all others. This makes it ask us for all of them. */
 static int take_over(void)
 {
 	size_t page = sysconf(_SC_PAGESIZE);
@@ -867,7 +867,7 @@ static bool is_copy(int folder, const char *name)
 	return found;
 }
 
-/* CRIU loads every *.so of our folder. Two of us would each have a part of the maps, in the same images. */
+/* CRIU loads every *.so in our folder. Two copies of us would each write some of the maps to the same images. */
 static int check_alone(void)
 {
 	const char *self = NULL, *name;
@@ -890,7 +890,7 @@ static int check_alone(void)
 	return failed;
 }
 
-/* A change of several images that was cut off, as src/io/journal.ts has it, would go on over those of a dump, too. */
+/* An unfinished change of several images (src/io/journal.ts) would continue in the images of this dump. */
 static int check_whole(void)
 {
 	char path[64], folder[PATH_MAX];
@@ -909,7 +909,7 @@ static int init(int stage)
 	if (check_alone() != 0 || check_whole() != 0)
 		return -1;
 	read_settings();
-	/* Whether it is to be taken over, nobody knows then. */
+	/* Then nobody knows whether we are to take over. */
 	if (stage == DUMP && *settings.problem && &bpfmap_dump_ops)
 		return error("%s", settings.problem);
 	if (stage == DUMP && settings.take_over)
@@ -917,7 +917,7 @@ static int init(int stage)
 	return stage == RESTORE ? prepare_restore() : 0;
 }
 
-/* The line of a task's file in /proc that has `wanted` in it. */
+/* The line with `wanted` in a task's file in /proc. */
 static bool find_line(int pid, const char *name, const char *wanted, char line[512])
 {
 	char path[64];
@@ -933,7 +933,7 @@ static bool find_line(int pid, const char *name, const char *wanted, char line[5
 	return found;
 }
 
-/* CRIU refuses a task that has a map in its memory before it asks any plugin, and not in these words. */
+/* CRIU refuses a task that has mapped a map before it asks any plugin, and its message does not say so. */
 static void tell_of_mappings(void)
 {
 	DIR *proc = opendir("/proc");
@@ -964,7 +964,7 @@ static void finish(int stage, int failed)
 		close(files[i].fd);
 }
 
-/* As CRIU has it, but for the hooks that came after the fourth: CRIU takes a shorter table, never a longer one. */
+/* CRIU's table without the hooks after the fourth: CRIU accepts a shorter table, but not a longer one. */
 __attribute__((visibility("default"))) struct {
 	const char *name;
 	int (*init)(int stage);

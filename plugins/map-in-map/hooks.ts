@@ -25,7 +25,7 @@ import { UnresolvedItems } from '../resolve.js';
 /** Inner map's id, or file descriptor: u32. */
 const VALUE = 4;
 
-/** Reads the items, and holds their inner maps until those are captured. */
+/** Reads the items, and keeps their inner maps open until they are captured. */
 export async function captureOuter(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report> {
   const inner = new InnerMaps(map, work);
   const held: ItemSink = {
@@ -48,7 +48,7 @@ export async function innerIds(items: ItemSource): Promise<readonly number[]> {
   return [...inner];
 }
 
-/** What the kernel will say of the inner maps. */
+/** What the kernel will say about the inner maps. */
 export async function outerForeseen({ facts, inner, types }: Planned): Promise<Foreseen | undefined> {
   const maps = [...inner];
   const [first] = maps;
@@ -59,7 +59,7 @@ export async function outerForeseen({ facts, inner, types }: Planned): Promise<F
   if (kind?.create?.within === 'never') return { problems: [neverInner(kind.name)], report: FULL };
   const problems: string[] = [];
   if (first === undefined || misfits(first[1], template, types).length > 0) {
-    // Made for a moment, without a name and types.
+    // Created for a moment, without a name or types.
     const asked = { ...template, extra: 0n, ifindex: 0, name: Buffer.alloc(0), btf: false, inner: false };
     problems.push(
       ...(kind === undefined ? [] : breaches(asked, kind)).map((what) => `what its inner maps must be like: ${what}`),
@@ -87,7 +87,7 @@ export async function createOuter(sys: Sys, spec: MapSpec, work: ReplayWork): Pr
   const kind = sys.types.row((wanted ?? given)?.type ?? 0);
   if (kind?.create?.within === 'never')
     throw new BpfimgError('unsupported', neverInner(kind.name), { subject: work.subject });
-  // An inner map of this very map will do where the image does not say.
+  // If the image does not say, an inner map of this map is the template.
   if (wanted === undefined || (given !== undefined && isLikeTemplate(given, wanted))) {
     return BpfMap.create(sys, { ...spec, inner: given as BpfMap });
   }
@@ -106,12 +106,12 @@ export async function fillOuter(map: BpfMap, items: ItemSource, work: ReplayWork
   return lacking.report(await fillInOrder(map, translated(here, work), work));
 }
 
-/** Times an item is read again because its inner map was replaced before it could be opened. */
+/** How often an item is read again because its inner map was replaced before it could be opened. */
 const REPLACED_RETRIES = 20;
 
-/** The inner maps of one map, held as soon as an item names them. */
+/** The inner maps of one map, kept open as soon as an item names them. */
 class InnerMaps {
-  /** Those that stand in the image. */
+  /** Those that are in the image. */
   readonly ids = new Set<number>();
   template: Template | undefined;
   readonly #value = Buffer.alloc(VALUE);
@@ -122,9 +122,9 @@ class InnerMaps {
   ) {}
 
   /**
-   * Holds the inner maps of `count` items. One that is gone has been replaced: then the item gets the one that is
-   * there now. Items without any are dropped.
-   * @returns how many are left, at the beginning
+   * Opens the inner maps of `count` items. If one is gone, it has been replaced, and the item gets the one that is
+   * there now. Items without an inner map are dropped.
+   * @returns how many items are left, at the beginning
    */
   hold(keys: Uint8Array, values: Uint8Array, count: number): number {
     const { keySize } = this.map;
@@ -141,7 +141,7 @@ class InnerMaps {
     return kept;
   }
 
-  /** The inner map of an item, which had `id` when it was read; undefined when the item is no more. */
+  /** The inner map of an item, which had `id` when it was read; undefined if the item is gone. */
   #held(key: Uint8Array, id: number): number | undefined {
     for (let left = REPLACED_RETRIES; ; left--) {
       const found = this.work.follow(id);
@@ -158,7 +158,7 @@ function isLikeTemplate(map: BpfMap, { type, keySize, valueSize, maxEntries, fla
   return same && map.maxEntries === maxEntries;
 }
 
-/** What the map is made for. Inner maps that were all given another max_entries are what it is for now. */
+/** The template of the map; if all inner maps got another max_entries, with that. */
 function wantedOf(
   template: Template | undefined,
   inner: readonly { readonly maxEntries: number }[],
@@ -172,13 +172,13 @@ function neverInner(name: string): string {
   return `the kernel accepts no ${name} as an inner map`;
 }
 
-/** Creates a map by a template that goes away again: the kernel needs it for a moment. */
+/** Creates a map with a temporary template, which the kernel needs only for a moment. */
 function withTemplate(sys: Sys, spec: MapSpec, template: Template): BpfMap {
   using inner = BpfMap.create(sys, { ...template, numaNode: -1 });
   return BpfMap.create(sys, { ...spec, inner });
 }
 
-/** Values looked at in one go. */
+/** Values that are read at once. */
 const STEP_VALUES = 4096;
 
 /** @param see is lent the key until it returns */
@@ -194,7 +194,7 @@ async function eachId(items: ItemSource, see: (id: number, key: Buffer) => void)
   }
 }
 
-/** The items at these places, which ascend. */
+/** The items at these positions, which ascend. */
 function itemsAt(items: ItemSource, places: readonly number[]): ItemSource {
   const { keySize, valueSize } = items;
   return {
@@ -213,7 +213,7 @@ function itemsAt(items: ItemSource, places: readonly number[]): ItemSource {
   };
 }
 
-/** The items with file descriptors of fresh maps in place of ids. */
+/** The items with file descriptors of fresh maps instead of ids. */
 function translated(items: ItemSource, work: ReplayWork): ItemSource {
   return {
     ...items,
@@ -228,8 +228,8 @@ function translated(items: ItemSource, work: ReplayWork): ItemSource {
 }
 
 /**
- * Puts inner maps into a map that exists. Where it has one for the key that is like the new one, that one stays and gets
- * the items; any other is exchanged for a fresh one, which has all its items by then.
+ * Puts inner maps into an existing map. An inner map that has the attributes of the new one stays and gets its items;
+ * any other is replaced with a fresh one, which has all its items by then.
  */
 export async function mergeOuter(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
   const { counts, mode } = work;
@@ -288,7 +288,7 @@ async function reused({ sys }: BpfMap, oldId: number, id: number, work: IntoWork
   try {
     inner = BpfMap.openById(sys, oldId);
   } catch (error) {
-    // Exchanged meanwhile.
+    // Somebody has replaced it meanwhile.
     if (error instanceof KernelError && error.errno === ERRNO.ENOENT) return false;
     throw error;
   }
@@ -303,7 +303,7 @@ function keysOf(map: BpfMap): Buffer[] {
   const keys: Buffer[] = [];
   for (let key = map.nextKey(undefined); key !== undefined; key = map.nextKey(key)) {
     keys.push(Buffer.from(key));
-    // While others change it, the walk may begin again.
+    // If others change the map, the walk may start again.
     if (keys.length > 2 * map.maxEntries) break;
   }
   return keys;

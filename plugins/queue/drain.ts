@@ -1,9 +1,9 @@
 /**
  * Reads maps whose items are read by taking them out, and puts them back.
  *
- * Not atomic: only for maps whose writers and readers are stopped. What has been taken out is in this process
- * and in a file of its without a name: `kill -9` before it is back loses it. Nothing else does: there is a place
- * for every item before the first one comes out, and nothing comes out that could not go back.
+ * Not atomic: only for maps whose writers and readers are stopped. Items that were taken out are in this process and in
+ * an unnamed file, so `kill -9` loses them. Nothing else does: room for every item is reserved before the first one is
+ * taken out, and nothing is taken out that could not be put back.
  */
 
 import { BpfimgError, errorText, followed } from '../../src/errors.js';
@@ -18,7 +18,7 @@ import { HeldItems } from './held.js';
 
 /**
  * Takes everything out of `map` into `sink`, in the order of pops.
- * @param stack the last in is the first out
+ * @param stack last in, first out
  */
 export async function drain(map: BpfMap, sink: ItemSink, work: CaptureWork, stack: boolean): Promise<Report> {
   const why = whyNotBack(map);
@@ -43,7 +43,7 @@ export async function drain(map: BpfMap, sink: ItemSink, work: CaptureWork, stac
   if (restores) end();
   else {
     work.atEnd((whole) => {
-      // Only what is safe in an image may be gone from the map.
+      // Only items that are safe in an image may be missing from the map.
       const lost = whole ? undefined : drained.putBack();
       end();
       if (lost !== undefined) throw new BpfimgError('io', lost);
@@ -52,11 +52,11 @@ export async function drain(map: BpfMap, sink: ItemSink, work: CaptureWork, stac
   return drained.report();
 }
 
-/** Why nothing can be put into `map`; undefined when something can. */
+/** Why nothing can be put into `map`; undefined if that is possible. */
 function whyNotBack(map: BpfMap): string | undefined {
   if (map.state().frozen === true) return 'it is frozen, so its items cannot be popped';
   try {
-    // Queues take no such flag, which the kernel sees when nothing else (access, freezing, a filter) forbids the call.
+    // Queues accept no such flag, but the kernel says so only if nothing else (access, freezing) forbids the call.
     map.update(undefined, new Uint8Array(map.valueStride), ELEM_FLAG.NOEXIST);
   } catch (error) {
     if (!(error instanceof KernelError)) throw error;
@@ -69,7 +69,7 @@ function callText({ call, code, reason }: KernelError): string {
   return `${call}: ${code} (${reason})`;
 }
 
-/** Times a call is made again when the map's lock could not be had. */
+/** How often a call is repeated if the map's lock was not available. */
 const BUSY_RETRIES = 20;
 
 function patiently<T>(call: () => T): T {
@@ -82,15 +82,15 @@ function patiently<T>(call: () => T): T {
   }
 }
 
-/** What was taken out of a map. */
+/** Items that were taken out of a map. */
 class Drained {
   readonly #held: HeldItems;
   /** How many are not back in the map. */
   #out = 0;
-  /** Items that could not go back, and the first reason. */
+  /** Items that could not be put back, and the first reason. */
   #lost = 0;
   #why = '';
-  /** It had more than it has room for: others put something in all the time. */
+  /** More items came out than the map has room for: others keep adding some. */
   #written = false;
 
   constructor(
@@ -110,7 +110,7 @@ class Drained {
     return this.#held.count === this.map.maxEntries;
   }
 
-  /** Takes one item out; false when there is none, or no place for it. */
+  /** Takes one item out; false if there is none, or no room for it. */
   #pop(): boolean {
     if (this.#isFull()) return false;
     const place = this.#held.place();
@@ -121,9 +121,9 @@ class Drained {
   }
 
   /**
-   * Puts everything back in its order, as far as the kernel takes it. Without waiting, for a signal may be the
-   * reason, and without an error.
-   * @returns what did not go back, as a line
+   * Puts everything back in order, as far as the kernel accepts it. It neither waits, because a signal may be the
+   * reason, nor throws.
+   * @returns what could not be put back, as a line
    */
   putBack(): string | undefined {
     if (this.#out > 0 && !this.stack) this.#popRest();
@@ -140,12 +140,12 @@ class Drained {
     return this.#lost === 0 ? undefined : `${this.map.subject}: ${this.#problem()}`;
   }
 
-  /** Of a queue the rest must come out first: what goes in goes behind it. */
+  /** A queue must be emptied first, because new items go to its end. */
   #popRest(): void {
     try {
       while (this.#pop());
     } catch {
-      // Behind the rest is better than nowhere.
+      // At the end is better than lost.
     }
   }
 

@@ -1,6 +1,6 @@
 /**
- * Values that are nowhere else while they are here: each has its place before it comes, and a disk that fails
- * does not lose it.
+ * Keeps values that exist nowhere else: room for each is reserved before it arrives, and a failing disk does not lose
+ * it.
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
@@ -10,13 +10,13 @@ import { ERRNO, type Sys } from '../../src/kernel/sys.js';
 
 /** Bytes that are held in memory, without a file. */
 const IN_MEMORY = 4 * 1024 * 1024;
-/** Bytes that go to the file in one go: at least one value. */
+/** Bytes that are written to the file at once: at least one value. */
 const PART = 1024 * 1024;
 
 /** Values of one size, in the order they came. */
 export class HeldItems {
   count = 0;
-  /** Parts that are not in the file: the last one, and those that the file did not take. */
+  /** Parts that are not in the file: the last one, and those that could not be written. */
   readonly #parts = new Map<number, Buffer>();
   readonly #inPart: number;
   #last: Buffer = Buffer.alloc(0);
@@ -25,10 +25,9 @@ export class HeldItems {
   #read: { readonly part: number; readonly bytes: Buffer } | undefined;
 
   /**
-   * Makes sure of room for `most` values of `size` bytes: in memory where that is little, else on the disk that
-   * has `folder`.
-   * @param name how messages name what they are of
-   * @throws BpfimgError when there is not so much
+   * Reserves room for `most` values of `size` bytes: in memory if they are few, otherwise on the disk of `folder`.
+   * @param name what messages call the map
+   * @throws BpfimgError if there is not enough
    */
   constructor(
     sys: Sys,
@@ -41,12 +40,12 @@ export class HeldItems {
     this.#fd = size * most <= IN_MEMORY ? undefined : reserve(sys, folder, name, size * most);
   }
 
-  /** The place of the next value; {@link took} says that it is there. */
+  /** Room for the next value; {@link took} says that it has arrived. */
   place(): Buffer {
     if (this.count >= this.most) throw new Error(`${this.name}: more than ${this.most} values`);
     const at = this.count % this.#inPart;
     if (at === 0) {
-      // First of all: without memory nothing may come.
+      // First, because without memory no value may arrive.
       this.#last = this.#spare ?? Buffer.alloc(this.#inPart * this.size);
       this.#spare = undefined;
       this.#parts.set(this.count / this.#inPart, this.#last);
@@ -59,7 +58,7 @@ export class HeldItems {
     if (this.count % this.#inPart === 0) this.#store(this.count / this.#inPart - 1);
   }
 
-  /** Moves a part to the file. One that the file does not take stays in memory: flat memory is worth less. */
+  /** Moves a part to the file. If it cannot be written, it stays in memory: that matters more than flat memory. */
   #store(part: number): void {
     if (this.#fd === undefined) return;
     const bytes = this.#last;
@@ -108,7 +107,7 @@ export class HeldItems {
   }
 }
 
-/** Opens a file without a name that has `size` bytes of a disk, whatever happens. */
+/** Opens an unnamed file for which `size` bytes of the disk are reserved. */
 function reserve(sys: Sys, folder: string, name: string, size: number): number {
   const file = path.join(folder, `.bpfimg-${process.pid}-${Math.random().toString(36).slice(2)}`);
   let fd: number | undefined;
@@ -126,7 +125,7 @@ function reserve(sys: Sys, folder: string, name: string, size: number): number {
   }
 }
 
-/** Has a file system without fallocate(2) take the bytes, to the disk: some say only there that it is full. */
+/** Without fallocate(2): writes and syncs the bytes; some file systems notice only then that they are full. */
 function writeZeros(fd: number, size: number): void {
   const zeros = Buffer.alloc(PART);
   for (let done = 0; done < size; ) done += fs.writeSync(fd, zeros, 0, Math.min(PART, size - done), done);

@@ -15,7 +15,7 @@ import {
 import { ReportLines, referencesThatFit } from '../resolve.js';
 import { LAYOUTS, numbersIn, type ReferenceLayout } from './layout.js';
 
-/** What such a kernel says of a look-up. */
+/** How such a kernel refuses a look-up. */
 const UNREADABLE: ReadonlySet<string> = new Set(['EOPNOTSUPP', 'ENOTSUPP']);
 
 /** Reads the items, and what each of them refers to. */
@@ -28,7 +28,7 @@ export async function captureReferences(map: BpfMap, sink: ItemSink, work: Captu
   try {
     report = await readKeys(map, noted, work);
   } catch (error) {
-    // Kernels of the first years of these types let user space write them, and not read.
+    // When these types were new, user space could write them but not read them.
     if (!(error instanceof KernelError) || !UNREADABLE.has(error.code ?? '') || sink.count > 0) throw error;
     return {
       kind: 'metadata only',
@@ -46,7 +46,7 @@ export async function captureReferences(map: BpfMap, sink: ItemSink, work: Captu
   return lines.report(report);
 }
 
-/** Sockets that there is room for in the meta image. */
+/** Most sockets for which the meta image has room. */
 const MOST_COOKIES = 32_768;
 
 /** An item's key, and the numbers in its value. */
@@ -77,7 +77,7 @@ class NotingSink implements ItemSink {
     for (let i = 0; i < count; i++) {
       const numbers = numbersIn(view, i * valueSize, valueSize, this.layout);
       if (Object.values(numbers).every((number) => number === undefined)) continue;
-      // A cookie says no more than the value: what there is no room for need not be remembered.
+      // The value itself has the cookie, so nothing is lost if there is no room for it.
       if (numbers.cookie !== undefined && this.items.length >= MOST_COOKIES) continue;
       this.items.push({ key: Uint8Array.from(keys.subarray(i * keySize, (i + 1) * keySize)), ...numbers });
     }
@@ -85,10 +85,10 @@ class NotingSink implements ItemSink {
   }
 }
 
-/** The programs that one capture has seen, for all of its maps: the walk over pins is the same for each. */
+/** The programs that one capture has seen, shared by all its maps: the walk over pins is the same for each. */
 const captures = new WeakMap<CaptureWork['follow'], Programs>();
 
-/** What can be seen of the things that one map's items refer to. */
+/** What we can see of the objects that one map's items refer to. */
 class ReferenceReader {
   readonly #programs: Programs;
   #interfaces: Interfaces | undefined;
@@ -98,7 +98,7 @@ class ReferenceReader {
     work: CaptureWork,
     readonly lines: ReportLines,
   ) {
-    // `follow` is what all maps of a capture share, and no two captures.
+    // All maps of a capture share `follow`; another capture has another.
     this.#programs = captures.get(work.follow) ?? new Programs(map.sys);
     captures.set(work.follow, this.#programs);
   }
@@ -131,13 +131,13 @@ class ReferenceReader {
   }
 }
 
-/** Sockets of which the kernel tells nothing: their keys, where the map has only keys that are in it. */
+/** Sockets about which the kernel says nothing: their keys, if the map has only keys that are in use. */
 async function captureKeys(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report> {
   const report = await metadataOnly(map, sink, work);
   if (work.type.key === 'index' || report.kind === 'full') return report;
   const keys = new Map<string, Reference>();
   const key = Buffer.alloc(map.keySize);
-  // A walk over a map that changes may begin again and again.
+  // A walk over a map that changes may start again and again.
   let patience = 2 * map.maxEntries + 1000;
   for (let more = map.nextKey(undefined, key); more !== undefined && patience-- > 0; more = map.nextKey(key, key)) {
     keys.set(hex(key), { key: Uint8Array.from(key) });

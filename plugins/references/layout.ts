@@ -1,6 +1,6 @@
 import type { MapType } from '../../src/maptype.js';
 
-/** What the numbers in a type's values refer to: bytes from the value's start. Values of 4 bytes end before the second. */
+/** Offsets of the numbers in a type's values, by what they refer to. Values of 4 bytes end before the second. */
 export interface ReferenceLayout {
   /** Read as an id, written as a file descriptor. */
   readonly program?: number;
@@ -8,17 +8,17 @@ export interface ReferenceLayout {
   readonly cookie?: number;
   /** Keys are CPUs. */
   readonly cpus?: true;
-  /** Slots that bpfimg creates at most. */
+  /** Most slots that bpfimg creates. */
   readonly most?: number;
 }
 
 /**
- * Slots of a PROG_ARRAY. The kernel clears them one by one when the last file descriptor or pin goes, and
- * whoever opens and closes the map by its id meanwhile makes it leak for ever. 2^20 of them take 0.1 s.
+ * Slots of a PROG_ARRAY. The kernel clears them one by one after the last file descriptor or pin is gone. If anybody
+ * opens and closes the map by its id meanwhile, it leaks for good. 2^20 slots take 0.1 s.
  */
 const MOST_SLOTS = 2 ** 20;
 
-/** A type without a layout shows nothing of what it holds. */
+/** The layout of a type whose values do not show what they refer to. */
 export const LAYOUTS: Readonly<Record<number, ReferenceLayout>> = {
   3: { program: 0, most: MOST_SLOTS },
   14: { ifindex: 0, program: 4 },
@@ -29,7 +29,7 @@ export const LAYOUTS: Readonly<Record<number, ReferenceLayout>> = {
   25: { ifindex: 0, program: 4 },
 };
 
-/** Whether values say nothing of what they hold: cookies of sockets need 8 bytes. */
+/** Whether values do not say what they refer to: cookies of sockets need 8 bytes. */
 export function leavesAll({ number }: MapType, { valueSize }: { readonly valueSize: number }): boolean {
   const layout = LAYOUTS[number];
   return layout === undefined || (layout.cookie !== undefined && valueSize < 8);
@@ -40,7 +40,7 @@ export function numbersIn(view: DataView, at: number, size: number, { program, i
   const u32 = (offset: number | undefined) =>
     offset === undefined || offset + 4 > size ? undefined : view.getUint32(at + offset, true);
   return {
-    // 0 is none, where there may be none.
+    // 0 means none, if the number is optional.
     program: u32(program) || undefined,
     ifindex: u32(ifindex),
     cookie: cookie === undefined ? undefined : view.getBigUint64(at + cookie, true),

@@ -18,10 +18,10 @@ import { putEach, ReportLines, socketOf, Unresolved } from '../resolve.js';
 import { LAYOUTS, leavesAll, numbersIn, type ReferenceLayout } from './layout.js';
 
 /**
- * Fills a map with the objects of this host that its items mean.
+ * Fills a map with the objects of this host that its items refer to.
  *
- * Whoever replays a PROG_ARRAY must go on holding it, by a file descriptor or pin: programs that use it do
- * not, and the kernel clears its slots when nobody does.
+ * Whoever replays a PROG_ARRAY must keep it open or pinned: programs that use it do not count, and the kernel clears
+ * its slots if nobody does.
  */
 export async function fillReferences(map: BpfMap, items: ItemSource, work: ReplayWork): Promise<Report> {
   const layout = LAYOUTS[work.type.number];
@@ -29,10 +29,10 @@ export async function fillReferences(map: BpfMap, items: ItemSource, work: Repla
   return new ReferenceWriter(map, layout, work).fill(items);
 }
 
-/** What the kernel says of a socket that it does not take now. */
+/** Errors for a socket that the kernel does not accept now. */
 const REFUSED: ReadonlySet<string> = new Set(['EBUSY', 'EINVAL', 'EOPNOTSUPP']);
 
-/** The meaning of the numbers in items: what was kept for an item, or for another one with the same number. */
+/** What the numbers in items mean: as recorded for the item, or for another one with the same number. */
 class KeptReferences {
   readonly #byKey = new Map<string, Reference>();
   readonly #programs = new Map<number, ProgramFacts>();
@@ -47,20 +47,20 @@ class KeptReferences {
     }
   }
 
-  /** The program that an item means by `id`. An edited number means another thing than the item's did. */
+  /** The program that `id` means in an item. An edited number means something else than the recorded one. */
   program(key: string, id: number): ProgramFacts {
     const own = this.#byKey.get(key)?.program;
     return own !== undefined && (own.id ?? id) === id ? own : (this.#programs.get(id) ?? { id });
   }
 
-  /** The name of the interface that an item means by `index`. */
+  /** The name of the interface that `index` means in an item. */
   ifname(key: string, index: number): string | undefined {
     const own = this.#byKey.get(key);
     return own?.ifname !== undefined && (own.ifindex ?? index) === index ? own.ifname : this.#names.get(index);
   }
 }
 
-/** Fills one fresh map with what its items refer to on this host. Numbers that were read are never written back. */
+/** Fills one fresh map with the objects of this host. Numbers from the image are never written as they are. */
 class ReferenceWriter {
   readonly #meanings: KeptReferences;
   readonly #programs: Programs;
@@ -68,7 +68,7 @@ class ReferenceWriter {
   #interfaces: Interfaces | undefined;
   #sockets: Sockets | undefined;
   readonly #lines = new ReportLines();
-  /** By the recorded id and what is known of it. */
+  /** By the recorded id and facts. */
   readonly #found = new Map<ProgramFacts, Candidate[]>();
 
   constructor(
@@ -96,7 +96,7 @@ class ReferenceWriter {
     const parts: string[] = [];
     if (ifindex !== undefined) parts.push(this.#interface(name, ifindex));
     if (id === undefined) {
-      // A number that was edited: every slot of this map is a program, or empty and no item.
+      // The number was edited: a slot of this map has a program, or is empty and no item.
       if (this.layout.program === 0) throw new Unresolved('program 0, which does not exist');
       this.#update(key, parts);
       return;
@@ -104,7 +104,7 @@ class ReferenceWriter {
     this.#withProgram(key, this.#meanings.program(name, id), parts);
   }
 
-  /** Puts the interface's index into the value. */
+  /** Writes the interface's index into the value. */
   #interface(key: string, recorded: number): string {
     this.#interfaces ??= Interfaces.own(this.map.sys);
     const { where } = this.#interfaces;
@@ -122,7 +122,7 @@ class ReferenceWriter {
     return `interface ${ifname}`;
   }
 
-  /** Writes an item with the very socket that it held: a process has it open still. */
+  /** Writes an item with the same socket, which a process still has open. */
   #socket(key: Buffer, cookie: bigint): void {
     const text = `socket with cookie ${cookie}`;
     this.#sockets ??= new Sockets(this.map.sys);
@@ -131,7 +131,7 @@ class ReferenceWriter {
       this.#value.writeBigUInt64LE(BigInt(fd));
       this.#update(key, [text]);
     } catch (error) {
-      // Of one that has been shut down meanwhile, or is in another map that does not share.
+      // It has been shut down meanwhile, or is in another map that does not share it.
       if (!(error instanceof KernelError) || !REFUSED.has(error.code ?? '')) throw error;
       throw new Unresolved(`${text}, which the kernel does not accept: ${error.code} (${error.reason})`);
     } finally {
@@ -139,7 +139,7 @@ class ReferenceWriter {
     }
   }
 
-  /** Writes an item with the likeliest program that the map takes: another use of the same instructions it does not. */
+  /** Writes an item with the best candidate that the map accepts: it refuses programs loaded for another use. */
   #withProgram(key: Buffer, wanted: ProgramFacts, parts: readonly string[]): void {
     const candidates = this.#candidates(wanted);
     let failure: unknown;
@@ -201,7 +201,7 @@ class ReferenceWriter {
     }
   }
 
-  /** The slot holds what it should: what was written is a number of ours, what is read is the kernel's. */
+  /** Checks a slot: a file descriptor was written, and reading gives the kernel's id. */
   #check(key: Buffer, id: number): void {
     const value = this.map.lookup(key);
     const got = value && numbersIn(viewOf(value), 0, value.length, this.layout).program;

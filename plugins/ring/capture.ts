@@ -1,4 +1,4 @@
-/** Reads what nobody has read of ring buffers yet, through their memory: nothing is taken out. */
+/** Reads the unread records of ring buffers from their memory, without taking them out. */
 import { pause } from '../../src/io/pause.js';
 import { Spool } from '../../src/io/spool.js';
 import { KernelError } from '../../src/kernel/error.js';
@@ -7,19 +7,19 @@ import { FULL, type ItemSink, type Report, type Work } from '../../src/maptype.j
 import { RING_WORD } from './index.js';
 import { Ring, recordsEnd } from './memory.js';
 
-/** Bytes that are copied, and handed on, in one go. */
+/** Bytes that are copied and passed on at once. */
 const STEP = 1024 * 1024;
-/** Times a copy is made again because somebody has read records meanwhile: their place may be another's by now. */
+/** How often a copy is repeated because somebody read records meanwhile, which may have been overwritten by now. */
 const ATTEMPTS = 5;
 
 /** What was copied of a ring buffer. */
 interface RingCopy {
   readonly bytes: Spool;
-  /** Bytes behind it, from the first record on that was still being written. */
+  /** Bytes after it, starting with the first record that was still being written. */
   readonly unfinished: number;
 }
 
-/** Reads unread records as they stand in the memory, headers and all: an item is a word of 8 bytes of them. */
+/** Reads unread records as they are in memory, with their headers; an item is a word of 8 bytes. */
 export async function readRing(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   let opened: ReturnType<typeof Ring.read>;
   try {
@@ -48,7 +48,7 @@ export async function readRing(map: BpfMap, sink: ItemSink, work: Work): Promise
   return { kind: 'metadata only', why: 'lost: unread records: they are read faster than they can be copied' };
 }
 
-/** A copy of the unread records, what is wrong with them, or undefined when it must be made again. */
+/** A copy of the unread records, or what is wrong with them; undefined if it must be repeated. */
 async function copied(ring: Ring): Promise<RingCopy | string | undefined> {
   const { consumer, producer, data } = ring;
   const { maxEntries } = ring.map;

@@ -8,16 +8,16 @@ const ringForeseen = lazily(replay, 'ringForeseen');
 
 /** Records begin and end at multiples of this. */
 export const RING_WORD = 8;
-/** Words of the records that nobody has read yet, headers and all, in the order of the memory. */
+/** Words of the unread records, with headers, in memory order. */
 const kept = { key: 0, value: RING_WORD };
 
-/** The consumer's page, which is mapped alone; the producer's, and the records twice. */
+/** What can be mapped: the consumer's page alone; the producer's page, followed by the records twice. */
 const mapped: NonNullable<MapType['mapped']> = ({ maxEntries }, page) => ({
   size: 2 * page + 2 * maxEntries,
   first: page,
 });
 
-/** Ring buffers between programs and processes. What is unread is read without taking it out. */
+/** Ring buffers between programs and processes. Unread records are captured without taking them out. */
 export const ring: Plugin = {
   name: 'ring',
   types: [

@@ -1,16 +1,16 @@
 /**
- * The memory of ring buffers: a page with the position up to which records were read, a page with that up to
- * which they were written, and the records (struct bpf_ringbuf). Positions only grow.
+ * The memory of ring buffers (struct bpf_ringbuf): a page with the position up to which records were read, a page with
+ * the position up to which they were written, and the records. Positions only grow.
  */
 import { roundUp8 } from '../../src/bytes.js';
 import { KernelError } from '../../src/kernel/error.js';
 import { BpfMap, type Mapping } from '../../src/kernel/map.js';
 
-/** Of a record's first u32, its length: it is being written. */
+/** Bit of a record's length, its first u32: it is being written. */
 const BUSY = 0x8000_0000;
-/** It is there to be skipped. */
+/** Bit: readers skip it. */
 const DISCARD = 0x4000_0000;
-/** Bytes before a record's own. */
+/** Bytes before the contents of a record. */
 const RECORD_HEADER = 8;
 
 /** Bytes that can be mapped at once. */
@@ -19,11 +19,11 @@ const MAPPED_LIMIT = 2 ** 32;
 /** A ring buffer's memory, mapped. */
 export class Ring implements Disposable {
   readonly #consumer: Mapping;
-  /** The page with the producer's position, and the records behind it, twice in a row: none ends at the border. */
+  /** The page with the producer's position, then the records twice in a row, so that none is cut at the end. */
   readonly #producer: Mapping;
   readonly #page: number;
 
-  /** @throws KernelError where it cannot be mapped */
+  /** @throws KernelError if it cannot be mapped */
   constructor(
     readonly map: BpfMap,
     writable = false,
@@ -39,7 +39,7 @@ export class Ring implements Disposable {
     }
   }
 
-  /** Opens one for reading, also through an fd that is only for reading: of that the kernel shows no memory. */
+  /** Opens one for reading. The kernel maps nothing through a read-only descriptor; then it is reopened by id. */
   static read(map: BpfMap): { readonly ring: Ring; close(): void } {
     try {
       const ring = new Ring(map);
@@ -73,7 +73,7 @@ export class Ring implements Disposable {
     this.#producer.bytes.writeBigUInt64LE(position);
   }
 
-  /** The records; position p stands at p modulo max_entries. */
+  /** The records; position p is at p modulo max_entries. */
   get data(): Buffer {
     return this.#producer.bytes.subarray(this.#page);
   }
@@ -95,7 +95,7 @@ export function recordSize(bytes: Buffer, at: number): number | undefined {
 }
 
 /**
- * Where the records end that stand in `bytes` from `from` to `to`: at `to`, or before the first that is being
+ * Where the records in `bytes` between `from` and `to` end: at `to`, or before the first one that is being
  * written.
  * @returns undefined when these are no records
  */

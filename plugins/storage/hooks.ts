@@ -18,24 +18,24 @@ import {
 } from '../../src/maptype.js';
 import { putEach, ReportLines, referencesThatFit, socketOf, Unresolved } from '../resolve.js';
 
-/** An object that a value may hang on. */
+/** An object that may have a value. */
 interface Owner {
-  /** What stands for it in an image. */
+  /** The number that an image has for it. */
   readonly key: Buffer;
-  /** Borrowed, until the next one is asked for; negative where it could not be opened. */
+  /** Borrowed until the next object is requested; negative if it could not be opened. */
   readonly fd: number;
   readonly cgroup?: string;
 }
 
-/** Opens what stands for an object in an image. @throws Unresolved */
+/** Opens the object that such a number means. @throws Unresolved */
 type OpenOwner = (key: Uint8Array, known: Reference | undefined) => { readonly fd: number; close(): void };
 
-/** How the values of one type are found: the kernel tells that of an object which one has open, and has no list. */
+/** How the values of one type are found: the kernel has no list of them, only the value of an open object. */
 interface Owners {
   /** What messages call them. */
   readonly name: string;
   all(map: BpfMap): Iterable<Owner>;
-  /** Which of them are not looked at; undefined when all are. */
+  /** Which of them are not searched; undefined if all are. */
   unseen(map: BpfMap): string | undefined;
   opener?(map: BpfMap, work: ReplayWork): OpenOwner;
 }
@@ -106,7 +106,7 @@ export async function captureStorage(map: BpfMap, sink: ItemSink, work: CaptureW
   return work.type.carries?.captured === 'items' ? readKeys(map, sink, work) : metadataOnly(map, sink, work);
 }
 
-/** Gives the values to the objects of this host, where those can be named. */
+/** Gives the values to this host's objects, if the image says which ones. */
 export async function fillStorage(map: BpfMap, items: ItemSource, work: ReplayWork): Promise<Report> {
   const open = OWNERS[work.type.number]?.opener?.(map, work);
   if (open === undefined) return leaveEmpty(map, items, work);
@@ -125,10 +125,10 @@ export async function fillStorage(map: BpfMap, items: ItemSource, work: ReplayWo
   });
 }
 
-/** Values handed on in one go. */
+/** Values that are passed on at once. */
 const STEP_VALUES = 256;
 
-/** Asks for the value of each object there is. */
+/** Looks up the value of every object. */
 async function captureOwned(map: BpfMap, sink: ItemSink, work: CaptureWork, owners: Owners): Promise<Report> {
   const references: Reference[] = [];
   const key = Buffer.alloc(4);

@@ -25,7 +25,7 @@ const row = (number: number, name: string, since: string, carries: Carries, key?
 
 const hooks = () => import('./hooks.js');
 
-/** Storage that hangs on another kernel object: cgroup, socket, inode, task. */
+/** Storage that belongs to other kernel objects: cgroups, sockets, inodes, tasks. */
 export const storage: Plugin = {
   name: 'storage',
   types: [

@@ -1,35 +1,35 @@
-/** What a command is: what it takes, its help and what it does, all in one file of `commands/`. */
+/** What makes a command: its arguments, its help and its code, all in one file in `commands/`. */
 import type { InferredOptionType, Options, PositionalOptions } from 'yargs';
 import type { Io } from './io.js';
 
-/** An option as yargs takes it. */
+/** An option as yargs declares it. */
 export interface Option extends Options {
-  /** Text of no length means something. */
+  /** Empty text is allowed. */
   readonly mayBeEmpty?: true;
 }
 
 type WordTable = Readonly<Record<string, PositionalOptions>>;
 type OptionTable = Readonly<Record<string, Option>>;
 
-/** What a command line may hold. */
+/** What a command line may contain. */
 export interface Takes {
   /** Words without an option, in this order. */
   readonly words?: WordTable;
   readonly options?: OptionTable;
   /** Two options that exclude each other. */
   readonly conflicts?: readonly [string, string];
-  /** What follows `--` is a command of its own, which is run. */
+  /** What follows `--` is another command, which is run. */
   readonly tail?: true;
 }
 
-/** `dry-run` as code has it: `dryRun`. */
+/** `dry-run` as in code: `dryRun`. */
 type Camel<K> = K extends `${infer Head}-${infer Tail}` ? `${Head}${Capitalize<Camel<Tail>>}` : K & string;
 
 type Value<O> = O extends Options ? ReadonlyList<InferredOptionType<O>> : never;
-/** Lists are not a command's to change. */
+/** Commands may not change lists. */
 type ReadonlyList<V> = V extends (infer E)[] ? readonly E[] : V;
 
-/** A value that need not be on the command line may be missing. */
+/** Optional values may be undefined. */
 type Values<T> = {
   readonly [K in keyof T as undefined extends Value<T[K]> ? never : Camel<K>]: Value<T[K]>;
 } & {
@@ -38,24 +38,24 @@ type Values<T> = {
 
 type TakesOf<T, K extends string> = T extends Readonly<Record<K, infer P>> ? P : unknown;
 
-/** What a command is given that takes `T`: names of options in camel case. */
+/** The arguments of a command that takes `T`; names of options are in camel case. */
 export type Given<T extends Takes> = Values<TakesOf<T, 'words'>> &
   Values<TakesOf<T, 'options'>> & { readonly color?: boolean | undefined; readonly debug?: boolean };
 
 /** A command with its help. */
 export interface Command extends Takes {
-  /** As one types it: `decode`, `criu check`. */
+  /** As people type it: `decode`, `criu check`. */
   readonly name: string;
   /** One line for the list of commands. */
   readonly summary: string;
-  /** What follows the program's name, where that is more than words and options say. */
+  /** The usage line after the program's name, if words and options do not say enough. */
   readonly usage?: string;
   readonly examples?: readonly (readonly [line: string, meaning: string])[];
   /** What is printed below its options. */
   readonly epilogue?: string;
   /**
-   * @param args what {@link Given} makes of what it takes
-   * @returns the exit code, where it is not 0
+   * @param args see {@link Given}
+   * @returns the exit code, if it is not 0
    */
   run(args: never, io: Io): Promise<unknown>;
 }

@@ -1,6 +1,6 @@
 import type { Command } from './command.js';
 
-/** Every command; its code is loaded when it is named, or when help on all is wanted. */
+/** Every command. Its code is loaded if it is named, or for the help about all commands. */
 export const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command: Command }>>> = {
   decode: () => import('./commands/decode.js'),
   encode: () => import('./commands/encode.js'),

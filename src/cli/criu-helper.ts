@@ -1,11 +1,11 @@
 /**
  * The commands that the CRIU plugin runs: `criu-dump CONFIG CRIU_PID MAP_ID…` and `criu-restore CONFIG`.
  *
- * File 3 and the working folder are the folder of the images; standard output are answers to the plugin,
- * standard input ends when it needs nothing more. The tasks are frozen meanwhile, so this way is short.
+ * File descriptor 3 and the working folder are the folder of the images. Answers to the plugin go to standard output;
+ * standard input ends when it needs nothing more. The tasks are frozen meanwhile, so this takes a shortcut.
  */
 import * as fs from 'node:fs';
-// Almost every run needs them: loaded with everything else, their compiled code is kept (see launcher.cjs).
+// Almost every run needs these: if they are loaded at the start, their compiled code is cached (see launcher.cjs).
 import '../capture/read.js';
 import '../replay/fill.js';
 import { readConfig } from '../criu/config.js';
@@ -15,9 +15,9 @@ import { openSys } from '../kernel/sys.js';
 import type { Io } from './io.js';
 import { mapTypes } from './plugins.js';
 
-/** Where the plugin has put us: the folder of the images. */
+/** The folder of the images, in which the plugin starts us. */
 const FOLDER = '.';
-/** Where it takes a dump's images from; it gives them their names. */
+/** Where the plugin finds a dump's images; it gives them their names. */
 const NEW = '.bpfimg-new';
 
 const answer = (line: string): void => {
@@ -26,7 +26,7 @@ const answer = (line: string): void => {
 
 /**
  * Runs one of these commands.
- * @returns the exit code; what went wrong has been said
+ * @returns the exit code; errors have been reported
  */
 export async function helper(argv: readonly string[], io: Io): Promise<number> {
   const [command, file = '', ...rest] = argv;
@@ -48,7 +48,7 @@ export async function helper(argv: readonly string[], io: Io): Promise<number> {
     }
     const maps = await restoreMaps(sys, FOLDER, types, config, answer);
     answer('end');
-    // They are opened by id meanwhile.
+    // The plugin opens them by id meanwhile.
     await endOfInput();
     for (const map of maps) map.close();
     return EXIT.ok;
@@ -59,7 +59,7 @@ export async function helper(argv: readonly string[], io: Io): Promise<number> {
   }
 }
 
-/** Resolves when whoever writes to standard input has closed it. */
+/** Resolves when the other end of standard input is closed. */
 function endOfInput(): Promise<void> {
   const buffer = Buffer.alloc(64);
   return new Promise((resolve) => {

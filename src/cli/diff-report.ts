@@ -1,4 +1,4 @@
-/** What `diff` prints: lines for people, or JSON; both item by item. */
+/** Prints the results of `diff`: lines for people, or JSON, item by item. */
 import { cpuParts, isZero, putHex, viewOf } from '../bytes.js';
 import type { AttributeChange, MapDifference, SideItems } from '../diff/diff.js';
 import type { MapPair } from '../diff/pairs.js';
@@ -14,34 +14,34 @@ import { type Colours, DUMP_WIDTH, hexGroups, nameText, plural } from '../render
 import type { Json } from '../value.js';
 import { printLines } from './written.js';
 
-/** A map on one side, as it is to be printed. */
+/** A map of one side, and how it is printed. */
 export interface PrintedSide {
   readonly map: DumpMap;
   readonly forms: ItemForms | undefined;
 }
 
-/** Where differences go. */
+/** Receives the differences. */
 export interface DiffReport {
   begin(): void;
-  /** A map that is in both and differs. */
+  /** A map that is on both sides and differs. */
   both(a: PrintedSide, b: PrintedSide, difference: MapDifference): Promise<void>;
-  /** A map that is in one of them. */
+  /** A map that is on one side only. */
   only(pair: MapPair): Promise<void>;
   end(different: boolean): void;
 }
 
 const ARROW = '→';
-/** Bytes of a long value that are looked at in one piece: whole rows. */
+/** Bytes of a long value that are compared in one piece: whole rows. */
 const PIECE = 64 * 1024;
 
-/** Bytes that are read at once where they are read in order, and where they are not. */
+/** Bytes that are read at once, in order and out of order. */
 const IN_ORDER = 256 * 1024;
 const ANYWHERE = 512;
 
-/** Reads here and there, and much at once where that turns out to be in order. */
+/** Reads at any position, and larger pieces if the positions turn out to be in order. */
 class Reader {
   #bytes: Uint8Array = new Uint8Array(0);
-  /** Where in the input they are from. */
+  /** Their position in the input. */
   #at = 0;
   #step = ANYWHERE;
 
@@ -88,17 +88,17 @@ class ItemsView {
     return this.items.keysAt + position * this.items.keySize;
   }
 
-  /** Where the value of a CPU stands in the input. */
+  /** Position of a CPU's value in the input. */
   valueAt(position: number, cpu = 0): number {
     return this.items.valuesAt + position * this.items.valueSize + cpu * this.stride;
   }
 
-  /** Bytes of keys or values, valid until more of the same are asked for. */
+  /** Bytes of keys or values, valid until the next call for the same. */
   bytes(at: number, size: number): Promise<Uint8Array> {
     return (at < this.items.valuesAt ? this.#keys : this.#values).read(at, size);
   }
 
-  /** The JSON of a key or value by its form; undefined where it has none, or would lose bytes. */
+  /** The JSON of a key or value by its form; undefined if it has none, or if the form would lose bytes. */
   async json(form: JsonForm | undefined, at: number, size: number): Promise<Json | undefined> {
     if (form === undefined || size > FORM_MOST) return undefined;
     const bytes = await this.bytes(at, size);
@@ -109,12 +109,12 @@ class ItemsView {
 /** A part of a value that differs, by its path. */
 interface PartChange {
   readonly path: string;
-  /** Undefined for what is not there. */
+  /** Undefined if it is missing. */
   readonly a: Json | undefined;
   readonly b: Json | undefined;
 }
 
-/** The innermost parts of two values that differ. */
+/** The innermost parts in which two values differ. */
 function* partChanges(a: Json | undefined, b: Json | undefined, path = ''): Generator<PartChange> {
   if (Array.isArray(a) && Array.isArray(b)) {
     for (let i = 0; i < Math.max(a.length, b.length); i++) yield* partChanges(a[i], b[i], `${path}[${i}]`);
@@ -129,7 +129,7 @@ function isJsonObject(value: Json | undefined): value is { [name: string]: Json 
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-/** `map 377 flows`, with both ids where they differ. */
+/** `map 377 flows`, with both ids if they differ. */
 function title(a: DumpMap | undefined, b: DumpMap | undefined): string {
   const ids = [...new Set([a, b].flatMap((map) => (map === undefined ? [] : [map.mapId])))].join(` ${ARROW} `);
   const name = [a, b].map((map) => map && mapName(map)).find((text) => text !== undefined && text !== '');
@@ -139,16 +139,16 @@ function title(a: DumpMap | undefined, b: DumpMap | undefined): string {
 // ---------------------------------------------------------------------------------------------------
 // Text
 
-/** Lines of one value's hex that are shown, and bytes of a key or value that is only on one side. */
+/** Most lines of hex that are shown of one value, and most bytes of a key or value that is only on one side. */
 const MOST_ROWS = 4;
 const SHOWN_BYTES = 64;
-/** Parts of one typed value that are shown, and characters of one. */
+/** Most parts of one typed value that are shown, and most characters of a part. */
 const MOST_PARTS = 16;
 const MOST_TEXT = 200;
 
 /** Differences as text for people. */
 export class TextReport implements DiffReport {
-  /** Whether bytes that differ are marked below, because there are no colours. */
+  /** Whether differing bytes are marked in the line below, because there are no colours. */
   readonly #marked: boolean;
   /** What was printed last. */
   #last: 'nothing' | 'only' | 'both' = 'nothing';
@@ -172,7 +172,7 @@ export class TextReport implements DiffReport {
     printLines(this.out, [text.trimEnd()]);
   }
 
-  /** Lines in front of a map: lists of maps that are on one side have no blank lines in them. */
+  /** Lines before a map. Between maps that are only on one side there are no blank lines. */
   #before(next: 'only' | 'both'): void {
     if (this.#last === 'nothing') {
       this.#line(this.look.bold(`--- ${nameText(this.labels[0])}`));
@@ -284,7 +284,7 @@ export class TextReport implements DiffReport {
     if (count > MOST_PARTS) this.#line(this.look.dim(`      … ${count - MOST_PARTS} more`));
   }
 
-  /** The rows of bytes in which two values differ; `undefined` is no value. */
+  /** The rows of bytes in which two values differ; `undefined` means no value. */
   async #bytes(
     a: ItemsView,
     aAt: number | undefined,
@@ -343,7 +343,7 @@ function cutHex(bytes: Uint8Array, size: number): string {
   return `${hexGroups(bytes)}${more > 0 ? ` … ${more} more bytes` : ''}`;
 }
 
-/** JSON in ASCII, because it might not be seen for what it is, cut where it is long. */
+/** JSON in ASCII, because other characters can be misleading, cut off if it is long. */
 function jsonText(value: Json): string {
   const text = print(value, { ...COMPACT, ascii: true });
   return text.length > MOST_TEXT ? `${text.slice(0, MOST_TEXT - 1)}…` : text;
@@ -464,7 +464,7 @@ export class JsonReport implements DiffReport {
     if (count > 0) this.out.text('\n  ');
   }
 
-  /** `,"a":` and the value, of per-CPU maps a list. */
+  /** `,"a":` and the value, in per-CPU maps a list. */
   async #value(name: 'a' | 'b', view: ItemsView, position: number): Promise<void> {
     const { perCpu, valueSize } = view.items;
     this.out.text(`,"${name}":`);
@@ -473,7 +473,7 @@ export class JsonReport implements DiffReport {
       this.out.text(cpu === 0 ? '[' : ',');
       const at = view.valueAt(position, cpu);
       const padding = await view.bytes(at + perCpu, view.stride - perCpu);
-      // As in documents: padding is there where it is not zero.
+      // As in documents, padding is shown if it is not zero.
       if (isZero(padding)) await this.#put(view, view.forms.value, at, perCpu);
       else await this.#put(view, undefined, at, view.stride);
     }
@@ -497,7 +497,7 @@ export class JsonReport implements DiffReport {
     out.text('"');
   }
 
-  /** Paths of the members that differ, where both values have types. */
+  /** Paths of the members that differ, if both values have types. */
   async #members(a: ItemsView, position: number, b: ItemsView, other: number): Promise<void> {
     const paths: string[] = [];
     for (let cpu = 0; cpu < Math.min(a.cpus, b.cpus); cpu++) {

@@ -2,14 +2,14 @@
 import type { DumpMap } from '../dump/model.js';
 import { nameText } from '../render.js';
 
-/** A file descriptor of a process whose name may be known. */
+/** A file descriptor of a process, with the process's name if it is known. */
 interface HeldFd {
   readonly pid: number;
   readonly fd: number;
   readonly command?: string | undefined;
 }
 
-/** `22137(flowd):3,4 22139:3`: the fds of each process. */
+/** `22137(flowd):3,4 22139:3`: the file descriptors of each process. */
 export function fdsText(holders: readonly HeldFd[]): string[] {
   const fds = new Map<string, number[]>();
   for (const { pid, fd, command } of holders) {

@@ -1,2 +1,2 @@
-/** Loads a module whose place is known only now. Apart, because the bundle has its launcher do it. */
+/** Loads a module whose path is known only at run time; the bundle replaces this file (see launcher.cjs). */
 export const importModule = (url: string): Promise<unknown> => import(url);

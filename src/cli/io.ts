@@ -1,4 +1,4 @@
-/** What a command may touch of the outside world: its streams and the terminal. */
+/** The outside world of a command: its streams and the terminal. */
 import * as fs from 'node:fs';
 import { oneLine } from '../errors.js';
 import { type Input, standardInput } from '../io/input.js';
@@ -8,27 +8,27 @@ import { onSameLine } from '../render.js';
 /** Streams, terminal and environment of one command. */
 export interface Io {
   stdin(): Promise<Input>;
-  /** Whether somebody types what standard input gives; not when not said. */
+  /** Whether standard input is typed by a person; false by default. */
   typed?(): Promise<boolean>;
   /** The data stream. Commands write results here and nothing else. */
   stdout(): Output;
-  /** One line of talk on standard error; whatever stands in it, it stays one. */
+  /** Prints one line on standard error; line ends in it are escaped. */
   say(line: string): void;
-  /** Shows text on standard error in place of what was shown so; does nothing where that is no terminal. */
+  /** Shows text on standard error instead of the text shown before; does nothing if that is not a terminal. */
   show(text: string): void;
   /** Whether standard output is a terminal, for layout and colour. */
   readonly terminal: boolean;
-  /** Columns of the terminal; undefined where there is none. */
+  /** Columns of the terminal; undefined if there is none. */
   readonly columns: number | undefined;
   readonly env: Readonly<Record<string, string | undefined>>;
 }
 
-/** Whether to colour: on a terminal, unless `--no-color` or NO_COLOR (when not empty) says otherwise. */
+/** Whether to colour: on a terminal, unless `--no-color` or a non-empty NO_COLOR says otherwise. */
 export function coloured(io: Io, option: boolean | undefined): boolean {
   return option ?? (io.terminal && !io.env.NO_COLOR);
 }
 
-/** Whether an fd may be a terminal at all, which is asked at a fraction of that price. */
+/** Whether a file descriptor may be a terminal: a cheap test before the expensive one. */
 function isDevice(fd: number): boolean {
   try {
     return fs.fstatSync(fd).isCharacterDevice();
@@ -37,7 +37,7 @@ function isDevice(fd: number): boolean {
   }
 }
 
-/** The process's own streams. Asking for `process.stdout` costs milliseconds, so it is asked for when needed. */
+/** The process's own streams. The first use of `process.stdout` costs milliseconds, so it is used only if needed. */
 export function processIo(): Io {
   return {
     stdin: standardInput,

@@ -1,4 +1,4 @@
-/** Command lines: yargs gets the command that is named, or all of them where none is, as for help. */
+/** Command lines: yargs gets only the command that is named; if none is, as for help, it gets all of them. */
 import yargs, { type Argv } from 'yargs';
 import { BpfimgError } from '../errors.js';
 import { version } from '../version.js';
@@ -10,7 +10,7 @@ import { DASH } from './source.js';
 
 /**
  * Parses a command line.
- * @returns the command to run, or an exit code when help was printed and nothing is left to do
+ * @returns the command to run, or an exit code if help was printed and nothing is left to do
  * @throws BpfimgError `usage`
  */
 export async function parseCommandLine(given: readonly string[], io: Io): Promise<Run | number> {
@@ -26,7 +26,7 @@ export async function parseCommandLine(given: readonly string[], io: Io): Promis
   const tail = commands.length === 1 && commands[0]?.tail === true;
   let chosen: Run | undefined;
   let help = '';
-  // To yargs, what stands behind `--` is never a positional.
+  // For yargs, words after `--` are never positionals.
   const end = tail ? -1 : argv.indexOf('--');
   const words = dashed(argv, tail).filter((_, i) => i !== end);
   const last = argv[end - 1];
@@ -78,7 +78,7 @@ export async function parseCommandLine(given: readonly string[], io: Io): Promis
           : text.replace(/^Unknown commands?: /, 'Unknown argument: ');
       throw new BpfimgError('usage', `${said} (see bpfimg --help)`);
     });
-  // yargs would lay the help out for every command line, in case it is asked for afterwards.
+  // Otherwise yargs would lay out the help for every command line, in case it is wanted later.
   if (named === undefined || argv.some((word) => /^-[^=]*h/.test(word))) cli = cli.help('help').alias('help', 'h');
   await cli.parseAsync(words, {}, (_error: unknown, _argv: unknown, output: string) => {
     help = output;
@@ -88,17 +88,17 @@ export async function parseCommandLine(given: readonly string[], io: Io): Promis
   return 0;
 }
 
-/** What may stand before a command. */
+/** Options that may come before a command. */
 const BEFORE = /^--(no-)?(debug|color)(=|$)/;
 
-/** The command that a command line names in the usual place; undefined for any other command line. */
+/** The command that a command line names in the usual position; undefined for any other command line. */
 function commandName(argv: readonly string[]): string | undefined {
   const first = argv.findIndex((word) => !BEFORE.test(word));
   const [one = '', two = ''] = argv.slice(Math.max(first, 0));
   return [one, `${one} ${two}`].find((name) => Object.hasOwn(COMMANDS, name));
 }
 
-/** A word as yargs takes it: `<image>`, `[image]`, `<images..>`. */
+/** A word as yargs declares it: `<image>`, `[image]`, `<images..>`. */
 function wordText([name, { demandOption, array }]: [string, { demandOption?: unknown; array?: unknown }]): string {
   const text = array === true ? `${name}..` : name;
   return demandOption ? `<${text}>` : `[${text}]`;
@@ -115,9 +115,9 @@ function built(y: Argv, command: Command): Argv {
 }
 
 /**
- * The words with a lone `-` as commands know it. Behind `--`, where nothing is an option any more, other words that
- * look like one are marked likewise, for yargs would take them for one; {@link undashed} takes the mark away.
- * @param tail what stands behind `--` is a command of its own
+ * The words, with a lone `-` replaced by {@link DASH}. Words after `--` that look like options get a mark, too, because
+ * yargs would take them for options; {@link undashed} removes it.
+ * @param tail the words after `--` are another command
  */
 function dashed(argv: readonly string[], tail: boolean): string[] {
   const found = argv.indexOf('--');
@@ -128,12 +128,12 @@ function dashed(argv: readonly string[], tail: boolean): string[] {
   return [...argv.slice(0, end).map(dash), ...(tail ? rest : rest.map(mark))];
 }
 
-/** A word as it was given, but for a lone `-`. */
+/** A word as it was given, except for a lone `-`. */
 function undashed(word: string): string {
   return word.length > DASH.length && word.startsWith(DASH) ? word.slice(DASH.length) : word;
 }
 
-/** What yargs knows of options. */
+/** What yargs knows about options. */
 interface KnownOptions {
   readonly key?: unknown;
   readonly array?: unknown;
@@ -141,11 +141,11 @@ interface KnownOptions {
   readonly alias?: unknown;
 }
 
-/** What yargs itself puts among the options. */
+/** Members that yargs itself adds to the options. */
 const YARGS_OWN: ReadonlySet<string> = new Set(['--', '_', '$0']);
 
 /**
- * Takes the marks of {@link dashed} from words, and refuses what yargs does not.
+ * Removes the marks of {@link dashed} from words, and refuses what yargs accepts but we do not.
  * @param last the word before `--`
  */
 function settled(

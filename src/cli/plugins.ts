@@ -14,8 +14,8 @@ import type { Io } from './io.js';
  * The map types of bpfimg and of the plugins in `folders` and in BPFIMG_LIBS_DIR.
  *
  * A plugin is a module (.js, .mjs, .cjs) whose default export is a {@link Plugin}, or a function that makes
- * one of the {@link toolkit}. Of two that serve one type the later does; bpfimg's own come first.
- * @throws BpfimgError for a folder or module that cannot be loaded, is no plugin, or is not to be trusted by root
+ * one from the {@link toolkit}. If two serve one type, the later one wins; bpfimg's own come first.
+ * @throws BpfimgError for a folder or module that cannot be loaded, is not a plugin, or must not be trusted by root
  */
 export async function mapTypes(folders: readonly string[], io: Pick<Io, 'env'>): Promise<MapTypes> {
   const more = (io.env.BPFIMG_LIBS_DIR ?? '').split(':').filter((folder) => folder !== '');
@@ -56,7 +56,7 @@ async function load(file: string): Promise<Plugin> {
   return guarded(exported as Plugin, file);
 }
 
-/** The plugin with hooks whose failures say whose they are. */
+/** The plugin, with hooks whose errors name its file. */
 function guarded(plugin: Plugin, file: string): Plugin {
   const named = (error: unknown): never => {
     if (error instanceof BpfimgError || !(error instanceof Error)) throw error;
@@ -90,7 +90,7 @@ const HOOK: Readonly<Record<Exclude<keyof Plugin, 'name' | 'types'>, true>> = {
 const HOOKS = Object.keys(HOOK);
 const KEYS = ['bytes', 'index', 'prefix', 'fd', 'none'];
 
-/** What keeps `value` from being a plugin. */
+/** Why `value` is not a plugin. */
 function problemOf(value: unknown): string | undefined {
   if (typeof value !== 'object' || value === null) return 'expected an object as its default export';
   const { name, types, ...rest } = value as Record<string, unknown>;
@@ -116,7 +116,7 @@ function problemOf(value: unknown): string | undefined {
   return odd === undefined ? undefined : `unknown member ${odd}`;
 }
 
-/** Whether `value` has what every rule of MAP_CREATE has. */
+/** Whether `value` has the members of a rule for MAP_CREATE. */
 function isCreateRule(value: unknown): boolean {
   if (typeof value !== 'object' || value === null) return false;
   const { key, value: values, entries, flags, needs, btf } = value as Record<string, unknown>;

@@ -1,4 +1,4 @@
-/** Progress on the terminal, for what takes longer than a second. */
+/** Shows progress on the terminal if something takes longer than a second. */
 import type { Doing } from '../maptype.js';
 import { nameText, sizeText, timeText } from '../render.js';
 import type { Io } from './io.js';
@@ -7,7 +7,7 @@ import type { Io } from './io.js';
 const DELAY = 1000;
 const EVERY = 200;
 
-/** One line that tells how far the map is that is being done. */
+/** One line that says how far the current map is. */
 export class Progress {
   #map = '';
   #start = 0;
@@ -18,7 +18,7 @@ export class Progress {
     readonly now: () => number = Date.now,
   ) {}
 
-  /** To be called as often as one likes. */
+  /** May be called as often as you like. */
   update({ map, items, most, itemSize }: Doing): void {
     const now = this.now();
     if (map !== this.#map) {

@@ -1,4 +1,4 @@
-/** `list SOURCE…`: the maps of dumps without their items, one table for one source, a line each for several. */
+/** `list SOURCE…`: the maps of dumps without their items; a table for one source, a line each for several. */
 import { mapMembers } from '../dump/attributes.js';
 import type { Dump, DumpMap } from '../dump/model.js';
 import { BpfimgError, EXIT } from '../errors.js';
@@ -20,7 +20,7 @@ interface ListOptions {
   readonly debug?: boolean;
 }
 
-/** What one source holds. */
+/** What one source contains. */
 interface Listed {
   readonly source: string;
   readonly container: string | undefined;
@@ -34,7 +34,7 @@ interface ListedMap {
 }
 
 /**
- * Lists what `sources` name. One that cannot be read is a line of its own, and keeps no other from being listed.
+ * Lists what `sources` name. If one cannot be read, it gets a line that says so, and the others are listed.
  * @returns the exit code
  */
 export async function listSources(

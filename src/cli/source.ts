@@ -1,4 +1,4 @@
-/** Sources as a command line names them: a path or live maps, and standard input for `-` and for nothing. */
+/** Sources as a command line names them: a path or live maps; `-` or nothing is standard input. */
 import * as fs from 'node:fs';
 import type { DumpFiles } from '../dump/files.js';
 import { BpfimgError } from '../errors.js';
@@ -8,8 +8,8 @@ import { openSource, type Source, type SourceHost } from '../source/source.js';
 import type { Io } from './io.js';
 
 /**
- * What a lone `-` is turned into before yargs sees it, which would make empty text of it. No argument of
- * a process can contain it.
+ * Replaces a lone `-` before yargs sees it, which would turn that into empty text. No argument of a process can
+ * contain it.
  */
 export const DASH = '\0';
 
@@ -29,7 +29,7 @@ export interface SourceOptions {
   readonly like?: string | undefined;
 }
 
-/** Opens sources for one command, whose map types are loaded when something asks for them. */
+/** Opens sources for one command. Map types are loaded when something needs them. */
 export class Sources {
   #types: Promise<MapTypes> | undefined;
   readonly #host: Partial<SourceHost>;
@@ -74,9 +74,9 @@ export class Sources {
   }
 
   /**
-   * Opens what `text` names; undefined is standard input. Says what a dump lacks: one that CRIU has not finished, or
-   * live maps that could not be captured whole.
-   * @param judged the command says that itself
+   * Opens what `text` names; undefined is standard input. Warns about a dump that CRIU has not finished, or live maps
+   * that could not be captured completely.
+   * @param judged the command itself warns
    */
   async open(text: string | undefined, judged = false): Promise<Source> {
     const source = await openSource(
@@ -87,12 +87,12 @@ export class Sources {
     return source;
   }
 
-  /** Whether `--like` has given attributes to what bpftool has printed. */
+  /** Whether items printed by bpftool have got the attributes of `--like`. */
   get likeUsed(): boolean {
     return this.#likeUsed;
   }
 
-  /** Fails if `--like` was of no use to any of the sources. */
+  /** Fails if no source has used `--like`. */
   expectLikeUsed(): void {
     const { like } = this.options;
     if (like === undefined || this.#likeUsed) return;
@@ -101,21 +101,21 @@ export class Sources {
     });
   }
 
-  /** Opens what `text` names to see what its maps are, without their items and without a word about them. */
+  /** Opens what `text` names for the attributes of its maps, without their items and without warnings. */
   openBare(text: string): Promise<Source> {
     if (text === DASH)
       throw new BpfimgError('usage', 'standard input is the source: name a file', { subject: '--like -' });
     return openSource(text, { ...this.#host, bare: true });
   }
 
-  /** The current folder, for a command without a source that nobody pipes anything into: when it is a dump. */
+  /** The current folder if it is a dump: for commands without a source whose standard input is not a pipe. */
   async here(): Promise<string | undefined> {
     if (!(await this.io.typed?.())) return undefined;
     const { isDump } = await import('../source/checkpoint.js');
     return isDump(fs.readdirSync('.')) ? '.' : undefined;
   }
 
-  /** What is in an unfinished dump may be less than there was, or broken. */
+  /** Warns about an unfinished dump, which may be incomplete or broken. */
   async #sayUnfinished(files: DumpFiles): Promise<void> {
     const { FINISHED, unfinishedDump } = await import('../dump/model.js');
     const why = unfinishedDump(files);

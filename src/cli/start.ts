@@ -1,14 +1,14 @@
-/** The process around a command line: its signals, its exit code. */
+/** The process that runs a command line: its signals, its exit code. */
 import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine } from '../errors.js';
 import { removeUnfinished } from '../io/unfinished.js';
 import { isWaiting } from '../io/waiting.js';
 import { type Io, processIo } from './io.js';
 
-/** Runs a command line (without node and script name), and says with which code the process ends. */
+/** Runs a command line (without node and script name); resolves to the exit code of the process. */
 export type Main = (argv: readonly string[], io: Io) => Promise<number>;
 
 /**
- * Tells of an error through `io`.
+ * Reports an error through `io`.
  * @returns the exit code
  */
 export function reported(error: unknown, io: Io, debug: boolean): number {
@@ -22,7 +22,7 @@ export function reported(error: unknown, io: Io, debug: boolean): number {
   return EXIT.failed;
 }
 
-/** Exit codes a shell expects of a program that a signal ended. */
+/** Exit codes that a shell expects from a program ended by a signal. */
 const SIGNALS = { SIGINT: EXIT.interrupted, SIGTERM: 143, SIGHUP: 129 } as const;
 
 /** Runs the process's own command line. */
@@ -32,12 +32,12 @@ export async function start(main: Main): Promise<void> {
     process.on(signal, () => {
       for (const line of removeUnfinished()) io.say(`bpfimg: ${line}`);
       if (!isWaiting()) process.exit(code);
-      // Leaving would wait for what we wait for. Of the signal itself, a shell makes the same code.
+      // Exiting would wait for the blocked thread. A shell makes the same code of the signal itself.
       process.removeAllListeners(signal);
       process.kill(process.pid, signal);
     });
   }
   process.exitCode = await main(process.argv.slice(2), io);
-  // Commands clean up after themselves; this is for what failed before it could be handed to anyone.
+  // Commands clean up after themselves; this removes what failed before any command owned it.
   removeUnfinished();
 }

@@ -1,4 +1,4 @@
-/** What `replay --swap` tells of the maps that it has replaced. */
+/** What `replay --swap` says about the maps that it has replaced. */
 import { pathBytes } from '../bytes.js';
 import { type Program, programsByMap } from '../kernel/live.js';
 import { BpfMap } from '../kernel/map.js';
@@ -9,7 +9,7 @@ import type { FreshMap } from '../replay/replay.js';
 import type { Replaced } from '../replay/swap.js';
 import { fdsText } from './holders.js';
 
-/** A replaced map, and who goes on using it, as `--json` prints it. */
+/** A replaced map and who still uses it, as `--json` prints it. */
 export interface ReplacedRow extends Replaced {
   readonly map_id: number;
   readonly programs: readonly Program[];
@@ -39,7 +39,7 @@ export function replacedRows(sys: Sys, fresh: readonly FreshMap[]): ReplacedRow[
   });
 }
 
-/** One line for each replaced map: where it is, and who goes on using it. */
+/** One line for each replaced map: where it is, and who still uses it. */
 export function replacedLines(rows: readonly ReplacedRow[]): string[] {
   return rows.map(({ pin, kept, map_id, programs, holders }) => {
     const users = [...programs.map(({ id, name }) => `program ${id} (${nameText(name)})`), ...fdsText(holders)];

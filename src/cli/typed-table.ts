@@ -1,4 +1,4 @@
-/** Items of known types for people: a column a member, what is nested folded. */
+/** Items of known types for people: one column per member; nested members are in one cell. */
 import { hex } from '../bytes.js';
 import type { JsonForm } from '../json/forms.js';
 import { COMPACT, print } from '../json/print.js';
@@ -6,15 +6,15 @@ import { type Colours, hexGroups } from '../render.js';
 import type { Json } from '../value.js';
 import { cut, padEnd, padStart, width } from '../width.js';
 
-/** Rows that are looked at before the first is printed, for the widths of columns. */
+/** Rows that decide the widths of columns before the first one is printed. */
 const ROWS_AHEAD = 256;
 /** Width of the longest cell; `decode` has all. */
 const CELL_WIDTH = 60;
 
-/** The members of a key or value, by name; one without a name for what has no members. */
+/** The members of a key or value by name; a value without members is one member without a name. */
 export type Fields = readonly (readonly [name: string, value: Json])[];
 
-/** What is shown of a key or value: by its form, where it has one, else its bytes. */
+/** What is shown of a key or value: JSON if it has a form, otherwise bytes. */
 export function cellFields(form: JsonForm | undefined, bytes: Uint8Array): Fields {
   if (form === undefined) return [['', bytes.length === 0 ? '' : hexGroups(bytes)]];
   const json = form.show(new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), 0);
@@ -26,7 +26,7 @@ export function cellFields(form: JsonForm | undefined, bytes: Uint8Array): Field
   return Object.entries(members);
 }
 
-/** Lays rows out in columns that fit the first of them. */
+/** Lays out rows in columns that fit the first rows. */
 export class TypedTable {
   readonly #names: string[] = [];
   readonly #widths: number[] = [];
@@ -42,7 +42,7 @@ export class TypedTable {
     readonly line: (text: string) => void,
   ) {}
 
-  /** Adds a value of a key; that of the row before is not shown again. */
+  /** Adds a value of a key; if the key is that of the row before, it is not shown again. */
   row(key: Fields, cpu: number, value: Fields): void {
     const again = this.perCpu && key === this.#last;
     this.#last = key;
@@ -88,7 +88,7 @@ export class TypedTable {
 
 const isInteger = (value: Json) => typeof value === 'string' && /^-?[0-9]+$/.test(value);
 
-/** Text that stands in a cell as it is; any other is quoted. */
+/** Text that a cell shows as it is; any other is quoted. */
 const PLAIN_CELL = /^[\p{L}\p{M}\p{N}\p{P}\p{S}]+( [\p{L}\p{M}\p{N}\p{P}\p{S}]+)*$/u;
 
 function cell(value: Json): string {
@@ -96,7 +96,7 @@ function cell(value: Json): string {
   return width(text) > CELL_WIDTH ? `${cut(text, CELL_WIDTH - 1)}…` : text;
 }
 
-/** JSON, in ASCII where it might not be seen for what it is. */
+/** JSON, with characters that could be misleading as ASCII escapes. */
 function quoted(value: Json): string {
   return print(value, { ...COMPACT, ascii: true });
 }

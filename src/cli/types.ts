@@ -1,4 +1,4 @@
-/** The types that a command shows items by, as its options say; their code is loaded when there are any. */
+/** The types that a command uses to show items, from its options. The code for types is loaded only if there are any. */
 import type { DocumentForms } from '../dump/document.js';
 import type { Dump, DumpMap } from '../dump/model.js';
 import { mapName } from '../dump/select.js';
@@ -8,7 +8,7 @@ import { nameText } from '../render.js';
 import type { Io } from './io.js';
 import { namesTypes, type TypeArguments } from './options.js';
 
-/** What finds the types of a dump's maps; undefined where nothing knows any. */
+/** Finds the types of a dump's maps; undefined if there are none. */
 export async function typeFinder(dump: Dump, table: KnownTypes, args: TypeArguments): Promise<TypeFinder | undefined> {
   if (dump.btf.size === 0 && !namesTypes(args)) return undefined;
   const { TypeFinder } = await import('../dump/types.js');
@@ -16,8 +16,8 @@ export async function typeFinder(dump: Dump, table: KnownTypes, args: TypeArgume
 }
 
 /**
- * How the items of `maps` look; on standard error what their types lack.
- * @param said lines that are not said again
+ * How the items of `maps` look. Problems with their types are reported on standard error.
+ * @param said lines that are not repeated
  */
 export async function documentForms(
   finder: TypeFinder | undefined,
@@ -31,7 +31,7 @@ export async function documentForms(
   return forms;
 }
 
-/** Says on standard error what keeps maps from having types. */
+/** Says on standard error why maps lack types. */
 export function sayProblems(finder: TypeFinder, maps: readonly DumpMap[], io: Io, said = new Set<string>()): void {
   const lines = finder.problems.map((problem) => `${problemText(problem)}: shown as bytes`);
   for (const line of [...lines, finder.unused(maps)]) {

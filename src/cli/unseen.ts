@@ -1,7 +1,7 @@
 import type { Unseen } from '../kernel/live.js';
 import { plural } from '../render.js';
 
-/** One line about what is not shown; empty when everything is. */
+/** One line about what is not shown; empty if everything is. */
 export function unseenText({ ids, processes, types }: Unseen): string {
   const parts: string[] = [];
   if (ids) parts.push('without CAP_SYS_ADMIN, maps that no visible process or pin holds are not shown');

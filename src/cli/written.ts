@@ -4,12 +4,12 @@ import { lineText } from '../render.js';
 import type { Io } from './io.js';
 import { DASH } from './source.js';
 
-/** Opens `file`, or standard output for `-` and for nothing. The caller commits or aborts it. */
+/** Opens `file`; `-` or undefined is standard output. The caller commits or aborts it. */
 export async function outputOf(file: string | undefined, io: Io): Promise<Output> {
   return file === undefined || file === DASH ? io.stdout() : openOutput(file);
 }
 
-/** Writes to `file`, or to standard output for `-` and for nothing. A file appears only when `write` succeeds. */
+/** Writes to `file`; `-` or undefined is standard output. A file appears only if `write` succeeds. */
 export async function written(file: string | undefined, io: Io, write: (out: Output) => Promise<void>): Promise<void> {
   const out = await outputOf(file, io);
   try {

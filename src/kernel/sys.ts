@@ -46,15 +46,6 @@ export type Result = number;
 /** A mapping's address, or a negated errno. */
 export type MapResult = bigint;
 
-/** How memory is mapped. */
-export interface HowToMap {
-  readonly writable: boolean;
-  /** Read in every page at once. */
-  readonly populate: boolean;
-  /** Where, without replacing what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose. */
-  readonly address: bigint;
-}
-
 /** The system calls, with as little around them as possible. */
 export interface Sys {
   /** Mount point of procfs; tests have their own. */
@@ -85,8 +76,15 @@ export interface Sys {
   /**
    * Maps memory, always MAP_SHARED.
    * @param offset position in the file, in bytes
+   * @param how.populate read in every page at once
+   * @param how.address where to map, without replacing what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose
    */
-  mmap(fd: number, offset: number, length: number, how: HowToMap): MapResult;
+  mmap(
+    fd: number,
+    offset: number,
+    length: number,
+    how: { readonly writable: boolean; readonly populate: boolean; readonly address: bigint },
+  ): MapResult;
   munmap(address: bigint, length: number): Result;
   /** The mapped bytes themselves. Touching them after {@link munmap} kills the process. */
   view(address: bigint, length: number): Buffer;
@@ -394,7 +392,7 @@ class KernelSys implements Sys {
     return result;
   }
 
-  mmap(fd: number, offset: number, length: number, { writable, populate, address }: HowToMap): MapResult {
+  mmap(...[fd, offset, length, { writable, populate, address }]: Parameters<Sys['mmap']>): MapResult {
     const protection = PROT_READ | (writable ? PROT_WRITE : 0);
     const flags = MAP_SHARED | (populate ? MAP_POPULATE : 0) | (address !== 0n ? MAP_FIXED_NOREPLACE : 0);
     const result = this.#mmap(address, length, protection, flags, fd, offset);

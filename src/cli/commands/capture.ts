@@ -79,7 +79,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   if (toPipe && io.terminal)
     throw new BpfimgError('usage', 'an archive is no text for a terminal: name a file with -o');
   const drain = drainOf(args.drain);
-  // yargs' `implies` takes an option's default for the option.
+  // yargs' `implies` does not tell an option from its default.
   if (args.skipUnsupported && !args.all) throw new BpfimgError('usage', '--skip-unsupported goes with --all');
   const types = await mapTypes(args.libdir, io);
   const kernel = sys ?? (await openSys(types));
@@ -126,7 +126,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
         rows.map((row) => cells(row, types)),
         colours(!toPipe && coloured(io, args.color)),
       );
-  // Standard output has the archive then.
+  // Standard output is the archive then.
   if (toPipe) for (const line of lines) io.say(line);
   else await written(undefined, io, async (out) => printLines(out, lines));
   const failed = rows.filter(({ report }) => report.kind === 'not supported');

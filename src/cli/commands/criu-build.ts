@@ -20,7 +20,7 @@ export const command: Command = {
   run,
 };
 
-/** Prints the line for CRIU's settings, and nothing else: it may be appended to the file. */
+/** Prints only the line for CRIU's settings, so that it can be appended to that file. */
 async function run(args: Given<typeof takes>, io: Io): Promise<void> {
   const compiler = io.env.CC === '' ? undefined : io.env.CC;
   const file = buildPlugin(args.out, { version, config: args.config, compiler });

@@ -59,7 +59,7 @@ function outcomeText(outcome: Outcome): string {
 // ---------------------------------------------------------------------------------------------------
 // JSON
 
-/** One line a process. */
+/** One line per process. */
 function json({ pid, dumps, processes, blocked, blocks, warnings }: TreeCheck, host: CriuHost): string {
   const rows = processes.map(({ pid, parent, command, objects }) => {
     return `\n  ${JSON.stringify({ pid, parent: parent ?? null, command, objects: objects.map(members) })}`;

@@ -27,7 +27,7 @@ export const command: Command = {
   run,
 };
 
-/** Says on standard error when there was nothing to do, which is no failure. */
+/** If there was nothing to do, says so on standard error; that is not a failure. */
 async function run({ dir, to, color, libdir }: Given<typeof takes>, io: Io): Promise<void> {
   const types = await mapTypes(libdir, io);
   const done = await convert(dir, to, types);

@@ -68,7 +68,7 @@ async function run(args: DecodeArguments, io: Io): Promise<void> {
   }
 }
 
-/** @param file the image's path, where it is a file */
+/** @param file the image's path, if it is a file */
 async function decodeOne(
   { input }: ImageSource,
   file: string | undefined,
@@ -92,12 +92,12 @@ async function decodeOne(
       ...(maps ? { maps } : {}),
       ...(forms ? { forms } : {}),
     });
-    // crit ends its output with a line end on standard output only; ndjson has ended its last line.
+    // crit ends its output with a newline only on standard output; ndjson has ended its last line already.
     if (args.format === 'items' || (args.format === 'crit' && args.out === undefined)) out.text('\n');
   });
 }
 
-/** Within a single image maps have no names: only ids select. */
+/** Maps have no names in a single image: only ids select. */
 function mapIds(selectors: readonly string[], hasMaps: boolean): Set<number> {
   if (!hasMaps) throw new BpfimgError('usage', '--map selects within a bpfmap-data image or a dump folder');
   return new Set(
@@ -112,7 +112,7 @@ function mapIds(selectors: readonly string[], hasMaps: boolean): Set<number> {
   );
 }
 
-/** What only dumps need: a small image is decoded before it could be loaded. */
+/** Code that only dumps need: decoding a small image takes less time than loading it. */
 async function ofDumps() {
   return {
     ...(await import('../../dump/document.js')),
@@ -149,7 +149,7 @@ async function decodeDump({ files, name }: DumpSource, types: MapTypes, args: De
 
 const NO_TYPES_WARNING = 'bpfimg: warning: no types are known; --btf FILE or --type NAME=KEY:VALUE names them';
 
-/** How the items of an image look: what its maps are, the images beside it say. */
+/** How the items of an image look, which the other images in its folder decide. */
 async function imageForms(
   file: string | undefined,
   chosen: ReadonlySet<number> | undefined,
@@ -173,7 +173,7 @@ async function imageForms(
   }
 }
 
-/** The dump in whose folder an image stands. */
+/** The dump in whose folder an image is. */
 async function beside(image: string): Promise<Dump | undefined> {
   const { IMAGE, openDump, PLUGIN_IMAGE } = await ofDumps();
   const name = path.basename(image);

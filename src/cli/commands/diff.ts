@@ -53,14 +53,14 @@ export const command: Command = {
   run,
 };
 
-/** As with diff(1), 1 is an answer: whatever goes wrong is 2. */
+/** As with diff(1), 1 is an answer, and 2 means that something went wrong. */
 class Trouble extends BpfimgError {
   override get exitCode(): number {
     return EXIT.usage;
   }
 }
 
-/** Items of each kind that are shown of a map. */
+/** Items of each kind that are shown per map. */
 const SHOWN = 10;
 
 /** @param sys the kernel; tests have their own */
@@ -155,13 +155,13 @@ class Diff {
         report.end(this.#different);
       });
     } catch (error) {
-      // Whoever has read enough of it knows.
+      // Whoever closed the pipe has read enough.
       if (!(error instanceof ClosedPipe) || !this.#different) throw error;
     }
     return this.#different ? EXIT.failed : EXIT.ok;
   }
 
-  /** Compares one pair; whether it differs. */
+  /** Compares one pair; returns whether it differs. */
   async #compare(
     pair: MapPair,
     comparison: MapComparison,
@@ -201,7 +201,7 @@ class Diff {
     return file !== undefined && this.types.get(file.message.map_type).inner ? { value: mapIdForm } : undefined;
   }
 
-  /** The pairs that `--map` names: one map of a pair, by id or name, is enough. */
+  /** The pairs that `--map` selects: one map of a pair, by id or name, is enough. */
   #selected(pairs: readonly MapPair[]): readonly MapPair[] {
     const { map: selectors } = this.args;
     if (selectors.length === 0) return pairs;
@@ -229,7 +229,7 @@ class Diff {
       throw new BpfimgError('notFound', `no such map in ${this.#labels.join(' or ')}`, { subject: `--type ${lost}` });
     }
     const forms = [];
-    // What both sides lack is said once.
+    // If both sides lack the same, it is said once.
     const said = new Set<string>();
     for (const [side, dump] of [this.a, this.b].entries()) {
       const type = args.type.filter((text) => named(text) === '' || has(dump, text));
@@ -239,7 +239,7 @@ class Diff {
     return forms;
   }
 
-  /** Says where attributes are known on one side only. */
+  /** Says for which maps attributes are known on one side only. */
   #sayUnknown(pairs: readonly MapPair[]): void {
     for (const [side, other] of [
       ['a', 'b'],

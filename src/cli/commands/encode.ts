@@ -57,8 +57,8 @@ async function run(args: EncodeArguments, io: Io): Promise<void> {
 const HEAD = 256;
 
 /**
- * Encodes an image, or a maps document as an archive. The output is opened before the input comes: what cannot be
- * written is news at once.
+ * Encodes an image, or a maps document as an archive. The output is opened before the input arrives, so that it fails
+ * at once if it cannot be written.
  */
 async function encodeOne(given: Input, { out: file, libdir }: EncodeArguments, io: Io): Promise<void> {
   const out = await outputOf(file, io);
@@ -67,7 +67,7 @@ async function encodeOne(given: Input, { out: file, libdir }: EncodeArguments, i
     if (!/^\s*\{\s*"(format|maps)"/.test(Buffer.from(head).toString('latin1'))) return await encodeAs(input, out);
     const { encodeDocument, mapTypes, packed, packFormat } = await ofDumps();
     const format = file === undefined || file === DASH ? 'tar' : packFormat(file);
-    // By its name it would be taken for an image.
+    // Its name would make people take it for an image.
     if (format === undefined) return await encodeAs(input, out);
     const types = await mapTypes(libdir, io);
     return await packed(out, format, (folder) => encodeDocument(input, folder, false, types));
@@ -82,7 +82,7 @@ async function encodeAs(input: Input, image: Output): Promise<void> {
   await image.commit();
 }
 
-/** Encodes a maps document into a folder, or into an archive that is there. */
+/** Encodes a maps document into a folder, or into an existing archive. */
 async function encodeDump(input: Input, dir: string, { force, libdir }: EncodeArguments, io: Io): Promise<void> {
   const { encodeDocument, encodeIntoArchive, mapTypes } = await ofDumps();
   const types = await mapTypes(libdir, io);
@@ -91,7 +91,7 @@ async function encodeDump(input: Input, dir: string, { force, libdir }: EncodeAr
   return encodeIntoArchive(input, dir, types);
 }
 
-/** Whether there is a file itself, and no link, which others may have put there. */
+/** Whether it is a regular file, not a link, which others may have put there. */
 function isFile(path: string): boolean {
   try {
     return fs.lstatSync(path, { throwIfNoEntry: false })?.isFile() === true;
@@ -100,7 +100,7 @@ function isFile(path: string): boolean {
   }
 }
 
-/** What only dumps need: a small image is encoded before it could be loaded. */
+/** Code that only dumps need: encoding a small image takes less time than loading it. */
 async function ofDumps() {
   return {
     ...(await import('../../dump/encode.js')),

@@ -27,13 +27,13 @@ export const command: Command = {
 };
 
 /**
- * Kind and number of entries, as crit's info prints them; counted right where an entry has more than a message.
- * An image that cannot be read keeps no other from its line.
+ * Kind and number of entries, as crit's info prints them, but correct even if entries are more than a message.
+ * An image that cannot be read does not keep the others from being listed.
  */
 async function run({ sources, debug = false }: Given<typeof takes>, io: Io): Promise<number> {
   let code: number = EXIT.ok;
   await written(undefined, io, async (out) => {
-    // A dump has many images that only CRIU knows.
+    // A dump has many images that only CRIU can read.
     const guarded = async (look: () => Promise<void>, inDump = false) => {
       try {
         await look();

@@ -42,7 +42,7 @@ export const command: Command = {
   run,
 };
 
-/** What stands in the table for what could not be seen. */
+/** What the table shows for what could not be seen. */
 const UNKNOWN = '?';
 
 /** @param sys the kernel; tests have their own */
@@ -74,7 +74,7 @@ export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<unkno
   return undefined;
 }
 
-/** A map as a member of the JSON, null for what could not be seen. */
+/** A map in the JSON, with null for what could not be seen. */
 function members(map: LiveMap, types: MapTypes): Record<string, unknown> {
   return {
     map_id: map.id,
@@ -121,7 +121,7 @@ function row(map: LiveMap, types: MapTypes): string[] {
   ];
 }
 
-/** The fds of each process, or the programs that alone keep the map. */
+/** The file descriptors of each process, or the programs, if only they keep the map. */
 function holdersText(map: LiveMap): string {
   const programs = map.programs.map(({ id, name }) =>
     name === '' ? `program ${id}` : `program ${id}(${nameText(name)})`,

@@ -152,7 +152,7 @@ async function showTypes(
       const words = [key && `key ${key}`, value && `value ${value}`].filter(Boolean).join(', ');
       const title = `map ${map.mapId}${name ? ` ${nameText(name)}` : ''}: ${words}`;
       out.text(`${i === 0 ? '' : '\n'}/* ${title.replaceAll('*/', '* /')} */\n`);
-      // Names are bytes of a file: what is no line of C is escaped.
+      // Names come from a file, so anything that could not be C is escaped.
       for (const text of texts) out.text(`${text.replace(/[^\t\n]+/g, nameText)}\n`);
     }
   });
@@ -292,7 +292,7 @@ class Show {
     }
   }
 
-  /** Items in columns: one for each member of a key and of a value. */
+  /** Items in columns: one for each member of the key and the value. */
   async #typed(data: MapData, shape: ItemShape, shown: number, forms: ItemForms): Promise<void> {
     const { size: valueSize, stride, cpus } = cpuParts(shape.valueSize, shape.perCpu);
     const table = new TypedTable(this.look, shape.perCpu !== undefined, (line) => this.#line(line));
@@ -310,7 +310,7 @@ class Show {
     table.end();
   }
 
-  /** How keys of a map look to people who know its type; undefined where hex and ASCII are the best there is. */
+  /** How keys of this map type are shown to people; undefined for hex and ASCII. */
   #keyText(file: BpfmapFileEntry | undefined): ((key: Uint8Array) => string | undefined) | undefined {
     if (file === undefined) return undefined;
     const type = this.types.get(file.map_type);
@@ -320,7 +320,7 @@ class Show {
     return shown && plugin.keyText !== undefined ? (key) => plugin.keyText?.(key, type) : undefined;
   }
 
-  /** How values are shown that are inner maps: by the id, and by the name where the dump has the map. */
+  /** How values that are inner maps are shown: by id, and by name if the dump has the map. */
   #innerText(file: BpfmapFileEntry | undefined): ((value: Uint8Array) => string) | undefined {
     if (file === undefined || this.how.raw || this.types.get(file.map_type).inner !== true) return undefined;
     return (value) => {

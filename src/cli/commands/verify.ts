@@ -26,7 +26,7 @@ export const command: Command = {
   run,
 };
 
-/** Exit code 1 when something is wrong; warnings alone are 0. */
+/** Exit code 1 for errors; warnings alone are 0. */
 async function run(args: VerifyArguments, io: Io): Promise<number> {
   const verifier = await verified(args, io);
   const { findings } = verifier;
