@@ -22,7 +22,7 @@ export type ErrorKind =
   /** The operating system refused. */
   | 'io';
 
-/** Exit codes, as SPEC and `bpfimg --help` name them. */
+/** Exit codes. For `diff`, 1 means differences and 2 any error; src/cli/start.ts has those of further signals. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const;
 
 /** What must not reach a terminal: controls (C0, DEL, C1), other line ends, and what reorders text (bidi). */

@@ -225,6 +225,26 @@ t.test('the picture in docs/design.md is of these layers', async (t) => {
   t.same(Object.keys(NOTES).sort(), Object.keys(LAYERS).sort(), 'each layer has a note');
 });
 
+t.test('what docs/design.md says is decided somewhere is there', async (t) => {
+  const text = fs.readFileSync(path.join(TOP, 'docs/design.md'), 'utf8');
+  const rows = /^## Where is it decided\?\n\n.*\n.*\n((?:\|.*\n)+)/m.exec(text)?.[1]?.trimEnd().split('\n') ?? [];
+  t.ok(rows.length > 9, 'the table was found');
+  for (const row of rows) {
+    const where = row.split(' | ')[1] ?? '';
+    const words = [...where.matchAll(/`([^`]+)`/g)].map(([, word = '']) => word);
+    const files = words.filter((word) => word.includes('/'));
+    t.ok(files.length > 0 && files.every((file) => fs.existsSync(path.join(TOP, file))), row);
+    const code = files
+      .filter((file) => file.endsWith('.ts'))
+      .map((file) => fs.readFileSync(path.join(TOP, file), 'utf8'));
+    for (const name of words.filter((word) => !word.includes('/')))
+      t.ok(
+        code.some((one) => new RegExp(`^export .*\\b${name}\\b`, 'm').test(one)),
+        `${name}: ${row}`,
+      );
+  }
+});
+
 t.test('what a module exports says what it is', async (t) => {
   const words = '(?:default |async |abstract |declare )*(?:function\\*?|class|interface|type|enum|const|let)';
   const exported = new RegExp(`^export ${words} [\\w[{]+`);

@@ -13,7 +13,7 @@ import { KernelError } from './error.js';
 import { mapSubject } from './flags.js';
 import { type KernelMap, kernelMaps } from './iter.js';
 import { BpfMap, InfoReader, kernelName, openPin } from './map.js';
-import { isPattern, matcher, near } from './pattern.js';
+import { isPattern, matcher, similarNames } from './pattern.js';
 import {
   type Access,
   fdLink,
@@ -248,7 +248,7 @@ export class LiveMaps {
     }
     if (what === 'nothing') {
       const pins = this.maps.flatMap((map) => map.pins);
-      const like = near(
+      const like = similarNames(
         path.basename(given),
         pins.map((pin) => path.posix.basename(pin)),
       );
@@ -269,7 +269,7 @@ export class LiveMaps {
       const fits = isPattern(name) ? matcher(name) : () => false;
       const all = this.maps.filter((map) => map.name !== undefined && fits(map.name));
       if (all.length > 0) return all;
-      throw this.#missing(`--name ${name}`, 'no map has this name', near(name, names));
+      throw this.#missing(`--name ${name}`, 'no map has this name', similarNames(name, names));
     }
     const list = found.slice(0, 20).map((map) => map.id);
     const more = found.length > list.length ? ', …' : '';

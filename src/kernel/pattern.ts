@@ -29,7 +29,7 @@ export function matcher(pattern: string): (text: string) => boolean {
 }
 
 /** The first few of `names` that someone who mistyped `name` may have meant, for a message. */
-export function near(name: string, names: Iterable<string>): string[] {
+export function similarNames(name: string, names: Iterable<string>): string[] {
   const plain = (text: string) => text.toLowerCase().replace(/[^a-z0-9]/g, '');
   const wanted = plain(name);
   const start = wanted.slice(0, 3);
