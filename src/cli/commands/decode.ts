@@ -103,7 +103,7 @@ function mapIds(selectors: readonly string[], hasMaps: boolean): Set<number> {
   return new Set(
     selectors.map((text) => {
       if (!/^\d{1,10}$/.test(text)) {
-        throw new BpfimgError('usage', 'a single image knows maps by id only, names stand in a dump', {
+        throw new BpfimgError('usage', 'a single image knows maps only by id; a dump has their names', {
           subject: `--map ${text}`,
         });
       }
