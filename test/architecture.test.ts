@@ -187,7 +187,7 @@ t.test('only plugins know map types', async (t) => {
   }
 });
 
-t.test('whoever wants a part of an error takes the field', async (t) => {
+t.test('parts of errors are taken from their fields', async (t) => {
   // A few lines may lie between: `error.message\n  .replace(`, and `const { message } = error` before `message.slice(`.
   const cuts = '(replace|replaceAll|slice|split|startsWith|endsWith|match|matchAll|substring|indexOf|includes|at)\\(';
   const cut = new RegExp(
@@ -225,7 +225,7 @@ t.test('the picture in docs/design.md is of these layers', async (t) => {
   t.same(Object.keys(NOTES).sort(), Object.keys(LAYERS).sort(), 'each layer has a note');
 });
 
-t.test('what docs/design.md says is decided somewhere is there', async (t) => {
+t.test('what docs/design.md says is decided in a file is there', async (t) => {
   const text = fs.readFileSync(path.join(TOP, 'docs/design.md'), 'utf8');
   const rows = /^## Where is it decided\?\n\n.*\n.*\n((?:\|.*\n)+)/m.exec(text)?.[1]?.trimEnd().split('\n') ?? [];
   t.ok(rows.length > 9, 'the table was found');

@@ -551,7 +551,7 @@ t.test('archives that we write', { skip: noZstd || noPython }, async (t) => {
   );
 });
 
-t.test('digests of files that are there twice, empty, or none', async (t) => {
+t.test('digests of files that occur twice or are empty, and no digests', async (t) => {
   const [first, second, empty] = ['first', 'second', ''].map((text) => createHash('sha256').update(text).digest('hex'));
   const sums = (sum?: string) => entry('SHA256SUMS', `${sum}  a\n`);
   const wrong = 'x, a: its SHA-256 is not the one in SHA256SUMS: it is damaged or was changed';

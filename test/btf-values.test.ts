@@ -410,7 +410,7 @@ function someBytes(random: Random, size: number): Buffer {
   return bytes;
 }
 
-t.test('values of the committed objects come back, whatever their bytes', async () => {
+t.test('values of the committed objects come back, with any bytes', async () => {
   const random = new Random(1);
   for (const name of ['values.o', 'values.eb.o', 'special.o']) {
     const { btf, maps } = readBtfFile(fixture(`btf/${name}`), { name });

@@ -109,7 +109,7 @@ t.test('every kind, in either byte order', async (t) => {
   }
 });
 
-t.test('split BTF goes on where its base ends', async (t) => {
+t.test('split BTF continues where its base ends', async (t) => {
   const base = new BtfWriter();
   const int = base.int('int', 4, { encoding: 1 });
   const split = new BtfWriter(true, base);

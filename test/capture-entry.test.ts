@@ -100,7 +100,7 @@ async function writes(t: Test, what: string, ...entries: Written[]): Promise<voi
   }
 }
 
-t.test('an entry of any number of items, whatever was expected', async (t) => {
+t.test('an entry of any number of items, with any expectation', async (t) => {
   const sizes = { keySize: 5, valueSize: 12 };
   await writes(t, 'none', { ...sizes, expected: 100, counts: [] });
   await writes(t, 'none, in parts', { ...sizes, expected: 100, counts: [0, 0] });

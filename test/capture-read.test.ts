@@ -236,7 +236,7 @@ t.test('long items are read one at a time', async (t) => {
   t.equal(largest, 4 << 20, 'one value');
 });
 
-t.test('errors of any call end the reading, and nothing goes on', async (t) => {
+t.test('an error of any call ends the read, and no call follows', async (t) => {
   for (const bad of [1, 2, 3, 5]) {
     const hash = new FakeHash(table(Array.from({ length: 256 }, () => 4)));
     using map = hash.map();
@@ -418,7 +418,7 @@ t.test('arrays of any length: every index, ascending', { skip }, async (t) => {
   }
 });
 
-t.test('an array that can be mapped: through its memory, whatever the length of its values', { skip }, async (t) => {
+t.test('an array that can be mapped is read through its memory, with values of any length', { skip }, async (t) => {
   for (const [valueSize, maxEntries] of [
     [1, 1],
     [1, 100_000],
@@ -666,7 +666,7 @@ t.test('a trie whose last key is deleted between two batches', { skip }, async (
   );
 });
 
-t.test('a trie that changes before and behind the reading', { skip }, async (t) => {
+t.test('a trie that changes before and after the current key', { skip }, async (t) => {
   const random = new Random(8);
   for (let round = 0; round < 5; round++) {
     using map = createTrie(8);

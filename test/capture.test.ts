@@ -234,7 +234,7 @@ t.test('every corner of every family is what bpftool sees', { skip }, async (t) 
   }
 });
 
-t.test('rule 12: per-CPU items keep their padding, and say of how many CPUs they are', { skip }, async (t) => {
+t.test('rule 12: per-CPU items keep their padding and the number of CPUs', { skip }, async (t) => {
   using map = create({ type: PERCPU_ARRAY, valueSize: 12, maxEntries: 3 });
   const value = Buffer.from(Array.from({ length: map.valueStride }, (_, i) => i + 1));
   map.update(u32(1), value);
@@ -568,7 +568,7 @@ function library(t: Test, code: string): string {
   return t.testdir({ 'plugin.mjs': `export default (tools) => (${code});` });
 }
 
-t.test('a type that nobody can capture: the others are, and it is told by name', { skip }, async (t) => {
+t.test('a type that cannot be captured is named, and the others are captured', { skip }, async (t) => {
   using odd = create({ type: LRU_HASH, name: 'odd', maxEntries: 7 });
   using map = create({ name: 'usual' });
   fillNumbers(map, 3);
@@ -621,32 +621,36 @@ t.test('a type that nobody can capture: the others are, and it is told by name',
   t.notOk(fs.existsSync(path.join(cwd, 'none')));
 });
 
-t.test('what becomes too large for an entry is given up, and the next map stands in its place', { skip }, async (t) => {
-  using large = create({ type: LRU_HASH, valueSize: 4096, maxEntries: 4000, name: 'large' });
-  using map = create({ name: 'usual' });
-  fillNumbers(large, 100);
-  fillNumbers(map, 40);
-  // As if the last of them did not fit any more, while the first are on their way.
-  const giving = new MapTypes([
-    ...plugins,
-    {
-      name: 'giving up',
-      types: [{ number: LRU_HASH, name: 'lru_hash', since: '4.10', key: 'bytes' }],
-      async capture(map, sink) {
-        const [keys, values] = [Buffer.alloc(4 * 1000, 0xdd), Buffer.alloc(map.valueStride * 1000, 0xdd)];
-        for (let i = 0; i < 10; i++) sink.put(keys, values, 1000).catch(() => {});
-        throw new EntryLimit();
+t.test(
+  'a map that becomes too large for an entry is dropped, and the next map takes its position',
+  { skip },
+  async (t) => {
+    using large = create({ type: LRU_HASH, valueSize: 4096, maxEntries: 4000, name: 'large' });
+    using map = create({ name: 'usual' });
+    fillNumbers(large, 100);
+    fillNumbers(map, 40);
+    // As if the last of them did not fit any more, while the first are on their way.
+    const giving = new MapTypes([
+      ...plugins,
+      {
+        name: 'giving up',
+        types: [{ number: LRU_HASH, name: 'lru_hash', since: '4.10', key: 'bytes' }],
+        async capture(map, sink) {
+          const [keys, values] = [Buffer.alloc(4 * 1000, 0xdd), Buffer.alloc(map.valueStride * 1000, 0xdd)];
+          for (let i = 0; i < 10; i++) sink.put(keys, values, 1000).catch(() => {});
+          throw new EntryLimit();
+        },
       },
-    },
-  ]);
-  const live = LiveMaps.look(sys).select({ ids: [large.id, map.id], names: [], pins: [], pids: [] });
-  const dir = path.join(cwd, 'large');
-  const rows = await capture(sys, live, dir, giving);
-  t.match(rows, [{ report: { kind: 'not supported', why: /less than 4 GiB of keys/ }, items: 0 }, { items: 40 }]);
-  const [data] = dataOf(dir);
-  t.match(data, { mapId: map.id, count: 40 });
-  t.same(Object.fromEntries((data?.keys ?? []).map((key, i) => [key, data?.values[i]])), witness(map));
-});
+    ]);
+    const live = LiveMaps.look(sys).select({ ids: [large.id, map.id], names: [], pins: [], pids: [] });
+    const dir = path.join(cwd, 'large');
+    const rows = await capture(sys, live, dir, giving);
+    t.match(rows, [{ report: { kind: 'not supported', why: /less than 4 GiB of keys/ }, items: 0 }, { items: 40 }]);
+    const [data] = dataOf(dir);
+    t.match(data, { mapId: map.id, count: 40 });
+    t.same(Object.fromEntries((data?.keys ?? []).map((key, i) => [key, data?.values[i]])), witness(map));
+  },
+);
 
 t.test('a map that goes while it is captured, and one that went before', { skip }, async (t) => {
   const specs = [
@@ -800,7 +804,7 @@ t.test('bad input: one line, and nothing is created', { skip }, async (t) => {
   }
 });
 
-t.test('--force replaces a dump of ours, and nothing beside it', { skip }, async (t) => {
+t.test('--force replaces our own dump and no other file', { skip }, async (t) => {
   using map = create({ name: 'forced' });
   fillNumbers(map, 5);
   const dir = path.join(cwd, 'forced');

@@ -278,7 +278,7 @@ t.test('interrupted: nothing half-made is left', async (t) => {
   }
 });
 
-t.test('kill -9: the file that stood there is whole', async (t) => {
+t.test('kill -9: the old file is untouched', async (t) => {
   fs.writeFileSync(path.join(cwd, 'target.img'), 'what stood there');
   const { child, ended, temporary } = await endless(['encode', '-o', 'target.img']);
   child.kill('SIGKILL');

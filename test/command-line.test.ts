@@ -77,7 +77,7 @@ t.test('wrong usage', async (t) => {
   }
 });
 
-t.test('an empty name is that of maps without a name', async (t) => {
+t.test('an empty name means maps without a name', async (t) => {
   t.match(await ran(['show', path.join(TOP, 'fixtures/flowd'), '--map', '']), {
     code: 0,
     out: /^ *382 +hash /m,

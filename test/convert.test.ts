@@ -201,7 +201,7 @@ t.test('types and other facts live on', async (t) => {
   t.same(fs.readFileSync(path.join(folder, 'bpfimg-meta.img')), facts);
 });
 
-t.test('maps that nobody had open stay, and stale images go', async (t) => {
+t.test('maps that nobody had open stay, and stale images are removed', async (t) => {
   const open = mapFile({ id: 1, map_id: 100 });
   const folder = folderOf(t, {
     ...dumpOf([{}, []]),
@@ -219,7 +219,7 @@ t.test('maps that nobody had open stay, and stale images go', async (t) => {
   t.notMatch(fs.readdirSync(folder).join(), /bpfmap/);
 });
 
-t.test('a list of plugins that is not there, or empty', async (t) => {
+t.test('a list of plugins that is missing or empty', async (t) => {
   for (const plugins of [null, []]) {
     const images = { ...dumpOf([{}, []]), ...pluginDump({ plugins }) };
     const folder = folderOf(t, {

@@ -165,7 +165,7 @@ function ioTo(out: MemoryOutput, said: string[], env: Readonly<Record<string, st
   };
 }
 
-t.test('maps of a tree: what becomes of each, and what stays behind', { skip }, async (t) => {
+t.test('maps of a tree: what will happen to each, and what is lost', { skip }, async (t) => {
   const before = fdCount();
   const { folder: pins, remove } = bpffs();
   const held = await holder({
@@ -474,7 +474,7 @@ t.test('settings of the plugin decide as well', { skip }, async (t) => {
   }
 });
 
-t.test('a process without BPF objects, and one that is not there', { skip }, async (t) => {
+t.test('a process without BPF objects, and one that does not exist', { skip }, async (t) => {
   const idle = await started('sh', ['-c', 'echo {}; read x']);
   const { status, out, json } = await check(idle.pid, fakeCriu(path.join(folder, 'nothing')));
   t.same([status, json.dumps, json.blocks], [0, true, []], 'it needs no plugin');
@@ -693,7 +693,7 @@ t.test('what procfs shows', async (t) => {
   t.throws(() => childrenOf(7, proc), { kind: 'unsupported', message: /CONFIG_PROC_CHILDREN/ });
 });
 
-t.test('a BPF file system in a mount namespace of its own', { skip }, async (t) => {
+t.test('a BPF file system in another mount namespace', { skip }, async (t) => {
   const place = path.join(folder, 'bpffs here');
   fs.mkdirSync(place);
   const [one, two] = [path.join(place, 'one'), path.join(place, 'two')];

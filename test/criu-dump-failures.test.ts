@@ -202,7 +202,7 @@ t.test('drain no: queues are refused, and keep what they have', { skip }, async 
   t.equal(values.length, 9);
 });
 
-t.test('a full disk: the process goes on, and its queue and its stack are whole', { skip }, async (t) => {
+t.test('a full disk: the process continues, and its queue and its stack are complete', { skip }, async (t) => {
   const fill = ['queue', 'stack'].flatMap((name, i) => [
     `map ${name} type=${22 + i} key=0 value=4096 max=1200 name=${name}`,
     `fill ${name} 1200`,

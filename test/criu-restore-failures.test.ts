@@ -129,7 +129,7 @@ for (const [what, script, lines, rounds = FEW] of HELPERS) {
   });
 }
 
-t.test('the helper tells of maps that are not there', { skip }, async (t) => {
+t.test('the helper reports missing maps', { skip }, async (t) => {
   const held = await dumped(t);
   const ids = idsOf(held.before);
   const { plugin, file } = pluginWith(`${ids.map((id) => `echo map ${id} 4294967295`).join('; ')}; echo end`);
@@ -166,7 +166,7 @@ t.test('the helper hangs', { skip }, async (t) => {
   t.same(processesOf('sleep\x001001'), []);
 });
 
-t.test('CRIU is killed: the helper ends with it, whatever it does', { skip }, async (t) => {
+t.test('CRIU is killed: the helper ends with it, at any point', { skip }, async (t) => {
   const held = await dumped(t);
   for (const script of [
     "trap '' TERM; kill -9 $PPID; while :; do sleep 0.2; done",
@@ -262,7 +262,7 @@ for (const [what, spoil, message, rounds] of IMAGES) {
   });
 }
 
-t.test('the plugin is not there', { skip }, async (t) => {
+t.test('the plugin is missing', { skip }, async (t) => {
   const held = await dumped(t);
   for (let round = 0; round < ROUNDS; round++) {
     const { status, log } = await restore(held.folder);

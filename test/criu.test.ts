@@ -73,7 +73,7 @@ const REFUSED: readonly [what: string, commands: readonly string[], message: Reg
 ];
 
 for (const [what, commands, message] of REFUSED) {
-  t.test(`${what}: a plain message, and the process goes on`, { skip }, async (t) => {
+  t.test(`${what}: a plain message, and the process continues`, { skip }, async (t) => {
     const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5', ...commands);
     const before = await witness.see();
     for (let round = 0; round < 3; round++) {
@@ -132,7 +132,7 @@ t.test('how a map is open: for reading, for writing, twice, by several fds, for 
   ]);
 });
 
-t.test('two tasks share a map, and each has another of its own', { skip }, async (t) => {
+t.test('two tasks share a map, and each has one more', { skip }, async (t) => {
   const { witness, folder } = await bench.witness(t, 'map m max=50', 'fill m 30', 'open reading m ro');
   const child = await witness.fork();
   await witness.tell('map mine name=parent', 'fill mine 3');
@@ -185,25 +185,29 @@ t.test('300,000 items', { skip }, async (t) => {
 // ---------------------------------------------------------------------------------------------------
 // Ways to dump and restore
 
-t.test('--leave-running: it goes on with its maps, each dump is of its time', { skip }, async (t) => {
-  const { witness, folder } = await bench.witness(t, 'map m max=50', 'fill m 30', 'open reading m ro');
-  const states: (readonly Seen[])[] = [];
-  for (let round = 0; round < 3; round++) {
-    await witness.tell(`set m 00000000 dddddddddddddd0${round}`);
-    const before = await witness.see();
-    t.match(await dump(witness.pid, `${folder}${round}`, { plugin, more: ['--leave-running'] }), { status: 0 });
-    t.same(await witness.see(), before, 'the very same maps');
-    states.push(before);
-  }
-  await witness.end();
-  await bench.freed(idsOf(states.flat()));
-  for (const round of [2, 0, 1]) {
-    await witness.gone();
-    await bench.restored(t, `${folder}${round}`);
-    t.same(lasting(await witness.see()), lasting(states[round] ?? []));
+t.test(
+  '--leave-running: it keeps using its maps, and each dump has their contents at its time',
+  { skip },
+  async (t) => {
+    const { witness, folder } = await bench.witness(t, 'map m max=50', 'fill m 30', 'open reading m ro');
+    const states: (readonly Seen[])[] = [];
+    for (let round = 0; round < 3; round++) {
+      await witness.tell(`set m 00000000 dddddddddddddd0${round}`);
+      const before = await witness.see();
+      t.match(await dump(witness.pid, `${folder}${round}`, { plugin, more: ['--leave-running'] }), { status: 0 });
+      t.same(await witness.see(), before, 'the very same maps');
+      states.push(before);
+    }
     await witness.end();
-  }
-});
+    await bench.freed(idsOf(states.flat()));
+    for (const round of [2, 0, 1]) {
+      await witness.gone();
+      await bench.restored(t, `${folder}${round}`);
+      t.same(lasting(await witness.see()), lasting(states[round] ?? []));
+      await witness.end();
+    }
+  },
+);
 
 t.test('a restore in the foreground', { skip }, async (t) => {
   const { witness, folder } = await bench.witness(t, 'map m max=50', 'fill m 30', 'open reading m ro');
@@ -295,7 +299,7 @@ t.test('a map that is pinned stays what it is; the restored process has its own'
   t.match(bpftool('map', 'lookup', 'pinned', `${link}/m`, 'key', ...'0000'), { value: ['0x01', '0x0e'] });
 });
 
-t.test('reuse yes: a map that is still there is taken, for reading and for writing as it was', { skip }, async (t) => {
+t.test('reuse yes: a map that still exists is used, with the access it had', { skip }, async (t) => {
   const pins = bpffs();
   t.teardown(pins.remove);
   const link = path.join(bench.folder, 'pins2');

@@ -164,7 +164,7 @@ t.test('bytes between the values of two CPUs do not count, whichever way items a
   }
 });
 
-t.test('the last of several items with one key counts, wherever the others stand', async (t) => {
+t.test('the last of several items with one key counts, at any position', async (t) => {
   const [x, y, z] = ['01', '02', '03'] as const;
   const same = item('aa', x);
   for (const limits of [undefined, { ...SMALL, wide: 2 }]) {
@@ -280,7 +280,7 @@ function virtualItems(count: number, valueSize: number, keyAt: (position: number
   return { input, keysAt: 0, valuesAt: 8 * count, count, keySize: 8, valueSize };
 }
 
-t.test('memory does not grow with items that stand in another order', async (t) => {
+t.test('memory does not grow with items in another order', async (t) => {
   const inUse = () => process.memoryUsage().heapUsed + process.memoryUsage().external;
   const count = 1_000_000;
   const a = virtualItems(count, 120, (i) => i);
@@ -513,7 +513,7 @@ t.test('--limit', async (t) => {
   t.match(await lines([...folders, '--limit', 'x']), { status: 2 });
 });
 
-t.test('whatever goes wrong is 2', async (t) => {
+t.test('any error exits with 2', async (t) => {
   const parent = t.testdir({ empty: {}, 'text.json': '{"format":"bpfimg-maps/1","maps":[{"map_id":"x"}]}' });
   const short = path.join(parent, 'short.img');
   fs.writeFileSync(short, fs.readFileSync(path.join(FLOWD, 'bpfmap-data.img')).subarray(0, 5000));
@@ -949,7 +949,7 @@ t.test('queues and stacks stay as they are', { skip }, async (t) => {
   }
 });
 
-t.test('a signal leaves nothing behind', async (t) => {
+t.test('a signal leaves no files', async (t) => {
   const temporary = temporaryFolder(t);
   const file = path.join(t.testdirName, 'large.json');
   const item = ',{"key":"0000000000000000","value":"00000000000000000000000000000000"}\n';

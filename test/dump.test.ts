@@ -112,7 +112,7 @@ t.test('an edit changes what it says and nothing else', async (t) => {
   );
 });
 
-t.test('what a dump may be made of', async (t) => {
+t.test('which images a dump may have', async (t) => {
   const data = (...maps: Buffer[]) => image('BPFMAP_DATA', ...maps);
 
   t.test('per-CPU values are cut, padding shown only where it is not zero', async (t) => {
@@ -184,7 +184,7 @@ t.test('what a dump may be made of', async (t) => {
     }
   });
 
-  t.test('unknown fields in a file entry survive an edit beside them', async (t) => {
+  t.test('unknown fields in a file entry survive an edit of other fields', async (t) => {
     const message = Buffer.concat([mapFile({ id: 1, map_id: 7 }), scalar(99, 12345)]);
     const dump = folderOf(t, { 'files.img': filesImage(message) });
     const document = decoded(dump);

@@ -94,7 +94,7 @@ t.test('names stay what they are, messages are one line', async (t) => {
   t.match(inner, { kind: 'badJson', pointer: '/a/b', text: 'is wrong', message: '/a/b: is wrong' });
 });
 
-t.test('a finding has the text, whatever the name of the file', async (t) => {
+t.test('a finding has the text, for any name of the file', async (t) => {
   const verifier = new Verifier(new MapTypes(plugins), 'x.img');
   await verifier.readThrough(bufferInput(two.subarray(0, two.length - 1), 'a: b.img'));
   t.match(verifier.findings, [{ code: 'bad-image', message: /^entry 1 at offset/ }]);

@@ -191,7 +191,7 @@ t.test('an outer map without inner maps cannot be guessed, and says so', { skip 
   here.pinned('b/empty').update(u32(0), u32(template.fd));
 });
 
-t.test('an inner map that is not in the dump is news', { skip }, async (t) => {
+t.test('an inner map that is not in the dump is reported', { skip }, async (t) => {
   const here = place(t);
   const one = here.make(inner);
   const outer = here.make({ type: 13, keySize: 4, valueSize: 4, maxEntries: 2, name: 'outer', inner: one });

@@ -123,7 +123,7 @@ for (const spec of OUTER) {
   }
 }
 
-t.test('what is gone for good is on the outer map’s line, and can be skipped', { skip }, async (t: Test) => {
+t.test('an inner map that is gone is reported with the outer map, and can be skipped', { skip }, async (t: Test) => {
   const { folder, remove } = bpffs();
   t.teardown(remove);
   using one = BpfMap.create(sys, INNER);

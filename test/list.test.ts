@@ -144,7 +144,7 @@ t.test('holders, pins and attributes agree with bpftool', { skip }, async (t) =>
   t.same(sys.openFds(), []);
 });
 
-t.test('what is not there, and what is there twice', { skip }, async (t) => {
+t.test('maps that are missing, and maps that are named twice', { skip }, async (t) => {
   const { folder, remove } = bpffs();
   const spec = { type: 2, keySize: 4, valueSize: 4, maxEntries: 1 };
   using one = BpfMap.create(sys, { ...spec, name: 'list_twin' });
@@ -383,7 +383,7 @@ function unprivileged(t: Test): FakeSys {
   return fake.on('MAP_GET_NEXT_ID', -ERRNO.EPERM);
 }
 
-t.test('a scripted kernel: no privilege, a type nobody knows', async (t) => {
+t.test('a scripted kernel: no privilege, an unknown type', async (t) => {
   const fake = unprivileged(t);
   const { out, said } = await list({}, fake);
   t.same(said, ['bpfimg: without CAP_SYS_ADMIN, maps that no visible process or pin holds are not shown']);

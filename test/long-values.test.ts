@@ -234,7 +234,7 @@ for (const flags of [0, MAP_FLAG.MMAPABLE]) {
   });
 }
 
-t.test('a mapped array whose items stand in another order', { skip }, async (t) => {
+t.test('a mapped array whose items are in another order', { skip }, async (t) => {
   // More than a window, of values that are not long.
   const count = 23;
   const value = (i: number) => Buffer.alloc(3 * MIB + 4, i + 1);

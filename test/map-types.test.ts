@@ -21,7 +21,7 @@ function rows(): string[] {
   });
 }
 
-t.test('docs/map-types.md says of each type what its plugin does', async (t) => {
+t.test('docs/map-types.md says what each plugin does with its types', async (t) => {
   const page = fs.readFileSync(PAGE, 'utf8');
   const lines = page.split('\n');
   const shown = lines.filter((line) => /^\| \d/.test(line));

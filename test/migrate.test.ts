@@ -848,7 +848,7 @@ t.test('what is in network order stays in it', async (t) => {
   t.match(convert(narrow, unhex('00011234')).losses, [{ member: 'a', reason: 'does not fit', value: '70196' }]);
 });
 
-t.test('the same bytes, whatever they are', async (t) => {
+t.test('any bytes stay the same', async (t) => {
   const random = new Random(5);
   const types = [
     '{ u8 a; u32 b; union { u8 c; u64 d; }; char t[5]; u8 f:3; u16 g[3]; bool h; double i; }',

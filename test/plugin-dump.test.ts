@@ -98,7 +98,7 @@ t.test('the real dump is the same one', async (t) => {
     t.match(bpfimg(['info', 'flowd/bpfimg-file.img'], { cwd }).stdout, /"BPFMAP_FILE",\n {4}"count": 6/);
   });
 
-  t.test('types of an image are those of the dump beside it', async (t) => {
+  t.test('types of an image are those of the dump in its folder', async (t) => {
     const typed = ['--btf', OBJECT];
     t.equal(
       bpfimg(['decode', 'flowd/bpfimg-data.img', ...typed], { cwd }).stdout,

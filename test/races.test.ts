@@ -51,7 +51,7 @@ const hidden = (folder: string) => fs.readdirSync(folder).filter((name) => name.
 // ---------------------------------------------------------------------------------------------------
 // Where outputs go
 
-t.test('a folder that becomes a link to another one: all goes on in the one that was opened', async (t) => {
+t.test('a folder that becomes a link to another one: everything is written to the one that was opened', async (t) => {
   const dump = (folder: string) => JSON.parse(bpfimg(['decode', folder]).stdout);
   const flowd = path.join(TOP, 'fixtures/flowd');
   const text = bpfimg(['decode', flowd]).stdout.replaceAll(/("value":")../g, '$1ee');
@@ -247,7 +247,7 @@ function cutOff(from: string, to: string, args: (folder: string) => readonly str
   if (!killed(args(to), 'journal')) throw new Error('it was never in the middle of its change');
 }
 
-t.test('whoever is late with a change does nothing to the next one', async (t) => {
+t.test('a process that is late with a change does not touch the next one', async (t) => {
   const base = t.testdir();
   const [native, cut, dump] = ['native', 'cut', 'dump'].map((name) => path.join(base, name)) as [
     string,

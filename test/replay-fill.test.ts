@@ -312,7 +312,7 @@ t.test('rule 11: the memory of cgroups is seen, of both versions and up to the r
   t.same(memoryAvailable(at('none'), at('none')), { bytes: Infinity, limit: 'unknown' });
 });
 
-t.test('rule 12: per-CPU values stand round_up(value_size, 8) apart', { skip }, async (t) => {
+t.test('rule 12: per-CPU values are round_up(value_size, 8) apart', { skip }, async (t) => {
   for (const type of [PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH]) {
     const stride = 16 * sys.cpus;
     const items = someItems(5, 4, stride).map(([, value], i) => [u32(i), value] as const);
@@ -518,7 +518,7 @@ t.test('a zero that comes later takes the place of what an array had', { skip },
   }
 });
 
-t.test('prefixes of a trie that differ only behind their length are one', { skip }, async (t) => {
+t.test('prefixes of a trie that differ only after their length are one', { skip }, async (t) => {
   const items = numbered([u32(8, 0x0302010a), u32(16, 0x0302010a), u32(8, 0x0909090a), u32(0, 1), u32(0, 2)]);
   const plan = planned({ type: TRIE, keySize: 8, flags: MAP_FLAG.NO_PREALLOC }, items);
   const { map, report } = await replayed(t, plan, sys, true);

@@ -744,7 +744,7 @@ t.test('somebody else pins while a replay does', { skip }, async (t) => {
   t.same(fs.readdirSync(place).sort(), ['quick', 'quick-2']);
 });
 
-t.test('a pin that goes on where the kernel has cut a name has the whole name', { skip }, async (t) => {
+t.test('a pin that continues a name cut off by the kernel has the whole name', { skip }, async (t) => {
   const place = pinPlace(t);
   const cwd = t.testdir();
   const [one, two, three] = ['flows_by_source_v4', 'flows_by_source_v6', 'elsewhere'];

@@ -56,7 +56,7 @@ t.test('the width of text is counted in cells', async (t) => {
   t.same([cut('e\u0301e\u0301', 1), cut('👨‍👩‍👧', 1)], ['e\u0301', ''], 'nothing is cut in two');
 });
 
-t.test('columns stand below each other', async (t) => {
+t.test('columns are aligned', async (t) => {
   const rows = ['flows', '日本語', '👨‍👩‍👧', 'e\u0301', 'a\x1b[2Jb', 'a\u202eb'].map((name) => [name, '7', 'x']);
   const lines = table([{ title: 'NAME' }, { title: 'N', right: true }, { title: 'L' }], rows, colours(false));
   t.same(

@@ -94,7 +94,7 @@ t.test('map types that are no inner maps', { skip }, async (t) => {
   }
 });
 
-t.test('a dry run says of inner maps what the kernel would', { skip }, async (t) => {
+t.test('a dry run judges inner maps as the kernel does', { skip }, async (t) => {
   const word = (number: number) => Buffer.from(Uint32Array.of(number).buffer).toString('hex');
   const folder = folderOf(t, {
     'bpfmap-file.img': mapsImage(

@@ -54,7 +54,7 @@ const LARGE = image(
   ),
 );
 
-t.test('a FIFO whose other end nobody opens is left at the first signal', async (t) => {
+t.test('the first signal ends a command that waits for the other end of a FIFO', async (t) => {
   const folder = t.testdir({ 'x.img': fixture('flowd/pstree.img') });
   const waits: readonly [args: string[], what: string][] = [
     [['decode', '-i', fifo(folder, 'in')], 'an image'],

@@ -156,7 +156,7 @@ t.test('unknown enum numbers need no $raw', async (t) => {
   sameBytes(encodeMessage('file_entry', { type: 'BPFMAP', id: 5 }), encodeMessage('file_entry', { type: 19, id: 5 }));
 });
 
-t.test('an edit beside $raw changes its own field and leaves every other byte alone', async (t) => {
+t.test('an edit next to $raw changes its own field and leaves every other byte alone', async (t) => {
   const parts = [
     scalar(9, 1),
     scalar(4, 4, 3),
@@ -208,7 +208,7 @@ t.test('an edit beside $raw changes its own field and leaves every other byte al
   t.pass();
 });
 
-t.test('any one edit beside $raw reads back as made, unknown fields untouched', async (t) => {
+t.test('any edit next to $raw reads back as made, with unknown fields untouched', async (t) => {
   const name = 'bpfmap_meta_entry';
   fc.assert(
     fc.property(messageOf(name), messageOf(name), fc.nat(), fc.nat(), (one, other, position, chosen) => {

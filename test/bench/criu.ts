@@ -6,7 +6,7 @@ import { median } from './measure.js';
 
 export interface CriuRow {
   readonly maps: string;
-  /** Milliseconds that the process stood still. */
+  /** Milliseconds that the process was frozen. */
   readonly frozen: number;
   /** Milliseconds of the first hook, within which all maps are captured. */
   readonly capture: number;
@@ -63,7 +63,7 @@ export async function measureCriu(folder: string, runs: number): Promise<CriuRow
   return rows;
 }
 
-/** Milliseconds between the first line of CRIU's log that matches and the one behind it; 0 when none does. */
+/** Milliseconds between the first line of CRIU's log that matches and the next line; 0 if none does. */
 function after(log: string, what: RegExp): number {
   const lines = log.split('\n').filter((line) => /^\(\d/.test(line));
   const at = lines.findIndex((line) => what.test(line));

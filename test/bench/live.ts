@@ -170,7 +170,7 @@ export async function measureSources(folder: string, count: number, runs: number
         return run([BPFIMG, 'capture', '--pinned', pin, '-D', dump], undefined, null_);
       },
     );
-    // The memory of a process, which nobody reads here.
+    // The memory of a process, which nothing reads here.
     fs.writeFileSync(path.join(dump, 'pages-1.img'), '');
     fs.truncateSync(path.join(dump, 'pages-1.img'), 1024 ** 3);
     spawnSync('tar', ['-C', dump, '-cf', archive, '.']);
@@ -192,7 +192,7 @@ export async function measureSources(folder: string, count: number, runs: number
   }
 }
 
-/** Lets the kernel free maps of before, which it does on a thread of its own, and write back what was written. */
+/** Lets the kernel free earlier maps, which it does on another thread, and write back written data. */
 function rest(): Promise<void> {
   spawnSync('sync');
   return new Promise((resolve) => setTimeout(resolve, 500));

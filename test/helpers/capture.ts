@@ -46,7 +46,7 @@ export class Recorder implements ItemSink {
   }
 }
 
-/** What a hook is told beside its map. */
+/** What a hook gets besides its map. */
 export function work(type: Partial<MapType> = {}): Work {
   return {
     type: { number: 1, name: 'hash', since: '3.19', key: 'bytes', ...type },
@@ -65,7 +65,7 @@ export interface WireField {
   readonly value: number | Buffer;
 }
 
-/** The fields of a message in the order they stand in. */
+/** The fields of a message in their order. */
 export function wireFields(bytes: Buffer): WireField[] {
   const fields: WireField[] = [];
   let at = 0;
@@ -144,7 +144,7 @@ export function dataOf(folder: string): CapturedData[] {
   });
 }
 
-/** Values by key of the one map in a dump. @throws when a key stands twice */
+/** Values by key of the one map in a dump. @throws if a key occurs twice */
 export function itemsOf(folder: string): Map<string, string> {
   const [data] = dataOf(folder);
   if (data === undefined) throw new Error('no data');

@@ -81,5 +81,5 @@ export function piped(bytes: Uint8Array | string, cuts: Iterable<number> = [], n
   return streamInput(pieces(), name);
 }
 
-/** Cuts behind every byte. */
+/** Cuts after every byte. */
 export const everyByte = (bytes: Uint8Array | string): number[] => Array.from(Buffer.from(bytes).keys());

@@ -68,7 +68,7 @@ print(json.dumps({'kinds': kinds, 'messages': messages, 'enums': enums}))
 
 /** What the installed crit knows: an old one drops fields of newer CRIU and stops at newer enum numbers. */
 export function critKnows(): Choice & { readonly kinds: readonly string[] } {
-  // Its own interpreter: another python3 may stand before it on PATH, without crit's modules.
+  // Its own interpreter: another python3 may come before it in PATH, without crit's modules.
   const python = /^#!\s*(\S*python\S*)/.exec(fs.readFileSync(which('crit') ?? 'crit', 'utf8'))?.[1] ?? 'python3';
   const known = JSON.parse(execFileSync(python, ['-c', ASK], { encoding: 'utf8' })) as Known;
   return {

@@ -1,4 +1,4 @@
-/** A process that holds the BPF objects it is told of, says which, and waits until nobody listens any more. */
+/** A process that opens the BPF objects it is given, says which, and waits until its standard output is closed. */
 
 import { spawn } from 'node:child_process';
 import { ATTR } from '../../src/kernel/abi.js';

@@ -69,7 +69,7 @@ export function buildPlugin(folder: string, settings: readonly string[] = []): s
   return place;
 }
 
-/** The plugin with another program in the place of bpfimg: `program SCRIPT criu-dump …`. */
+/** The plugin with another program instead of bpfimg: `program SCRIPT criu-dump …`. */
 export function buildPluginWith(
   folder: string,
   program: string,
@@ -256,7 +256,7 @@ export interface Seen {
   readonly lookup?: number;
   readonly update?: number;
   readonly count?: number;
-  /** Of all items, in whatever order. */
+  /** Of all items, in any order. */
   readonly sum?: string;
   /** Of maps with up to 64 items: KEY=VALUE in hex. */
   readonly items?: readonly string[];
@@ -268,7 +268,7 @@ export function lasting(seen: readonly Seen[]): unknown {
   const ids: number[] = [];
   const stable = ({ id, inner, ...rest }: Seen): unknown => {
     if (id !== undefined && !ids.includes(id)) ids.push(id);
-    // Of a hash of maps, in whatever order.
+    // Of a hash of maps, in any order.
     const maps = Object.entries(inner ?? {}).sort(([a], [b]) => (a < b ? -1 : 1));
     return { ...rest, map: id && ids.indexOf(id), inner: maps.map(([key, map]) => [key, stable(map)]) };
   };
@@ -347,7 +347,7 @@ export class Witness {
       try {
         process.kill(pid, 'SIGKILL');
       } catch {
-        // It has ended, or is nobody's leader.
+        // It has ended, or leads no group.
       }
     }
     await until(`${this.pid} ends`, () => !alive(this.pid));

@@ -1,4 +1,4 @@
-/** A process in a network namespace of its own, with an interface there and a DEVMAP that holds it. */
+/** A process in its own network namespace, with an interface there and a DEVMAP that holds it. */
 
 import { BpfMap } from '../../src/kernel/map.js';
 import { openSys } from '../../src/kernel/sys.js';

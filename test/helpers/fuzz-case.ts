@@ -4,12 +4,12 @@ import type { Random } from './random.js';
 
 /** One broken input. */
 export interface FuzzCase {
-  /** The input by file name, for whoever looks at a failure. */
+  /** The input by file name, for people who look at a failure. */
   readonly files: Readonly<Record<string, Uint8Array>>;
   /**
    * Uses the input in every way there is.
    * @returns whether it was taken
-   * @throws whatever must not happen
+   * @throws if something happens that must not
    */
   run(): Promise<boolean>;
 }

@@ -126,7 +126,7 @@ async function tryDocument(text: Buffer, scratch: string, seed: number): Promise
   const lines = seed % 2 === 0;
   const again = await looked(first, lines);
   await encodeDocument(bufferInput(again.document, 'x.json'), second, false, types);
-  // A map of which a dump has nothing but items comes behind the others; once it is there, it stays.
+  // A map of which the dump has only items comes after the others; once it exists, it stays.
   if (again.ordered) sameFiles(readFolder(second), readFolder(first), 'encoded again');
   else sameBytes((await looked(second, lines)).document, again.document, 'the document of what was encoded again');
   return true;

@@ -320,7 +320,7 @@ export const LOSSES: ReadonlySet<FindingCode> = new Set([
   'unknown-type',
 ]);
 
-/** Errors of what a dump says twice and not alike: a replay takes the last, and nobody knows whether it was that. */
+/** Errors about contradictions within a dump: a replay uses the last value, and nobody knows whether that is right. */
 export const CONTRADICTIONS: ReadonlySet<FindingCode> = new Set([
   'duplicate-key',
   'copies-differ',
@@ -386,7 +386,7 @@ const PROG_ARRAY = 3;
 const STACK_TRACE = 7;
 const CPUMAP = 16;
 
-/** Whether such maps may be made here, for a test. */
+/** Whether a test may create such maps here. */
 function isHarmless({ spec, memory, facts }: PlannedMap): boolean {
   const { template = spec } = facts;
   const small = (one: { maxEntries: number; valueSize: number; keySize: number }) =>

@@ -13,7 +13,7 @@ import { type FuzzCase, type Fuzzer, judge } from './fuzz-case.js';
 import { mutateBytes } from './mutate.js';
 import { Random } from './random.js';
 
-/** Words that stand where sizes, counts, offsets and ids are. */
+/** Words to put where sizes, counts, offsets and ids are. */
 const WORDS = [0, 1, 2, 3, 8, 24, 0xff, 0xffff, 0x10000, 0x7fffffff, 0x80000000, 0xfffffff0, 0xffffffff];
 
 const NAMES = [
@@ -96,7 +96,7 @@ function mutateObject(bytes: Buffer, random: Random): Buffer {
   return bytes;
 }
 
-/** Everything that may be done with a file that nobody has looked at; `from` -1 is its last type alone. */
+/** Everything that may be done with an unchecked file; `from` -1 means only its last type. */
 export function useTypes(bytes: Buffer, random: Random, from = 0): void {
   const file = readBtfFile(bytes, { name: 'x' });
   const { btf } = file;

@@ -3,7 +3,7 @@
  * input, broken or not.
  */
 
-/** Words as they stand in an image: little-endian, 32 bits each. */
+/** Words as in an image: little-endian, 32 bits each. */
 export function words(...values: number[]): Buffer {
   const bytes = Buffer.alloc(values.length * 4);
   for (const [i, value] of values.entries()) bytes.writeUInt32LE(value, i * 4);

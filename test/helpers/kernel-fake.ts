@@ -30,7 +30,7 @@ export class FakeSys implements Sys {
   #nextAddress = 0x7000_0000_0000n;
   #nextFd = 1000;
 
-  /** Replies to calls of `command`, one after the other; the last goes on for ever. */
+  /** Replies to calls of `command`, one after the other; the last is repeated. */
   on(command: BpfCommand, ...replies: Reply[]): this {
     this.#script.set(command, replies);
     return this;

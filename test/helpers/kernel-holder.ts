@@ -1,4 +1,4 @@
-/** A process that creates the maps it is told of, says their ids and waits until nobody listens any more. */
+/** A process that creates the maps it is given, says their ids and waits until its standard output is closed. */
 
 import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
 import { openSys } from '../../src/kernel/sys.js';

@@ -40,7 +40,7 @@ export function bpftool(...args: string[]): unknown {
   return stdout === '' ? undefined : JSON.parse(stdout);
 }
 
-/** The items of a map as bpftool sees them: key in hex to value in hex (per-CPU values behind each other). */
+/** The items of a map as bpftool sees them: key in hex to value in hex (per-CPU values one after another). */
 export function witness(map: BpfMap): Record<string, string> {
   type Hex = readonly string[];
   type Item = { key: Hex; value?: Hex; values?: readonly { cpu: number; value: Hex }[] };
@@ -65,7 +65,7 @@ export function fdCount(): number {
   return fs.readdirSync('/proc/self/fd').filter((fd) => target(fd) !== '/dev/null').length;
 }
 
-/** A BPF file system of its own, with its folder; `remove` takes both away, pins and all. */
+/** A new BPF file system and its folder; `remove` removes both, with all pins. */
 export function bpffs(): { folder: string; remove(): void } {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg bpffs-'));
   const { status, stderr } = spawnSync('mount', ['-t', 'bpf', 'bpf', folder], { encoding: 'utf8' });
@@ -144,7 +144,7 @@ export function u32(...values: number[]): Buffer {
 
 /**
  * Sets keys `from` to `to - 1`, numbers in the first 4 bytes (or fewer) of the key, each with a value that
- * begins with the same number, and goes on with its lowest byte.
+ * begins with the same number, and continues with its lowest byte.
  */
 export function fillNumbers(map: BpfMap, to: number, from = 0): void {
   const size = Math.min(4, map.keySize);

@@ -1,4 +1,4 @@
-/** What kernel-writer.ts writes, for whoever reads it back. */
+/** What kernel-writer.ts writes, for those who read it back. */
 import type { BpfMap } from '../../src/kernel/map.js';
 
 export interface Task {

@@ -1,4 +1,4 @@
-/** A process that writes values under their lock as fast as it can, each all of one number, until nobody listens. */
+/** A process that writes values under their lock as fast as it can, each filled with one number, until its standard output is closed. */
 
 import { ELEM_FLAG } from '../../src/kernel/abi.js';
 import { BpfMap } from '../../src/kernel/map.js';

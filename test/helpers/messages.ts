@@ -23,7 +23,7 @@ export interface Model {
 export interface Choice {
   /** Leaves out fields that this refuses, such as those an older crit does not know. */
   readonly fields?: (message: string, field: MessageField) => boolean;
-  /** Which numbers of an enum may stand besides `any`; all numbers when left out. */
+  /** Which numbers of an enum may occur besides `any`; all numbers by default. */
   readonly enums?: (name: string) => readonly number[];
   /** Addresses have one word or four; else lists of any length. */
   readonly addresses?: boolean;

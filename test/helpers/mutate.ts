@@ -1,4 +1,4 @@
-/** Breaks images and JSON in ways that come back from their seed, and judges what the codec makes of them. */
+/** Breaks images and JSON in ways that a seed repeats, and judges what the codec does with them. */
 import { BpfimgError } from '../../src/errors.js';
 import { decode, encode, FORMS, formName, piped, sameBytes } from './codec.js';
 import { fixture } from './fixtures.js';
@@ -85,7 +85,7 @@ const MUTATIONS: readonly Mutation[] = [
     const place = random.below(2) ? 8 : at(bytes, random);
     return splice(bytes, place, place + 4, words(random.of(SIZES)));
   },
-  // the tail of one image behind the front of another
+  // the beginning of one image and the end of another
   (bytes, random) => {
     const other = random.of(SEEDS);
     return Buffer.concat([bytes.subarray(0, at(bytes, random)), other.subarray(random.below(other.length))]);

@@ -1,6 +1,6 @@
 /** What a test needs of the machine, and what to say where it is not there. */
 
-/** Whether `.ci/run` (or whoever set BPFIMG_REQUIRE) wants tests that need `what` to run or fail. */
+/** Whether `.ci/run` (or BPFIMG_REQUIRE) wants tests that need `what` to run or fail. */
 export function required(what: string): boolean {
   return (process.env.BPFIMG_REQUIRE ?? '').split(',').includes(what);
 }

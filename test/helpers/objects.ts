@@ -36,7 +36,7 @@ export function loadProgram(sys: Sys, { name, type = PROG_TYPE.xdp, attach = 0, 
   return fd;
 }
 
-/** Pins whatever `fd` is. */
+/** Pins the object behind `fd`. */
 export function pinFd(sys: Sys, fd: number, file: string): void {
   const attr = new Attr(ATTR.obj, sys).point('pathname', Buffer.from(`${file}\0`)).set('bpf_fd', fd);
   const result = sys.bpf('OBJ_PIN', attr);

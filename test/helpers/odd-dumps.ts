@@ -23,7 +23,7 @@ function unknown(random: Random): Buffer {
   }
 }
 
-/** Fields of messages here that may stand several times: `holders` and `references`. */
+/** Fields of messages here that may occur several times: `holders` and `references`. */
 const LISTS = new Set([11, 13]);
 
 /** A message's bytes: `odd` percent of what can be unusual is. */
@@ -31,7 +31,7 @@ export function message(fields: Fields, random: Random, odd: number): Buffer {
   const parts: Buffer[] = [];
   for (const [no, value] of fields) {
     if (typeof value === 'number' || typeof value === 'bigint') {
-      // Of a field that stands twice the last one counts.
+      // If a field occurs twice, the last one counts.
       if (chance(random, odd)) parts.push(scalar(no, random.below(3)));
       parts.push(scalar(no, value, chance(random, odd) ? 1 + random.below(10) : 1));
     } else if (value instanceof Uint8Array) parts.push(blob(no, value));
@@ -58,7 +58,7 @@ export interface OddDump {
   readonly files: Readonly<Record<string, Uint8Array>>;
 }
 
-/** Types whose items are cut in some way of their own, and one that nobody knows. */
+/** Types whose items are divided in a special way, and an unknown one. */
 const TYPES = [1, 1, 2, 5, 6, 9, 11, 12, 13, 22, 27, 99];
 
 interface OddMap {
@@ -145,7 +145,7 @@ function facts({ id }: OddMap, random: Random): Fields {
   return fields;
 }
 
-/** The bytes of an entry without anything behind its message. */
+/** The bytes of an entry with nothing after its message. */
 function plain(bytes: Buffer): Buffer {
   return Buffer.concat([words(bytes.length), bytes]);
 }
@@ -179,7 +179,7 @@ export function oddDump(random: Random, btf: Uint8Array): OddDump {
   const open: [number, OddMap][] = maps.flatMap((map) =>
     Array.from({ length: random.below(3) }, (): [number, OddMap] => [++fileId, map]),
   );
-  // An id that stands twice: the first one counts.
+  // If an id occurs twice, the first one counts.
   if (kind !== 'plugin' && open.length > 0 && chance(random, 15)) open.push(random.of(open));
   const fown = [1, 2, 3, 4, 5].map((no): Field => [no, 0]);
   if (kind === 'criu') {

@@ -51,7 +51,7 @@ export class Host {
       ...Object.fromEntries(reach),
     };
     const words = ['--mount', 'sh', '-c', SETUP, 'sh', scratch];
-    // In a group of its own, which ends with it.
+    // In its own process group, which ends with it.
     const shell = spawn('unshare', words, { cwd: folder, env, detached: true, stdio: ['pipe', 'pipe', 'inherit'] });
     const host = new Host(folder, shell);
     const { status, output } = await host.run('stat -f -c %T /sys/fs/bpf');

@@ -3,7 +3,7 @@
  *
  *   witness DIR
  *
- * On SIGUSR1 it reads commands, one a line, from DIR/PID.in and writes their answers, a JSON array with a member for
+ * On SIGUSR1 it reads commands, one per line, from DIR/PID.in and writes their answers, a JSON array with a member for
  * each, to DIR/PID.out, which appears whole. Between two such signals it has no file of its own open and waits, so
  * CRIU finds nothing in it but what a test put there. The numbers of bpf(2) are its own: no libbpf, any kernel's headers.
  */
@@ -211,7 +211,7 @@ static uint64_t fnv(uint64_t hash, const unsigned char *bytes, size_t size)
 
 static void print_content(int fd, const struct bpf_map_info *info);
 
-/* Of an inner map its own content stands where its id would, for the id is another after a restore. */
+/* For an inner map, its contents replace its id, because a restore changes the id. */
 static void print_inner(uint32_t id)
 {
 	struct bpf_map_info info;
@@ -661,7 +661,7 @@ static void answer(const char *text, size_t size)
 /* Set in a forked child: the commands being answered are its parent's. */
 static int forked;
 
-/* The child goes on like its parent, under its own pid. */
+/* The child continues like its parent, under its own pid. */
 static void do_fork(void)
 {
 	int pid = fork();
