@@ -248,10 +248,14 @@ function itemsOf(
   };
 }
 
-/** Options that neither the key nor the value has a use for; undefined without types. */
+/** Options that neither the key nor the value has a use for, and why; undefined without types. */
 function inAll(lists: readonly (readonly UnusedOption[])[]): readonly UnusedOption[] | undefined {
   const same = (a: UnusedOption, b: UnusedOption) => a.option === b.option && a.name === b.name;
-  return lists[0]?.filter((one) => lists.every((list) => list.some((other) => same(one, other))));
+  return lists[0]?.flatMap((one) => {
+    const all = lists.map((list) => list.find((other) => same(one, other)));
+    if (all.includes(undefined)) return [];
+    return [{ ...one, why: all.map((other) => other?.why).join(', and ') }];
+  });
 }
 
 /** What the inner maps of a reshaped map become like. */
