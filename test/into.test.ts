@@ -6,7 +6,7 @@ import * as path from 'node:path';
 import t from 'tap';
 import { loadBtf } from '../src/kernel/btf.js';
 import { BpfMap, type MapSpec } from '../src/kernel/map.js';
-import { openSys } from '../src/kernel/sys.js';
+import { type Attr, ERRNO, openSys } from '../src/kernel/sys.js';
 import type { CaptureWork, IntoCounts, IntoMode, IntoWork } from '../src/maptype.js';
 import { replayInto } from '../src/replay/into.js';
 import { KeyHash, KeyTable, Words } from '../src/replay/keytable.js';
@@ -667,44 +667,97 @@ t.test('a backup is what stood there before', async (t) => {
   map.close();
 });
 
-t.test('a kernel that fails half-way: what was written is said', async (t) => {
-  const [first, second] = [
-    make({ name: 'first' }),
-    make({ name: 'second', flags: 1, maxEntries: 100_000, valueSize: 8 }),
-  ];
-  const pins = bpffs();
-  t.teardown(() => pins.remove());
-  first.pin(path.join(pins.folder, 'first'));
-  second.pin(path.join(pins.folder, 'second'));
+t.test('a signal half-way: what was written is said', async (t) => {
   const items = Array.from({ length: 80_000 }, (_, i): Item => [u32(i), Buffer.alloc(8, i | 1)]);
   const dump = dumpOf(
     folder,
     { id: 1, name: 'first', ...HASH, items: items.slice(0, 3) },
     { id: 2, name: 'second', ...HASH, items },
   );
-  // A signal in the middle: one at a time, so that it takes long enough.
-  const child = spawn(process.execPath, [BPFIMG, 'replay', dump, '--into', pins.folder, '--mode', 'insert'], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-  });
-  let said = '';
-  child.stderr.on('data', (text) => {
-    said += text;
-  });
-  const until = Date.now() + 60_000;
-  while (second.nextKey(undefined) === undefined && Date.now() < until) await new Promise((go) => setTimeout(go, 1));
-  child.kill('SIGINT');
-  const code = await new Promise((resolve) => child.once('close', resolve));
-  const held = Object.keys(readBack(second)).length;
-  t.equal(code, 130);
-  t.ok(held > 0 && held < 80_000, `${held} items`);
-  t.match(
-    said,
-    new RegExp(
-      `interrupted; written so far: map \\d+ \\(first\\) 3 inserted; map \\d+ \\(second\\) ${held} inserted\\n`,
-    ),
-  );
-  first.close();
-  second.close();
+  const pins = bpffs();
+  t.teardown(() => pins.remove());
+  for (const [signal, code] of [
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+    ['SIGHUP', 129],
+  ] as const) {
+    const [first, second] = [make({ name: 'first' }), make({ name: 'second', flags: 1, maxEntries: 100_000 })];
+    first.pin(path.join(pins.folder, 'first'));
+    second.pin(path.join(pins.folder, 'second'));
+    // One at a time, so that it takes long enough.
+    const child = spawn(process.execPath, [BPFIMG, 'replay', dump, '--into', pins.folder, '--mode', 'insert'], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    let said = '';
+    child.stderr.on('data', (text) => {
+      said += text;
+    });
+    const ended = new Promise((resolve) => child.once('close', resolve));
+    const until = Date.now() + 60_000;
+    while (second.nextKey(undefined) === undefined && Date.now() < until) await new Promise((go) => setTimeout(go, 1));
+    child.kill(signal);
+    t.equal(await ended, code, signal);
+    const held = Object.keys(readBack(second)).length;
+    t.ok(held > 0 && held < 80_000, `${held} items`);
+    t.match(
+      said,
+      new RegExp(
+        `interrupted; written so far: map \\d+ \\(first\\) 3 inserted; map \\d+ \\(second\\) ${held} inserted\\n`,
+      ),
+    );
+    for (const [map, name] of [[first, 'first'] as const, [second, 'second'] as const]) {
+      map.close();
+      fs.rmSync(path.join(pins.folder, name));
+    }
+  }
+});
+
+t.test('a kernel that fails half-way: what was written is said, item by item', async (t) => {
+  const value = (i: number, salt = 0) => u32(i + 1, salt);
+  const items = Array.from({ length: 60_000 }, (_, i): Item => [u32(i), value(i)]);
+  // A third of the keys is there with the same value, a third with another one.
+  const old = items.slice(0, 40_000).map(([key], i): Item => [key, value(i, i % 2)]);
+  for (const [type, max] of [
+    [1, 100_000],
+    [2, 60_000],
+  ] as const) {
+    const dump = dumpOf(folder, { id: 1, ...HASH, type, max, items });
+    const given = await openSource(dump);
+    const source = await mapsOf(given);
+    const [plan] = await planMaps(source, source.maps, types, { cpus: sys.cpus });
+    for (const mode of ['upsert', 'insert', 'update', 'sum'] as const) {
+      if (type === 2 && mode === 'insert') continue;
+      const map = make({ type, maxEntries: max }, old);
+      const before = here(map);
+      let calls = 0;
+      const failing = new MeddledSys(sys, (command, attr) => {
+        if (command === 'MAP_UPDATE_ELEM') return ++calls === 1000 ? -ERRNO.ENOMEM : undefined;
+        if (command !== 'MAP_UPDATE_BATCH' || ++calls !== 2) return undefined;
+        // Some items of a batch are written before the one that is refused.
+        const batch = attr as Attr<'count'>;
+        batch.set('count', Math.floor(batch.get('count') / 3));
+        return sys.bpf(command, attr) < 0 ? undefined : -ERRNO.ENOMEM;
+      });
+      const target = BpfMap.openById(failing, map.id);
+      const error = await replayInto(failing, [{ plan: plan as PlannedMap, map: target }], [], { mode }).then(
+        () => t.fail('nothing failed'),
+        (error: Error) => error,
+      );
+      const after = here(map);
+      const changed = [...before].filter(([key, bytes]) => after.get(key)?.equals(bytes) === false).length;
+      const counts: Record<string, number> = { inserted: after.size - before.size, updated: changed };
+      const said = Object.fromEntries(
+        [...String(error).matchAll(/(\d+) (inserted|updated)/g)].map(([, count, what]) => [what, Number(count)]),
+      );
+      t.match(String(error), /item [0-9a-f]{8}: BPF_MAP_UPDATE_(BATCH|ELEM): .*; written so far: map \d+/, mode);
+      t.same({ inserted: 0, updated: 0, ...said }, counts, `type ${type}, ${mode}`);
+      t.ok((counts.inserted ?? 0) + changed > 900, `${JSON.stringify(counts)}`);
+      target.close();
+      map.close();
+    }
+    source.close();
+    given.close();
+  }
 });
 
 t.test('others write meanwhile: keys that only the source has are there, theirs are kept', async (t) => {

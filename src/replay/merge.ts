@@ -29,7 +29,8 @@ export function drop({ dropped }: Pick<IntoCounts, 'dropped'>, why: string, coun
   if (count > 0) dropped.set(why, (dropped.get(why) ?? 0) + count);
 }
 
-const WRITERS = availableParallelism() === 1 ? 1 : Math.min(8, 3 * availableParallelism());
+/** Calls in progress at a time: more would touch more memory, and gain nothing. */
+const WRITERS = availableParallelism() === 1 ? 1 : Math.min(8, 1 + availableParallelism());
 
 /** What is to be done with an item of a batch, or was. */
 const SKIP = 0;
@@ -635,6 +636,12 @@ class Compare {
     part.old ??= map.batch(part.batch.room);
     await readOld(part, part.old);
     const [values, olds] = [part.batch.values, part.old.values];
+    const size = part.count * map.valueStride;
+    if (work.mode !== 'sum' && this.#ignored.length === 0 && values.compare(olds, 0, size, 0, size) === 0) {
+      work.counts.unchanged += part.count;
+      part.count = 0;
+      return;
+    }
     const [words, oldWords] = [new Words(values, map.valueStride), new Words(olds, map.valueStride)];
     for (let i = 0, at = 0; i < part.count; i++, at += map.valueStride) {
       if (this.#ignored.length > 0) blank(values, at, this.#ignored);

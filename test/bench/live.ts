@@ -20,8 +20,6 @@ export interface LiveRow {
   readonly reference: number | undefined;
   /** Median of the ratios pair by pair. */
   readonly ratio: number | undefined;
-  /** There is no budget for its ratio. */
-  readonly free?: true;
   /** Peak memory in MiB. */
   readonly peak: number;
 }
@@ -64,9 +62,7 @@ function makeMap(sys: Sys, { type, keySize, valueSize, count }: Size, btf?: MapS
 
 /** Measures capture and replay of `count` items, `runs` times each. */
 export async function measureLive(folder: string, count: number, runs: number): Promise<LiveRow[]> {
-  const reference = path.join(folder, 'reference');
-  const compiled = spawnSync('cc', ['-O2', '-o', reference, path.join(TOP, 'test/bench/reference.c')]);
-  if (compiled.status !== 0) throw new Error(`reference.c: ${compiled.stderr}`);
+  const reference = compileReference(folder);
   const sys = await openSys(types);
   const pins = bpffs();
   try {
@@ -117,23 +113,7 @@ async function measureSize(
       () => run([BPFIMG, 'replay', dump, '--pin', fresh], undefined, null_),
       () => run([reference, 'replay', raw, ...numbers], undefined, null_),
     );
-    // Of a map that is made anew for each, and one that has all of the keys.
-    const target = path.join(pins, 'target');
-    const spec = { type: type === 'hash' ? 1 : 2, keySize, valueSize, maxEntries: count, name: 'bench' };
-    const renew = () => {
-      fs.rmSync(target, { force: true });
-      using made = BpfMap.create(sys, spec);
-      made.pin(target);
-    };
-    const ours = () => run([BPFIMG, 'replay', dump, '--into', target], undefined, null_);
-    const theirs = () => run([reference, 'into', raw, target, String(count)], undefined, null_);
-    const empty = type === 'hash' ? await inPairs(runs, renew, ours, theirs, renew) : undefined;
-    if (empty === undefined) renew();
-    const full = await inPairs(runs, () => {}, ours, theirs);
-    fs.rmSync(target);
     return [
-      ...(empty === undefined ? [] : [{ work: `replay --into, an empty ${name}`, ...empty }]),
-      { work: `replay --into, a full ${name}`, free: true as const, ...full },
       { work: `capture ${name}`, ...captured },
       { work: `\`bpftool -j map dump\` ${name}`, ms: tool.ms, reference: undefined, ratio: undefined, peak: tool.peak },
       { work: `replay ${name}`, ...replayed },
@@ -143,6 +123,129 @@ async function measureSize(
     fs.rmSync(dump, { recursive: true, force: true });
     fs.rmSync(raw, { force: true });
   }
+}
+
+/** Replays into maps that exist, against C that writes all items; and a migration, against a plain replay. */
+export async function measureInto(folder: string, count: number, runs: number): Promise<LiveRow[]> {
+  const reference = compileReference(folder);
+  const sys = await openSys(types);
+  const pins = bpffs();
+  try {
+    const rows: LiveRow[] = [];
+    for (const [name, type, keySize] of [['hash 16+64', 'hash', 16] as const, ['array 4+64', 'array', 4] as const]) {
+      const size: Size = { name, type, keySize, valueSize: 64, count };
+      rows.push(...(await measureTargets(sys, size, folder, pins.folder, reference, runs)));
+    }
+    rows.push(await measureMigration(sys, folder, pins.folder, count, runs));
+    return rows;
+  } finally {
+    pins.remove();
+  }
+}
+
+/** Replays into an empty map, and into ones in which no, every tenth or every item has another value. */
+async function measureTargets(
+  sys: Sys,
+  size: Size,
+  folder: string,
+  pins: string,
+  reference: string,
+  runs: number,
+): Promise<LiveRow[]> {
+  const { name, type, keySize, valueSize, count } = size;
+  const [dump, raw, pin] = [path.join(folder, 'live'), path.join(folder, 'live.raw'), path.join(pins, 'target')];
+  {
+    using map = makeMap(sys, size);
+    await run([BPFIMG, 'capture', '--id', String(map.id), '-D', dump], undefined, '/dev/null');
+    await run([reference, 'capture', String(map.id), raw], undefined, '/dev/null');
+  }
+  const spec = { type: type === 'hash' ? 1 : 2, keySize, valueSize, maxEntries: count, name: 'bench' };
+  const renew = () => {
+    fs.rmSync(pin, { force: true });
+    using made = BpfMap.create(sys, spec);
+    made.pin(pin);
+  };
+  const ours = () => run([BPFIMG, 'replay', dump, '--into', pin], undefined, '/dev/null');
+  const theirs = () => run([reference, 'into', raw, pin, String(count)], undefined, '/dev/null');
+  try {
+    const rows = [{ work: `an empty ${name}`, ...(await inPairs(runs, renew, ours, theirs, renew)) }];
+    await theirs();
+    for (const [what, nth] of [['nothing', 0] as const, ['a tenth', 10] as const, ['everything', 1] as const]) {
+      const change = () => (nth === 0 ? undefined : changeItems(sys, size, pin, raw, nth));
+      const pairs = await inPairs(runs, change, ours, theirs, change);
+      rows.push({ work: `a full ${name}, ${what} differs`, ...pairs });
+    }
+    return rows;
+  } finally {
+    for (const one of [dump, raw, pin]) fs.rmSync(one, { recursive: true, force: true });
+  }
+}
+
+/** Gives every `nth` item another value than the one in the reference's file. */
+function changeItems(sys: Sys, { keySize, valueSize, count }: Size, pin: string, raw: string, nth: number): void {
+  using map = BpfMap.openPinned(sys, pin);
+  const batch = map.batch(10_000);
+  const file = fs.openSync(raw, 'r');
+  for (let done = 0; done < count; done += batch.room) {
+    const some = Math.min(batch.room, count - done);
+    fs.readSync(file, batch.keys, 0, some * keySize, done * keySize);
+    fs.readSync(file, batch.values, 0, some * valueSize, count * keySize + done * valueSize);
+    for (let i = 0; i < some; i += nth)
+      batch.values.writeUInt8(~batch.values.readUInt8(i * valueSize) & 255, i * valueSize);
+    const { error } = map.updateBatch(batch, some);
+    if (error) throw error;
+  }
+  fs.closeSync(file);
+}
+
+/** `replay --like` of a map whose values got a wider member. C is the plain replay of the same dump. */
+async function measureMigration(sys: Sys, folder: string, pins: string, count: number, runs: number): Promise<LiveRow> {
+  const btfOf = (counter: number) => {
+    const writer = new BtfWriter();
+    const [u32, u64] = [writer.int('__u32', 4), writer.int('__u64', 8)];
+    const key = writer.struct(
+      'key',
+      16,
+      [0, 1, 2, 3].map((i) => ({ name: `k${i}`, type: u32, at: 32 * i })),
+    );
+    const members = [{ name: 'counter', type: counter === 4 ? u32 : u64, at: 0 }];
+    for (let i = 0; i < 7; i++) members.push({ name: `m${i}`, type: u64, at: 64 * (i + 1) });
+    const value = writer.struct('value', 64, members);
+    return { fd: loadBtf(sys, writer.bytes()), keyType: key, valueType: value };
+  };
+  const [dump, like, fresh] = [path.join(folder, 'old'), path.join(pins, 'bench'), path.join(pins, 'fresh')];
+  const [before, after] = [btfOf(4), btfOf(8)];
+  try {
+    {
+      using map = makeMap(sys, { name: '', type: 'hash', keySize: 16, valueSize: 64, count }, before);
+      await run([BPFIMG, 'capture', '--id', String(map.id), '-D', dump], undefined, '/dev/null');
+      const spec = { type: 1, keySize: 16, valueSize: 64, maxEntries: count, name: 'bench', btf: after };
+      using wanted = BpfMap.create(sys, spec);
+      wanted.pin(like);
+    }
+    const clear = () => fs.rmSync(fresh, { recursive: true, force: true });
+    const replay = (...args: string[]) =>
+      run([BPFIMG, 'replay', dump, '--pin', fresh, ...args], undefined, '/dev/null');
+    const pairs = await inPairs(
+      runs,
+      clear,
+      () => replay('--like', `pinned:${like}`),
+      () => replay(),
+      clear,
+    );
+    clear();
+    return { work: '`replay --like`, a wider member (plain `replay`)', ...pairs };
+  } finally {
+    for (const { fd } of [before, after]) sys.close(fd);
+    for (const one of [dump, like]) fs.rmSync(one, { recursive: true, force: true });
+  }
+}
+
+function compileReference(folder: string): string {
+  const reference = path.join(folder, 'reference');
+  const compiled = spawnSync('cc', ['-O2', '-o', reference, path.join(TOP, 'test/bench/reference.c')]);
+  if (compiled.status !== 0) throw new Error(`reference.c: ${compiled.stderr}`);
+  return reference;
 }
 
 /** Sources that are no dumps: a live map, an archive, a pipe. C is what the row says it is compared with. */
