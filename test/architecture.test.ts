@@ -16,6 +16,7 @@ const TSC = path.join(TOP, 'node_modules/typescript/lib/tsc.js');
 const LAYERS: Readonly<Record<string, readonly string[]>> = {
   errors: [],
   value: [],
+  keyhash: [],
   bytes: ['errors'],
   io: ['bytes', 'errors'],
   archive: ['io', 'bytes', 'errors'],
@@ -27,10 +28,10 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   toolkit: ['capture', 'replay', 'maptype', 'kernel'],
   plugins: ['toolkit', 'io', 'maptype', 'capture', 'replay', 'kernel', 'bytes', 'errors'],
   json: ['value', 'btf', 'image', 'io', 'bytes', 'errors'],
-  dump: ['value', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
-  diff: ['value', 'dump', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
+  dump: ['value', 'keyhash', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
+  diff: ['value', 'keyhash', 'dump', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
   capture: ['value', 'btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
-  replay: ['value', 'migrate', 'btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
+  replay: ['value', 'keyhash', 'migrate', 'btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   verify: ['value', 'migrate', 'replay', 'dump', 'maptype', 'image', 'io', 'bytes', 'errors'],
   criu: ['value', 'capture', 'replay', 'dump', 'maptype', 'kernel', 'image', 'io', 'bytes', 'errors'],
   source: [
@@ -105,6 +106,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
 const NOTES: Readonly<Record<string, string>> = {
   errors: 'the one error class, its kinds, exit codes',
   value: 'JSON as values',
+  keyhash: 'hashes of keys that nobody can predict, sets of keys',
   bytes: 'hex, base64, numbers in buffers',
   io: 'inputs, outputs, spools',
   archive: 'tar archives: read, written, some files replaced; compression, digests',

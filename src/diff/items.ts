@@ -11,8 +11,8 @@ import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { equalBytes } from '../io/stream.js';
+import { KeyFilter, KeyHash } from '../keyhash.js';
 import type { ItemDifferences } from './differences.js';
-import { KeyHash } from './key-hash.js';
 import { Parts } from './parts.js';
 
 /** The items of one data entry. */
@@ -253,30 +253,8 @@ class ItemTable {
   }
 }
 
-/** Most bits of a {@link KeyFilter}: 32 MiB. */
-const FILTER_BITS = 28;
-
-/** Remembers keys that were put aside, by their hashes; sometimes mistakes another key for one of them. */
-class KeyFilter {
-  readonly #words: Int32Array;
-  readonly #shift: number;
-
-  constructor(keys: number) {
-    const bits = Math.min(FILTER_BITS, Math.max(10, Math.ceil(Math.log2(16 * Math.max(1, keys)))));
-    this.#words = new Int32Array(1 << (bits - 5));
-    this.#shift = 32 - bits;
-  }
-
-  add(hash: number): void {
-    const bit = hash >>> this.#shift;
-    this.#words[bit >>> 5] = (this.#words[bit >>> 5] as number) | (1 << (bit & 31));
-  }
-
-  has(hash: number): boolean {
-    const bit = hash >>> this.#shift;
-    return ((this.#words[bit >>> 5] as number) & (1 << (bit & 31))) !== 0;
-  }
-}
+/** Most words of a filter of keys, as a power of two: 32 MiB. */
+const FILTER_WORDS = 23;
 
 /** Levels of parts within parts; no hash needs more, whatever the keys are. */
 const MOST_LEVELS = 12;
@@ -319,7 +297,7 @@ class ManyItems {
   async #putAside(sides: readonly [Parts, Parts]): Promise<boolean> {
     const { a, b } = this;
     const shared = Math.min(a.count, b.count);
-    const filter = new KeyFilter(a.count + b.count);
+    const filter = new KeyFilter((a.count + b.count) / 2, FILTER_WORDS);
     let streams: [Stream, Stream] = this.#streams();
     const hashOf = ({ keys, items }: Stream, i: number) =>
       this.#hash.of(keys.view, keys.at + i * items.keySize, items.keySize);

@@ -1,12 +1,12 @@
 /** Finds keys that occur twice in a data entry, in memory that does not grow with the map. */
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
+import { randomWord } from '../keyhash.js';
 
 /** Keys held in one pass over the entry; more keys need further passes. */
 const KEYS_IN_PASS = 1 << 20;
 
-/** A seed that an image's author cannot know, so that no image can make its keys collide. */
-const SEED = (Math.random() * 0x100000000) >>> 0;
+const SEED = randomWord();
 
 /** Two keys of an entry that are equal, by their positions in it. */
 export interface DuplicateKey {

@@ -1,31 +1,22 @@
 /** Remembers which keys came before, in memory that does not grow with the image. */
+
 import type { BpfMap } from '../kernel/map.js';
+import { KeyFilter } from '../keyhash.js';
 import type { ItemSource, MapType } from '../maptype.js';
 
 /** Whether key number `index` of `keys` came before, and remembers it. May wrongly say yes, never no. */
 export type Seen = (keys: Buffer, index: number) => boolean;
 
-/** Maximum number of keys per word of the filter; about one key in a thousand is then mistaken for another. */
-const KEYS_A_WORD = 1;
-/** Maximum number of words: 64 MiB. */
+/** Most words of the filter, as a power of two: 64 MiB. */
 const MOST_WORDS = 24;
 
-/** For keys of any kind: a Bloom filter whose three bits of a key are in one word, which is one look at memory. */
+/** For keys of any kind. */
 export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pick<MapType, 'key'>): Seen {
   const { count, keySize } = items;
   if (keySize === 0) return () => false;
-  const bits = Math.min(MOST_WORDS, Math.max(8, Math.ceil(Math.log2(Math.max(1, count) / KEYS_A_WORD))));
-  const filter = new Int32Array(1 << bits);
-  const shift = 32 - bits;
+  const filter = new KeyFilter(count, MOST_WORDS);
   const hashOf = type.key === 'prefix' ? prefixHash : keySize % 4 === 0 ? new WordHash().of : byteHash;
-  return (keys, index) => {
-    const hash = hashOf(keys, index * keySize, keySize);
-    const more = Math.imul(hash, 0x2c1b3c6d);
-    const mine = (1 << (more >>> 27)) | (1 << ((more >>> 22) & 31)) | (1 << ((more >>> 17) & 31));
-    const word = filter[hash >>> shift] as number;
-    filter[hash >>> shift] = word | mine;
-    return (word & mine) === mine;
-  };
+  return (keys, index) => filter.add(hashOf(keys, index * keySize, keySize));
 }
 
 /** Most indexes to remember, as a power of two: 64 MiB of bits. */
