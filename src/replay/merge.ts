@@ -69,13 +69,15 @@ class Part {
   compact(): void {
     const { keys, values } = this.batch;
     const { keySize, valueStride } = this.map;
-    let kept = this.todo.subarray(0, this.count).indexOf(SKIP);
+    const todo = this.todo.subarray(0, this.count);
+    let kept = todo.indexOf(SKIP);
     if (kept < 0) return;
-    for (let i = kept + 1; i < this.count; i++) {
-      if (this.todo[i] === SKIP) continue;
-      keys.copyWithin(kept * keySize, i * keySize, (i + 1) * keySize);
-      values.copyWithin(kept * valueStride, i * valueStride, (i + 1) * valueStride);
-      this.todo[kept++] = this.todo[i] as number;
+    for (let from = kept + 1, to = from; to <= this.count; from = ++to) {
+      while (to < this.count && todo[to] !== SKIP) to++;
+      keys.copyWithin(kept * keySize, from * keySize, to * keySize);
+      values.copyWithin(kept * valueStride, from * valueStride, to * valueStride);
+      todo.copyWithin(kept, from, to);
+      kept += to - from;
     }
     this.count = kept;
   }
