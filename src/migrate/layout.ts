@@ -69,6 +69,13 @@ const MAX_NODES = 100_000;
 /** Bytes of the longest value. */
 const MAX_SIZE = 0x7fff_ffff;
 
+/** Where a node of the tree is. */
+interface Place extends Pick<Node, 'bit'>, Partial<Pick<Node, 'name' | 'parent' | 'frame'>> {
+  /** Size of a bit-field; 0 for any other. */
+  readonly bits?: number;
+  readonly depth: number;
+}
+
 type Draft = { -readonly [name in keyof Node]: Node[name] };
 
 /**
@@ -82,7 +89,7 @@ export function layoutOf({ btf, id }: TypeRef): { readonly root: Node; readonly 
       subject: btf.name,
     });
   }
-  return { root: new Builder(btf).build(id, '', undefined, undefined, 0, 0, 0), size };
+  return { root: new Builder(btf).build(id, { bit: 0, depth: 0 }), size };
 }
 
 class Builder {
@@ -100,18 +107,7 @@ class Builder {
     if (this.#nodes > MAX_NODES) throw this.#btf.bad(id, `has more than ${MAX_NODES} members, nested ones included`);
   }
 
-  /**
-   * @param bits of a bit-field; 0 for any other
-   */
-  build(
-    declared: number,
-    name: string,
-    parent: Node | undefined,
-    frame: Node | undefined,
-    bit: number,
-    bits: number,
-    depth: number,
-  ): Node {
+  build(declared: number, { name = '', parent, frame, bit, bits = 0, depth }: Place): Node {
     const btf = this.#btf;
     this.#count(declared, 1);
     if (depth > MAX_TYPE_DEPTH)
@@ -209,7 +205,7 @@ class Builder {
     if (btf.kind(element) === 'INT' && (btf.type(element) as IntType).char) node.kind = 'text';
     else {
       node.kind = 'array';
-      if (node.bits > 0) node.children = [this.build(of, '', node, undefined, 0, 0, depth + 1)];
+      if (node.bits > 0) node.children = [this.build(of, { parent: node, bit: 0, depth: depth + 1 })];
     }
   }
 
@@ -241,10 +237,11 @@ class Builder {
           if (member.bits > 0 || bits === 0) continue;
           if (kind === 'STRUCT' && node.kind !== 'union') collect(target, bit, depth + 1);
           else if (kind === 'STRUCT' || kind === 'UNION')
-            nodes.push(this.build(member.type, '', node, node.frame, bit, 0, depth + 1));
+            nodes.push(this.build(member.type, { parent: node, frame: node.frame, bit, depth: depth + 1 }));
         } else {
+          const place = { parent: node, frame: node.frame, bit, bits: member.bits, depth: depth + 1 };
           const name = unused(member.name, names);
-          if (bits > 0) nodes.push(this.build(member.type, name, node, node.frame, bit, member.bits, depth + 1));
+          if (bits > 0) nodes.push(this.build(member.type, { ...place, name }));
         }
       }
     };

@@ -694,14 +694,14 @@ class Plan {
         old.stride === fresh.stride
       ) {
         frame.copies.push({ from: old.bit, to: fresh.bit, bits: both * old.stride * 8 });
-      } else loop(frame, old, fresh, both, 0, body);
+      } else loop(frame, { old, fresh, first: 0, count: both }, body);
       // What happens to the elements says it all, except for their number.
       if (what === base) this.#steps.splice(before, 1);
     }
     if (old.count > fresh.count) {
       const rest: Frame = { old: from, fresh: undefined, copies: [], ops: [], depth: frame.depth + 1 };
       this.#mustBeZero(from, rest, 'beyond the end');
-      loop(frame, old, undefined, old.count - fresh.count, fresh.count, finish(rest, old.stride, 0));
+      loop(frame, { old, first: fresh.count, count: old.count - fresh.count }, finish(rest, old.stride, 0));
     }
   }
 
@@ -735,7 +735,7 @@ class Plan {
     else if (node.kind === 'array') {
       const inside: Frame = { old: node.children[0], fresh: undefined, copies: [], ops: [], depth: frame.depth + 1 };
       this.#mustBeZero(node.children[0] as Node, inside, reason);
-      loop(frame, node, undefined, node.count, 0, inside.ops);
+      loop(frame, { old: node, first: 0, count: node.count }, inside.ops);
     } else {
       const site = { node, reason };
       let from = node.bit;
@@ -867,15 +867,16 @@ const numeric = (old: Node, fresh: Node): number => (Math.max(old.bits, fresh.bi
 // ---------------------------------------------------------------------------------------------------
 // Operations
 
-/** Runs `body` for elements of an array, from index `first` on. */
-function loop(
-  frame: Frame,
-  old: Node,
-  fresh: Node | undefined,
-  count: number,
-  first: number,
-  body: readonly Op[],
-): void {
+/** Elements of an array: `count` from index `first` on. */
+interface Elements {
+  readonly old: Node;
+  readonly fresh?: Node;
+  readonly first: number;
+  readonly count: number;
+}
+
+/** Runs `body` for each of these elements. */
+function loop(frame: Frame, { old, fresh, first, count }: Elements, body: readonly Op[]): void {
   if (count === 0 || body.length === 0) return;
   const [from, to] = [old.bit / 8 + first * old.stride, fresh === undefined ? 0 : fresh.bit / 8];
   frame.ops.push({ code: [OP.LOOP, from, to, count, old.stride, fresh?.stride ?? 0, first, frame.depth], body });
