@@ -127,6 +127,7 @@ t.test('mounts of BPF file systems', async (t) => {
     `31 22 0:30 / ${point} rw,nosuid shared:5 master:1 - bpf bpf rw,mode=700`,
     '32 22 0:30 / /a/second/look/at/it rw - bpf bpf rw',
     '33 22 0:31 / /gone rw - bpf bpf rw',
+    `35 31 0:33 / ${point} rw - bpf bpf rw`,
     '34 22 0:32 / /bpf rw - tmpfs bpf rw',
     '',
   ];

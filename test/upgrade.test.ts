@@ -251,7 +251,7 @@ t.test('the systemd unit', { skip: await skipWithoutMaps() }, async (t) => {
 
   await typed(one, `mkdir -p ${PINS}/deep`);
   const create = (pin: string, more: string) =>
-    typed(one, `bpftool map create ${pin} type hash key 4 value 4 entries 8 name x ${more}`);
+    typed(one, `bpftool map create ${pin} type hash key 4 value 4 entries 8 name ${path.basename(pin)} ${more}`);
   for (const name of ['a', 'b', 'deep/c']) await create(`${PINS}/${name}`, '');
   await typed(one, `ln ${PINS}/a ${PINS}/a_too`);
   await typed(one, `bpftool map update pinned ${PINS}/a key 1 0 0 0 value 2 0 0 0`);
@@ -288,7 +288,7 @@ t.test('the systemd unit', { skip: await skipWithoutMaps() }, async (t) => {
   await typed(one, `systemctl restart ${unit}`);
   t.same(await ids(), running, 'maps that are there are not touched');
 
-  await typed(one, `systemctl stop ${unit} && truncate -s -1 ${saved}/bpfmap-data.img`);
+  await typed(one, `systemctl stop ${unit} && cp -a ${saved} whole && truncate -s -1 ${saved}/bpfmap-data.img`);
   const sums = async () => typed(one, `cd ${saved} && find . -type f | sort | xargs sha256sum; cd - >/dev/null`);
   const damaged = await sums();
   for (let i = 0; i < 2; i++) {
@@ -298,6 +298,9 @@ t.test('the systemd unit', { skip: await skipWithoutMaps() }, async (t) => {
     await create(`${PINS}/a`, '');
   }
   t.equal(await sums(), damaged, 'and is not saved over');
+  await typed(one, `bpftool map update pinned ${PINS}/a key 1 0 0 0 value 5 0 0 0`);
+  await typed(one, `bpfimg replay whole --map a --into ${PINS} --mode sum`);
+  t.match(await typed(one, `bpfimg show pinned:${PINS}/a`), /01000000.*07000000/, 'what was saved is added later');
 
   await typed(one, `rm -r ${saved} && systemctl start ${unit} && systemctl reload ${unit}`);
   const good = await sums();

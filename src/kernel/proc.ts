@@ -339,11 +339,14 @@ export function interfacesOf(pid: number | 'self', proc = PROC, sys = '/sys/clas
 // ---------------------------------------------------------------------------------------------------
 // BPF file systems
 
-/** Mount points of BPF file systems that this process sees, one per file system, as {@link pathText} writes them. */
+/**
+ * Mount points of BPF file systems that this process sees, as {@link pathText} writes them: one per file system, and one
+ * for several that are mounted over each other, of which only the last is seen.
+ */
 export function bpffsMounts(proc = PROC): string[] {
   const mounts = new Map<string, string>();
   for (const { what, point } of bpffsMountsOf('self', proc)) if (!mounts.has(what)) mounts.set(what, point);
-  return [...mounts.values()];
+  return [...new Set(mounts.values())];
 }
 
 /** A mount of a BPF file system. */

@@ -28,9 +28,8 @@ export const command: Command = {
 
 /** Exit code 1 for errors; warnings alone are 0. */
 async function run(args: VerifyArguments, io: Io): Promise<number> {
-  const verifier = await verified(args, io);
-  const { findings } = verifier;
-  for (const note of verifier.notes) io.say(`bpfimg: warning: ${note}`);
+  const { findings, notes } = await verified(args, io);
+  for (const note of notes) io.say(`bpfimg: warning: ${note}`);
   const errors = findings.filter(({ severity }) => severity === 'error').length;
   await written(undefined, io, async (out) => {
     if (args.json) {
@@ -51,7 +50,7 @@ async function run(args: VerifyArguments, io: Io): Promise<number> {
   return errors > 0 ? EXIT.failed : EXIT.ok;
 }
 
-async function verified(args: VerifyArguments, io: Io): Promise<Verifier> {
+async function verified(args: VerifyArguments, io: Io): Promise<Pick<Verifier, 'findings' | 'notes'>> {
   const sources = new Sources(io, args);
   const source = await sources.open(sourceOf(args.source, args.in), true);
   try {
@@ -69,10 +68,17 @@ async function verified(args: VerifyArguments, io: Io): Promise<Verifier> {
       dump?.close();
       like?.close();
     }
-    return verifier;
+    const { findings, notes } = verifier;
+    if (hasImages(source)) return verifier;
+    // The images of what has none are nothing that the user has seen.
+    return { notes, findings: findings.map((finding) => ({ ...finding, image: source.name })) };
   } finally {
     source.close();
   }
+}
+
+function hasImages(source: Source): boolean {
+  return source.kind === 'image' || source.form === 'folder' || source.form === 'archive';
 }
 
 /** Compares the maps with those of `like`. */
