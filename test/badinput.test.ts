@@ -560,7 +560,7 @@ t.test('in a file, the line and column of what is wrong', async (t) => {
   t.equal(
     await at(lines('{"entries":[', '{"items":[],', '"map_id":-1}],', `${magic}}`)),
     '/entries/0/map_id: must be >= 0 (line 3, column 10)',
-    'also where "magic" stands last, as jq -S has it',
+    'also where "magic" comes last, as jq -S has it',
   );
   t.equal(
     await at(lines(`{${magic}}`, '{"map_id":1}', '{"key":"00","value":"00"}', '{"key":"0","value":"00"}')),

@@ -296,7 +296,7 @@ t.test('special fields read as the table says', { skip }, async (t) => {
       // A kernel from before the kind was brought has plain bytes there.
       t.ok(got === reads || got === 'bytes', `${kind} (since ${since}) reads as ${got}, expected ${reads}`);
       if (got === 'bytes' && reads !== 'bytes') t.comment(`${kind}: not special to this kernel`);
-      t.equal(read.readUInt32LE(0), 0xffff_ffff, 'what stands beside it is kept');
+      t.equal(read.readUInt32LE(0), 0xffff_ffff, 'what is beside it is kept');
       t.equal(read.readUInt32LE(8 + size), 0xffff_ffff);
     } catch (error) {
       t.fail(`${kind}: ${(error as Error).message}`);

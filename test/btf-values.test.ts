@@ -26,7 +26,7 @@ const unhex = (text: string) => Buffer.from(text.replaceAll(' ', ''), 'hex');
 const decode = (codec: ValueCodec, bytes: Uint8Array) => codec.decode(viewOf(bytes));
 
 function encode(codec: ValueCodec, value: Json): Buffer {
-  // What stood there before must not show.
+  // What was there before must not show.
   const bytes = Buffer.alloc(codec.size + 2, 0xa5);
   codec.encode(value, viewOf(bytes), 1);
   if (bytes[0] !== 0xa5 || bytes[codec.size + 1] !== 0xa5) throw new Error(`${codec.typeName}: written beyond its end`);

@@ -23,7 +23,7 @@ import { Random } from './helpers/random.js';
 const MOST = 200;
 const random = new Random(1);
 const samples = Array.from({ length: MOST + 1 }, (_, size) => random.bytes(size));
-/** Everything that is not a hex digit: what must be refused wherever it stands. */
+/** Everything that is not a hex digit: what must be refused wherever it is. */
 const notHex = [...Array(256).keys()].filter((byte) => !/[0-9a-fA-F]/.test(String.fromCharCode(byte)));
 
 /** Text written by `put` into a buffer with canaries on both sides. */

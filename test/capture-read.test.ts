@@ -597,7 +597,7 @@ t.test('prefixes compare as the kernel walks them', { skip }, async (t) => {
       'and sorted so from any order',
     );
     const two = Buffer.concat([order[0] as Buffer, order[1] as Buffer]);
-    t.ok(comparePrefixes(two, keySize, two, 0) > 0, 'wherever they stand');
+    t.ok(comparePrefixes(two, keySize, two, 0) > 0, 'wherever they are');
   }
   const [one, other] = [prefix(8, Buffer.of(10, 1, 2, 3)), prefix(8, Buffer.of(10, 9, 9, 9))];
   t.equal(comparePrefixes(one, 0, other, 0), 0, 'bits behind the prefix do not count');

@@ -187,7 +187,7 @@ t.test('a folder that cannot be written to', async (t) => {
   fs.cpSync(path.dirname(BPFIMG), path.join(place, 'dist'), { recursive: true });
   fs.cpSync(path.join(cwd, 'flowd'), path.join(place, 'flowd'), { recursive: true });
   fs.mkdirSync(path.join(place, 'locked'));
-  fs.writeFileSync(path.join(place, 'locked/x.json'), 'what stood there');
+  fs.writeFileSync(path.join(place, 'locked/x.json'), 'what was there');
   fs.chmodSync(path.join(place, 'locked'), 0o555);
   t.teardown(() => fs.chmodSync(path.join(place, 'locked'), 0o755));
   fs.chmodSync(place, 0o555);
@@ -204,7 +204,7 @@ t.test('a folder that cannot be written to', async (t) => {
     t.equal(ran.status, 1);
     t.match(ran.stderr, /^bpfimg: locked\/\w+(\.json)?: cannot create it: permission denied\n$/);
   }
-  t.same(contents(path.join(place, 'locked')), { 'x.json': Buffer.from('what stood there').toString('hex') });
+  t.same(contents(path.join(place, 'locked')), { 'x.json': Buffer.from('what was there').toString('hex') });
 });
 
 t.test('a file system that is read-only or full', { skip: skipWithoutRoot() }, async (t) => {
@@ -213,7 +213,7 @@ t.test('a file system that is read-only or full', { skip: skipWithoutRoot() }, a
   const mount = shell(`mount -t tmpfs -o size=64k,mode=700 tmpfs ${disk}`);
   if (mount.status !== 0) throw new Error(mount.stderr);
   t.teardown(() => shell(`umount ${disk}`));
-  fs.writeFileSync(path.join(disk, 'x.json'), 'what stood there');
+  fs.writeFileSync(path.join(disk, 'x.json'), 'what was there');
 
   t.match(bpfimg(['decode', IMAGE, '-o', 'disk/x.json'], { cwd }), {
     status: 1,
@@ -231,14 +231,14 @@ t.test('a file system that is read-only or full', { skip: skipWithoutRoot() }, a
     status: 1,
     stderr: /no space left on the device\n$/,
   });
-  t.same(contents(disk), { 'x.json': Buffer.from('what stood there').toString('hex') });
+  t.same(contents(disk), { 'x.json': Buffer.from('what was there').toString('hex') });
 
   shell(`mount -o remount,ro ${disk}`);
   t.match(bpfimg(['decode', 'flowd/pstree.img', '-o', 'disk/x.json'], { cwd }), {
     status: 1,
     stderr: /the file system is read-only\n$/,
   });
-  t.same(contents(disk), { 'x.json': Buffer.from('what stood there').toString('hex') });
+  t.same(contents(disk), { 'x.json': Buffer.from('what was there').toString('hex') });
 });
 
 /** Starts an encode of a document without end, and gives it time to have written something. */
@@ -269,21 +269,21 @@ t.test('interrupted: nothing half-made is left', async (t) => {
     ['SIGTERM', 143],
     ['SIGHUP', 129],
   ] as const) {
-    fs.writeFileSync(path.join(cwd, 'target.img'), 'what stood there');
+    fs.writeFileSync(path.join(cwd, 'target.img'), 'what was there');
     const { child, ended, temporary } = await endless(['encode', '-o', 'target.img']);
     child.kill(signal);
     t.same(await ended, { code, signal: null, stderr: '' }, signal);
     t.same(temporary(), []);
-    t.equal(fs.readFileSync(path.join(cwd, 'target.img'), 'utf8'), 'what stood there');
+    t.equal(fs.readFileSync(path.join(cwd, 'target.img'), 'utf8'), 'what was there');
   }
 });
 
 t.test('kill -9: the old file is untouched', async (t) => {
-  fs.writeFileSync(path.join(cwd, 'target.img'), 'what stood there');
+  fs.writeFileSync(path.join(cwd, 'target.img'), 'what was there');
   const { child, ended, temporary } = await endless(['encode', '-o', 'target.img']);
   child.kill('SIGKILL');
   t.match(await ended, { signal: 'SIGKILL' });
-  t.equal(fs.readFileSync(path.join(cwd, 'target.img'), 'utf8'), 'what stood there');
+  t.equal(fs.readFileSync(path.join(cwd, 'target.img'), 'utf8'), 'what was there');
   for (const name of temporary()) {
     t.match(name, /^\.target\.img\.bpfimg-/, 'what is left says whose it is');
     fs.rmSync(path.join(cwd, name));

@@ -361,9 +361,9 @@ t.test('refused to native: images that contradict each other', async (t) => {
       { ...good, 'bpfimg-files.txt': Buffer.from('1 100 02\n2 100 02\n') },
       /line 2: open file 2 is no plugin's in files\.img/,
     ],
-    [{ ...good, 'bpfimg-files.txt': Buffer.from('1 100 02\n1 100 02\n') }, /line 2: open file 1 stands twice/],
-    [{ ...good, 'bpfimg-files.txt': Buffer.from('1 101 02\n') }, /line 1: map 101 does not stand in bpfimg-file\.img/],
-    [{ ...good, 'bpfimg-files.txt': Buffer.from('') }, /open file 1 stands in no line of bpfimg-files\.txt/],
+    [{ ...good, 'bpfimg-files.txt': Buffer.from('1 100 02\n1 100 02\n') }, /line 2: open file 1 is listed twice/],
+    [{ ...good, 'bpfimg-files.txt': Buffer.from('1 101 02\n') }, /line 1: map 101 is not in bpfimg-file\.img/],
+    [{ ...good, 'bpfimg-files.txt': Buffer.from('') }, /open file 1 is in no line of bpfimg-files\.txt/],
     [
       {
         ...good,

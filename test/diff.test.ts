@@ -1,4 +1,4 @@
-/** `bpfimg diff`: what differs is told, whatever order it stands in and wherever it comes from. */
+/** `bpfimg diff`: what differs is told, whatever order it is in and wherever it comes from. */
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -39,7 +39,7 @@ interface Told {
   added: string[];
 }
 
-/** Items as they stand in an image, behind some bytes of something else. */
+/** Items as they are in an image, behind some bytes of something else. */
 function itemsOf(list: readonly Item[], keySize: number, valueSize: number): Items {
   const [keys, values] = [0, 1].map((part) => list.map((one) => one[part as 0 | 1]));
   const bytes = Buffer.concat([Buffer.from('head'), ...(keys ?? []), ...(values ?? [])]);
@@ -259,7 +259,7 @@ t.test('keys made to collide do not', async (t) => {
   t.ok(Date.now() - start < 30_000, 'in no time');
 });
 
-/** Items that stand nowhere: `keyAt` says which key is at a position, and the key what its value is. */
+/** Items that are nowhere: `keyAt` says which key is at a position, and the key what its value is. */
 function virtualItems(count: number, valueSize: number, keyAt: (position: number) => number, odd = -1): Items {
   const size = count * (8 + valueSize);
   const put = (into: Uint8Array, position: number, start: number, stride: number, of: (i: number) => number) => {

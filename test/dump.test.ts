@@ -242,12 +242,16 @@ t.test('bad input leaves everything as it was', async (t) => {
     ['a missing attribute', [{ ...good, max_entries: undefined }], /\/maps\/0: member "max_entries" is missing/],
     ['a number out of range', [{ ...good, max_entries: 2 ** 32 }], /\/maps\/0\/max_entries: must be <= 4294967295/],
     ['an unknown member', [{ ...good, maxentries: 4 }], /\/maps\/0: unknown member "maxentries"/],
-    ['one map twice', [good, good], /\/maps\/1\/map_id: map 7 stands twice/],
-    ['one file twice', [{ ...good, files: [{ id: 1 }, { id: 1 }] }], /\/maps\/0\/files\/1\/id: file 1 stands twice/],
+    ['one map twice', [good, good], /\/maps\/1\/map_id: map 7 is listed twice/],
+    [
+      'one file twice',
+      [{ ...good, files: [{ id: 1 }, { id: 1 }] }],
+      /\/maps\/0\/files\/1\/id: file 1 is in the document twice/,
+    ],
     [
       'one fd twice',
       [{ ...good, files: [1, 2].map((id) => ({ id, fds: [{ pid: 10, fd: 3 }] })) }],
-      /\/maps\/0\/files\/1\/fds\/0: fd 3 of process 10 stands twice/,
+      /\/maps\/0\/files\/1\/fds\/0: fd 3 of process 10 is listed twice/,
     ],
     [
       'a flag beyond 2^53',

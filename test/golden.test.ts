@@ -105,7 +105,7 @@ const withCrit = { skip: skipWithout('crit') };
 
 t.test('the installed crit prints the same: random images', withCrit, async (t) => {
   const { kinds, ...choice } = critKnows();
-  // Every message of an open file stands in FILES; the kinds that are lists of one of them add nothing.
+  // Every message of an open file is in FILES; the kinds that are lists of one of them add nothing.
   for (const kind of [FILES, FDINFO, PSTREE, IDS, INVENTORY, BPFMAP_FILE].filter(({ name }) => kinds.includes(name))) {
     const messages = fc.sample(messageOf(kind.message, choice), { seed: 3, numRuns: 50 });
     const entries = messages.map((model) => entry(bytesOf(kind.message, model)));

@@ -650,7 +650,7 @@ t.test('usage', async (t) => {
   }
 });
 
-t.test('a backup is what stood there before', async (t) => {
+t.test('a backup is what was there before', async (t) => {
   const map = make({}, [[u32(1), Buffer.alloc(8, 1)]]);
   const before = readBack(map);
   const dump = dumpOf(folder, { id: 7, ...HASH, items: [[u32(1), Buffer.alloc(8, 2)]] });

@@ -187,6 +187,9 @@ t.test('what becomes of items', { skip }, async (t) => {
     const judged = bpfimg(['verify', source, '--like', after]);
     t.equal(judged.status, 1, `${what}: ${judged.stdout}`);
     t.match(judged.stdout, /migrate: /, what);
+    if (/^--(rename|drop|set)$/.test(options[0] ?? '')) {
+      t.match(bpfimg(['verify', source, '--like', after, ...options]).stdout, /error: migrate: /, what);
+    }
     const dry = bpfimg(['replay', source, '--like', after, ...options, '--dry-run', '--json']);
     t.equal(dry.status, 0, `${what}: ${dry.stderr}`);
     const ran = bpfimg(['replay', source, '--like', after, ...options, '--pin', pin, '--verify']);
@@ -227,6 +230,7 @@ t.test('what would be lost is an error, found by the dry run with the same count
   t.equal(lossy.status, 0, lossy.stderr);
   t.match(lossy.stdout, lost);
   t.match(bpfimg(['verify', source, '--like', after]).stdout, /cannot-migrate: .*lost: n does not fit/);
+  t.match(bpfimg(['verify', source, '--drop', 'x']), { status: 2, stderr: /--drop: it goes with --like/ });
   t.match(run('--dry-run', '--rename', 'x=y').stderr, /--rename x: the old .* has no member x/);
   t.equal(bpfimg(['replay', source, '--dry-run', '--rename', 'x=y']).status, 2);
 });
@@ -485,6 +489,14 @@ t.test('without types', { skip }, async (t) => {
   using map = BpfMap.openPinned(sys, path.join(folder, 'made/now'));
   t.same(map.lookup(u32(1)), u32(2, 0));
   t.match(run('now', 'old', '--extend-zero', '--dry-run').stderr, /8 bytes, those there 4/);
+  const base = t.testdir();
+  const document = JSON.parse(bpfimg(['decode', `pinned:${folder}/old`]).stdout);
+  const btf = [{ btf_id: 1, name: '', blob: Buffer.from('no types at all, or broken ones').toString('base64') }];
+  document.maps[0].meta = { btf_id: 1, btf_key_type_id: 1, btf_value_type_id: 2 };
+  const broken = path.join(base, 'broken.json');
+  fs.writeFileSync(broken, JSON.stringify({ format: document.format, btf, maps: document.maps }));
+  const { stderr } = bpfimg(['replay', broken, '--like', `pinned:${folder}/now`, '--dry-run']);
+  t.match(stderr, /the old map has no types that can be used \(.*BTF 1: .*\); --extend-zero/);
 });
 
 t.test('an object file is a source', { skip: clang ? false : 'needs clang' }, async (t) => {

@@ -193,7 +193,7 @@ t.test('compiled code is kept in a folder that is ours alone', async (t) => {
 
   const good = fs.readFileSync(cache);
   const flipped = Buffer.from(good);
-  // What stands there is code: V8 would run whatever it has become.
+  // What is there is code: V8 would run whatever it has become.
   for (let at = 4000; at < flipped.length; at += 997) flipped[at] = (flipped[at] as number) ^ 1;
   const bit = Buffer.from(good);
   bit[good.length >> 1] = (bit[good.length >> 1] as number) ^ 0x10;

@@ -59,7 +59,7 @@ t.test('a pin is the same one in list, capture, decode, replay and on the comman
   t.same(listed?.pins, texts);
   const table = ran('list', '--id', String(map.id));
   for (const text of texts) {
-    t.ok(table.includes(text), `${text} stands in the table`);
+    t.ok(table.includes(text), `${text} is in the table`);
     t.equal(answer('list', '--json', '--pinned', text).maps[0]?.map_id, map.id, `${text} leads to it`);
   }
   t.equal(answer('list', '--json', '--pinned', `${folder}/line\nend`).maps[0]?.map_id, map.id, 'the path itself');

@@ -209,7 +209,7 @@ t.test('edits', async (t) => {
     [
       "an owner, which is CRIU's",
       (map) => Object.assign(map.files[0] ?? {}, { fown: { uid: 1, euid: 0, signum: 0, pid_type: 0, pid: 0 } }),
-      /\/maps\/0\/files\/0\/fown: stands in files\.img/,
+      /\/maps\/0\/files\/0\/fown: it is recorded in files\.img/,
     ],
     [
       'files that disagree',
@@ -225,7 +225,7 @@ t.test('edits', async (t) => {
     [
       'who holds it',
       (map) => Object.assign(map.files[0] ?? {}, { fds: [] }),
-      /\/files\/0\/fds: who holds a map stands in/,
+      /\/files\/0\/fds: who holds a map is recorded in/,
     ],
   ];
   for (const [name, edit, message] of refused) {
@@ -297,7 +297,7 @@ t.test('a table that is lost, and images of others', async (t) => {
   const unsound = folderOf(t, { ...two, 'bpfimg-files.txt': Buffer.from('4 7 02\n4 7 02\n') });
   t.match(
     encoded({ format: 'bpfimg-maps/1', maps: [map] }, unsound),
-    /bpfimg-files\.txt: line 2: open file 4 stands twice/,
+    /bpfimg-files\.txt: line 2: open file 4 is listed twice/,
   );
   const alone = Object.fromEntries(Object.entries(two).filter(([name]) => /^bpfimg-.*img$/.test(name)));
   t.same(

@@ -93,7 +93,7 @@ t.test('a folder that becomes a link to another one: everything is written to th
       );
       child.stdin?.write(input.slice(0, 20));
       await until('it has begun', () => hidden(place).length > 0);
-      // What stands at the same path now has nothing to do with it.
+      // What is at the same path now has nothing to do with it.
       const [temporary = ''] = hidden(place);
       fs.writeFileSync(path.join(base, 'outside', temporary), 'not yours');
       fs.renameSync(place, path.join(base, 'moved'));

@@ -126,7 +126,7 @@ t.test('unread records of a USER_RINGBUF: programs read the same from the fresh 
   );
 });
 
-/** Records as they stand in the memory, in hex. */
+/** Records as they are in memory, in hex. */
 function image(records: readonly (readonly [text: string, bits?: number])[]): string {
   const parts = records.map(([text, bits = 0]) =>
     Buffer.concat([u32((text.length | bits) >>> 0, 0), Buffer.from(text.padEnd(Math.ceil(text.length / 8) * 8, '\0'))]),
@@ -329,7 +329,7 @@ t.test('arenas that cannot be read say why', { skip }, async (t) => {
     using map = BpfMap.create(sys, spec);
     t.match((await told(t, 'capture', '--id', String(map.id), '-D', here.dump, '--force')).report, why);
   }
-  // Something else stands at its address.
+  // Something else is at its address.
   using map = BpfMap.create(sys, { ...arena, extra: BigInt(ADDRESS) });
   using other = BpfMap.create(sys, { ...arena, extra: BigInt(ADDRESS) });
   using _ = other.mmap({ address: BigInt(ADDRESS), length: arena.maxEntries * sys.pageSize });

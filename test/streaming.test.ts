@@ -19,7 +19,7 @@ const PERIOD = 1_000_003;
 const block = new Random(6).bytes(PERIOD);
 const twice = Buffer.concat([block, block]);
 
-/** An image that is larger than memory and stands nowhere: a few bytes in front, then {@link block} repeated. */
+/** An image that is larger than memory and is nowhere: a few bytes in front, then {@link block} repeated. */
 class VirtualImage {
   readonly size: number;
   constructor(

@@ -1,4 +1,4 @@
-/** What people see: nothing from outside moves their terminal, and columns stand below each other. */
+/** What people see: nothing from outside moves their terminal, and columns are aligned. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';

@@ -176,7 +176,7 @@ t.test('an edit next to $raw changes its own field and leaves every other byte a
   sameBytes(
     encodeMessage('bpfmap_data_entry', { ...twice, map_id: 5 }),
     Buffer.concat([scalar(1, 5), scalar(2, 2), scalar(3, 3), scalar(4, 4)]),
-    'a field that stood twice stands once',
+    'a field that was there twice is there once',
   );
 
   const listed = Buffer.concat([

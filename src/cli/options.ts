@@ -41,6 +41,14 @@ export const like = {
   describe: 'a source with one map, whose attributes and types the items from `bpftool -j map dump` get',
 } as const;
 
+const members = { ...several, defaultDescription: 'none' } as const;
+/** What has become of the members of keys and values. */
+export const changes = {
+  rename: { ...members, describe: 'OLD=NEW: the member (or enum value) OLD is called NEW in the new types' },
+  drop: { ...members, describe: 'leave out this member of the old types' },
+  set: { ...members, describe: 'MEMBER=VALUE: the value of a new member, in JSON; zero by default' },
+} as const;
+
 const chosen = { ...several, defaultDescription: 'none' } as const;
 /** Which live maps; src/source/selectors.ts has the same as sources. */
 export const selectors = {

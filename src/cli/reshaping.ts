@@ -9,10 +9,8 @@ import type { Collisions, PlannedMap } from '../replay/plan.js';
 import { reshape } from '../replay/reshape.js';
 import { mapsOf, type Source } from '../source/source.js';
 import type { Json } from '../value.js';
-import { boolean, several, string } from './options.js';
+import { boolean, changes, string } from './options.js';
 import type { Sources } from './source.js';
-
-const members = { ...several, defaultDescription: 'none' } as const;
 
 /** Options that say how maps and their items become like others. */
 export const reshapeOptions = {
@@ -20,9 +18,7 @@ export const reshapeOptions = {
     ...string,
     describe: 'make the maps like those of this source: an object file, pinned maps, a dump; items are migrated',
   },
-  rename: { ...members, describe: 'OLD=NEW: the member (or enum value) OLD is called NEW in the new types' },
-  drop: { ...members, describe: 'leave out this member of the old types' },
-  set: { ...members, describe: 'MEMBER=VALUE: the value of a new member, in JSON; zero by default' },
+  ...changes,
   lossy: { ...boolean, describe: 'migrate items even if part of them is lost' },
   'on-collision': {
     choices: ['error', 'last', 'sum'],

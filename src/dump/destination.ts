@@ -145,7 +145,7 @@ async function holdersOf(map: MapToWrite, index: number, id: number, { fds }: Us
   for (const [place, { pid, fd, cloexec }] of (filesOf(map)[index]?.fds ?? []).entries()) {
     const held = `${pid}:${fd}`;
     if (fds.has(held)) {
-      const message = `fd ${fd} of process ${pid} stands twice`;
+      const message = `fd ${fd} of process ${pid} is listed twice`;
       throw await map.bad(`/files/${index}/fds/${place}`, message);
     }
     fds.add(held);
@@ -170,7 +170,7 @@ async function newMapMessages(map: MapToWrite, taken: UsedIds, types: MapTypes):
   const said = header.files === undefined && header.type !== undefined ? [{}] : filesOf(map);
   for (const [index, file] of said.entries()) {
     const id = file.id ?? freeId(ids);
-    if (ids.has(id)) throw await map.bad(`/files/${index}/id`, `file ${id} stands twice in the document`);
+    if (ids.has(id)) throw await map.bad(`/files/${index}/id`, `file ${id} is in the document twice`);
     ids.add(id);
     files.push(await messageOf(undefined, id, map, index, types));
     holders.push(...(await holdersOf(map, index, id, taken)));
@@ -359,7 +359,7 @@ class ChangedDump implements DumpDestination {
 
   /** Changes the holders of an open file. */
   protected async holders(map: MapToWrite, index: number, _before: MapFile): Promise<void> {
-    throw await map.bad(`/files/${index}/fds`, 'who holds a map stands in fdinfo-*.img, which is left alone');
+    throw await map.bad(`/files/${index}/fds`, 'who holds a map is recorded in fdinfo-*.img, which is left alone');
   }
 
   /** Changes the message of an open file. */
@@ -565,7 +565,7 @@ class ChangedPluginDump extends ChangedDump {
     }
     await this.#sameId(map, mapId);
     if (!equalJson(message.fown, before.message.fown)) {
-      throw await map.bad(`/files/${index}/fown`, `stands in ${IMAGE.files}, which is left alone`);
+      throw await map.bad(`/files/${index}/fown`, `it is recorded in ${IMAGE.files}, which is left alone`);
     }
     const entry = this.#entry(mapId, message);
     const text = mapText(entry);

@@ -71,7 +71,7 @@ class DocumentReader {
         format = await reader.value();
         if (format !== MAPS_FORMAT) throw reader.bad(`must be "${MAPS_FORMAT}"`, start);
       } else if (name === 'btf') {
-        if (maps) throw reader.bad('must stand before "maps"', start);
+        if (maps) throw reader.bad('must come before "maps"', start);
         this.#btf = await readTypes(reader);
         for (const { message, at, size } of this.#btf.objects.values()) {
           await this.target.btf(message, this.#btf.blobs.input(), at, size);
@@ -129,7 +129,7 @@ class DocumentReader {
   async #pass(map: MapToWrite): Promise<void> {
     try {
       const id = map.header.map_id;
-      if (this.#seen.has(id)) throw await map.bad('/map_id', `map ${id} stands twice`);
+      if (this.#seen.has(id)) throw await map.bad('/map_id', `map ${id} is listed twice`);
       this.#seen.add(id);
       await this.target.map(map);
     } finally {

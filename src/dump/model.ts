@@ -436,7 +436,7 @@ class DumpBuilder {
     this.#count();
     const { map_id } = message as BpfmapFileEntry;
     if (this.#pluginMaps.has(map_id)) {
-      this.#problem('plugin-map', PLUGIN_IMAGE.bpfmapFile, `entry ${index}: map ${map_id} stands twice`);
+      this.#problem('plugin-map', PLUGIN_IMAGE.bpfmapFile, `entry ${index}: map ${map_id} is listed twice`);
     } else this.#pluginMaps.set(map_id, { entry: index, message: message as BpfmapFileEntry });
   }
 
@@ -465,7 +465,7 @@ class DumpBuilder {
       for (const id of this.#table.keys()) taken.add(id);
       for (const id of others || !whole ? [] : this.external.keys()) {
         if (!this.#table.has(id))
-          this.#problem('plugin-lost', IMAGE.files, `open file ${id} stands in no line of ${PLUGIN_TABLE}`);
+          this.#problem('plugin-lost', IMAGE.files, `open file ${id} is in no line of ${PLUGIN_TABLE}`);
       }
     } else if (named || this.external.size > 0) {
       const message = 'it is missing, and without it nothing says which maps were open';
@@ -490,12 +490,12 @@ class DumpBuilder {
     const map = this.#pluginMaps.get(mapId);
     const owner = this.external.get(id);
     if (this.#table.has(id)) {
-      bad('plugin-file', `open file ${id} stands twice`);
+      bad('plugin-file', `open file ${id} is listed twice`);
       return;
     }
     if (this.#images.has(IMAGE.files) && owner === undefined) {
       bad('plugin-file', `open file ${id} is no plugin's in ${IMAGE.files}`);
-    } else if (map === undefined) bad('plugin-map', `map ${mapId} does not stand in ${PLUGIN_IMAGE.bpfmapFile}`);
+    } else if (map === undefined) bad('plugin-map', `map ${mapId} is not in ${PLUGIN_IMAGE.bpfmapFile}`);
     else {
       const message: BpfmapFileEntry = { ...map.message, id, flags };
       if (owner?.fown !== undefined) message.fown = owner.fown;

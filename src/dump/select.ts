@@ -20,31 +20,59 @@ export function wholeName(map: DumpMap): string | undefined {
 
 /** The names that a map is pinned under, one character a byte. */
 function pinNamesOf({ meta }: DumpMap): string[] {
-  const pins = (meta?.pins ?? []) as readonly string[];
+  return pinNames((meta?.pins ?? []) as readonly string[]);
+}
+
+/** The last part of each path, which is as `pathText` writes it; one character a byte. */
+export function pinNames(pins: readonly string[]): string[] {
   return pins.map((pin) => pathBytes(pin.slice(pin.lastIndexOf('/') + 1)).toString('latin1'));
 }
 
+/** The names of a map, one character a byte. */
+export interface MapNames {
+  /** Of its pins, without their folders. */
+  readonly pins: readonly string[];
+  /** Its own: the whole one if it is known, else what the kernel keeps. Empty or undefined if it has none. */
+  readonly name: string | undefined;
+  /** What a replay pins it as. */
+  readonly pin?: string;
+}
+
+/** The names of a map in a dump. */
+export function namesOf(map: DumpMap): MapNames {
+  const name = wholeName(map) ?? '';
+  return { pins: pinNamesOf(map), name, pin: name === '' ? `map_${map.mapId}` : name.replaceAll('.', '_') };
+}
+
+/** What the kernel keeps of a name, in which a pin has no dots. */
+const cutName = ({ name }: MapNames) => name?.slice(0, NAME_MOST).replaceAll('.', '_');
+
 /** Whether two maps have the same name, the surer ways first. */
-const SAME: readonly ((a: DumpMap, b: DumpMap) => boolean)[] = [
-  (a, b) => pinNamesOf(a).some((pin) => pinNamesOf(b).includes(pin)),
-  (a, b) => mapName(a) !== '' && wholeName(a) === wholeName(b),
-  (a, b) => mapName(a) !== '' && mapName(a)?.slice(0, NAME_MOST) === mapName(b)?.slice(0, NAME_MOST),
+const SAME: readonly ((a: MapNames, b: MapNames) => boolean)[] = [
+  (a, b) => a.pins.some((pin) => b.pins.includes(pin)),
+  (a, b) => (Boolean(a.name) && a.name === b.name) || (a.pin !== undefined && b.pins.includes(a.pin)),
+  (a, b) => Boolean(a.name) && cutName(a) === cutName(b),
 ];
 
+/** Those of `others` that have the name of a map: by its pins, its whole name, or what the kernel keeps of that. */
+export function sameNamed<T>(map: DumpMap, others: readonly T[], names: (other: T) => MapNames): T[] {
+  const own = namesOf(map);
+  for (const same of SAME) {
+    const found = others.filter((other) => same(own, names(other)));
+    if (found.length > 0) return found;
+  }
+  return [];
+}
+
 /**
- * The map of another dump that has the name of `map`: by its pins, its whole name, or what the kernel has kept of it.
+ * The map of another dump that has the name of `map`.
  * @throws BpfimgError `usage` if there are several
  */
 export function counterpart(map: DumpMap, others: readonly DumpMap[]): DumpMap | undefined {
-  for (const same of SAME) {
-    const [found, another] = others.filter((other) => same(map, other));
-    if (another !== undefined) {
-      const what = `maps ${found?.mapId} and ${another.mapId} both have its name: --map ${map.mapId}=ID says which it is`;
-      throw new BpfimgError('usage', what, { subject: `map ${map.mapId} (${wholeName(map)})` });
-    }
-    if (found !== undefined) return found;
-  }
-  return undefined;
+  const [found, another] = sameNamed(map, others, namesOf);
+  if (another === undefined) return found;
+  const what = `maps ${found?.mapId} and ${another.mapId} both have its name: --map ${map.mapId}=ID says which it is`;
+  throw new BpfimgError('usage', what, { subject: `map ${map.mapId} (${wholeName(map)})` });
 }
 
 /** Which maps a selector means, better matches first: a whole name wins over a truncated one. */
@@ -91,7 +119,7 @@ export function selectMaps(dump: Dump, selectors: readonly string[], one = false
 function notFound({ name, maps }: Dump, selector: string): BpfimgError {
   const nameless = maps.length > 0 && maps.every((map) => mapName(map) === undefined);
   if (nameless && !/^\d+$/.test(selector)) {
-    return new BpfimgError('usage', `${name} knows maps by id only, names stand in a dump folder`, {
+    return new BpfimgError('usage', `${name} knows maps by id only; their names are in the dump folder`, {
       subject: `--map ${selector}`,
     });
   }

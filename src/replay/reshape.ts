@@ -39,6 +39,25 @@ export interface Model {
   readonly name: string;
 }
 
+/** Types are looked up once for each dump, whose BTF may be large. */
+const finders = new WeakMap<Dump, TypeFinder>();
+
+function finderOf(dump: Dump, types: MapTypes): TypeFinder {
+  const known = finders.get(dump);
+  if (known !== undefined) return known;
+  const made = new TypeFinder(dump, types);
+  finders.set(dump, made);
+  return made;
+}
+
+/** Why a map has no types, as a clause; empty if it was made without. */
+function whyUntyped({ problems }: TypeFinder, map: DumpMap): string {
+  const found = problems.find(
+    (one) => one.map === map || (one.object !== undefined && one.object === map.meta?.btf_id),
+  );
+  return found === undefined ? '' : ` that can be used (${found.message})`;
+}
+
 /**
  * Reshapes the plans of maps for which `model` has a counterpart. Inner maps follow what their outer map expects.
  * @param skip called with a map that has none, and why; without it that is an error
@@ -52,7 +71,7 @@ export async function reshape(
   options: ReshapeOptions,
   skip?: (plan: PlannedMap, why: string) => void,
 ): Promise<PlannedMap[]> {
-  const [oldTypes, newTypes] = [new TypeFinder(dump, types), new TypeFinder(model.dump, types)];
+  const [oldTypes, newTypes] = [finderOf(dump, types), finderOf(model.dump, types)];
   const inner = new Set(plans.flatMap(({ needed }) => needed));
   const outermost = plans.filter(({ mapId }) => !inner.has(mapId));
   const byId = new Map(dump.maps.map((map) => [map.mapId, map]));
@@ -76,17 +95,23 @@ export async function reshape(
       }
       skip(plan, why);
     } else {
-      const pair = { old: await oldTypes.types(map), new: await newTypes.types(like) };
-      const outer = reshaped(plan, like, model, types, pair, options);
+      const pair = {
+        old: await oldTypes.types(map),
+        new: await newTypes.types(like),
+        whyNot: { old: whyUntyped(oldTypes, map), new: whyUntyped(newTypes, like) },
+      };
+      // Inner maps must be as their outer map expects them.
+      const maxEntries = inner.has(plan.mapId) ? undefined : options.maxEntries;
+      const outer = reshaped(plan, like, model, types, pair, { ...options, maxEntries });
       made.push(outer);
       const { template } = outer.facts;
       if (template === undefined) continue;
-      const inner = {
+      const wanted = {
         template,
         btf: template.types && model.dump.btf.get(template.types.btf),
         types: await newTypes.innerTypes(like),
       };
-      for (const id of plan.needed) templates.set(id, inner);
+      for (const id of plan.needed) templates.set(id, wanted);
     }
   }
   // Maps that exist have inner maps of their own, and decide what fits.
@@ -110,6 +135,8 @@ function paired(dump: Dump, map: DumpMap, model: Model, pairs: ReshapeOptions['p
 interface TypePair {
   readonly old: NamedTypes | undefined;
   readonly new: NamedTypes | undefined;
+  /** See {@link whyUntyped}. */
+  readonly whyNot?: { readonly old: string; readonly new: string };
 }
 
 function reshaped(
@@ -203,7 +230,10 @@ function itemsOf(
       }
     }
     if (from === to || (from < to && options.extendZero === true)) return copied(from, to);
-    const lacking = a === 0 ? 'the old map has no types' : 'the new one has no types';
+    const lacking =
+      a === 0
+        ? `the old map has no types${pair.whyNot?.old ?? ''}`
+        : `the new one has no types${pair.whyNot?.new ?? ''}`;
     const way = from < to ? '; --extend-zero puts zeros at the end' : '';
     return fail(`its ${where}s have ${from} bytes, those there ${to}, and ${lacking}${way}`);
   };

@@ -1,9 +1,9 @@
 /** The maps that a replay writes into: which there are, and which map of the source goes into which. */
 import * as fs from 'node:fs';
 import type { Dump, DumpMap } from '../dump/model.js';
-import { mapsNamed, wholeName } from '../dump/select.js';
+import { mapsNamed, pinNames, sameNamed, wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
-import { mapSubject, NAME_MOST } from '../kernel/flags.js';
+import { mapSubject } from '../kernel/flags.js';
 import { type LiveMap, LiveMaps, type Selectors } from '../kernel/live.js';
 import type { Sys } from '../kernel/sys.js';
 import { liveSelectors } from './selectors.js';
@@ -48,23 +48,6 @@ export function mapChoice(words: readonly string[]): MapChoice {
   return { chosen, pairs };
 }
 
-const pinNames = (pins: readonly string[]) => pins.map((pin) => pin.slice(pin.lastIndexOf('/') + 1));
-
-/** Ways to match names, the better ones first. */
-const WAYS: readonly ((map: DumpMap, live: LiveMap) => boolean)[] = [
-  (map, { pins }) => pinNames((map.meta?.pins ?? []) as readonly string[]).some((pin) => pinNames(pins).includes(pin)),
-  (map, { pins, name }) => {
-    const whole = wholeName(map) ?? '';
-    // What a replay pins it as.
-    const pin = whole === '' ? `map_${map.mapId}` : whole.replaceAll('.', '_');
-    return (whole !== '' && name === whole) || pinNames(pins).includes(pin);
-  },
-  (map, { name }) => {
-    const cut = wholeName(map)?.slice(0, NAME_MOST);
-    return cut !== undefined && cut !== '' && name === cut;
-  },
-];
-
 /**
  * Finds the live map for each map of the source: one that `pairs` names, the only one if both sides have one map, else
  * by name.
@@ -107,16 +90,13 @@ export function matchTargets(
 }
 
 function named(map: DumpMap, targets: readonly LiveMap[], subject: string): LiveMap | undefined {
-  for (const is of WAYS) {
-    const found = targets.filter((live) => is(map, live));
-    if (found.length > 1) {
-      throw new BpfimgError('usage', `several maps have its name: ${listed(found)}; --map OLD=NEW says which`, {
-        subject,
-      });
-    }
-    if (found[0] !== undefined) return found[0];
+  const found = sameNamed(map, targets, ({ pins, name }) => ({ pins: pinNames(pins), name }));
+  if (found.length > 1) {
+    throw new BpfimgError('usage', `several maps have its name: ${listed(found)}; --map OLD=NEW says which`, {
+      subject,
+    });
   }
-  return undefined;
+  return found[0];
 }
 
 function targetNamed(targets: readonly LiveMap[], old: string, fresh: string): LiveMap {

@@ -2,7 +2,7 @@
 import type { Dump, DumpMap } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { type MapTypes, mapFlagNames } from '../maptype.js';
-import type { MigrationStep } from '../migrate/migrate.js';
+import type { MigrationOptions, MigrationStep } from '../migrate/migrate.js';
 import { countLosses } from '../replay/migrated.js';
 import { mapSpec, type PlannedMap, planMaps } from '../replay/plan.js';
 import { type Model, reshape } from '../replay/reshape.js';
@@ -25,14 +25,14 @@ export async function reuseFinding(
   map: DumpMap,
   model: Model,
   types: MapTypes,
-  cpus: number,
+  asked: MigrationOptions & { readonly cpus: number },
 ): Promise<ReuseFinding | undefined> {
   const file = map.files[0]?.message;
   if (file === undefined) return undefined;
   let missing: string | undefined;
   try {
-    const plans = await planMaps(dump, [map], types, { cpus });
-    const options = { lossy: true, cpus };
+    const plans = await planMaps(dump, [map], types, { cpus: asked.cpus });
+    const options = { ...asked, lossy: true };
     const made = await reshape(dump, plans, model, types, options, (_, why) => {
       missing = why;
     });

@@ -22,6 +22,7 @@ import { unknownBytes } from '../image/wire.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
 import { isBare, isImageItem, type MapTypes, reportText } from '../maptype.js';
+import type { MigrationOptions } from '../migrate/migrate.js';
 import type { Model } from '../replay/reshape.js';
 import type { JsonObject } from '../value.js';
 import { imageProblems } from './processes.js';
@@ -180,10 +181,10 @@ export class Verifier {
   }
 
   /** Examines whether maps that are like those of `model` could take the place of the dump's. */
-  async compare(dump: Dump, model: Model, cpus: number): Promise<void> {
+  async compare(dump: Dump, model: Model, asked: MigrationOptions & { readonly cpus: number }): Promise<void> {
     const { reuseFinding } = await import('./reuse.js');
     for (const map of dump.maps) {
-      const found = await reuseFinding(dump, map, model, this.types, cpus);
+      const found = await reuseFinding(dump, map, model, this.types, asked);
       const image = dump.names.bpfmapFile;
       if (found?.code !== 'no-counterpart') this.#forget(map.mapId);
       if (found !== undefined) this.#add(found.code, map.files[0]?.image ?? image, map, found.message);

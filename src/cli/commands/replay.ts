@@ -40,7 +40,10 @@ const takes = {
   options: {
     map,
     pin: { ...string, describe: 'pin each map in this folder of a BPF file system' },
-    into: { ...string, describe: 'put the items into maps that exist: pinned:PATH, id:N, name:NAME, a folder of pins' },
+    into: {
+      ...string,
+      describe: 'put the items into maps that exist: pinned:PATH, id:N, name:NAME, pid:PID, a folder of pins',
+    },
     mode: {
       choices: ['upsert', 'insert', 'update', 'sync', 'sum'],
       requiresArg: true,

@@ -1,5 +1,5 @@
 import type { Dump } from '../../dump/model.js';
-import { EXIT } from '../../errors.js';
+import { BpfimgError, EXIT } from '../../errors.js';
 import { COMPACT, print } from '../../json/print.js';
 import { colours, nameText, plural } from '../../render.js';
 import { mapsOf, openMaps, type Source } from '../../source/source.js';
@@ -7,11 +7,11 @@ import type { JsonObject } from '../../value.js';
 import { Verifier } from '../../verify/verify.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
-import { image, json, libdir, like, source, types as typeOptions } from '../options.js';
+import { changes, image, json, libdir, like, source, types as typeOptions } from '../options.js';
 import { Sources, sourceOf } from '../source.js';
 import { printLines, written } from '../written.js';
 
-const takes = { words: { source }, options: { in: image, ...typeOptions, ...libdir, like, json } } as const;
+const takes = { words: { source }, options: { in: image, ...typeOptions, ...libdir, like, ...changes, json } } as const;
 
 type VerifyArguments = Given<typeof takes>;
 
@@ -51,6 +51,10 @@ async function run(args: VerifyArguments, io: Io): Promise<number> {
 }
 
 async function verified(args: VerifyArguments, io: Io): Promise<Pick<Verifier, 'findings' | 'notes'>> {
+  const change = (['rename', 'drop', 'set'] as const).find((name) => args[name].length > 0);
+  if (args.like === undefined && change !== undefined) {
+    throw new BpfimgError('usage', 'it goes with --like', { subject: `--${change}` });
+  }
   const sources = new Sources(io, args);
   const source = await sources.open(sourceOf(args.source, args.in), true);
   try {
@@ -61,7 +65,7 @@ async function verified(args: VerifyArguments, io: Io): Promise<Pick<Verifier, '
     try {
       if (dump !== undefined) {
         await verifier.check(dump, args);
-        if (like !== undefined) await compare(verifier, dump, like);
+        if (like !== undefined) await compare(verifier, dump, like, args);
       }
       if (dump === undefined && source.kind === 'image') await verifier.readThrough(source.input);
     } finally {
@@ -82,11 +86,12 @@ function hasImages(source: Source): boolean {
 }
 
 /** Compares the maps with those of `like`. */
-async function compare(verifier: Verifier, dump: Dump, like: Source): Promise<void> {
+async function compare(verifier: Verifier, dump: Dump, like: Source, args: VerifyArguments): Promise<void> {
   const { possibleCpus } = await import('../../kernel/proc.js');
+  const { migrationOptions } = await import('../reshaping.js');
   const model = await mapsOf(like);
   try {
-    await verifier.compare(dump, { dump: model, name: like.name }, possibleCpus());
+    await verifier.compare(dump, { dump: model, name: like.name }, { ...migrationOptions(args), cpus: possibleCpus() });
   } finally {
     model.close();
   }
