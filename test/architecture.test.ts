@@ -16,7 +16,7 @@ const TSC = path.join(TOP, 'node_modules/typescript/lib/tsc.js');
 const LAYERS: Readonly<Record<string, readonly string[]>> = {
   errors: [],
   value: [],
-  keyhash: [],
+  keyhash: ['bytes', 'errors'],
   bytes: ['errors'],
   io: ['bytes', 'errors'],
   archive: ['io', 'bytes', 'errors'],

@@ -1,6 +1,7 @@
 /** Sweeps: what changes in an old map while its items are carried over follows, on the real kernel. */
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
+import * as os from 'node:os';
 import * as path from 'node:path';
 import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
@@ -330,6 +331,22 @@ t.test('what is not swept, and when nothing can be', (t) => {
   t.equal(bpfimg(['replay', `pinned:${pin}`, '--sweeps', '2', '--dry-run']).status, 0);
   const one = bpfimg(['replay', `pinned:${pin}`, '--pin', path.join(folder, 'other'), '--sweeps', '1', '--json']);
   t.match(JSON.parse(one.stdout).maps, [{ report: 'full', sweeps: [{ inserted: 0 }] }]);
+  // There is room for the first reading only.
+  const small = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg small '));
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=160k', 'tmpfs', small]);
+  t.equal(mounted.status, 0);
+  t.teardown(() => {
+    spawnSync('umount', [small]);
+    fs.rmdirSync(small);
+  });
+  using large = BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 4096, maxEntries: 24, flags: 0, name: 'large' });
+  const largePin = path.join(folder, 'large');
+  large.pin(largePin);
+  const full = bpfimg(['replay', `pinned:${largePin}`, '--pin', folder, '--swap'], { env: { TMPDIR: small } });
+  t.match(full, { status: 1, stderr: /no space left.*nothing has been changed; --sweeps 0 does not read the old maps again/ });
+  using still = BpfMap.openPinned(sys, largePin);
+  t.equal(still.id, large.id);
+  t.strictSame(fs.readdirSync(small), []);
   const none = bpfimg(['replay', `pinned:${pin}`, '--pin', folder, '--swap', '--sweeps', '0', '--json']);
   t.notOk('sweeps' in JSON.parse(none.stdout).maps[0]);
   t.end();

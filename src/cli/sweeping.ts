@@ -2,7 +2,7 @@
 
 import type { Dump } from '../dump/model.js';
 import { openDump } from '../dump/model.js';
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, followed } from '../errors.js';
 import { mapSubject } from '../kernel/flags.js';
 import type { PlannedMap } from '../replay/plan.js';
 import type { FreshMap } from '../replay/replay.js';
@@ -43,19 +43,20 @@ export function sweepMaps(
   plan: (dump: Dump) => Promise<PlannedMap[]>,
 ): Promise<SweptMap[]> {
   const read = async (): Promise<Reading | undefined> => {
-    const source = await given.again?.();
-    if (source === undefined) return undefined;
-    let dump: Dump | undefined;
+    const opened: { close(): void }[] = [];
     const close = () => {
-      dump?.close();
-      source.close();
+      for (const one of opened.reverse()) one.close();
     };
     try {
-      dump = await openDump(source.files);
+      const source = await given.again?.();
+      if (source === undefined) return undefined;
+      opened.push(source);
+      const dump = await openDump(source.files);
+      opened.push(dump);
       return { plans: await plan(dump), close };
     } catch (error) {
       close();
-      throw error;
+      throw followed(error, 'nothing has been changed; --sweeps 0 does not read the old maps again');
     }
   };
   return sweep(fresh, { most, read });

@@ -11,9 +11,10 @@ import { ELEM_FLAG } from '../kernel/abi.js';
 import { KernelError } from '../kernel/error.js';
 import type { Batch, BpfMap } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
+import { WideKeyHash, Words } from '../keyhash.js';
 import { blank, type IntoCounts, type IntoWork, type ItemSource } from '../maptype.js';
 import { countItems, evictingCpus, itemsInCall } from './fill.js';
-import { ELSEWHERE, KeyHash, KeyTable, MOST_KEYS, Words } from './keytable.js';
+import { ELSEWHERE, KeyTable, MOST_KEYS } from './keytable.js';
 import { seenKeys } from './seen.js';
 
 /** Why an item is not in the map. */
@@ -287,7 +288,7 @@ async function mergeParts(
   places = ANYWHERE,
 ): Promise<void> {
   if (isSimple(map, items, work)) return fillEmpty(map, items, work);
-  const hash = new KeyHash();
+  const hash = new WideKeyHash();
   let parts = 1;
   while (items.count / parts > most / 2) parts *= 2;
   const done = { items: 0, held: undefined as number | undefined };

@@ -5,9 +5,10 @@ import { viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
 import { type BpfMap, valueParts } from '../kernel/map.js';
+import { WideKeyHash, Words } from '../keyhash.js';
 import { FULL, type IntoWork, type ItemSource, type Report, type Span } from '../maptype.js';
 import { type Step, stepOf, stepsOf } from './items.js';
-import { ELSEWHERE, KeyHash, KeyTable, MOST_KEYS, Words } from './keytable.js';
+import { ELSEWHERE, KeyTable, MOST_KEYS } from './keytable.js';
 import { refused } from './merge.js';
 import type { PlannedMap } from './plan.js';
 
@@ -135,7 +136,7 @@ export async function sumCollisions(map: BpfMap, plan: PlannedMap, old: ItemSour
   const blob = facts.types === undefined ? undefined : await btf?.read();
   const type = blob && { btf: Btf.parse(blob, { name: btf?.name ?? '' }), id: facts.types?.value ?? 0 };
   const add = summing(map, type === undefined || type.id === 0 ? undefined : type);
-  const hash = new KeyHash();
+  const hash = new WideKeyHash();
   let parts = 1;
   while (old.count / parts > MOST_KEYS) parts *= 2;
   const number = Buffer.alloc(8);

@@ -5,9 +5,10 @@
 import { pause } from '../io/pause.js';
 import { ELEM_FLAG } from '../kernel/abi.js';
 import type { BpfMap } from '../kernel/map.js';
+import { WideKeyHash, Words } from '../keyhash.js';
 import { blank, type ItemSource, type Span } from '../maptype.js';
 import { readLive, stepsOf } from './items.js';
-import { ELSEWHERE, KeyHash, KeyTable, MOST_KEYS, Words } from './keytable.js';
+import { ELSEWHERE, KeyTable, MOST_KEYS } from './keytable.js';
 import { DROPPED, drop, dropReason, padding, refused } from './merge.js';
 import type { PlannedMap } from './plan.js';
 import type { FreshMap } from './replay.js';
@@ -95,6 +96,10 @@ class Sweeping implements SweptMap {
     }
     const [before, { items }] = [this.#before, now];
     this.#before = items;
+    if (map.long) {
+      this.note = 'its values are too long to be swept';
+      return false;
+    }
     const why = unswept(now);
     if (why !== undefined) {
       if (await differ(before, items)) this.note = `the old map has changed since it was read: ${why}`;
@@ -149,7 +154,7 @@ class Follower {
 
   async run(before: ItemSource, now: ItemSource): Promise<SweepCounts> {
     const { map, plan } = this;
-    const hash = new KeyHash();
+    const hash = new WideKeyHash();
     const all = before.count + now.count;
     let parts = 1;
     while (all / parts > MOST_KEYS) parts *= 2;
