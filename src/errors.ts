@@ -22,8 +22,11 @@ export type ErrorKind =
   /** The operating system refused. */
   | 'io';
 
-/** Exit codes. For `diff`, 1 means differences and 2 any error; src/cli/start.ts has those of further signals. */
+/** Exit codes. For `diff`, 1 means differences and 2 any error. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const;
+
+/** Exit codes after signals, as a shell expects them: 128 and the number of the signal. */
+export const SIGNAL_EXIT = { SIGINT: EXIT.interrupted, SIGTERM: 143, SIGHUP: 129 } as const;
 
 /** What must not reach a terminal: controls (C0, DEL, C1), other line ends, and what reorders text (bidi). */
 // biome-ignore lint/suspicious/noControlCharactersInRegex: it is about them

@@ -390,6 +390,9 @@ struct { __uint(type, 13); __uint(max_entries, 4); __uint(key_size, 4); __array(
   const run = (...more: string[]) =>
     bpfimg(['replay', source, '--map', 'outer', '--like', after, '--pin', path.join(folder, 'new'), ...more]);
   t.match(run(), { status: 1, stderr: /\(other\).*gone.*9; --lossy/ });
+  const judged = bpfimg(['verify', source, '--like', after]).stdout;
+  t.match(judged, /error: cannot-migrate: .*\(other\): value_size 8 → 16, .*lost: gone dropped/);
+  t.notMatch(judged, /\(outer\)|no-counterpart/, 'the outer map needs nothing, the inner map goes with it');
   const ran = run('--lossy');
   t.equal(ran.status, 0, ran.stderr);
   const { maps } = JSON.parse(bpfimg(['decode', `pinned:${folder}/new/outer`]).stdout);
@@ -428,6 +431,24 @@ t.test('which maps belong together', { skip }, async (t) => {
     bpfimg(['verify', `pinned:${folder}`, '--like', after]).stdout,
     /warning: no-counterpart: .*no map of that name/,
   );
+  // A program with one map: names matter if there are several on the other side.
+  const single = compile(base, 'single.bpf.o', defined('a', 1, 9, '__u32', '__u32'));
+  const { stdout } = bpfimg(['verify', `pinned:${folder}`, '--like', single]);
+  t.match(stdout, /error: migrate: .*\(a\): max_entries 4 → 9/);
+  t.match(stdout, /warning: no-counterpart: .*\(c\): no map of that name/);
+  t.match(stdout, /1 error, 1 warning/);
+  // A map that is pinned may be named by its pin.
+  fs.renameSync(path.join(folder, 'new/b'), path.join(folder, 'new/other'));
+  const paired = bpfimg([
+    'replay',
+    `pinned:${folder}/c`,
+    '--like',
+    `pinned:${folder}/new`,
+    '--map',
+    'c=other',
+    '--dry-run',
+  ]);
+  t.match(paired, { status: 0, stdout: /\bb +hash +4 +4 +9 / });
 });
 
 t.test('items of an old map into a new one that exists', { skip }, async (t) => {

@@ -14,7 +14,16 @@ import { openSys } from '../src/kernel/sys.js';
 import { BPFIMG, bpfimg, type Ran, TOP } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
-import { cli, dumpOf, itemsObject, type MapImage, MeddledSys, readBack, someItems } from './helpers/replay.js';
+import {
+  cli,
+  dumpOf,
+  itemsObject,
+  type MapImage,
+  MeddledSys,
+  readBack,
+  someItems,
+  usualReplay,
+} from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
 t.setTimeout(120_000);
@@ -356,30 +365,6 @@ t.test('without CAP_BPF it says what it needs', { skip }, async (t) => {
 // ---------------------------------------------------------------------------------------------------
 // --dry-run
 
-const usual: ReplayArguments = {
-  source: '',
-  map: [],
-  hold: false,
-  command: [],
-  dryRun: false,
-  verify: false,
-  force: false,
-  pinBack: false,
-  swap: false,
-  renameTaken: false,
-  requireBtf: false,
-  skipUnsupported: false,
-  rename: [],
-  drop: [],
-  set: [],
-  lossy: false,
-  onCollision: 'error',
-  extendZero: false,
-  libdir: [],
-  json: false,
-  unresolved: 'fail',
-};
-
 /** Runs the command with a kernel that tells what it was asked. */
 async function spied(
   args: Partial<ReplayArguments>,
@@ -396,7 +381,7 @@ async function spied(
     columns: undefined,
     env: {},
   };
-  const status = await run({ ...usual, ...args }, io, kernel);
+  const status = await run({ ...usualReplay, ...args }, io, kernel);
   return { status, out: out.take().toString(), said, calls: kernel.commands };
 }
 

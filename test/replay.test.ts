@@ -14,7 +14,7 @@ import { Pins, pinName, pinNames, planPins } from '../src/replay/pins.js';
 import { TOP } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
-import { cli, dumpOf, type MapImage, MeddledSys, readBack, someItems } from './helpers/replay.js';
+import { cli, dumpOf, type MapImage, MeddledSys, readBack, someItems, usualReplay } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
 t.setTimeout(120_000);
@@ -503,30 +503,6 @@ t.test('data that no file describes', { skip }, async (t) => {
   });
 });
 
-const usual: ReplayArguments = {
-  source: '',
-  map: [],
-  hold: false,
-  command: [],
-  dryRun: false,
-  verify: false,
-  force: false,
-  pinBack: false,
-  swap: false,
-  renameTaken: false,
-  requireBtf: false,
-  skipUnsupported: false,
-  rename: [],
-  drop: [],
-  set: [],
-  lossy: false,
-  onCollision: 'error',
-  extendZero: false,
-  libdir: [],
-  json: false,
-  unresolved: 'fail',
-};
-
 /** Runs the command with a kernel of the test's. */
 async function runWith(kernel: MeddledSys, args: Partial<ReplayArguments>, stdout = new MemoryOutput()) {
   const said: string[] = [];
@@ -539,7 +515,7 @@ async function runWith(kernel: MeddledSys, args: Partial<ReplayArguments>, stdou
     columns: undefined,
     env: {},
   };
-  return await run({ ...usual, ...args }, io, kernel);
+  return await run({ ...usualReplay, ...args }, io, kernel);
 }
 
 t.test('when pinning fails in the middle nothing is left', { skip }, async (t) => {

@@ -343,7 +343,10 @@ t.test('what is not swept, and when nothing can be', (t) => {
   const largePin = path.join(folder, 'large');
   large.pin(largePin);
   const full = bpfimg(['replay', `pinned:${largePin}`, '--pin', folder, '--swap'], { env: { TMPDIR: small } });
-  t.match(full, { status: 1, stderr: /no space left.*nothing has been changed; --sweeps 0 does not read the old maps again/ });
+  t.match(full, {
+    status: 1,
+    stderr: /no space left.*nothing has been changed; --sweeps 0 does not read the old maps again/,
+  });
   using still = BpfMap.openPinned(sys, largePin);
   t.equal(still.id, large.id);
   t.strictSame(fs.readdirSync(small), []);

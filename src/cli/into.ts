@@ -4,7 +4,7 @@ import { capture } from '../capture/capture.js';
 import { folderFiles } from '../dump/files.js';
 import { type Dump, type DumpMap, openDump } from '../dump/model.js';
 import { selectMaps } from '../dump/select.js';
-import { BpfimgError, EXIT } from '../errors.js';
+import { BpfimgError, EXIT, SIGNAL_EXIT } from '../errors.js';
 import { mapSubject } from '../kernel/flags.js';
 import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
 import type { Sys } from '../kernel/sys.js';
@@ -199,16 +199,14 @@ async function backup(sys: Sys, matched: readonly Matched[], types: MapTypes, fo
 // ---------------------------------------------------------------------------------------------------
 // Signals
 
-const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
-
 /** Listens to signals in place of those who would end the process at once; a second one does. */
 function interrupted(): { readonly signal: AbortSignal; code(): number | undefined; end(): void } {
   const abort = new AbortController();
   let code: number | undefined;
-  const names = Object.keys(SIGNALS) as (keyof typeof SIGNALS)[];
+  const names = Object.keys(SIGNAL_EXIT) as (keyof typeof SIGNAL_EXIT)[];
   const before = names.map((name) => [name, process.listeners(name)] as const);
   const heard = (name: NodeJS.Signals) => {
-    code = SIGNALS[name as keyof typeof SIGNALS];
+    code = SIGNAL_EXIT[name as keyof typeof SIGNAL_EXIT];
     abort.abort();
     end();
   };

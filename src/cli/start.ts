@@ -1,5 +1,5 @@
 /** The process that runs a command line: its signals, its exit code. */
-import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine } from '../errors.js';
+import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine, SIGNAL_EXIT } from '../errors.js';
 import { removeUnfinished } from '../io/unfinished.js';
 import { isWaiting } from '../io/waiting.js';
 import { type Io, processIo } from './io.js';
@@ -22,13 +22,10 @@ export function reported(error: unknown, io: Io, debug: boolean): number {
   return EXIT.failed;
 }
 
-/** Exit codes that a shell expects from a program ended by a signal. */
-const SIGNALS = { SIGINT: EXIT.interrupted, SIGTERM: 143, SIGHUP: 129 } as const;
-
 /** Runs the process's own command line. */
 export async function start(main: Main): Promise<void> {
   const io = processIo();
-  for (const [signal, code] of Object.entries(SIGNALS)) {
+  for (const [signal, code] of Object.entries(SIGNAL_EXIT)) {
     process.on(signal, () => {
       for (const line of removeUnfinished()) io.say(`bpfimg: ${line}`);
       if (!isWaiting()) process.exit(code);

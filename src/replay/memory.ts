@@ -1,7 +1,9 @@
-/** Estimates the memory that a map needs. */
+/** How much memory maps need, and whether there is as much. */
 import { cpuStride, roundUp8, SMALLEST_PAGE } from '../bytes.js';
 import { MAP_FLAG, type MapShape } from '../kernel/flags.js';
+import { type Available, memoryAvailable } from '../kernel/memory.js';
 import type { MapType } from '../maptype.js';
+import type { PlannedMap } from './plan.js';
 
 /** Size of an element of a hash table besides its key and value (struct htab_elem, list links). */
 const ELEMENT = 48;
@@ -30,4 +32,22 @@ export function memoryNeed(shape: MapShape, type: MapType, count: number, cpus: 
   const held = (flags & MAP_FLAG.NO_PREALLOC) !== 0 ? count : maxEntries + cpus;
   return held * element + buckets;
 }
-/** Estimates the memory that a map needs. */
+/** How much memory maps need, and whether there is as much. */
+
+/** Share of the available memory that a replay may use. */
+const SHARE = 0.8;
+
+/** One line if `plans` need more memory than they should; undefined if they fit. */
+export function memoryShort(
+  plans: readonly PlannedMap[],
+  available: Available = memoryAvailable(),
+): string | undefined {
+  const need = plans.reduce((sum, plan) => sum + plan.memory, 0);
+  if (need <= available.bytes * SHARE) return undefined;
+  const mib = (bytes: number) => `${Math.ceil(bytes / 2 ** 20).toLocaleString('en')} MiB`;
+  const [largest] = [...plans].sort((a, b) => b.memory - a.memory);
+  return (
+    `about ${mib(need)} of kernel memory needed (${largest?.subject}: ${mib(largest?.memory ?? 0)}), ` +
+    `but a replay uses at most ${SHARE * 100} % of the ${mib(available.bytes)} of ${available.limit}`
+  );
+}

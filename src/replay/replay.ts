@@ -6,11 +6,12 @@ import { BpfimgError } from '../errors.js';
 import { pause, signalsHandled } from '../io/pause.js';
 import { KernelError } from '../kernel/error.js';
 import { BpfMap, type MapSpec } from '../kernel/map.js';
-import { type Available, memoryAvailable } from '../kernel/memory.js';
+import type { Available } from '../kernel/memory.js';
 import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
 import { compareItems } from './compare.js';
 import { noReplay } from './foresight.js';
+import { memoryShort } from './memory.js';
 import { type PinPlace, Pins, type PinsOfMap } from './pins.js';
 import type { PlannedMap } from './plan.js';
 import { sumCollisions } from './sum.js';
@@ -62,24 +63,6 @@ const KEYS_AT_ONCE = 4096;
 export function pinPlace({ pin, pinBack, renameTaken, swap }: ReplayOptions): PinPlace | undefined {
   if (pin === undefined && pinBack !== true) return undefined;
   return { folder: pin, taken: swap === true ? 'swap' : renameTaken === true ? 'rename' : 'fail' };
-}
-
-/** Share of the available memory that a replay may use. */
-const SHARE = 0.8;
-
-/** One line if `plans` need more memory than they should; undefined if they fit. */
-export function memoryShort(
-  plans: readonly PlannedMap[],
-  available: Available = memoryAvailable(),
-): string | undefined {
-  const need = plans.reduce((sum, plan) => sum + plan.memory, 0);
-  if (need <= available.bytes * SHARE) return undefined;
-  const mib = (bytes: number) => `${Math.ceil(bytes / 2 ** 20).toLocaleString('en')} MiB`;
-  const [largest] = [...plans].sort((a, b) => b.memory - a.memory);
-  return (
-    `about ${mib(need)} of kernel memory needed (${largest?.subject}: ${mib(largest?.memory ?? 0)}), ` +
-    `but a replay uses at most ${SHARE * 100} % of the ${mib(available.bytes)} of ${available.limit}`
-  );
 }
 
 /**

@@ -4,7 +4,7 @@
  */
 import { roundUp8 } from '../bytes.js';
 import type { Dump, DumpBtf, DumpMap } from '../dump/model.js';
-import { counterpart, mapsNamed, wholeName } from '../dump/select.js';
+import { counterpart, mapsNamed, namesOf, wholeName } from '../dump/select.js';
 import { type NamedTypes, TypeFinder } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
 import type { MapType, MapTypes, Template } from '../maptype.js';
@@ -20,6 +20,8 @@ export interface ReshapeOptions extends MigrationOptions {
   readonly pairs?: ReadonlyMap<string, string> | undefined;
   /** Maps that {@link pairs} does not name have no counterpart. */
   readonly onlyPairs?: boolean | undefined;
+  /** Names matter even if both sides have one map: there are others. */
+  readonly byName?: boolean | undefined;
   /** What is lost is counted; else it is an error. */
   readonly lossy?: boolean | undefined;
   /** What to do with two old keys that become the same; `error` by default. */
@@ -77,7 +79,8 @@ export async function reshape(
   const byId = new Map(dump.maps.map((map) => [map.mapId, map]));
   // If both sides have one map, names do not matter.
   const named = (plan: PlannedMap, map: DumpMap) => {
-    const only = outermost.length === 1 && model.dump.maps.length === 1 && outermost[0] === plan;
+    const only =
+      options.byName !== true && outermost.length === 1 && model.dump.maps.length === 1 && outermost[0] === plan;
     return only ? model.dump.maps[0] : counterpart(map, model.dump.maps);
   };
   const made: PlannedMap[] = [];
@@ -124,7 +127,8 @@ export async function reshape(
 function paired(dump: Dump, map: DumpMap, model: Model, pairs: ReshapeOptions['pairs']): DumpMap | undefined {
   for (const [old, name] of pairs ?? []) {
     if (!mapsNamed(dump.maps, old).includes(map)) continue;
-    const [found, another] = mapsNamed(model.dump.maps, name);
+    const pinned = model.dump.maps.filter((one) => namesOf(one).pins.includes(name));
+    const [found, another] = pinned.length > 0 ? pinned : mapsNamed(model.dump.maps, name);
     if (found !== undefined && another === undefined) return found;
     const what = another === undefined ? `no map ${name} in it` : `several maps are called ${name}`;
     throw new BpfimgError('usage', what, { subject: model.name });

@@ -9,6 +9,7 @@ import { type Model, reshape } from '../replay/reshape.js';
 
 /** What there is to say of one map. */
 export interface ReuseFinding {
+  readonly map: DumpMap;
   readonly code: 'migrate' | 'cannot-migrate' | 'no-counterpart';
   readonly message: string;
 }
@@ -17,35 +18,59 @@ export interface ReuseFinding {
 const LISTED = 5;
 
 /**
- * Compares a map with its counterpart, as libbpf does before it reuses a pin, and by the members of keys and values.
- * @returns undefined if it can be used as it is
+ * Compares the maps of a dump with their counterparts, as libbpf does before it reuses pins, and by the members of keys
+ * and values. Inner maps are compared with what their outer maps expect.
+ * @returns nothing about maps that can be used as they are
  */
-export async function reuseFinding(
+export async function reuseFindings(
   dump: Dump,
-  map: DumpMap,
   model: Model,
   types: MapTypes,
   asked: MigrationOptions & { readonly cpus: number },
-): Promise<ReuseFinding | undefined> {
-  const file = map.files[0]?.message;
-  if (file === undefined) return undefined;
-  let missing: string | undefined;
-  try {
-    const plans = await planMaps(dump, [map], types, { cpus: asked.cpus });
-    const options = { ...asked, lossy: true };
-    const made = await reshape(dump, plans, model, types, options, (_, why) => {
-      missing = why;
-    });
-    if (missing !== undefined) return { code: 'no-counterpart', message: missing };
-    const plan = made.find(({ mapId }) => mapId === map.mapId);
-    return plan && (await judged(mapSpec(file, types), plan, types));
-  } catch (error) {
-    if (error instanceof BpfimgError) return { code: 'cannot-migrate', message: error.text };
-    throw error;
+): Promise<ReuseFinding[]> {
+  const found: ReuseFinding[] = [];
+  const failed = (map: DumpMap, error: unknown): void => {
+    if (!(error instanceof BpfimgError)) throw error;
+    found.push({ map, code: 'cannot-migrate', message: error.text });
+  };
+  const planned: { readonly map: DumpMap; readonly plans: readonly PlannedMap[] }[] = [];
+  for (const map of dump.maps.filter(({ files }) => files.length > 0)) {
+    try {
+      planned.push({ map, plans: await planMaps(dump, [map], types, { cpus: asked.cpus }) });
+    } catch (error) {
+      failed(map, error);
+    }
   }
+  const inner = new Set(planned.flatMap(({ plans }) => plans.flatMap(({ needed }) => needed)));
+  const outermost = planned.filter(({ map }) => !inner.has(map.mapId));
+  const byId = new Map(dump.maps.map((map) => [map.mapId, map]));
+  const judgedMaps = new Set<number>();
+  for (const { map, plans } of outermost) {
+    try {
+      const options = { ...asked, lossy: true, byName: outermost.length > 1 };
+      const made = await reshape(dump, plans, model, types, options, (_, message) => {
+        found.push({ map, code: 'no-counterpart', message });
+      });
+      for (const plan of made) {
+        const one = byId.get(plan.mapId) as DumpMap;
+        if (judgedMaps.has(plan.mapId)) continue;
+        judgedMaps.add(plan.mapId);
+        const file = one.files[0]?.message;
+        const finding = file && (await judged(mapSpec(file, types), plan, types));
+        if (finding !== undefined) found.push({ map: one, ...finding });
+      }
+    } catch (error) {
+      failed(map, error);
+    }
+  }
+  return found;
 }
 
-async function judged(old: PlannedMap['spec'], plan: PlannedMap, types: MapTypes): Promise<ReuseFinding | undefined> {
+async function judged(
+  old: PlannedMap['spec'],
+  plan: PlannedMap,
+  types: MapTypes,
+): Promise<Omit<ReuseFinding, 'map'> | undefined> {
   const { reshaped, spec, items } = plan;
   const attributes = differences(old, spec, types);
   const { key = [], value = [] } = reshaped?.steps ?? {};

@@ -182,12 +182,12 @@ export class Verifier {
 
   /** Examines whether maps that are like those of `model` could take the place of the dump's. */
   async compare(dump: Dump, model: Model, asked: MigrationOptions & { readonly cpus: number }): Promise<void> {
-    const { reuseFinding } = await import('./reuse.js');
-    for (const map of dump.maps) {
-      const found = await reuseFinding(dump, map, model, this.types, asked);
-      const image = dump.names.bpfmapFile;
-      if (found?.code !== 'no-counterpart') this.#forget(map.mapId);
-      if (found !== undefined) this.#add(found.code, map.files[0]?.image ?? image, map, found.message);
+    const { reuseFindings } = await import('./reuse.js');
+    const found = await reuseFindings(dump, model, this.types, asked);
+    const others = new Set(found.filter(({ code }) => code === 'no-counterpart').map(({ map }) => map));
+    for (const map of dump.maps) if (!others.has(map)) this.#forget(map.mapId);
+    for (const { map, code, message } of found) {
+      this.#add(code, map.files[0]?.image ?? dump.names.bpfmapFile, map, message);
     }
   }
 

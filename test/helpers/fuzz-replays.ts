@@ -21,7 +21,7 @@ import { EXTREMES, judge } from './fuzz-case.js';
 import { mutateDump, scratchFolder, types, verified } from './fuzz-dumps.js';
 import { blob, dataMessage, entry, type Item, image, scalar, words } from './images.js';
 import type { Random } from './random.js';
-import { ioOf } from './replay.js';
+import { ioOf, usualReplay } from './replay.js';
 
 // ---------------------------------------------------------------------------------------------------
 // Dumps
@@ -337,34 +337,12 @@ interface Dry {
 
 async function dryRun(folder: string, sys: Sys): Promise<Dry> {
   // Neither the memory of this machine nor the number of its CPUs is a dump's fault, nor what this process may do.
-  const args = {
-    source: folder,
-    map: [],
-    command: [],
-    libdir: [],
-    hold: false,
-    verify: false,
-    pinBack: false,
-    swap: false,
-  };
+  const args = { ...usualReplay, source: folder, dryRun: true, json: true, force: true, percpu: 'first' } as const;
   const said: string[] = [];
   const out = new MemoryOutput();
   let refused: boolean;
   try {
-    const keep = {
-      renameTaken: false,
-      requireBtf: false,
-      skipUnsupported: false,
-      rename: [],
-      drop: [],
-      set: [],
-      lossy: false,
-      onCollision: 'error',
-      extendZero: false,
-      unresolved: 'fail',
-    } as const;
-    const how = { ...keep, dryRun: true, json: true, force: true, percpu: 'first' } as const;
-    refused = (await dryReplay({ ...args, ...how }, ioOf(out, said), sys)) !== EXIT.ok;
+    refused = (await dryReplay(args, ioOf(out, said), sys)) !== EXIT.ok;
   } catch (error) {
     said.push(judge(error, ['badImage', 'notFound', 'unsupported', 'conflict']).message);
     refused = true;

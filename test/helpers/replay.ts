@@ -2,6 +2,7 @@
 
 import * as fs from 'node:fs';
 import * as path from 'node:path';
+import type { ReplayArguments } from '../../src/cli/commands/replay.js';
 import type { Io } from '../../src/cli/io.js';
 import { main } from '../../src/cli/main.js';
 import { bufferInput } from '../../src/io/input.js';
@@ -115,6 +116,31 @@ export async function cli(args: readonly string[], options: CliOptions = {}): Pr
   const status = await main(args, ioOf(options.stdout ?? out, said, options));
   return { status, signal: null, stdout: out.take().toString(), stderr: said.map((line) => `${line}\n`).join('') };
 }
+
+/** What the command line of a replay says by default. */
+export const usualReplay: ReplayArguments = {
+  source: '',
+  map: [],
+  hold: false,
+  command: [],
+  dryRun: false,
+  verify: false,
+  force: false,
+  pinBack: false,
+  swap: false,
+  renameTaken: false,
+  requireBtf: false,
+  skipUnsupported: false,
+  rename: [],
+  drop: [],
+  set: [],
+  lossy: false,
+  onCollision: 'error',
+  extendZero: false,
+  libdir: [],
+  json: false,
+  unresolved: 'fail',
+};
 
 /** What a command in this process reads and writes. */
 export function ioOf(out: Output, said: string[], { input = '', env = {} }: CliOptions = {}): Io {
