@@ -41,7 +41,10 @@ export const FINDINGS = {
   'too-many-items': ['error', 'more items than max_entries'],
   'no-file': ['error', 'no file entry describes a map'],
   migrate: ['error', 'with --like: the new program cannot use a map as it is, but `replay --like` migrates it'],
-  'cannot-migrate': ['error', 'with --like: the new program cannot use a map, and something of it would be lost'],
+  'cannot-migrate': [
+    'error',
+    'with --like: the new program cannot use a map, and `replay --like` would lose something or needs further options',
+  ],
   'no-counterpart': ['warning', 'with --like: the new program has no map of that name'],
   'no-data': ['warning', 'a map has no data entry: its contents are not in the dump'],
   'lost-data': ['error', 'a map of a CRIU dump has no data entry; CRIU writes one for each map'],
