@@ -572,7 +572,7 @@ t.test('--map chooses by id and by name', { skip }, async (t) => {
       status: 1,
       stderr: /data.img: no map 99 in it/,
     });
-    t.match(await cli([command, data, '--map', 'flows']), { status: 2, stderr: /by id only/ });
+    t.match(await cli([command, data, '--map', 'flows']), { status: 2, stderr: /only by id/ });
   }
 });
 

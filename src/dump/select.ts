@@ -119,7 +119,7 @@ export function selectMaps(dump: Dump, selectors: readonly string[], one = false
 function notFound({ name, maps }: Dump, selector: string): BpfimgError {
   const nameless = maps.length > 0 && maps.every((map) => mapName(map) === undefined);
   if (nameless && !/^\d+$/.test(selector)) {
-    return new BpfimgError('usage', `${name} knows maps by id only; their names are in the dump folder`, {
+    return new BpfimgError('usage', `${name} knows maps only by id; the dump has their names`, {
       subject: `--map ${selector}`,
     });
   }

@@ -54,21 +54,22 @@ export interface SweepOptions {
  */
 export async function sweep(fresh: readonly FreshMap[], { most, read }: SweepOptions): Promise<SweptMap[]> {
   const all = fresh.map((one) => new Sweeping(one));
-  let last: Reading | undefined;
+  let [last, reading]: (Reading | undefined)[] = [];
   try {
     for (let left = most; left > 0; left--) {
-      const reading = await read();
+      reading = await read();
       let changed = false;
       for (const one of all) {
         const now = reading?.plans.find(({ mapId }) => mapId === one.fresh.plan.mapId);
         if (await one.sweep(now)) changed = true;
       }
       last?.close();
-      last = reading;
+      [last, reading] = [reading, undefined];
       if (!changed) break;
       if (left === 1) for (const one of all) one.end();
     }
   } finally {
+    reading?.close();
     last?.close();
   }
   return all;
