@@ -23,6 +23,12 @@ export function sourceOf(positional: string | undefined, option: string | undefi
   return source === DASH ? undefined : source;
 }
 
+/** What `--like` names, which cannot be standard input. */
+function modelName(text: string): string {
+  if (text !== DASH) return text;
+  throw new BpfimgError('usage', 'standard input is the source: name a file', { subject: '--like -' });
+}
+
 /** Options that say how sources are opened. */
 export interface SourceOptions {
   readonly libdir: readonly string[];
@@ -50,10 +56,7 @@ export class Sources {
       types: () => this.types(),
       like: () => {
         this.#likeUsed = true;
-        if (options.like === DASH) {
-          throw new BpfimgError('usage', 'standard input is the source: name a file', { subject: '--like -' });
-        }
-        return options.like;
+        return options.like && modelName(options.like);
       },
       sys: async (types) => sys ?? (await import('../kernel/sys.js')).openSys(types),
       unseen: async (what) => {
@@ -103,9 +106,7 @@ export class Sources {
 
   /** Opens what `text` names for the attributes of its maps, without their items and without warnings. */
   openBare(text: string): Promise<Source> {
-    if (text === DASH)
-      throw new BpfimgError('usage', 'standard input is the source: name a file', { subject: '--like -' });
-    return openSource(text, { ...this.#host, bare: true });
+    return openSource(modelName(text), { ...this.#host, bare: true });
   }
 
   /** The current folder if it is a dump: for commands without a source whose standard input is not a pipe. */
