@@ -36,6 +36,7 @@ export { SPECIAL_FIELDS, type SpecialField, type SpecialKind, specialFields } fr
 export {
   type Sink,
   type ValueCodec,
+  type ValuePart,
   valueCodec,
 } from './btf/values.js';
 export { type CapturedMap, type CaptureOptions, capture } from './capture/capture.js';

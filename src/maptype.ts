@@ -408,6 +408,8 @@ export interface Plugin {
   into?(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void>;
   /** A key in a form more readable than hex. */
   keyText?(key: Uint8Array, type: MapType): string | undefined;
+  /** The key of `size` bytes that such a text means; undefined if it means none. */
+  keyBytes?(text: string, size: number): Uint8Array | undefined;
 }
 
 /** The map types of all plugins, by number and name. */

@@ -40,6 +40,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
     'plugins',
     'archive',
     'capture',
+    'replay',
     'json',
     'dump',
     'kernel',

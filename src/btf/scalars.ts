@@ -29,6 +29,17 @@ export interface Codec {
    * @throws PointerError; some of the bytes may then have been written
    */
   encode(value: Json, view: DataView, at: number): void;
+  /** A member by name, or an element by index; undefined if there is no such one. Absent for values without parts. */
+  part?(name: string | number): CodecPart | undefined;
+  /** Names of the members, for messages; of an array, how many elements it has. */
+  readonly parts?: readonly string[] | number;
+}
+
+/** A member of a structure or union, or an element of an array. */
+export interface CodecPart {
+  /** Bytes from the whole's start. */
+  readonly offset: number;
+  readonly codec: Codec;
 }
 
 /** Makes the error for a refused value. Only then is the name of the type built. */

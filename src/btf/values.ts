@@ -44,6 +44,7 @@ import {
   boolCodec,
   bytesAt,
   type Codec,
+  type CodecPart,
   enumCodec,
   floatCodec,
   foundText,
@@ -83,6 +84,24 @@ export interface ValueCodec {
   /**
    * Writes `value` at byte `at` of `view`: all {@link size} bytes.
    * @throws PointerError for JSON that does not fit; the bytes are then undefined
+   */
+  encode(value: Json, view: DataView, at?: number): void;
+  /** Whether it has members or elements. */
+  readonly hasParts: boolean;
+  /**
+   * The part of a value at `path`: `stats[2].bytes`, also a union's member that decoding does not show.
+   * @throws PointerError if there is none
+   */
+  part(path: string): ValuePart;
+}
+
+/** A member or element of a value, however deep. */
+export interface ValuePart {
+  /** The part of the value at byte `at` of `view`. */
+  decode(view: DataView, at?: number): Json;
+  /**
+   * Sets it within the value at byte `at` of `view`, and no other bits.
+   * @throws PointerError for JSON that does not fit
    */
   encode(value: Json, view: DataView, at?: number): void;
 }
@@ -132,7 +151,61 @@ function checked(btf: Btf, id: number, codec: Codec): ValueCodec {
       check(view, at);
       encode(value, view, at);
     },
+    hasParts: codec.parts !== undefined,
+    part(path) {
+      const { offset, codec: part } = partAt(codec, path, name);
+      return {
+        decode(view, at = 0) {
+          check(view, at);
+          return part.decode(view, at + offset);
+        },
+        encode(value, view, at = 0) {
+          check(view, at);
+          try {
+            part.encode(value, view, at + offset);
+          } catch (error) {
+            throw error instanceof PointerError ? error.within(pointerOf(path)) : error;
+          }
+        },
+      };
+    },
   };
+}
+
+const pointerOf = (path: string) =>
+  path
+    .split(/[.[\]]+/)
+    .filter((name) => name !== '')
+    .map(pointerPart)
+    .join('');
+
+/** Finds a part by its path. Names may have dots, as those of static variables do. */
+function partAt(whole: Codec, path: string, type: string): CodecPart {
+  let [rest, offset, codec] = [path, 0, whole];
+  const refuse = (problem: string) =>
+    new PointerError(pointerOf(path.slice(0, path.length - rest.length)), `${type}: ${problem}`);
+  while (rest !== '') {
+    const { parts } = codec;
+    if (parts === undefined) throw refuse(`has no part ${rest}`);
+    const [index, digits] = /^\[(\d{1,9})\]\.?/.exec(rest) ?? [];
+    const names = index === undefined && typeof parts !== 'number' ? namesAt(rest) : [];
+    const name = names.find((one) => codec.part?.(one) !== undefined);
+    const part = index === undefined ? codec.part?.(name ?? '') : codec.part?.(Number(digits));
+    if (part === undefined) {
+      const expected = typeof parts === 'number' ? `expected [0] to [${parts - 1}]` : `expected ${oneOf(parts)}`;
+      throw refuse(`no part ${names.at(-1) ?? rest}, ${expected}`);
+    }
+    offset += part.offset;
+    codec = part.codec;
+    rest = rest.slice((index ?? name ?? '').length).replace(/^\./, '');
+  }
+  return { offset, codec };
+}
+
+/** The names that a path may begin with, the longest first. */
+function namesAt(path: string): string[] {
+  const ends = [...path.matchAll(/[.[]/g)].map(({ index }) => index).filter((index) => index > 0);
+  return [path.length, ...ends.reverse()].map((end) => path.slice(0, end));
 }
 
 /** One member in JSON: a member of the structure, or of an anonymous member of it. */
@@ -462,6 +535,8 @@ function structCodec(size: number, slots: readonly Slot[], gaps: Gaps, refuse: R
       if (compete(choices)) settle(choices, raw !== undefined, bytesAt(view, at, size), choose, refuse);
       else for (const slot of choices) choose(slot);
     },
+    parts: [...byName.keys()],
+    part: (name) => byName.get(String(name)),
   };
 }
 
@@ -542,6 +617,9 @@ function arrayCodec(element: Codec, count: number, refuse: Refuse): Codec {
         }
       }
     },
+    parts: count,
+    part: (index) =>
+      typeof index === 'number' && index < count ? { offset: index * each, codec: element } : undefined,
   };
 }
 

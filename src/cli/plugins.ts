@@ -86,6 +86,7 @@ const HOOK: Readonly<Record<Exclude<keyof Plugin, 'name' | 'types'>, true>> = {
   replay: true,
   into: true,
   keyText: true,
+  keyBytes: true,
 };
 const HOOKS = Object.keys(HOOK);
 const KEYS = ['bytes', 'index', 'prefix', 'fd', 'none'];

@@ -4,7 +4,8 @@ import type { DumpFiles } from '../dump/files.js';
 import { BpfimgError } from '../errors.js';
 import type { Sys } from '../kernel/sys.js';
 import type { MapTypes } from '../maptype.js';
-import { openSource, type Source, type SourceHost } from '../source/source.js';
+import type { ItemStore, ItemStoreOptions } from '../source/items.js';
+import { hostOf, openSource, type Source, type SourceHost } from '../source/source.js';
 import type { Io } from './io.js';
 
 /**
@@ -102,6 +103,13 @@ export class Sources {
     throw new BpfimgError('usage', 'it is for sources that `bpftool -j map dump` has printed', {
       subject: `--like ${like}`,
     });
+  }
+
+  /** Opens the items of one map of what `text` names, by key. */
+  async items(text: string | undefined, options: ItemStoreOptions): Promise<ItemStore> {
+    const { openItems } = await import('../source/items.js');
+    const warn = (line: string) => this.io.say(`bpfimg: warning: ${line}`);
+    return openItems(text, hostOf({ ...this.#host, warn }), options);
   }
 
   /** Opens what `text` names for the attributes of its maps, without their items and without warnings. */

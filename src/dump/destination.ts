@@ -31,7 +31,7 @@ import {
   type PluginDump,
 } from './model.js';
 import { type TableLine, tableText } from './plugin-table.js';
-import { type NewEntry, rewriteImage, writeEntry } from './rewrite.js';
+import { changeImage, type ImageChanges, type NewEntry, writeEntry } from './rewrite.js';
 
 /** One data entry of the document: its message, and where its keys and values are kept meanwhile. */
 export interface Body {
@@ -250,11 +250,9 @@ const KIND: Readonly<Record<ImageName, ImageKind>> = {
   btf: BPFMAP_BTF,
 };
 
-/** The changes to an image. */
-interface Changes {
-  /** New entries that replace old ones, by number. */
+/** The changes to an image, as they are collected. */
+interface Changes extends ImageChanges {
   readonly entries: Map<number, (before: JsonObject) => NewEntry>;
-  /** New entries at the end. */
   readonly added: NewEntry[];
 }
 
@@ -464,14 +462,11 @@ class ChangedDump implements DumpDestination {
     }
   }
 
-  async #rewrite(output: FolderOutput, image: ImageName, { entries, added }: Changes): Promise<void> {
+  async #rewrite(output: FolderOutput, image: ImageName, changes: Changes): Promise<void> {
     const name = this.dump.names[image];
     const there = output.read(name);
     try {
-      const out = output.file(name);
-      if (there === undefined) writeHead(out, KIND[image]);
-      else await rewriteImage(there, KIND[image], out, (before, number) => entries.get(number)?.(before));
-      for (const entry of added) await writeEntry(entry, KIND[image], out);
+      await changeImage(there, KIND[image], output.file(name), changes);
     } finally {
       there?.close();
     }

@@ -2,7 +2,7 @@
 import type { ImageKind } from '../image/kinds.js';
 import { ImageReader } from '../image/reader.js';
 import { encodeMessage } from '../image/wire.js';
-import { writeMessage } from '../image/writer.js';
+import { writeHead, writeMessage } from '../image/writer.js';
 import type { Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { copyInput } from '../io/stream.js';
@@ -13,6 +13,29 @@ export interface NewEntry {
   readonly message: JsonObject;
   /** Writes what follows the message; without it, what followed it before stays. */
   readonly extra?: ((out: Output) => Promise<void>) | undefined;
+}
+
+/** What changes in an image. */
+export interface ImageChanges {
+  /** New entries that replace old ones, by number. */
+  readonly entries: ReadonlyMap<number, (before: JsonObject) => NewEntry>;
+  /** New entries at the end. */
+  readonly added: readonly NewEntry[];
+}
+
+/**
+ * Writes an image with changes.
+ * @param there the image as it is, with a size; undefined for a new one
+ */
+export async function changeImage(
+  there: Input | undefined,
+  kind: ImageKind,
+  out: Output,
+  { entries, added }: ImageChanges,
+): Promise<void> {
+  if (there === undefined) writeHead(out, kind);
+  else await rewriteImage(there, kind, out, (before, number) => entries.get(number)?.(before));
+  for (const entry of added) await writeEntry(entry, kind, out);
 }
 
 /** Writes an entry of an image of `kind` from JSON text, one character per byte. */

@@ -1,4 +1,5 @@
 /** How large a map's items are and how their keys and values look: without the code that reads or writes any. */
+import type { ValuePart } from '../btf/values.js';
 import type { Output } from '../io/output.js';
 import type { Json, JsonObject } from '../value.js';
 
@@ -36,6 +37,11 @@ export interface JsonForm {
    * @throws PointerError
    */
   parse(value: Json, view: DataView, at: number): void;
+  /**
+   * A member or element by its path, as `stats[2].bytes`. Absent if it has no parts.
+   * @throws PointerError if there is none
+   */
+  part?(path: string): ValuePart;
 }
 
 /** The half of a form that converts to JSON. */

@@ -28,6 +28,7 @@ export function typedForm(codec: ValueCodec): JsonForm {
       if (bytes === undefined) codec.encode(value, view, at);
       else if (!reads(codec, value, view, at)) new Uint8Array(view.buffer, view.byteOffset + at, size).set(bytes);
     },
+    ...(codec.hasParts && { part: (path) => codec.part(path) }),
   };
 }
 

@@ -4,8 +4,6 @@
  */
 import { Btf } from '../btf/btf.js';
 import { BpfimgError, followed } from '../errors.js';
-import { readBtf } from '../kernel/btf.js';
-import { KernelError } from '../kernel/error.js';
 import { mapSubject } from '../kernel/flags.js';
 import type { BpfMap } from '../kernel/map.js';
 import type { Sys } from '../kernel/sys.js';
@@ -25,7 +23,7 @@ import type { PlannedMap } from './plan.js';
 import { type FreshMap, replay } from './replay.js';
 import { isAlike } from './reshape.js';
 import { summing, type ValueType } from './sum.js';
-import { kernelFields } from './types.js';
+import { fieldsOf, type ValueBlob, valueType } from './types.js';
 
 /** A map of the source, and the live one that its items go into. */
 export interface IntoPair {
@@ -123,8 +121,7 @@ async function target(sys: Sys, pair: IntoPair, mode: IntoMode): Promise<Target>
   if (odd !== undefined) throw new BpfimgError('conflict', odd, { subject: plan.subject });
   const type = plan.types.get(map.type);
   const value = valueType(sys, map);
-  const { hidden, locked } =
-    value === undefined ? { hidden: [], locked: false } : kernelFields(value.blob, value.name, value.id);
+  const { hidden, locked } = fieldsOf(value);
   if (locked) map.lockValues();
   const add = mode === 'sum' && type.inner !== true ? summing(map, parsed(value)) : () => false;
   return { plan, map, type, hidden, add, counts: noCounts() };
@@ -152,24 +149,6 @@ function misfit({ plan, map }: IntoPair, mode: IntoMode): string | undefined {
   if (frozen === true) return `${where} is frozen: nobody can write it`;
   if (access === 'ro') return `${where} is read-only`;
   return undefined;
-}
-
-interface ValueBlob {
-  readonly blob: Buffer;
-  readonly name: string;
-  readonly id: number;
-}
-
-/** The types of the map's values; undefined if it has none, or may not be asked. */
-function valueType(sys: Sys, map: BpfMap): ValueBlob | undefined {
-  const { btfId, btfValueType } = map.info();
-  if (btfId === 0 || btfValueType === 0) return undefined;
-  try {
-    return { blob: readBtf(sys, btfId).blob, name: `BTF ${btfId}`, id: btfValueType };
-  } catch (error) {
-    if (error instanceof KernelError) return undefined;
-    throw error;
-  }
 }
 
 function parsed(value: ValueBlob | undefined): ValueType | undefined {

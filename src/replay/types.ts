@@ -3,8 +3,9 @@ import { Btf } from '../btf/btf.js';
 import { hasSpinLock, SPECIAL_FIELDS, specialFields } from '../btf/special.js';
 import type { DumpBtf } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
-import { loadBtf } from '../kernel/btf.js';
+import { loadBtf, readBtf } from '../kernel/btf.js';
 import { KernelError } from '../kernel/error.js';
+import type { BpfMap } from '../kernel/map.js';
 import type { Sys } from '../kernel/sys.js';
 import type { Span } from '../maptype.js';
 
@@ -59,4 +60,28 @@ export function kernelFields(blob: Buffer, name: string, id: number): KernelFiel
     if (error instanceof BpfimgError) return NO_FIELDS;
     throw error;
   }
+}
+
+/** The type of a live map's values. */
+export interface ValueBlob {
+  readonly blob: Buffer;
+  readonly name: string;
+  readonly id: number;
+}
+
+/** The type of the map's values; undefined if it has none, or may not be asked. */
+export function valueType(sys: Sys, map: BpfMap): ValueBlob | undefined {
+  const { btfId, btfValueType } = map.info();
+  if (btfId === 0 || btfValueType === 0) return undefined;
+  try {
+    return { blob: readBtf(sys, btfId).blob, name: `BTF ${btfId}`, id: btfValueType };
+  } catch (error) {
+    if (error instanceof KernelError) return undefined;
+    throw error;
+  }
+}
+
+/** The kernel's own fields in values of this type; none if it is not known. */
+export function fieldsOf(value: ValueBlob | undefined): KernelFields {
+  return value === undefined ? NO_FIELDS : kernelFields(value.blob, value.name, value.id);
 }

@@ -52,15 +52,20 @@ export async function packed<T>(out: Output, format: Format, write: (folder: str
   }
 }
 
+/** Encodes a document into the dump in the archive `file` as {@link encodeDocument} does into one in a folder. */
+export function encodeIntoArchive(document: Input, file: string, types: MapTypes): Promise<void> {
+  return editArchive(file, (folder) => encodeDocument(document, folder, true, types));
+}
+
 /**
- * Edits the dump in the archive `file` as {@link encodeDocument} edits one in a folder. Everything else in the archive
- * stays byte for byte; if something fails, the archive does not change.
+ * Edits the dump in the archive `file`, whose images `edit` finds in a folder. Everything else in the archive stays
+ * byte for byte; if something fails, the archive does not change.
  */
-export async function encodeIntoArchive(document: Input, file: string, types: MapTypes): Promise<void> {
+export async function editArchive(file: string, edit: (folder: string) => Promise<void>): Promise<void> {
   const before = stateOf(file);
   const folder = privateFolder();
   try {
-    const changes = await changesOf(document, file, folder, types);
+    const changes = await changesOf(file, folder, edit);
     try {
       await rewriteArchive(await openInput(file), await openOutput(file), changes.files, () => {
         if (stateOf(file) === before) return;
@@ -83,10 +88,9 @@ function stateOf(file: string): string {
 
 /** The new contents of the archive's files, and what must be closed afterwards. */
 async function changesOf(
-  document: Input,
   file: string,
   folder: PrivateFolder,
-  types: MapTypes,
+  edit: (folder: string) => Promise<void>,
 ): Promise<{ readonly files: Changes; readonly open: readonly Input[] }> {
   const { archive, images, folder: prefix } = await openArchivedDump(await openInput(file));
   const open: Input[] = [];
@@ -96,7 +100,7 @@ async function changesOf(
     const read = [...images.keys()].filter(isRead);
     for (const name of read) await unpack(original(name), path.join(folder.path, name));
     try {
-      await encodeDocument(document, folder.path, true, types);
+      await edit(folder.path);
     } catch (error) {
       throw inArchive(error, folder.path, archive.name);
     }

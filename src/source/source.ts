@@ -85,12 +85,17 @@ const DEFAULTS: SourceHost = {
   sys: async (types) => (await import('../kernel/sys.js')).openSys(types),
 };
 
+/** A host with the defaults for what it lacks. */
+export function hostOf(given: Partial<SourceHost>): SourceHost {
+  return { ...DEFAULTS, ...given };
+}
+
 /**
  * Opens what `text` names; undefined is standard input.
  * @throws BpfimgError for what is missing, cannot be opened, or is no source
  */
 export async function openSource(text: string | undefined, given: Partial<SourceHost> = {}): Promise<Source> {
-  const host: SourceHost = { ...DEFAULTS, ...given };
+  const host = hostOf(given);
   if (text === undefined) return openStream(await host.stdin(), host);
   const selectors = liveSelectors(text);
   if (selectors !== undefined) {
