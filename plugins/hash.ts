@@ -1,6 +1,6 @@
 import type { Plugin } from '../src/maptype.js';
 import { toolkit } from '../src/toolkit.js';
-import { FLAG, HASH, HASH_ITEM, NUMA_RW, PROG, TYPES } from './rules.js';
+import { ELEMENTS, FLAG, HASH, HASH_ITEM, NUMA_RW, PROG, TYPES } from './rules.js';
 
 const { fillHash, fillInOrder, readBuckets, readKeys } = toolkit;
 
@@ -14,6 +14,7 @@ export const hash: Plugin = {
       since: '3.19',
       key: 'bytes',
       criu: true,
+      counted: ELEMENTS,
       create: { ...HASH, ...TYPES, flags: FLAG.NO_PREALLOC | NUMA_RW | FLAG.ZERO_SEED | PROG, item: HASH_ITEM },
     },
     {
@@ -22,6 +23,7 @@ export const hash: Plugin = {
       since: '4.10',
       key: 'bytes',
       evicts: true,
+      counted: ELEMENTS,
       create: { ...HASH, ...TYPES, flags: FLAG.NO_COMMON_LRU | NUMA_RW | FLAG.ZERO_SEED | PROG, item: HASH_ITEM },
     },
     {

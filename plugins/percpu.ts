@@ -1,7 +1,7 @@
 import type { Plugin } from '../src/maptype.js';
 import { toolkit } from '../src/toolkit.js';
 import { indexText } from './array.js';
-import { FLAG, HASH, indexed, PERCPU_VALUE, PROG, RW, TYPES } from './rules.js';
+import { ELEMENTS, FLAG, HASH, indexed, PERCPU_VALUE, PROG, RW, TYPES } from './rules.js';
 
 const { fillHash, fillIndexes, readBuckets, readIndexes } = toolkit;
 
@@ -15,6 +15,7 @@ export const percpu: Plugin = {
       since: '4.6',
       key: 'bytes',
       perCpu: true,
+      counted: ELEMENTS,
       create: { ...HASH, ...TYPES, value: PERCPU_VALUE, flags: FLAG.NO_PREALLOC | RW | FLAG.ZERO_SEED | PROG },
     },
     {
@@ -33,6 +34,7 @@ export const percpu: Plugin = {
       key: 'bytes',
       perCpu: true,
       evicts: true,
+      counted: ELEMENTS,
       create: { ...HASH, ...TYPES, value: PERCPU_VALUE, flags: FLAG.NO_COMMON_LRU | RW | FLAG.ZERO_SEED | PROG },
     },
   ],

@@ -1,6 +1,6 @@
-/** What MAP_CREATE demands of several map types alike. Measured on Linux 6.18, types newer than that on 7.3. */
+/** What MAP_CREATE demands of several map types alike, and how the kernel counts. Measured on Linux 6.18, types newer than that on 7.3. */
 import { MAP_FLAG } from '../src/kernel/flags.js';
-import { type CreateRule, PROG, RW, type SizeRange, U32 } from '../src/kernel/rules.js';
+import { type Counted, type CreateRule, PROG, RW, type SizeRange, U32 } from '../src/kernel/rules.js';
 
 export { PROG, RW, U32 };
 
@@ -58,3 +58,6 @@ export const LOCAL = {
 export const TYPES = { needs: 0, btf: 'yes' } as const;
 /** No flag is required; MAP_CREATE refuses types. */
 export const NO_BTF = { needs: 0, btf: 'no' } as const;
+
+/** The kernel counts the elements of its hash tables. */
+export const ELEMENTS: Counted = { by: 'elements' };

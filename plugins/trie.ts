@@ -12,6 +12,7 @@ export const trie: Plugin = {
       name: 'lpm_trie',
       since: '4.11',
       key: 'prefix',
+      counted: { by: 'member', struct: 'lpm_trie', member: 'n_entries' },
       create: {
         ...TYPES,
         key: { min: 5, max: 260 },

@@ -146,7 +146,7 @@ export {
 } from './kernel/map.js';
 export type { Available } from './kernel/memory.js';
 export type { Access, AnonymousMapping, MapHolder } from './kernel/proc.js';
-export type { CreateRule, KnownType, SizeRange } from './kernel/rules.js';
+export type { Counted, CreateRule, KnownType, SizeRange } from './kernel/rules.js';
 export { type Attr, type MapResult, openSys, type Result, type Sys } from './kernel/sys.js';
 export {
   type CaptureWork,

@@ -7,7 +7,7 @@
 import { SMALLEST_PAGE } from './bytes.js';
 import { MAP_FLAG, type MapShape } from './kernel/flags.js';
 import type { BpfMap, MapSpec } from './kernel/map.js';
-import type { CreateRule, KnownTypes } from './kernel/rules.js';
+import type { Counted, CreateRule, KnownTypes } from './kernel/rules.js';
 import type { Sys } from './kernel/sys.js';
 
 export { NAME_MOST } from './kernel/flags.js';
@@ -59,6 +59,8 @@ export interface MapType {
   readonly mapped?: (map: MapShape, pageSize: number) => MappedMemory | undefined;
   /** What MAP_CREATE requires; undefined if that has not been measured. */
   readonly create?: CreateRule;
+  /** How the kernel counts its items; undefined if it does not. */
+  readonly counted?: Counted;
   /** CRIU 4.2 built with libbpf can dump it. */
   readonly criu?: true;
   /** What bpfimg captures and replays of it; everything by default. */
@@ -428,9 +430,9 @@ export class MapTypes implements KnownTypes {
   ) {
     for (const plugin of plugins) {
       for (const type of plugin.types) {
-        // The kernel's requirements do not depend on the plugin.
-        const { create, ownFlags } = this.#byNumber.get(type.number) ?? {};
-        const row = { ...(create && { create }), ...(ownFlags && { ownFlags }), ...type };
+        // What the kernel requires and does, does not depend on the plugin.
+        const { create, ownFlags, counted } = this.#byNumber.get(type.number) ?? {};
+        const row = { ...(create && { create }), ...(ownFlags && { ownFlags }), ...(counted && { counted }), ...type };
         this.#byNumber.set(type.number, row);
         this.#byName.set(type.name, row);
         this.#plugins.set(type.number, plugin);

@@ -3,14 +3,17 @@
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
+import fc from 'fast-check';
 import t, { type Test } from 'tap';
+import { pathText } from '../src/bytes.js';
 import { type ListArguments, run } from '../src/cli/commands/list.js';
 import type { Io } from '../src/cli/io.js';
 import { MemoryOutput } from '../src/io/output.js';
 import { ATTR, MAP_FLAG } from '../src/kernel/abi.js';
+import { KernelError } from '../src/kernel/error.js';
 import { iteratorOffsets, kernelMaps } from '../src/kernel/iter.js';
 import { LiveMaps, openLive, walkIds } from '../src/kernel/live.js';
-import { BpfMap } from '../src/kernel/map.js';
+import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { Attr, ERRNO, openSys, type Sys } from '../src/kernel/sys.js';
 import { NO_SELECTORS } from '../src/source/selectors.js';
 import { FakeSys } from './helpers/kernel-fake.js';
@@ -23,6 +26,9 @@ const none: ListArguments = {
   ...NO_SELECTORS,
   sources: [],
   json: false,
+  sort: 'id',
+  count: false,
+  openmetrics: false,
   libdir: [],
 };
 
@@ -34,6 +40,7 @@ interface Listed {
   readonly said: string[];
   /** Of --json. */
   readonly maps: Record<string, unknown>[];
+  readonly code: unknown;
 }
 
 /** Runs the command; without `kernel` on the real one. */
@@ -49,10 +56,10 @@ async function list(args: Partial<ListArguments>, kernel?: Sys): Promise<Listed>
     columns: undefined,
     env: {},
   };
-  await run({ ...none, ...args }, io, kernel);
+  const code = await run({ ...none, ...args }, io, kernel);
   const text = out.take().toString();
   const maps = args.json ? (JSON.parse(text) as { maps: Record<string, unknown>[] }).maps : [];
-  return { out: text, said, maps };
+  return { out: text, said, maps, code };
 }
 
 t.test('holders, pins and attributes agree with bpftool', { skip }, async (t) => {
@@ -119,7 +126,7 @@ t.test('holders, pins and attributes agree with bpftool', { skip }, async (t) =>
     const lines = (await list({ pid: [String(holder.pid)] })).out.trimEnd().split('\n');
     t.match(
       lines[0],
-      /^ *ID +NAME +TYPE +KEY +VALUE +MAX +FLAGS +FROZEN +MEMLOCK +BTF +PINS +HOLDERS \(pid\(command\):fd\)$/,
+      /^ *ID +NAME +TYPE +KEY +VALUE +MAX +FLAGS +FROZEN +USED +% +MEMLOCK +BTF +PINS +HOLDERS \(pid\(command\):fd\)$/,
     );
     const [fd] = holder.fds;
     t.match(
@@ -252,14 +259,17 @@ t.test('maps that only programs hold', { skip }, async (t) => {
 });
 
 /** The real kernel; `opened` are the ids of maps opened by id, `answer` may answer in its place. */
-function spied(answer: (command: string) => number | undefined = () => undefined): { sys: Sys; opened: number[] } {
+function spied(answer: (command: string, attr: Attr) => number | undefined = () => undefined): {
+  sys: Sys;
+  opened: number[];
+} {
   const opened: number[] = [];
   const spy = new Proxy(sys, {
     get(target, name) {
       if (name === 'bpf') {
         return ((command, attr) => {
           if (command === 'MAP_GET_FD_BY_ID') opened.push(attr.bytes.readUInt32LE(0));
-          return answer(command) ?? target.bpf(command, attr);
+          return answer(command, attr) ?? target.bpf(command, attr);
         }) satisfies Sys['bpf'];
       }
       const value = Reflect.get(target, name) as unknown;
@@ -292,6 +302,7 @@ t.test('the iterator shows what the map itself says, and touches nothing', { ski
     frozen: false,
     btfId: 0,
     users: 1n,
+    used: 0,
   });
   t.match(kernel.get(bloom.id), { type: 30, keySize: 0, extra: 7n, frozen: true, name: '' });
   const later = new Set(walkIds(sys, 'MAP_GET_NEXT_ID'));
@@ -390,14 +401,14 @@ t.test('a scripted kernel: no privilege, an unknown type', async (t) => {
   t.equal(
     out,
     [
-      'ID  NAME  TYPE     KEY  VALUE  MAX  FLAGS  FROZEN  MEMLOCK  BTF  PINS  HOLDERS (pid(command):fd)',
-      ' 5  ?     type_77    4      8    9         ?             ?    ?        50(a\\x1bb):3',
+      'ID  NAME  TYPE     KEY  VALUE  MAX  FLAGS  FROZEN  USED  %  MEMLOCK  BTF  PINS  HOLDERS (pid(command):fd)',
+      ' 5  ?     type_77    4      8    9         ?          ?  ?        ?    ?        50(a\\x1bb):3',
       '',
     ].join('\n'),
   );
   t.equal(
     (await list({ json: true }, fake)).out,
-    '{"maps":[\n  {"map_id":5,"name":null,"type":"type_77","key_size":4,"value_size":8,"max_entries":9,"map_flags":[],' +
+    '{"maps":[\n  {"map_id":5,"name":null,"type":"type_77","key_size":4,"value_size":8,"max_entries":9,"used":null,"map_flags":[],' +
       '"map_extra":null,"frozen":null,"memlock":null,"btf_id":null,"pins":[],' +
       '"holders":[{"pid":50,"command":"a\\u001bb","fd":3,"access":"rw","cloexec":true}],"programs":[]}]}\n',
   );
@@ -424,3 +435,170 @@ t.test('thousands of maps', { skip }, async (t) => {
   }
   t.same(sys.openFds(), []);
 });
+
+/** A key of `size` bytes that is a number. */
+function numbered(size: number, number: number): Buffer {
+  const key = Buffer.alloc(size);
+  if (size >= 4) key.writeUInt32LE(number, size - 4);
+  return key;
+}
+
+t.test('USED is what the map holds, of every type that the kernel counts', { skip }, async (t) => {
+  const counted: Record<string, Partial<MapSpec>> = {
+    hash: {},
+    'hash, allocated': { flags: MAP_FLAG.NO_PREALLOC },
+    percpu_hash: { type: 5 },
+    'percpu_hash, allocated': { type: 5, flags: MAP_FLAG.NO_PREALLOC },
+    lru_hash: { type: 9 },
+    'lru_hash by CPU': { type: 9, flags: MAP_FLAG.NO_COMMON_LRU },
+    lru_percpu_hash: { type: 10 },
+    lpm_trie: { type: 11, keySize: 8, flags: MAP_FLAG.NO_PREALLOC },
+    hash_of_maps: { type: 13, valueSize: 4 },
+    devmap_hash: { type: 25, valueSize: 4 },
+    // Few slots, so that its positions wrap around.
+    queue: { type: 22, keySize: 0, maxEntries: 3 },
+    stack: { type: 23, keySize: 0 },
+  };
+  using inner = BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 4, maxEntries: 1 });
+  for (const [name, more] of Object.entries(counted)) {
+    const spec = { type: 1, keySize: 4, valueSize: 8, maxEntries: 40, ...more };
+    fc.assert(
+      fc.property(fc.array(fc.tuple(fc.nat({ max: 60 }), fc.boolean()), { maxLength: 150 }), (steps) => {
+        using map = BpfMap.create(sys, { ...spec, name: 'list_used', inner });
+        const value = Buffer.alloc(map.valueStride);
+        if (spec.type === 13) value.writeUInt32LE(inner.fd);
+        if (spec.type === 25) value.writeUInt32LE(1);
+        for (const [number, put] of steps) {
+          const key = numbered(spec.keySize, number);
+          if (spec.type === 11) key.writeUInt32LE(32);
+          try {
+            if (put) map.update(spec.keySize === 0 ? undefined : key, value);
+            else if (spec.keySize === 0) map.lookupAndDelete(undefined);
+            else map.delete(key);
+          } catch (error) {
+            // It is full.
+            if (!(error instanceof KernelError)) throw error;
+          }
+        }
+        const live = LiveMaps.look(sys);
+        const [one] = live.select({ ids: [map.id], names: [], pins: [], pids: [] });
+        live.addUsed(one === undefined ? [] : [one]);
+        let holds = 0;
+        if (spec.keySize === 0) while (map.lookupAndDelete(undefined) !== undefined) holds++;
+        else for (let key = map.nextKey(undefined); key !== undefined; key = map.nextKey(key)) holds++;
+        return one?.used === holds;
+      }),
+      { numRuns: 4 },
+    );
+    t.pass(name);
+  }
+  using array = BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 4, maxEntries: 5, name: 'list_array' });
+  using slots = BpfMap.create(sys, { type: 12, keySize: 4, valueSize: 4, maxEntries: 5, name: 'list_slots', inner });
+  slots.update(numbered(4, 3), numbered(4, inner.fd));
+  const id = [array.id, slots.id].map(String);
+  t.match((await list({ id, json: true })).maps, [{ used: null }, { used: null }], 'arrays always have all items');
+  t.match((await list({ id })).out, /list_array .* no +- +- .*\n.*list_slots .* no +\? +\? /);
+  t.match((await list({ id, json: true, count: true })).maps, [{ used: null }, { used: 1 }], 'counted by reading');
+  t.match((await list({ id, count: true })).out, /list_slots .* no +1 +20 /);
+});
+
+t.test('a kernel that counts less: what it does not know is a question mark', { skip }, async (t) => {
+  using map = BpfMap.create(sys, { type: 1, keySize: 4, valueSize: 4, maxEntries: 5 });
+  using queue = BpfMap.create(sys, { type: 22, keySize: 0, valueSize: 4, maxEntries: 5 });
+  map.update(numbered(4, 1), numbered(4, 1));
+  queue.update(undefined, numbered(4, 1));
+  const id = [map.id, queue.id].map(String);
+  // Calls of kernel functions have 2 as source register; bpf_probe_read_kernel is helper 113.
+  const calls = (attr: Attr, what: (code: Buffer) => boolean) => {
+    const code = attr.pointee('insns') as Buffer;
+    for (let at = 0; at < code.length; at += 8) if (code[at] === 0x85 && what(code.subarray(at))) return true;
+    return false;
+  };
+  const refusing = (what: (code: Buffer) => boolean) =>
+    spied((command, attr) => (command === 'PROG_LOAD' && calls(attr, what) ? -ERRNO.EINVAL : undefined)).sys;
+  const used = async (kernel?: Sys, count = false) => {
+    const { maps, said } = await list({ id, json: true, count }, kernel);
+    t.notMatch(said.join(), /used|full/);
+    return maps.map((one) => one.used);
+  };
+  const kernelFunction = (code: Buffer) => (code[1] as number) >> 4 === 2;
+  const probe = (code: Buffer) => (code[1] as number) >> 4 === 0 && code.readUInt32LE(4) === 113;
+  t.same(await used(), [1, 1]);
+  t.same(await used(refusing(kernelFunction)), [null, 1], 'Linux before 6.6');
+  t.same(await used(refusing(probe)), [1, null], 'a locked-down kernel');
+  t.same(await used(refusing((code) => kernelFunction(code) || probe(code))), [null, null]);
+  const none = spied((command) => (command === 'PROG_LOAD' ? -ERRNO.EPERM : undefined)).sys;
+  t.same(await used(none), [null, null], 'no right to load programs');
+  t.same(await used(none, true), [1, null], 'counted by reading; the queue is not drained');
+  t.same(queue.lookup(undefined), new Uint8Array(numbered(4, 1)));
+});
+
+t.test('sorted, judged and as metrics', { skip }, async (t) => {
+  const { folder, remove } = bpffs();
+  const made = (name: string, maxEntries: number, items: number) => {
+    const map = BpfMap.create(sys, { type: 1, keySize: 4, valueSize: 8, maxEntries, name });
+    for (let i = 0; i < items; i++) map.update(numbered(4, i), Buffer.alloc(8));
+    return map;
+  };
+  using half = made('list_half', 1000, 500);
+  using full = made('list_full', 10, 10);
+  using bare = made('list_bare', 100, 0);
+  using array = BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 4, maxEntries: 5, name: 'list_array' });
+  using slots = BpfMap.create(sys, { type: 7, keySize: 4, valueSize: 8, maxEntries: 5, name: 'list_stacks' });
+  try {
+    const id = [half, full, bare, array, slots].map((map) => String(map.id));
+    const order = async (sort: ListArguments['sort']) =>
+      (await list({ id, sort, json: true })).maps.map((map) => String(map.name).slice(5));
+    t.same(await order('id'), ['half', 'full', 'bare', 'array', 'stacks']);
+    t.same(await order('name'), ['array', 'bare', 'full', 'half', 'stacks']);
+    t.same(await order('used'), ['full', 'half', 'bare', 'array', 'stacks']);
+    t.same((await order('memory'))[0], 'half');
+    const lines = (await list({ id, sort: 'used' })).out.split('\n');
+    t.match(lines[1], / no +10 +100 /);
+    t.match(lines[2], / no +500 +50 /);
+
+    const judged = await list({ id, failAbove: '50%' });
+    t.equal(judged.code, 1);
+    t.same(
+      judged.said.filter((line) => line.includes('full')),
+      [
+        `bpfimg: map ${full.id} (list_full): 100 % full: 10 of 10 items`,
+        `bpfimg: not known how full: map ${slots.id} (list_stacks) (--count counts by reading, where that is possible)`,
+      ],
+    );
+    t.equal((await list({ id, failAbove: '49.9' })).said.filter((line) => line.includes('list_half')).length, 1);
+    const sound = await list({ id, failAbove: '100', count: true });
+    t.same([sound.code, sound.said.filter((line) => line.includes('full'))], [0, []]);
+    for (const failAbove of ['101', 'x', '-1', '', '1e1']) {
+      await t.rejects(list({ failAbove }), {
+        kind: 'usage',
+        message: `--fail-above ${failAbove}: expected a percentage`,
+      });
+    }
+    await t.rejects(list({ json: true, openmetrics: true }), { kind: 'usage', message: /choose/ });
+
+    const odd = path.join(folder, 'a "b" \\ c');
+    full.pin(odd);
+    const { out } = await list({ id, openmetrics: true });
+    const label = pathText(Buffer.from(odd)).replaceAll('\\', '\\\\').replaceAll('"', '\\"');
+    const labels = `{id="${full.id}",name="list_full",type="hash",pin="${label}"}`;
+    t.match(out.split('\n'), new Set([`bpfimg_map_used_entries${labels} 10`, `bpfimg_map_max_entries${labels} 10`]));
+    t.match(out, `bpfimg_map_memory_bytes${labels} ${full.state().memlock}\n`);
+    t.notMatch(out, /used_entries[^\n]*list_(array|stacks)/);
+    t.match(out, /# EOF\n$/);
+    checkMetrics(t, out);
+  } finally {
+    remove();
+  }
+});
+
+/** The grammar of Prometheus's text format, as far as gauges need it: every family is described, then its samples. */
+function checkMetrics(t: Test, text: string): void {
+  let family = '';
+  for (const line of text.split('\n').slice(0, -2)) {
+    const [, described] = /^# HELP ([a-z_]+) \S.*$/.exec(line) ?? [];
+    if (described !== undefined) family = described;
+    else if (line.startsWith('#')) t.equal(line, `# TYPE ${family} gauge`);
+    else t.match(line, new RegExp(`^${family}\\{([a-z]+="([^"\\\\]|\\\\[\\\\"n])*",?)+\\} \\d+$`));
+  }
+}

@@ -1,7 +1,7 @@
 import type { Carries, Plugin } from '../../src/maptype.js';
 import { lazily } from '../../src/toolkit.js';
 import { indexText } from '../array.js';
-import { exactly, FLAG, HASH, NO_BTF, NUMA_RW, PROG, WORD } from '../rules.js';
+import { ELEMENTS, exactly, FLAG, HASH, NO_BTF, NUMA_RW, PROG, WORD } from '../rules.js';
 
 const CARRIES: Carries = {
   captured: 'items',
@@ -33,6 +33,7 @@ export const mapInMap: Plugin = {
       inner: true,
       holdsReferences: true,
       carries: CARRIES,
+      counted: ELEMENTS,
       create: {
         ...HASH,
         ...NO_BTF,

@@ -1,8 +1,10 @@
+import type { Counted } from '../../src/kernel/rules.js';
 import type { Plugin } from '../../src/maptype.js';
 import { lazily, toolkit } from '../../src/toolkit.js';
 import { NO_BTF, NUMA_RW, PROG, PUSHED } from '../rules.js';
 
 const STACK = 23;
+const BETWEEN: Counted = { by: 'positions', struct: 'bpf_queue_stack', put: 'head', taken: 'tail', slots: 'size' };
 const drain = lazily(() => import('./drain.js'), 'drain');
 
 /** Maps without keys: values are pushed, and reading one takes it out. An image has them in the order of pops. */
@@ -15,6 +17,7 @@ export const queue: Plugin = {
       since: '4.20',
       key: 'none',
       drains: true,
+      counted: BETWEEN,
       create: { ...PUSHED, ...NO_BTF, flags: NUMA_RW | PROG },
     },
     {
@@ -23,6 +26,7 @@ export const queue: Plugin = {
       since: '4.20',
       key: 'none',
       drains: true,
+      counted: BETWEEN,
       create: { ...PUSHED, ...NO_BTF, flags: NUMA_RW | PROG },
     },
   ],

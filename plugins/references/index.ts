@@ -102,6 +102,7 @@ export const references: Plugin = {
       holdsReferences: true,
       files: true,
       carries: SOCKETS,
+      counted: { by: 'member', struct: 'bpf_shtab', member: 'count' },
       create: {
         ...PAIR_VALUE,
         ...NO_BTF,
@@ -129,6 +130,7 @@ export const references: Plugin = {
       holdsReferences: true,
       ownFlags: MAP_FLAG.RDONLY_PROG,
       carries: DEVICES,
+      counted: { by: 'member', struct: 'bpf_dtab', member: 'items' },
       create: { ...PAIR_VALUE, ...NO_BTF, entries: { min: 1, max: 2 ** 31 }, flags: NUMA_RW, network: true },
     },
   ],

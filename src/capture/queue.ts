@@ -163,5 +163,5 @@ function openMapFacts(map: BpfMap): LiveMap {
   const { extra, btfId } = map.info();
   const { frozen, memlock } = map.state();
   const shape = { id, name, type, keySize, valueSize, maxEntries, flags, extra, frozen, memlock, btfId };
-  return { ...shape, pins: [], holders: [], programs: [] };
+  return { ...shape, used: undefined, pins: [], holders: [], programs: [] };
 }

@@ -14,3 +14,6 @@ export const ATTRIBUTES: readonly Column[] = [
 
 /** Where a map is pinned, and who holds it. */
 export const OWNERS: readonly Column[] = [{ title: 'PINS' }, { title: 'HOLDERS (pid(command):fd)' }];
+
+/** How full a map is. */
+export const PERCENT: Column = { title: '%', right: true };

@@ -1,14 +1,25 @@
 /** `list SOURCE…`: the maps of dumps without their items; a table for one source, a line each for several. */
 import { mapMembers } from '../dump/attributes.js';
+import { captureReport } from '../dump/facts.js';
 import type { Dump, DumpMap } from '../dump/model.js';
 import { BpfimgError, EXIT } from '../errors.js';
 import type { Sys } from '../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames } from '../maptype.js';
 import { colours, nameText, sizeText, table } from '../render.js';
 import { openMaps, type Source } from '../source/source.js';
+import {
+  alwaysFull,
+  type Fullness,
+  fullnessCells,
+  judged,
+  limitOf,
+  metricLines,
+  type Order,
+  sorted,
+} from './fullness.js';
 import { holdersText } from './holders.js';
 import { coloured, type Io } from './io.js';
-import { ATTRIBUTES, OWNERS } from './map-columns.js';
+import { ATTRIBUTES, OWNERS, PERCENT } from './map-columns.js';
 import { DASH, Sources } from './source.js';
 import { reported } from './start.js';
 import { printLines, written } from './written.js';
@@ -16,6 +27,9 @@ import { printLines, written } from './written.js';
 interface ListOptions {
   readonly libdir: readonly string[];
   readonly json: boolean;
+  readonly openmetrics: boolean;
+  readonly sort: Order;
+  readonly failAbove?: string | undefined;
   readonly color?: boolean | undefined;
   readonly debug?: boolean;
 }
@@ -27,7 +41,7 @@ interface Listed {
   readonly maps: readonly ListedMap[];
 }
 
-interface ListedMap {
+interface ListedMap extends Fullness {
   readonly map: DumpMap;
   readonly items: number;
   readonly bytes: number;
@@ -45,12 +59,13 @@ export async function listSources(
 ): Promise<number> {
   const opener = new Sources(io, options, sys);
   const types = await opener.types();
+  const limit = limitOf(options.failAbove);
   const found: Listed[] = [];
   const failed: { readonly source: string; readonly error: string }[] = [];
   let code: number = EXIT.ok;
   for (const source of sources) {
     try {
-      found.push(await listed(await opener.open(source === DASH ? undefined : source)));
+      found.push(await listed(await opener.open(source === DASH ? undefined : source), types, options.sort));
     } catch (error) {
       if (!(error instanceof BpfimgError)) throw error;
       failed.push({ source, error: error.message });
@@ -63,6 +78,11 @@ export async function listSources(
       out.text(`{"sources":[${rows.map((row) => `\n  ${JSON.stringify(row)}`).join(',')}]}\n`);
       return;
     }
+    if (options.openmetrics) {
+      const maps = found.flatMap(({ source, maps }) => maps.map((map) => ({ ...map, source })));
+      for (const line of metricLines(maps, types)) out.text(`${line}\n`);
+      return;
+    }
     const look = colours(coloured(io, options.color));
     const [only] = found;
     if (only === undefined) return;
@@ -72,18 +92,22 @@ export async function listSources(
       printLines(out, table(MAP_COLUMNS, rows, look));
     } else printLines(out, table(SOURCE_COLUMNS, found.map(sourceRow), look));
   });
+  for (const { source, maps } of limit === undefined ? [] : found) {
+    const judgement = judged(maps, limit as number, types, (line) => io.say(`bpfimg: ${source}: ${line}`));
+    if (code === EXIT.ok) code = judgement;
+  }
   return code;
 }
 
 /** Owns `source`. */
-async function listed(source: Source): Promise<Listed> {
+async function listed(source: Source, types: MapTypes, order: Order): Promise<Listed> {
   let dump: Dump | undefined;
   try {
     dump = await openMaps(source);
-    const maps = (dump?.maps ?? []).map((map) => {
-      const data = map.data.at(-1);
-      return { map, items: data?.count ?? 0, bytes: data === undefined ? 0 : data.keysBytes + data.valuesBytes };
-    });
+    const maps = sorted(
+      (dump?.maps ?? []).map((map) => listedMap(map, types)),
+      order,
+    );
     const container = source.kind === 'dump' ? await source.container?.() : undefined;
     return { source: source.name, container, maps };
   } finally {
@@ -92,11 +116,30 @@ async function listed(source: Source): Promise<Listed> {
   }
 }
 
+function listedMap(map: DumpMap, types: MapTypes): ListedMap {
+  const { mapId: id, files, meta } = map;
+  const file = files[0]?.message;
+  const data = map.data.at(-1);
+  return {
+    map,
+    items: data?.count ?? 0,
+    bytes: data === undefined ? 0 : data.keysBytes + data.valuesBytes,
+    id,
+    name: file?.map_name,
+    type: file?.map_type,
+    most: file?.max_entries,
+    // Some items may not have been captured.
+    used: captureReport(meta).kind === 'full' && !alwaysFull(file?.map_type, types) ? data?.count : undefined,
+    memory: file === undefined ? undefined : Number(file.memlock),
+    pins: meta?.pins ?? [],
+  };
+}
+
 function members({ source, container, maps }: Listed, types: MapTypes): object {
   return {
     source,
     container: container ?? null,
-    maps: maps.map(({ map, items, bytes }) => ({ ...mapMembers(map, types), items, bytes })),
+    maps: maps.map(({ map, used, items, bytes }) => ({ ...mapMembers(map, types), used: used ?? null, items, bytes })),
   };
 }
 
@@ -104,11 +147,13 @@ const MAP_COLUMNS = [
   { title: 'ID', right: true },
   ...ATTRIBUTES,
   { title: 'ITEMS', right: true },
+  PERCENT,
   { title: 'SIZE', right: true },
   ...OWNERS,
 ];
 
-function mapRow({ map, items, bytes }: ListedMap, types: MapTypes): string[] {
+function mapRow(listed: ListedMap, types: MapTypes): string[] {
+  const { map, items, bytes, pins } = listed;
   const file = map.files[0]?.message;
   const attributes =
     file === undefined
@@ -122,8 +167,8 @@ function mapRow({ map, items, bytes }: ListedMap, types: MapTypes): string[] {
           flagWords(mapFlagNames(file.map_flags)),
           file.frozen ? 'yes' : 'no',
         ];
-  const pins = map.meta?.pins ?? [];
-  return [String(map.mapId), ...attributes, String(items), sizeText(bytes), pins.join(' '), holdersText(map)];
+  const [, percent] = fullnessCells(listed, types);
+  return [String(map.mapId), ...attributes, String(items), percent, sizeText(bytes), pins.join(' '), holdersText(map)];
 }
 
 const SOURCE_COLUMNS = [

@@ -9,6 +9,7 @@
  */
 import * as fs from 'node:fs';
 import { ATTR, type MapShape } from './abi.js';
+import type { Counted, KnownType } from './rules.js';
 import { Attr, pinned, type Sys } from './sys.js';
 
 /** A map as the iterator shows it. */
@@ -22,6 +23,8 @@ export interface KernelMap extends MapShape {
   readonly btfId: number;
   /** File descriptors and pins that hold it, anyone's; 0 if only programs, other maps or mappings keep it. */
   readonly users: bigint;
+  /** Its items; undefined if the kernel does not count them. */
+  readonly used: number | undefined;
 }
 
 /** What the program writes for each map. */
@@ -29,7 +32,11 @@ const RECORD = { id: 0, type: 4, keySize: 8, valueSize: 12, maxEntries: 16, flag
 const RECORD_BTF = 48;
 const RECORD_FROZEN = 52;
 const RECORD_USERS = 56;
-const RECORD_SIZE = 64;
+/** What bpf_map_sum_elem_count() returns. */
+const RECORD_ELEMENTS = 64;
+/** Members of the type's own structure, u32 each. */
+const RECORD_MEMBERS = 72;
+const RECORD_SIZE = 88;
 
 // ---------------------------------------------------------------------------------------------------
 // The part of the kernel's type information that the program needs
@@ -41,58 +48,62 @@ interface Offsets {
   readonly map: ReadonlyMap<string, number>;
   /** `id` in struct btf. */
   readonly btfId: number | undefined;
+  /** Type id of the function bpf_map_sum_elem_count(), since Linux 6.6. */
+  readonly sum: number | undefined;
+  /** Offsets in the structures that maps of some types begin, by the structure's name. */
+  readonly structs: ReadonlyMap<string, ReadonlyMap<string, number>>;
 }
 
 const KIND_FUNC = 12;
 const KIND_STRUCT = 4;
-/** Bytes that follow a type of each kind: a fixed number, and a number for each member. */
-const TAIL: Readonly<Record<number, readonly [fixed: number, each: number]>> = {
-  1: [4, 0],
-  3: [12, 0],
-  4: [0, 12],
-  5: [0, 12],
-  6: [0, 8],
-  13: [0, 8],
-  14: [4, 0],
-  15: [0, 12],
-  17: [4, 0],
-  19: [0, 12],
-};
+/** Words that follow the three of a type, by its kind: a fixed number, and a number for each member. */
+const FIXED = [0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0];
+const EACH = [0, 0, 0, 0, 3, 3, 2, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0, 0, 0, 3];
 
-/** Finds what the program needs in a BTF blob; undefined if it is missing. */
-export function iteratorOffsets(btf: Buffer): Offsets | undefined {
+/**
+ * Finds what the program needs in a BTF blob; undefined if it is missing.
+ * @param wanted names of further structures, which may be missing
+ */
+export function iteratorOffsets(btf: Buffer, wanted: Iterable<string> = []): Offsets | undefined {
   if (btf.length < 24 || btf.readUInt16LE(0) !== 0xeb9f) return undefined;
   const header = btf.readUInt32LE(4);
   const types = header + btf.readUInt32LE(8);
-  const end = types + btf.readUInt32LE(12);
   const strings = btf.subarray(header + btf.readUInt32LE(16));
+  // Thousands of types: words are faster than bytes.
+  const section = btf.subarray(types, types + btf.readUInt32LE(12));
+  const aligned = section.byteOffset % 4 === 0 ? section : Uint8Array.from(section);
+  const words = new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.length >> 2);
   // Each string occurs once, so a name is one number.
   const named = (name: string) => strings.indexOf(`\0${name}\0`) + 1;
-  const [target, map, object] = [named('bpf_iter_bpf_map'), named('bpf_map'), named('btf')];
+  const [target, sum] = [named('bpf_iter_bpf_map'), named('bpf_map_sum_elem_count')];
+  const structs = new Map([...wanted, 'bpf_map', 'btf'].map((name) => [named(name), name]));
   const text = (at: number) => strings.toString('latin1', at, strings.indexOf(0, at));
   const members = (at: number, count: number) => {
     const found = new Map<string, number>();
-    for (let i = 0; i < count; i++) {
-      const member = at + 12 + i * 12;
-      found.set(text(btf.readUInt32LE(member)), (btf.readUInt32LE(member + 8) & 0xffffff) / 8);
+    for (let member = at; member < at + 3 * count; member += 3) {
+      found.set(text(words[member] as number), ((words[member + 2] as number) & 0xffffff) / 8);
     }
     return found;
   };
-  let targetId: number | undefined;
-  let mapMembers: Map<string, number> | undefined;
-  let btfId: number | undefined;
-  for (let at = types, id = 1; at + 12 <= end; id++) {
-    const name = btf.readUInt32LE(at);
-    const info = btf.readUInt32LE(at + 4);
+  let [targetId, sumId]: [number?, number?] = [];
+  const found = new Map<string, Map<string, number>>();
+  for (let at = 0, id = 1; at + 3 <= words.length; id++) {
+    const name = words[at] as number;
+    const info = words[at + 1] as number;
     const count = info & 0xffff;
     const kind = (info >>> 24) & 0x1f;
-    if (kind === KIND_FUNC && name === target) targetId = id;
-    else if (kind === KIND_STRUCT && name === map) mapMembers = members(at, count);
-    else if (kind === KIND_STRUCT && name === object) btfId = members(at, count).get('id');
-    const [fixed, each] = TAIL[kind] ?? [0, 0];
-    at += 12 + fixed + each * count;
+    if (kind === KIND_FUNC) {
+      if (name === target) targetId = id;
+      else if (name === sum) sumId = id;
+    } else if (kind === KIND_STRUCT) {
+      const struct = structs.get(name);
+      if (struct !== undefined) found.set(struct, members(at + 3, count));
+    }
+    at += 3 + (FIXED[kind] ?? 0) + (EACH[kind] ?? 0) * count;
   }
-  return targetId === undefined || mapMembers === undefined ? undefined : { target: targetId, map: mapMembers, btfId };
+  const map = found.get('bpf_map');
+  if (targetId === undefined || map === undefined) return undefined;
+  return { target: targetId, map, btfId: found.get('btf')?.get('id'), sum: sumId, structs: found };
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -100,7 +111,11 @@ export function iteratorOffsets(btf: Buffer): Offsets | undefined {
 
 const LOAD = { 1: 0x71, 4: 0x61, 8: 0x79 } as const;
 const STORE = { 4: 0x63, 8: 0x7b } as const;
-/** Helper bpf_seq_write(). */
+const CALL = 0x85;
+/** In the source register of a call: of a kernel function, not of a helper. */
+const KERNEL_FUNCTION = 2;
+/** Helpers bpf_probe_read_kernel() and bpf_seq_write(). */
+const PROBE_READ_KERNEL = 113;
 const SEQ_WRITE = 127;
 
 /** One instruction of eBPF. */
@@ -113,8 +128,39 @@ function op(code: number, to: number, from: number, offset: number, value: numbe
   return bytes;
 }
 
+/** The offsets of the members that a type's items are counted with; undefined if this kernel lacks one. */
+function countedAt(counted: Counted, { structs }: Offsets): number[] | undefined {
+  if (counted.by === 'elements') return undefined;
+  const names = counted.by === 'member' ? [counted.member] : [counted.put, counted.taken, counted.slots];
+  const offsets = names.map((name) => structs.get(counted.struct)?.get(name));
+  return offsets.every((offset) => offset !== undefined) ? offsets : undefined;
+}
+
+/** The items of a map in a record. */
+function usedIn(record: Buffer, counted: Counted): number {
+  const member = (i: number) => record.readUInt32LE(RECORD_MEMBERS + 4 * i);
+  switch (counted.by) {
+    case 'elements':
+      // A sum of numbers for each CPU, which change meanwhile.
+      return Math.max(0, Number(record.readBigInt64LE(RECORD_ELEMENTS)));
+    case 'member':
+      return member(0);
+    case 'positions':
+      return (member(0) + member(2) - member(1)) % Math.max(1, member(2));
+  }
+}
+
+/** What the program counts; the kernel may refuse either. */
+interface Counts {
+  /** With bpf_map_sum_elem_count(). */
+  readonly elements: boolean;
+  /** By members of the types' own structures, which it may not be allowed to read. */
+  readonly members: boolean;
+}
+
 /** The program: writes one record for the map it is called with, and nothing at the end of the list. */
-function program({ map, btfId }: Offsets): Buffer | undefined {
+function program(offsets: Offsets, types: readonly KnownType[], counts: Counts): Buffer | undefined {
+  const { map, btfId, sum } = offsets;
   const load = (size: 1 | 4 | 8, to: number, from: number, offset: number) => op(LOAD[size], to, from, offset, 0);
   const store = (size: 4 | 8, at: number) => op(STORE[size], 10, 1, at - RECORD_SIZE, 0);
   const body: Buffer[] = [];
@@ -139,12 +185,31 @@ function program({ map, btfId }: Offsets): Buffer | undefined {
   body.pop();
   // map->btf->id: a null pointer reads as 0 here.
   body.push(map.has('btf') && btfId !== undefined ? load(4, 1, 1, btfId) : op(0xb7, 1, 0, 0, 0), store(4, RECORD_BTF));
+  body.push(op(0xb7, 1, 0, 0, 0));
+  for (let at = RECORD_ELEMENTS; at < RECORD_SIZE; at += 8) body.push(store(8, at));
+  if (counts.elements && sum !== undefined) {
+    body.push(op(0xbf, 1, 7, 0, 0), op(CALL, 0, KERNEL_FUNCTION, 0, sum));
+    body.push(op(STORE[8], 10, 0, RECORD_ELEMENTS - RECORD_SIZE, 0));
+  }
+  for (const { number, counted } of counts.members ? types : []) {
+    const reads = (counted && countedAt(counted, offsets))?.flatMap((offset, i) => [
+      op(0xbf, 1, 10, 0, 0),
+      op(0x07, 1, 0, 0, RECORD_MEMBERS + 4 * i - RECORD_SIZE),
+      op(0xb7, 2, 0, 0, 4),
+      op(0xbf, 3, 7, 0, 0),
+      op(0x07, 3, 0, 0, offset),
+      op(CALL, 0, 0, 0, PROBE_READ_KERNEL),
+    ]);
+    if (reads !== undefined) {
+      body.push(load(4, 1, 7, map.get('map_type') as number), op(0x55, 1, 0, reads.length, number), ...reads);
+    }
+  }
   body.push(
     op(0xbf, 1, 8, 0, 0),
     op(0xbf, 2, 10, 0, 0),
     op(0x07, 2, 0, 0, -RECORD_SIZE),
     op(0xb7, 3, 0, 0, RECORD_SIZE),
-    op(0x85, 0, 0, 0, SEQ_WRITE),
+    op(CALL, 0, 0, 0, SEQ_WRITE),
   );
   return Buffer.concat([
     load(8, 8, 1, 0), // the context's meta,
@@ -166,15 +231,66 @@ const ATTACH_TRACE_ITER = 28;
  * @returns maps by id; undefined if this kernel or our capabilities do not allow it
  */
 export function kernelMaps(sys: Sys, btfFile = '/sys/kernel/btf/vmlinux'): Map<number, KernelMap> | undefined {
-  let btf: Buffer;
+  const types = sys.types.all();
+  const structs = types.flatMap(({ counted }) =>
+    counted === undefined || counted.by === 'elements' ? [] : counted.struct,
+  );
+  const offsets = withContents(sys, btfFile, (btf) => iteratorOffsets(btf, structs));
+  if (offsets === undefined) return undefined;
+  // The more it counts, the newer or the less locked down the kernel must be.
+  for (const counts of COUNTS) {
+    const code = program(offsets, types, counts);
+    const records = code && iterated(sys, offsets.target, code);
+    if (records === undefined) continue;
+    const used = ({ type }: MapShape, bytes: Buffer) => {
+      const counted = sys.types.row(type)?.counted;
+      if (counted === undefined) return undefined;
+      const known =
+        counted.by === 'elements' ? counts.elements && offsets.sum : counts.members && countedAt(counted, offsets);
+      return known ? usedIn(bytes, counted) : undefined;
+    };
+    return new Map(
+      records.map((bytes) => {
+        const map = record(bytes);
+        return [map.id, { ...map, used: used(map, bytes) }];
+      }),
+    );
+  }
+  return undefined;
+}
+
+/** Calls `use` with what is in a file: mapped if possible (Linux 6.16), because sysfs is slow to read. */
+function withContents<T>(sys: Sys, file: string, use: (bytes: Buffer) => T): T | undefined {
+  let fd: number;
   try {
-    btf = fs.readFileSync(btfFile);
+    fd = fs.openSync(file, 'r');
   } catch {
     return undefined;
   }
-  const offsets = iteratorOffsets(btf);
-  const code = offsets && program(offsets);
-  if (offsets === undefined || code === undefined) return undefined;
+  try {
+    const { size } = fs.fstatSync(fd);
+    const address =
+      size === 0 ? 0n : sys.mmap(fd, 0, size, { writable: false, populate: false, address: 0n, private: true });
+    if (address <= 0n) return use(fs.readFileSync(fd));
+    try {
+      return use(sys.view(address, size));
+    } finally {
+      sys.munmap(address, size);
+    }
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+const COUNTS: readonly Counts[] = [
+  { elements: true, members: true },
+  { elements: true, members: false },
+  { elements: false, members: true },
+  { elements: false, members: false },
+];
+
+/** Runs `code` for each map; returns the records that it writes, or undefined if the kernel refuses it. */
+function iterated(sys: Sys, target: number, code: Buffer): Buffer[] | undefined {
   const fds: number[] = [];
   const opened = (fd: number) => {
     if (fd >= 0) fds.push(fd);
@@ -186,7 +302,7 @@ export function kernelMaps(sys: Sys, btfFile = '/sys/kernel/btf/vmlinux'): Map<n
     const load = new Attr(ATTR.progLoad, sys)
       .set('prog_type', PROG_TYPE_TRACING)
       .set('expected_attach_type', ATTACH_TRACE_ITER)
-      .set('attach_btf_id', offsets.target)
+      .set('attach_btf_id', target)
       .point('insns', insns)
       .set('insn_cnt', code.length / 8)
       .point('license', Buffer.from('GPL\0'))
@@ -204,25 +320,23 @@ export function kernelMaps(sys: Sys, btfFile = '/sys/kernel/btf/vmlinux'): Map<n
 }
 
 /** Reads an iterator to its end. */
-function iteratorRecords(fd: number): Map<number, KernelMap> {
-  const maps = new Map<number, KernelMap>();
-  const buffer = Buffer.alloc(RECORD_SIZE * 1024);
+function iteratorRecords(fd: number): Buffer[] {
+  const records: Buffer[] = [];
+  let buffer = Buffer.alloc(RECORD_SIZE * 1024);
   let filled = 0;
   for (;;) {
     const got = fs.readSync(fd, buffer, filled, buffer.length - filled, null);
-    if (got === 0) return maps;
+    if (got === 0) return records;
     filled += got;
     let at = 0;
-    for (; at + RECORD_SIZE <= filled; at += RECORD_SIZE) {
-      const map = record(buffer.subarray(at, at + RECORD_SIZE));
-      maps.set(map.id, map);
-    }
-    buffer.copyWithin(0, at, filled);
-    filled -= at;
+    for (; at + RECORD_SIZE <= filled; at += RECORD_SIZE) records.push(buffer.subarray(at, at + RECORD_SIZE));
+    const rest = buffer.subarray(at, filled);
+    buffer = Buffer.alloc(RECORD_SIZE * 1024);
+    filled = rest.copy(buffer);
   }
 }
 
-function record(bytes: Buffer): KernelMap {
+function record(bytes: Buffer): Omit<KernelMap, 'used'> {
   const name = bytes.toString('latin1', RECORD.name, RECORD_BTF);
   return {
     id: bytes.readUInt32LE(RECORD.id),

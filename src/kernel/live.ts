@@ -51,6 +51,8 @@ export interface LiveMap {
   memlock: number | undefined;
   /** 0 if it has none. */
   btfId: number | undefined;
+  /** Its items, if the kernel counts them; filled in by {@link LiveMaps.addUsed}. */
+  used: number | undefined;
   /** As {@link pathText} writes paths. */
   readonly pins: string[];
   readonly holders: MapHolder[];
@@ -162,11 +164,13 @@ export class LiveMaps {
   readonly maps: readonly LiveMap[];
   readonly unseen: Unseen;
   readonly #sys: Sys;
+  readonly #kernel: KernelList;
 
-  private constructor(sys: Sys, maps: readonly LiveMap[], unseen: Unseen) {
+  private constructor(sys: Sys, maps: readonly LiveMap[], unseen: Unseen, kernel: KernelList) {
     this.#sys = sys;
     this.maps = maps;
     this.unseen = unseen;
+    this.#kernel = kernel;
   }
 
   /** Inspects the machine. Opens each map at most once and closes it at once. */
@@ -182,7 +186,7 @@ export class LiveMaps {
     if (rest.length > 0) found.addUnheld(rest);
     const maps = [...found.maps.values()].sort((a, b) => a.id - b.id);
     const types = maps.filter((map) => map.type === undefined).length;
-    return new LiveMaps(sys, maps, { ids: ids === undefined, processes: hidden, types });
+    return new LiveMaps(sys, maps, { ids: ids === undefined, processes: hidden, types }, found.kernel);
   }
 
   /** The maps that these processes hold, without pins or other holders. */
@@ -196,7 +200,15 @@ export class LiveMaps {
     }
     found.addNames(false);
     const maps = [...found.maps.values()].sort((a, b) => a.id - b.id);
-    return new LiveMaps(sys, maps, { ids: false, processes: hidden, types: 0 });
+    return new LiveMaps(sys, maps, { ids: false, processes: hidden, types: 0 }, found.kernel);
+  }
+
+  /** Fills in the number of items of `maps`, as far as the kernel counts them. */
+  addUsed(maps: readonly LiveMap[]): void {
+    const counted = maps.filter(({ type }) => type !== undefined && this.#sys.types.row(type)?.counted !== undefined);
+    if (counted.length === 0) return;
+    const kernel = this.#kernel.maps();
+    for (const map of counted) map.used = kernel?.get(map.id)?.used;
   }
 
   /**
@@ -286,12 +298,27 @@ export class LiveMaps {
   }
 }
 
+/** The kernel's own list of maps, which is read once, if it is needed. */
+class KernelList {
+  #read: { readonly maps: Map<number, KernelMap> | undefined } | undefined;
+
+  constructor(readonly sys: Sys) {}
+
+  /** Undefined if it cannot be read. */
+  maps(): Map<number, KernelMap> | undefined {
+    this.#read ??= { maps: kernelMaps(this.sys) };
+    return this.#read.maps;
+  }
+}
+
 /** What is known of each map so far. */
 class MapCollector {
   readonly maps = new Map<number, LiveMap>();
+  readonly kernel: KernelList;
   readonly #info: InfoReader;
 
   constructor(readonly sys: Sys) {
+    this.kernel = new KernelList(sys);
     this.#info = new InfoReader(sys);
   }
 
@@ -375,7 +402,7 @@ class MapCollector {
 
   /** Maps without a visible holder or pin: kept by programs, other maps or mappings. */
   addUnheld(ids: readonly number[]): void {
-    const kernel = kernelMaps(this.sys);
+    const kernel = this.kernel.maps();
     for (const id of ids) {
       const seen = kernel?.get(id);
       // It went away after its id was walked.
@@ -415,6 +442,7 @@ function unknownMap(id: number): LiveMap {
     frozen: undefined,
     memlock: undefined,
     btfId: undefined,
+    used: undefined,
     pins: [],
     holders: [],
     programs: [],

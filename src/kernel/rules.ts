@@ -46,8 +46,24 @@ export interface CreateRule {
   readonly sections?: true;
 }
 
+/** How the kernel counts the items of a map type. */
+export type Counted =
+  /** bpf_map_sum_elem_count(), since Linux 6.6. */
+  | { readonly by: 'elements' }
+  /** A member of the structure that the map begins. */
+  | { readonly by: 'member'; readonly struct: string; readonly member: string }
+  /** Positions in a ring of `slots`: where the next item is put, and where the oldest one is taken. */
+  | {
+      readonly by: 'positions';
+      readonly struct: string;
+      readonly put: string;
+      readonly taken: string;
+      readonly slots: string;
+    };
+
 /** What is known here of a map type: its row. */
 export interface KnownType {
+  readonly number: number;
   /** As bpftool spells it. */
   readonly name: string;
   /** A value is round_up(value_size, 8) bytes for each possible CPU. */
@@ -56,12 +72,16 @@ export interface KnownType {
   readonly inner?: true;
   /** Undefined if nobody has measured it. */
   readonly create?: CreateRule;
+  /** Undefined if the kernel does not count its items. */
+  readonly counted?: Counted;
 }
 
 /** The table of map types. */
 export interface KnownTypes {
   /** The row of a type; undefined if the type is newer than bpfimg. */
   row(type: number): KnownType | undefined;
+  /** The rows of all types. */
+  all(): readonly KnownType[];
 }
 
 const F = MAP_FLAG;

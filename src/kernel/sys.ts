@@ -74,7 +74,7 @@ export interface Sys {
   /** getsockopt(2) of level SOL_SOCKET: writes the option into `value`. */
   getsockopt(fd: number, option: number, value: Uint8Array): Result;
   /**
-   * Maps memory, always MAP_SHARED.
+   * Maps memory, MAP_SHARED unless it is `private`.
    * @param offset position in the file, in bytes
    * @param how.populate read in every page at once
    * @param how.address where to map, without replacing what is there (MAP_FIXED_NOREPLACE); 0n lets the kernel choose
@@ -83,7 +83,12 @@ export interface Sys {
     fd: number,
     offset: number,
     length: number,
-    how: { readonly writable: boolean; readonly populate: boolean; readonly address: bigint },
+    how: {
+      readonly writable: boolean;
+      readonly populate: boolean;
+      readonly address: bigint;
+      readonly private?: boolean;
+    },
   ): MapResult;
   munmap(address: bigint, length: number): Result;
   /** The mapped bytes themselves. Touching them after {@link munmap} kills the process. */
@@ -223,6 +228,7 @@ const RLIMIT_MEMLOCK = 8;
 const PROT_READ = 1;
 const PROT_WRITE = 2;
 const MAP_SHARED = 1;
+const MAP_PRIVATE = 2;
 const MAP_POPULATE = 0x8000;
 const MAP_FIXED_NOREPLACE = 0x100000;
 const PIDFD_THREAD = 0x80;
@@ -392,9 +398,11 @@ class KernelSys implements Sys {
     return result;
   }
 
-  mmap(...[fd, offset, length, { writable, populate, address }]: Parameters<Sys['mmap']>): MapResult {
+  mmap(...[fd, offset, length, how]: Parameters<Sys['mmap']>): MapResult {
+    const { writable, populate, address } = how;
     const protection = PROT_READ | (writable ? PROT_WRITE : 0);
-    const flags = MAP_SHARED | (populate ? MAP_POPULATE : 0) | (address !== 0n ? MAP_FIXED_NOREPLACE : 0);
+    const sharing = how.private === true ? MAP_PRIVATE : MAP_SHARED;
+    const flags = sharing | (populate ? MAP_POPULATE : 0) | (address !== 0n ? MAP_FIXED_NOREPLACE : 0);
     const result = this.#mmap(address, length, protection, flags, fd, offset);
     return result === 0xffff_ffff_ffff_ffffn ? -BigInt(this.#koffi.errno()) : result;
   }
