@@ -9,6 +9,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command:
   get: () => import('./commands/get.js'),
   set: () => import('./commands/set.js'),
   delete: () => import('./commands/delete.js'),
+  edit: () => import('./commands/edit.js'),
   verify: () => import('./commands/verify.js'),
   list: () => import('./commands/list.js'),
   capture: () => import('./commands/capture.js'),

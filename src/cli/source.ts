@@ -1,10 +1,11 @@
 /** Sources as a command line names them: a path or live maps; `-` or nothing is standard input. */
 import * as fs from 'node:fs';
 import type { DumpFiles } from '../dump/files.js';
+import type { Editing, EditingOptions } from '../edit/document.js';
+import type { ItemStore, ItemStoreOptions } from '../edit/items.js';
 import { BpfimgError } from '../errors.js';
 import type { Sys } from '../kernel/sys.js';
 import type { MapTypes } from '../maptype.js';
-import type { ItemStore, ItemStoreOptions } from '../source/items.js';
 import { hostOf, openSource, type Source, type SourceHost } from '../source/source.js';
 import type { Io } from './io.js';
 
@@ -107,9 +108,19 @@ export class Sources {
 
   /** Opens the items of one map of what `text` names, by key. */
   async items(text: string | undefined, options: ItemStoreOptions): Promise<ItemStore> {
-    const { openItems } = await import('../source/items.js');
-    const warn = (line: string) => this.io.say(`bpfimg: warning: ${line}`);
-    return openItems(text, hostOf({ ...this.#host, warn }), options);
+    const { openItems } = await import('../edit/items.js');
+    return openItems(text, this.#warning(), options);
+  }
+
+  /** Opens what `text` names to edit it as a document. */
+  async editing(text: string, options: EditingOptions): Promise<Editing> {
+    const { openEditing } = await import('../edit/document.js');
+    return openEditing(text, this.#warning(), options);
+  }
+
+  /** The host, with warnings. */
+  #warning(): SourceHost {
+    return hostOf({ ...this.#host, warn: (line) => this.io.say(`bpfimg: warning: ${line}`) });
   }
 
   /** Opens what `text` names for the attributes of its maps, without their items and without warnings. */

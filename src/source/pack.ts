@@ -62,13 +62,13 @@ export function encodeIntoArchive(document: Input, file: string, types: MapTypes
  * byte for byte; if something fails, the archive does not change.
  */
 export async function editArchive(file: string, edit: (folder: string) => Promise<void>): Promise<void> {
-  const before = stateOf(file);
+  const before = fileState(file);
   const folder = privateFolder();
   try {
     const changes = await changesOf(file, folder, edit);
     try {
       await rewriteArchive(await openInput(file), await openOutput(file), changes.files, () => {
-        if (stateOf(file) === before) return;
+        if (fileState(file) === before) return;
         const what = 'somebody else has changed it in the meantime; nothing is written';
         throw new BpfimgError('conflict', what, { subject: file });
       });
@@ -81,7 +81,7 @@ export async function editArchive(file: string, edit: (folder: string) => Promis
 }
 
 /** What shows that a file was replaced or written to. */
-function stateOf(file: string): string {
+export function fileState(file: string): string {
   const stat = fs.statSync(file, { bigint: true, throwIfNoEntry: false });
   return `${stat?.dev} ${stat?.ino} ${stat?.ctimeNs}`;
 }

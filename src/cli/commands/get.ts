@@ -1,10 +1,10 @@
 import { hex } from '../../bytes.js';
 import { rawItem, shownItem } from '../../dump/items.js';
 import { valuePaths } from '../../dump/words.js';
+import type { ItemStore } from '../../edit/items.js';
 import { EXIT } from '../../errors.js';
 import { COMPACT, print } from '../../json/print.js';
 import { hexGroups, nameText } from '../../render.js';
-import type { ItemStore } from '../../source/items.js';
 import type { Json, JsonObject } from '../../value.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';

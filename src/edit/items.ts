@@ -19,8 +19,8 @@ import type { BpfMap } from '../kernel/map.js';
 import type { Sys } from '../kernel/sys.js';
 import { blank, itemSizes, type MapType, type MapTypes } from '../maptype.js';
 import { fieldsOf, type KernelFields, valueType } from '../replay/types.js';
-import { liveSelectors } from './selectors.js';
-import { type DumpSource, mapsOf, openSource, type Source, type SourceHost } from './source.js';
+import { liveSelectors } from '../source/selectors.js';
+import { type DumpSource, mapsOf, openSource, type Source, type SourceHost } from '../source/source.js';
 
 /** The items of one map, by key. Close it. */
 export interface ItemStore {
@@ -274,7 +274,7 @@ class DumpItems extends Items {
     const { source, map, shape } = this;
     if (source.kind === 'image') return this.#image(edits);
     const change = (folder: string) => changeDump(folder, map.mapId, shape, edits);
-    if (source.form === 'archive') return (await import('./pack.js')).editArchive(source.name, change);
+    if (source.form === 'archive') return (await import('../source/pack.js')).editArchive(source.name, change);
     return change((source as DumpSource).files.name);
   }
 
