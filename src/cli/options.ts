@@ -25,6 +25,13 @@ export const map = {
   describe: 'only this map: its id or, in a dump, its name',
 } as const;
 
+/** Whether output on a terminal goes through a pager. */
+export const pager = {
+  type: 'boolean',
+  defaultDescription: 'on a terminal',
+  describe: 'show output page by page (PAGER, or less); --no-pager prints it',
+} as const;
+
 /** Where the types of keys and values come from; src/dump/types.ts says which comes first. */
 export const types = {
   btf: { ...string, describe: "take types from a program's object file or raw BTF, by map name" },

@@ -11,7 +11,19 @@ export async function outputOf(file: string | undefined, io: Io): Promise<Output
 
 /** Writes to `file`; `-` or undefined is standard output. A file appears only if `write` succeeds. */
 export async function written(file: string | undefined, io: Io, write: (out: Output) => Promise<void>): Promise<void> {
-  const out = await outputOf(file, io);
+  await finished(await outputOf(file, io), write);
+}
+
+/**
+ * Writes to standard output; if that is a terminal, through the user's pager.
+ * @param pager false if the user wants none
+ */
+export async function paged(io: Io, pager: boolean | undefined, write: (out: Output) => Promise<void>): Promise<void> {
+  const through = pager === false || !io.terminal ? undefined : (await import('./pager.js')).openPager(io);
+  await finished(through ?? io.stdout(), write);
+}
+
+async function finished(out: Output, write: (out: Output) => Promise<void>): Promise<void> {
   try {
     await write(out);
     await out.commit();

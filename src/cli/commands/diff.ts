@@ -13,10 +13,10 @@ import { mapsOf } from '../../source/source.js';
 import type { Command, Given } from '../command.js';
 import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
 import { coloured, type Io } from '../io.js';
-import { boolean, json, libdir, like, map as mapOption, number, types as typeOptions } from '../options.js';
+import { boolean, json, libdir, like, map as mapOption, number, pager, types as typeOptions } from '../options.js';
 import { DASH, Sources } from '../source.js';
 import { documentForms, typeFinder } from '../types.js';
-import { written } from '../written.js';
+import { paged } from '../written.js';
 
 const takes = {
   words: {
@@ -36,6 +36,7 @@ const takes = {
     ...libdir,
     like,
     json,
+    pager,
   },
 } as const;
 
@@ -146,7 +147,7 @@ class Diff {
     }
     this.#sayUnknown(pairs);
     try {
-      await written(undefined, io, async (out) => {
+      await paged(io, args.pager, async (out) => {
         const report = args.json
           ? new JsonReport(out, this.types, this.#labels)
           : new TextReport(out, colours(coloured(io, args.color)), this.types, this.#labels, this.#options.limit);

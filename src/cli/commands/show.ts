@@ -33,13 +33,14 @@ import {
   map,
   namesTypes,
   number,
+  pager,
   source,
   types as typeOptions,
 } from '../options.js';
 import { Sources, sourceOf } from '../source.js';
 import { cellFields, TypedTable } from '../typed-table.js';
 import { documentForms, sayProblems, typeFinder } from '../types.js';
-import { printLines, written } from '../written.js';
+import { paged, printLines } from '../written.js';
 
 const takes = {
   words: { source },
@@ -54,6 +55,7 @@ const takes = {
     ...libdir,
     like,
     json,
+    pager,
   },
 } as const;
 
@@ -92,17 +94,17 @@ async function run(args: ShowArguments, io: Io): Promise<void> {
     sources.expectLikeUsed();
     const dump = await openMaps(source);
     if (dump !== undefined) await showDump(dump, await sources.types(), args, io);
-    else if (source.kind === 'image') await showImage(source.input, io);
+    else if (source.kind === 'image') await showImage(source.input, args, io);
   } finally {
     source.close();
   }
 }
 
 /** An image without maps: what crit's show prints. */
-async function showImage(input: Input, io: Io): Promise<void> {
+async function showImage(input: Input, args: ShowArguments, io: Io): Promise<void> {
   const { decodeImage } = await import('../../json/decode.js');
   const reader = await ImageReader.open(input);
-  await written(undefined, io, async (out) => {
+  await paged(io, args.pager, async (out) => {
     await decodeImage(reader, out, { dialect: 'crit', pretty: true, noPayload: true });
     out.text('\n');
   });
@@ -113,7 +115,7 @@ async function showDump(dump: Dump, types: MapTypes, args: ShowArguments, io: Io
     const maps = selectMaps(dump, args.map);
     if (args.types) return await showTypes(dump, maps, types, args, io);
     const forms = args.raw ? undefined : await documentForms(await typeFinder(dump, types, args), maps, io);
-    await written(undefined, io, async (out) => {
+    await paged(io, args.pager, async (out) => {
       if (args.json) {
         const { writeDocument } = await import('../../dump/document.js');
         await writeDocument(dump, maps, types, out, {
@@ -146,7 +148,7 @@ async function showTypes(
   if (finder !== undefined) sayProblems(finder, maps, io);
   if (all.length === 0)
     throw new BpfimgError('notFound', `no types are known of ${NO_TYPES_HINT}`, { subject: dump.name });
-  await written(undefined, io, async (out) => {
+  await paged(io, args.pager, async (out) => {
     for (const [i, { map, key, value, texts }] of all.entries()) {
       const name = mapName(map);
       const words = [key && `key ${key}`, value && `value ${value}`].filter(Boolean).join(', ');
