@@ -96,6 +96,11 @@ export function onSameLine(text: string, columns?: number): string {
   return `\r\x1b[K${cut(oneLine(text), Math.max(1, (columns || 80) - 1))}`;
 }
 
+/** Text that replaces what is on the screen by `lines`. Each line is cleared where it ends, so nothing flickers. */
+export function onWholeScreen(lines: readonly string[]): string {
+  return `\x1b[H${lines.map((line) => `${lineText(line)}\x1b[K\n`).join('')}\x1b[J`;
+}
+
 /** A time for people: `3 s`, `2 min`. */
 export function timeText(seconds: number): string {
   return seconds < 100 ? `${Math.ceil(seconds)} s` : `${Math.ceil(seconds / 60)} min`;

@@ -12,6 +12,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command:
   edit: () => import('./commands/edit.js'),
   verify: () => import('./commands/verify.js'),
   list: () => import('./commands/list.js'),
+  watch: () => import('./commands/watch.js'),
   capture: () => import('./commands/capture.js'),
   replay: () => import('./commands/replay.js'),
   swap: () => import('./commands/swap.js'),

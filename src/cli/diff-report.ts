@@ -64,7 +64,7 @@ class Reader {
 }
 
 /** The items of one side, and how they look. */
-class ItemsView {
+export class ItemsView {
   readonly #keys: Reader;
   readonly #values: Reader;
   readonly forms: ItemForms;
@@ -107,7 +107,7 @@ class ItemsView {
 }
 
 /** A part of a value that differs, by its path. */
-interface PartChange {
+export interface PartChange {
   readonly path: string;
   /** Undefined if it is missing. */
   readonly a: Json | undefined;
@@ -115,7 +115,7 @@ interface PartChange {
 }
 
 /** The innermost parts in which two values differ. */
-function* partChanges(a: Json | undefined, b: Json | undefined, path = ''): Generator<PartChange> {
+export function* partChanges(a: Json | undefined, b: Json | undefined, path = ''): Generator<PartChange> {
   if (Array.isArray(a) && Array.isArray(b)) {
     for (let i = 0; i < Math.max(a.length, b.length); i++) yield* partChanges(a[i], b[i], `${path}[${i}]`);
   } else if (isJsonObject(a) && isJsonObject(b)) {
@@ -125,7 +125,8 @@ function* partChanges(a: Json | undefined, b: Json | undefined, path = ''): Gene
   } else if (JSON.stringify(a) !== JSON.stringify(b)) yield { path, a, b };
 }
 
-function isJsonObject(value: Json | undefined): value is { [name: string]: Json } {
+/** Whether a value is a JSON object. */
+export function isJsonObject(value: Json | undefined): value is { [name: string]: Json } {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
@@ -344,7 +345,7 @@ function cutHex(bytes: Uint8Array, size: number): string {
 }
 
 /** JSON in ASCII, because other characters can be misleading, cut off if it is long. */
-function jsonText(value: Json): string {
+export function jsonText(value: Json): string {
   const text = print(value, { ...COMPACT, ascii: true });
   return text.length > MOST_TEXT ? `${text.slice(0, MOST_TEXT - 1)}…` : text;
 }

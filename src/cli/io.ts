@@ -20,6 +20,8 @@ export interface Io {
   readonly terminal: boolean;
   /** Columns of the terminal; undefined if there is none. */
   readonly columns: number | undefined;
+  /** Its lines. */
+  readonly rows?: number | undefined;
   readonly env: Readonly<Record<string, string | undefined>>;
 }
 
@@ -54,6 +56,9 @@ export function processIo(): Io {
     },
     get columns() {
       return isDevice(1) && process.stdout.isTTY ? process.stdout.columns : undefined;
+    },
+    get rows() {
+      return isDevice(1) && process.stdout.isTTY ? process.stdout.rows : undefined;
     },
     env: process.env,
   };

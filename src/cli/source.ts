@@ -4,9 +4,10 @@ import type { DumpFiles } from '../dump/files.js';
 import type { Editing, EditingOptions } from '../edit/document.js';
 import type { ItemStore, ItemStoreOptions } from '../edit/items.js';
 import { BpfimgError } from '../errors.js';
+import type { Selectors } from '../kernel/live.js';
 import type { Sys } from '../kernel/sys.js';
 import type { MapTypes } from '../maptype.js';
-import { hostOf, openSource, type Source, type SourceHost } from '../source/source.js';
+import { type DumpSource, hostOf, openSource, type Source, type SourceHost } from '../source/source.js';
 import type { Io } from './io.js';
 
 /**
@@ -90,6 +91,12 @@ export class Sources {
     );
     if (source.kind === 'dump' && !judged) await this.#sayUnfinished(source.files);
     return source;
+  }
+
+  /** Captures the live maps that `selectors` name; messages call them `name`. */
+  async openLive(name: string, selectors: Selectors): Promise<DumpSource> {
+    const { openLiveMaps } = await import('../source/live.js');
+    return openLiveMaps(name, selectors, this.#warning());
   }
 
   /** Whether items printed by bpftool have got the attributes of `--like`. */
