@@ -89,7 +89,6 @@ t.test('a reader that goes away ends it quietly', async (t) => {
 
 t.test('wrong usage is exit code 2 and one line', async (t) => {
   const wrong = [
-    [],
     ['frobnicate'],
     ['decode', '--nope'],
     ['decode', '-o'],
@@ -163,7 +162,7 @@ t.test('colours only where they are wanted', async (t) => {
   t.notOk(bpfimg(['verify', 'flowd', '--no-color'], { cwd, env: { NO_COLOR: '' } }).stdout.includes(ansi));
 });
 
-t.test('help, version and completion', async (t) => {
+t.test('help and version', async (t) => {
   const { version } = JSON.parse(fs.readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
     version: string;
   };
@@ -173,11 +172,10 @@ t.test('help, version and completion', async (t) => {
   for (const words of [[], ['decode'], ['criu', 'check']]) {
     t.same(bpfimg(['help', ...words]), bpfimg([...words, '--help']), `help ${words.join(' ')}`);
   }
-  t.match(bpfimg(['help', 'decode']).stdout, /^bpfimg decode/);
-  t.match(bpfimg(['diff', 'a', 'b', 'c']).stderr, 'bpfimg: Unknown argument: c (see');
-  t.match(bpfimg(['criu', 'c']).stderr, 'bpfimg: Unknown command: c (see');
-  t.match(bpfimg(['completion']), { status: 0, stdout: /complete/ });
-  t.match(bpfimg(['--get-yargs-completions', 'bpfimg', 'ver']).stdout, /^verify/m);
+  t.match(bpfimg(['help', 'decode']).stdout, /^bpfimg decode: convert/);
+  t.match(bpfimg([]), { status: 2, stdout: '', stderr: /^bpfimg: .*^ {2}decode /ms });
+  t.match(bpfimg(['diff', 'a', 'b', 'c']).stderr, 'bpfimg: diff: unexpected word c (see bpfimg help diff)');
+  t.match(bpfimg(['criu', 'c']).stderr, 'bpfimg: unknown command criu c (see');
 });
 
 t.test('a folder that cannot be written to', async (t) => {

@@ -54,24 +54,35 @@ t.test('spellings of one command', async (t) => {
 
 t.test('wrong usage', async (t) => {
   for (const [argv, said] of [
-    [[], /no command given/],
-    [['decod', file], /Unknown command: decod/],
-    [['decode', file, 'more'], /Unknown argument: more/],
-    [['decode', file, '--nothing'], /Unknown argument: nothing/],
+    [[], /^Usage: bpfimg COMMAND/m],
+    [['--debug'], /^Usage: bpfimg COMMAND/m],
+    [['decod', file], /unknown command decod: did you mean decode\? \(see bpfimg help\)$/],
+    [['--no-color', 'xyzzy'], /unknown command xyzzy \(see bpfimg help\)$/],
+    [['decode', file, 'more'], /^bpfimg: decode: unexpected word more \(see bpfimg help decode\)$/],
+    [['decode', file, '--', '-x'], /unexpected word -x/],
+    [['decode', file, '--nothing'], /decode: unknown option --nothing \(/],
+    [['decode', file, '--formt', 'crit'], /unknown option --formt: did you mean --format\?/],
+    [['decode', file, '-x'], /unknown option -x/],
     [['decode', file, '-i', file], /two inputs/],
     [['decode', '-i', file, '-i', file], /--i\w* is given more than once/],
-    [['decode', '-i'], /Not enough arguments following: i/],
+    [['decode', '-i'], /^bpfimg: -i: it needs a value, FILE: image to read .* \(see bpfimg help decode\)$/],
     [['decode', '--in='], /given without text/],
     [['decode', ''], /given without text/],
     [['info', file, ''], /given without text/],
-    [['decode', '-i', '--', file], /Not enough arguments following: i/],
-    [['decode', '--in', '--', file], /Not enough arguments following: i/],
-    [['decode', file, '--format', 'xml'], /Choices: "items", "crit", "ndjson"/],
-    [['info'], /Not enough non-option arguments/],
-    [['encode', file, '-o', 'a', '-D', 'b'], /mutually exclusive/],
-    [['criu'], /criu: no command given/],
-    [['criu', 'chek', '1'], /Unknown command: chek/],
-    [['criu', 'check', '1', '2'], /Unknown argument: 2/],
+    [['decode', '-i', '--', file], /-i: it needs a value/],
+    [['decode', '--in', '--', file], /--in: it needs a value/],
+    [['decode', file, '--format', 'xml'], /^bpfimg: --format xml: expected items, crit or ndjson \(/],
+    [['decode', file, '--format=crti'], /--format crti: expected items, crit or ndjson: did you mean crit\?/],
+    [['info'], /^bpfimg: info needs SOURCE…: images, or dumps with all their images \(see bpfimg help info\)$/],
+    [['diff', file], /^bpfimg: diff needs B: what to compare it with/],
+    [['criu', 'convert', 'x'], /^bpfimg: criu convert needs --to native\|plugin: /],
+    [['encode', file, '-o', 'a', '-D', 'b'], /--out and --dir exclude each other/],
+    [['criu'], /criu needs a command: check, convert, build \(see bpfimg help\)/],
+    [['criu', 'chek', '1'], /unknown command criu chek: did you mean criu check\?/],
+    [['criu', 'check', '1', '2'], /criu check: unexpected word 2 \(see bpfimg help criu check\)/],
+    [['swap', 'comit', 'x'], /swap comit: expected commit or rollback: did you mean commit\?/],
+    [['help', 'shwo'], /unknown command shwo: did you mean show\?/],
+    [['shwo', '--help'], /unknown command shwo: did you mean show\?/],
   ] as const) {
     t.match(await ran(argv), { code: 2, out: '', said }, argv.join(' '));
   }
@@ -85,6 +96,47 @@ t.test('an empty name means maps without a name', async (t) => {
   });
 });
 
+t.test('options may come before the command', async (t) => {
+  const dump = path.join(TOP, 'fixtures/flowd');
+  const plain = await ran(['show', dump, '--map', 'cfg', '--json']);
+  t.equal(plain.code, 0);
+  t.same(await ran(['--json', '--map', 'cfg', 'show', dump]), plain);
+  t.same(await ran(['--map=cfg', '--no-color', 'show', dump, '--json']), plain);
+  const none = await ran(['-L', 'show', 'show', dump]);
+  t.match(none, { code: 1, said: /^bpfimg: show: cannot read it/ }, 'the first is the value of an option');
+  t.match(await ran(['flowd', 'show']), { code: 2, said: /unknown command flowd/ });
+});
+
+t.test('with --json, errors are JSON, too', async (t) => {
+  const nowhere = { pointer: null, offset: null, line: null, column: null };
+  const missing = await ran(['show', 'none.img', '--json']);
+  const message = 'none.img: cannot open it: no such file or folder';
+  t.equal(missing.said, `bpfimg: ${message}`);
+  t.same(JSON.parse(missing.out), {
+    error: { kind: 'notFound', code: 'ENOENT', file: 'none.img', ...nowhere, message },
+  });
+  for (const argv of [
+    ['shwo', '--json'],
+    ['verify', file, file, '--json'],
+    ['diff', '--json', file],
+  ]) {
+    const { code, out } = await ran(argv);
+    t.match(
+      { code, ...JSON.parse(out || '{}') },
+      { code: 2, error: { kind: 'usage', message: String } },
+      argv.join(' '),
+    );
+  }
+  t.match(await ran(['capture', '--json', '-o', '-', 'x.img']), { code: 2, out: '' }, 'an archive');
+  t.match(await ran(['replay', '--json', 'none', '--', 'true']), { code: 1, out: '' }, 'the output of another program');
+});
+
+t.test('versions', async (t) => {
+  const { out } = await ran(['--version']);
+  t.match(out, /^\d+\.\d+\.\d+\n$/);
+  for (const argv of [['-V'], ['show', '--version']]) t.match(await ran(argv), { code: 0, out, said: '' });
+});
+
 t.test('help is of the command that is named', async (t) => {
   for (const argv of [
     ['decode', '--help'],
@@ -94,9 +146,11 @@ t.test('help is of the command that is named', async (t) => {
   ]) {
     const { code, out } = await ran(argv);
     t.equal(code, 0);
-    t.match(out, /^bpfimg decode \[source\]/, argv.join(' '));
-    t.match(out, /Examples:/);
+    t.match(out, /^Usage: bpfimg decode \[SOURCE\] \[OPTIONS\]$/m, argv.join(' '));
+    t.match(out, /^Examples:$/m);
   }
   const { out } = await ran(['--help']);
-  for (const name of ['decode', 'replay', 'criu', 'completion']) t.match(out, new RegExp(`bpfimg ${name}`));
+  t.match(await ran(['help']), { code: 0, out, said: '' });
+  for (const name of ['decode', 'replay', 'criu check', 'help']) t.match(out, new RegExp(`^  ${name} `, 'm'));
+  t.match(await ran(['help', 'criu']), { code: 0, out: /^ {2}criu check/m });
 });

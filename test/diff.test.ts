@@ -529,7 +529,7 @@ t.test('any error exits with 2', async (t) => {
     [[FLOWD, FLOWD, '--type', 'nope=int:int'], /--type nope=int:int: no such map in/],
     [[FLOWD, FLOWD, '--btf', 'nope.o'], /nope.o: cannot open it/],
     [['-', '-'], /two inputs from standard input/],
-    [[FLOWD], /Not enough/],
+    [[FLOWD], /diff needs B/],
     [[FLOWD, 'id:'], /expected id:N, name:NAME/],
     [[FLOWD, 'id:x'], /--id x: expected a number/],
     [[FLOWD, 'all:x'], /expected id:N/],

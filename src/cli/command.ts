@@ -2,13 +2,36 @@
 import type { InferredOptionType, Options, PositionalOptions } from 'yargs';
 import type { Io } from './io.js';
 
+/** Under which title an option appears in help, in this order. */
+export const OPTION_GROUPS = [
+  'Source',
+  'Selection',
+  'Types',
+  'Target',
+  'Migration',
+  'Items',
+  'Output',
+  'Other',
+] as const;
+
 /** An option as yargs declares it. */
 export interface Option extends Options {
   /** Empty text is allowed. */
   readonly mayBeEmpty?: true;
+  /** What help calls its value: `FILE`. Completion goes by it, too (see complete.ts). */
+  readonly value?: string;
+  readonly group?: (typeof OPTION_GROUPS)[number];
 }
 
-type WordTable = Readonly<Record<string, PositionalOptions>>;
+/** A word without an option, as yargs declares it. */
+export interface Word extends PositionalOptions {
+  /** What help calls it; its name by default, in capitals. */
+  readonly value?: string;
+  /** What it is for completion, if that is not its name in help: `SOURCE`. */
+  readonly completes?: string;
+}
+
+type WordTable = Readonly<Record<string, Word>>;
 type OptionTable = Readonly<Record<string, Option>>;
 
 /** What a command line may contain. */
@@ -48,11 +71,13 @@ export interface Command extends Takes {
   readonly name: string;
   /** One line for the list of commands. */
   readonly summary: string;
-  /** The usage line after the program's name, if words and options do not say enough. */
+  /** The synopsis after the program's name, if words and options do not say enough. */
   readonly usage?: string;
   readonly examples?: readonly (readonly [line: string, meaning: string])[];
   /** What is printed below its options. */
   readonly epilogue?: string;
+  /** Exit codes with another meaning than those of most commands (see page.ts). */
+  readonly exits?: Readonly<Record<number, string>>;
   /**
    * @param args see {@link Given}
    * @returns the exit code, if it is not 0

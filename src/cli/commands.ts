@@ -17,6 +17,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command:
   replay: () => import('./commands/replay.js'),
   swap: () => import('./commands/swap.js'),
   diff: () => import('./commands/diff.js'),
+  help: () => import('./commands/help.js'),
   'criu check': () => import('./commands/criu-check.js'),
   'criu convert': () => import('./commands/criu-convert.js'),
   'criu build': () => import('./commands/criu-build.js'),

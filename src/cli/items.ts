@@ -28,7 +28,7 @@ export const itemOptions = { ...types, ...libdir, json } as const;
 
 /** Options of commands that change items. */
 export const changeOptions = {
-  'dry-run': { ...boolean, describe: 'print the change and make none' },
+  'dry-run': { ...boolean, group: 'Output', describe: 'print the change and make none' },
   ...itemOptions,
 } as const;
 

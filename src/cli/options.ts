@@ -10,9 +10,15 @@ export const number = { type: 'number', requiresArg: true } as const;
 /** May be given many times, one word each. */
 export const several = { ...string, array: true, default: [] as string[], defaultDescription: 'all' } as const;
 /** `--json`: the same results for programs. The members are a promise. */
-export const json = { ...boolean, describe: 'print JSON' } as const;
+export const json = { ...boolean, group: 'Output', describe: 'print JSON' } as const;
 /** `-i`, as in crit; the same as naming the source as a word. */
-export const image = { ...string, alias: 'i', describe: 'image to read (default: standard input)' } as const;
+export const image = {
+  ...string,
+  alias: 'i',
+  value: 'FILE',
+  group: 'Source',
+  describe: 'image to read (default: standard input)',
+} as const;
 /** The word that names a source; see src/source/source.ts. */
 export const source = {
   type: 'string',
@@ -22,6 +28,8 @@ export const source = {
 export const map = {
   ...several,
   mayBeEmpty: true,
+  value: 'MAP',
+  group: 'Selection',
   describe: 'only this map: its id or, in a dump, its name',
 } as const;
 
@@ -34,42 +42,52 @@ export const pager = {
 
 /** Where the types of keys and values come from; src/dump/types.ts says which comes first. */
 export const types = {
-  btf: { ...string, describe: "take types from a program's object file or raw BTF, by map name" },
+  btf: {
+    ...string,
+    value: 'FILE',
+    group: 'Types',
+    describe: "take types from a program's object file or raw BTF, by map name",
+  },
   type: {
     ...several,
+    value: 'NAME=KEY:VALUE',
+    group: 'Types',
     defaultDescription: 'none',
-    describe: 'NAME=KEY:VALUE: the types of one map, looked up in --btf, the dump or the kernel',
+    describe: 'the types of one map, looked up in --btf, the dump or the kernel',
   },
 } as const;
 
 /** `--like`, for sources that have items only; `verify` also compares with it. */
 export const like = {
   ...string,
+  value: 'SOURCE',
+  group: 'Types',
   describe: 'a source with one map, whose attributes and types the items from `bpftool -j map dump` get',
 } as const;
 
-const members = { ...several, defaultDescription: 'none' } as const;
+const members = { ...several, defaultDescription: 'none', group: 'Migration' } as const;
 /** What has become of the members of keys and values. */
 export const changes = {
-  rename: { ...members, describe: 'OLD=NEW: the member (or enum value) OLD is called NEW in the new types' },
-  drop: { ...members, describe: 'leave out this member of the old types' },
-  set: { ...members, describe: 'MEMBER=VALUE: the value of a new member, in JSON; zero by default' },
+  rename: { ...members, value: 'OLD=NEW', describe: 'the member (or enum value) OLD is called NEW in the new types' },
+  drop: { ...members, value: 'MEMBER', describe: 'leave out this member of the old types' },
+  set: { ...members, value: 'MEMBER=VALUE', describe: 'the value of a new member, in JSON; zero by default' },
 } as const;
 
-const chosen = { ...several, defaultDescription: 'none' } as const;
+const chosen = { ...several, defaultDescription: 'none', group: 'Selection' } as const;
 /** Which live maps; src/source/selectors.ts has the same as sources. */
 export const selectors = {
-  id: { ...chosen, describe: 'the map with this id' },
+  id: { ...chosen, value: 'ID', describe: 'the map with this id' },
   name: {
     ...chosen,
     mayBeEmpty: true,
+    value: 'NAME',
     describe: 'the map with this name; or the maps that a pattern such as app_* matches',
   },
-  pinned: { ...chosen, describe: 'the map pinned at this path, or the maps pinned in this folder' },
-  pid: { ...chosen, describe: 'the maps that this process holds' },
-  fd: { ...chosen, describe: 'with --pid: only this file descriptor' },
-  tree: { ...boolean, describe: 'with --pid: also the maps of all its descendants' },
-  all: { ...boolean, describe: 'every map' },
+  pinned: { ...chosen, value: 'PIN', describe: 'the map pinned at this path, or the maps pinned in this folder' },
+  pid: { ...chosen, value: 'PID', describe: 'the maps that this process holds' },
+  fd: { ...chosen, value: 'FD', describe: 'with --pid: only this file descriptor' },
+  tree: { ...boolean, group: 'Selection', describe: 'with --pid: also the maps of all its descendants' },
+  all: { ...boolean, group: 'Selection', describe: 'every map' },
 } as const;
 
 /** Folders of plugins; their types replace bpfimg's own. */
@@ -77,6 +95,8 @@ export const libdir = {
   libdir: {
     ...several,
     alias: 'L',
+    value: 'DIR',
+    group: 'Other',
     defaultDescription: 'none',
     describe: 'load map-type plugins from this folder (also BPFIMG_LIBS_DIR)',
   },
@@ -84,8 +104,8 @@ export const libdir = {
 
 /** Options of every command. */
 export const COMMON = {
-  debug: { ...boolean, describe: 'show where an error came from' },
-  color: { type: 'boolean', describe: 'use colours; --no-color or NO_COLOR turns them off' },
+  debug: { ...boolean, group: 'Other', describe: 'show where an error came from' },
+  color: { type: 'boolean', group: 'Other', describe: 'use colours; --no-color or NO_COLOR turns them off' },
 } as const satisfies Record<string, Option>;
 
 /** Options of commands that show or check items. */

@@ -1,117 +1,116 @@
-/** Command lines: yargs gets only the command that is named; if none is, as for help, it gets all of them. */
-import yargs, { type Argv } from 'yargs';
+/** Command lines: finds the command, and has yargs read the rest. */
+import yargs from 'yargs';
 import { BpfimgError } from '../errors.js';
 import { version } from '../version.js';
 import type { Command, Run } from './command.js';
-import { COMMANDS, GROUPS } from './commands.js';
+import { COMMANDS } from './commands.js';
 import type { Io } from './io.js';
 import { COMMON } from './options.js';
 import { DASH } from './source.js';
 
+/** What has been learnt about a command line, also if reading the rest failed. */
+export interface Learnt {
+  /** The command's name. */
+  command?: string;
+  /** What follows `--` is another command. */
+  tail?: boolean;
+}
+
 /**
  * Parses a command line.
- * @returns the command to run, or an exit code if help was printed and nothing is left to do
+ * @param learnt is filled in
  * @throws BpfimgError `usage`
  */
-export async function parseCommandLine(given: readonly string[], io: Io): Promise<Run | number> {
-  const argv = given[0] === 'help' ? [...given.slice(1), '--help'] : given;
-  if (argv[0] === '--version') {
-    await printText(io, `${version}\n`);
-    return 0;
+export async function parseCommandLine(argv: readonly string[], learnt: Learnt): Promise<Run> {
+  const end = argv.indexOf('--');
+  const head = end < 0 ? argv : argv.slice(0, end);
+  if (head.includes('--help') || head.includes('-h')) {
+    const { helpOn } = await import('./commands/help.js');
+    return (io) => helpOn(head, io);
   }
-  const named = commandName(argv);
-  const names = named === undefined ? Object.keys(COMMANDS) : [named];
-  const commands: Command[] = [];
-  for (const name of names) commands.push((await (COMMANDS[name] as (typeof COMMANDS)[string])()).command);
-  const tail = commands.length === 1 && commands[0]?.tail === true;
-  let chosen: Run | undefined;
-  let help = '';
+  if (head.includes('--version') || head.includes('-V')) return (io) => printText(io, `${version}\n`);
+  const first = Math.max(
+    head.findIndex((word) => !BEFORE.test(word)),
+    0,
+  );
+  const name = nameAt(head, first);
+  const place = name === undefined ? await (await import('./mistakes.js')).findCommand(head) : { name, at: first };
+  if (place === undefined) return async (io) => (await import('./commands/help.js')).shortHelp(io);
+  learnt.command = place.name;
+  const { command } = await (COMMANDS[place.name] as (typeof COMMANDS)[string])();
+  learnt.tail = command.tail === true;
+  const behind = place.at + place.name.split(' ').length;
+  return read([...argv.slice(0, place.at), ...argv.slice(behind)], command);
+}
+
+/** Options without a value that every command has. */
+const BEFORE = /^--(no-)?(debug|color)(=|$)/;
+
+/** The command that the words from `at` on name. */
+export function nameAt(words: readonly string[], at: number): string | undefined {
+  const [one = '', two = ''] = words.slice(at, at + 2);
+  return [one, `${one} ${two}`].find((name) => Object.hasOwn(COMMANDS, name));
+}
+
+/** Has yargs read what follows the name of `command`. */
+async function read(argv: readonly string[], command: Command): Promise<Run> {
+  const { words = {}, options = {}, conflicts, tail = false } = command;
   // For yargs, words after `--` are never positionals.
   const end = tail ? -1 : argv.indexOf('--');
-  const words = dashed(argv, tail).filter((_, i) => i !== end);
+  const given = dashed(argv, tail).filter((_, i) => i !== end);
   const last = argv[end - 1];
-  const options = new Map(commands.flatMap(({ options = {} }) => Object.entries(options)));
-  const mayBeEmpty = (name: string) => options.get(name)?.mayBeEmpty === true;
-
-  const add = (cli: Argv, command: Command) => {
-    const { words = {}, summary } = command;
-    const line = [command.name.split(' ').at(-1), ...Object.entries(words).map(wordText)].join(' ');
-    return cli.command(
-      line,
-      summary,
-      (y) => built(y, command),
+  const mayBeEmpty = (name: string) => options[name]?.mayBeEmpty === true;
+  let chosen: Run | undefined;
+  let refused: string | undefined;
+  const cli = yargs()
+    .command(
+      [RUN, ...Object.entries(words).map(wordText)].join(' '),
+      false,
+      (y) => {
+        for (const [name, word] of Object.entries(words)) y.positional(name, word);
+        y.options(options);
+        return conflicts ? y.conflicts(...conflicts) : y;
+      },
       (args) => {
         const behind = (args as { '--'?: unknown })['--'];
-        const rest = command.tail ? { command: Array.isArray(behind) ? behind.map(String) : [] } : {};
+        const rest = tail ? { command: Array.isArray(behind) ? behind.map(String) : [] } : {};
         chosen = (io) => command.run({ ...args, ...rest } as never, io);
       },
-    );
-  };
-  let cli = yargs()
-    .scriptName('bpfimg')
-    .usage('$0 COMMAND\n\nInspect, edit and restore the BPF maps in CRIU dumps; capture and replay live maps.');
-  for (const command of commands) if (!command.name.includes(' ')) cli = add(cli, command);
-  for (const [group, summary] of Object.entries(GROUPS)) {
-    const members = commands.filter(({ name }) => name.startsWith(`${group} `));
-    if (members.length === 0) continue;
-    cli = cli.command(group, summary, (y) => members.reduce(add, y).demandCommand(1, `${group}: no command given`));
-  }
-  if (named === undefined) cli = cli.completion('completion', 'print a completion script for bash or zsh');
-  cli = cli
+    )
     .options(COMMON)
-    .check((given: Record<string, unknown>, known: KnownOptions) => settled(given, known, last, mayBeEmpty))
-    .demandCommand(1, 'no command given')
+    .check((values: Record<string, unknown>, known: KnownOptions) => settled(values, known, last, mayBeEmpty))
     .strict()
     .strictCommands()
     .version(false)
     .help(false)
     .exitProcess(false)
     .parserConfiguration({ 'strip-dashed': true, 'greedy-arrays': false, 'populate--': tail })
-    .wrap(argv.includes('--help') || argv.includes('-h') ? Math.min(100, io.columns ?? 100) : 100)
     .fail((message: string | null, error?: Error) => {
+      if (error instanceof Refused) refused = error.message;
       if (error && error.name !== 'YError') throw error;
-      const text = (message ?? error?.message ?? '').replace(/\s*\n\s*/g, ' ');
-      // yargs calls every word a command that nothing takes: only the first of them can be meant as one.
-      const said =
-        named === undefined
-          ? text.replace(/^Unknown commands: ([^,]*),.*$/s, 'Unknown command: $1')
-          : text.replace(/^Unknown commands?: /, 'Unknown argument: ');
-      throw new BpfimgError('usage', `${said} (see bpfimg --help)`);
+      refused = message ?? error?.message ?? '';
+      throw new Refused(refused);
     });
-  // Otherwise yargs would lay out the help for every command line, in case it is wanted later.
-  if (named === undefined || argv.some((word) => /^-[^=]*h/.test(word))) cli = cli.help('help').alias('help', 'h');
-  await cli.parseAsync(words, {}, (_error: unknown, _argv: unknown, output: string) => {
-    help = output;
-  });
-  if (chosen) return chosen;
-  if (help !== '') await printText(io, `${help}\n`);
-  return 0;
+  try {
+    await cli.parseAsync([RUN, ...given]);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+  }
+  if (chosen !== undefined && refused === undefined) return chosen;
+  const { mistake } = await import('./mistakes.js');
+  throw mistake(refused ?? '', argv, command);
 }
 
-/** Options that may come before a command. */
-const BEFORE = /^--(no-)?(debug|color)(=|$)/;
+/** What yargs has refused. */
+class Refused extends Error {}
 
-/** The command that a command line names in the usual position; undefined for any other command line. */
-function commandName(argv: readonly string[]): string | undefined {
-  const first = argv.findIndex((word) => !BEFORE.test(word));
-  const [one = '', two = ''] = argv.slice(Math.max(first, 0));
-  return [one, `${one} ${two}`].find((name) => Object.hasOwn(COMMANDS, name));
-}
+/** The command as yargs knows it. */
+const RUN = 'run';
 
 /** A word as yargs declares it: `<image>`, `[image]`, `<images..>`. */
 function wordText([name, { demandOption, array }]: [string, { demandOption?: unknown; array?: unknown }]): string {
   const text = array === true ? `${name}..` : name;
   return demandOption ? `<${text}>` : `[${text}]`;
-}
-
-function built(y: Argv, command: Command): Argv {
-  const { words = {}, options = {}, conflicts, usage, examples = [], epilogue } = command;
-  let cli = usage === undefined ? y : y.usage(`$0 ${usage}`);
-  for (const [name, word] of Object.entries(words)) cli = cli.positional(name, word);
-  cli = cli.options(options);
-  if (conflicts) cli = cli.conflicts(...conflicts);
-  for (const [line, meaning] of examples) cli = cli.example(`$0 ${line}`, meaning);
-  return epilogue === undefined ? cli : cli.epilogue(epilogue);
 }
 
 /**
@@ -158,17 +157,16 @@ function settled(
   const lists: unknown[] = Array.isArray(array) ? array : [];
   const twice = names(key).find((name) => Array.isArray(given[name]) && !lists.includes(name));
   // Nobody can tell which was meant.
-  if (twice !== undefined) throw new BpfimgError('usage', `--${twice} is given more than once (see bpfimg --help)`);
+  if (twice !== undefined) throw new BpfimgError('usage', `--${twice} is given more than once`);
   const hungry = names(narg).find((name) => {
     const others: unknown = Object.entries(alias ?? {}).find(([one]) => one === name)?.[1];
     return [name, ...(Array.isArray(others) ? others : [])].some((one) => [`--${one}`, `-${one}`].includes(last));
   });
-  if (hungry !== undefined)
-    throw new BpfimgError('usage', `Not enough arguments following: ${hungry} (see bpfimg --help)`);
+  if (hungry !== undefined) throw new Refused(hungry);
   for (const [name, value] of Object.entries(given)) {
     const empty = value === '' || (Array.isArray(value) && value.includes(''));
     if (empty && !YARGS_OWN.has(name) && !mayBeEmpty(name)) {
-      throw new BpfimgError('usage', 'given without text (see bpfimg --help)', { subject: name });
+      throw new BpfimgError('usage', 'given without text', { subject: name });
     }
     if (typeof value === 'string') given[name] = undashed(value);
     else if (Array.isArray(value)) given[name] = value.map((one) => (typeof one === 'string' ? undashed(one) : one));

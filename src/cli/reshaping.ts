@@ -16,16 +16,23 @@ import type { Sources } from './source.js';
 export const reshapeOptions = {
   like: {
     ...string,
+    value: 'SOURCE',
+    group: 'Migration',
     describe: 'make the maps like those of this source: an object file, pinned maps, a dump; items are migrated',
   },
   ...changes,
-  lossy: { ...boolean, describe: 'migrate items even if part of them is lost' },
+  lossy: { ...boolean, group: 'Migration', describe: 'migrate items even if part of them is lost' },
   'on-collision': {
+    group: 'Migration',
     choices: ['error', 'last', 'sum'],
     default: 'error',
     describe: 'if two old keys become the same: keep the last item, or add the values',
   },
-  'extend-zero': { ...boolean, describe: 'put zeros behind keys and values without types, if the new ones are longer' },
+  'extend-zero': {
+    ...boolean,
+    group: 'Migration',
+    describe: 'put zeros behind keys and values without types, if the new ones are longer',
+  },
 } as const;
 
 /** What a command line says of {@link reshapeOptions} and what goes with them. */

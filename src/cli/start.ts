@@ -9,13 +9,15 @@ export type Main = (argv: readonly string[], io: Io) => Promise<number>;
 
 /**
  * Reports an error through `io`.
+ * @param help the command that explains the right usage
  * @returns the exit code
  */
-export function reported(error: unknown, io: Io, debug: boolean): number {
+export function reported(error: unknown, io: Io, debug: boolean, help?: string): number {
   if (error instanceof ClosedPipe) return EXIT.ok;
   if (debug && error instanceof Error) for (const line of (error.stack ?? error.message).split('\n')) io.say(line);
   if (error instanceof BpfimgError) {
-    io.say(`bpfimg: ${error.message}`);
+    const hint = error.kind === 'usage' && help !== undefined ? ` (see bpfimg ${help})` : '';
+    io.say(`bpfimg: ${error.message}${hint}`);
     return error.exitCode;
   }
   io.say(`bpfimg: internal error: ${oneLine(errorText(error))} (please report it; --debug shows where)`);

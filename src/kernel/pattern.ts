@@ -28,15 +28,42 @@ export function matcher(pattern: string): (text: string) => boolean {
   return (text) => fits.test(text);
 }
 
-/** The first few of `names` that someone who mistyped `name` may have meant, for a message. */
+/** The first few of `names` that someone who mistyped `name` may have meant, likeliest first, for a message. */
 export function similarNames(name: string, names: Iterable<string>): string[] {
   const plain = (text: string) => text.toLowerCase().replace(/[^a-z0-9]/g, '');
   const wanted = plain(name);
   const start = wanted.slice(0, 3);
   if (wanted.length < 2) return [];
-  const like = [...new Set(names)].filter((other) => {
+  const most = Math.max(1, Math.floor(wanted.length / 3));
+  const ranked = [...new Set(names)].flatMap((other): [number, string][] => {
     const text = plain(other);
-    return text.length > 1 && (text.includes(start) || wanted.includes(text));
+    const apart = Math.abs(text.length - wanted.length) > most ? most + 1 : mistypings(wanted, text);
+    if (apart <= most) return [[apart, other]];
+    const alike = text.length > 2 && (text.includes(start) || wanted.includes(text));
+    return alike ? [[most + Math.abs(other.length - name.length), other]] : [];
   });
-  return like.sort((a, b) => Math.abs(a.length - name.length) - Math.abs(b.length - name.length)).slice(0, 5);
+  return ranked
+    .sort(([a], [b]) => a - b)
+    .slice(0, 5)
+    .map(([, other]) => other);
+}
+
+/** How many letters are missing, too many, wrong, or exchanged with the next. */
+function mistypings(a: string, b: string): number {
+  let [before, last]: [number[], number[]] = [[], Array.from({ length: b.length + 1 }, (_, j) => j)];
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const same = a[i - 1] === b[j - 1];
+      const least = Math.min(
+        (last[j] as number) + 1,
+        (row[j - 1] as number) + 1,
+        (last[j - 1] as number) + Number(!same),
+      );
+      const exchanged = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
+      row.push(exchanged ? Math.min(least, (before[j - 2] as number) + 1) : least);
+    }
+    [before, last] = [last, row];
+  }
+  return last[b.length] as number;
 }

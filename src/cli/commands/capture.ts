@@ -19,6 +19,7 @@ const takes = {
   words: {
     sources: {
       type: 'string',
+      value: 'SOURCE',
       array: true,
       default: [] as string[],
       describe: 'live maps (pinned:PATH, pid:PID, …); after a selector, more values for it',
@@ -26,17 +27,26 @@ const takes = {
   },
   options: {
     ...selectorOptions,
-    dir: { ...string, alias: 'D', describe: 'folder to write the images into' },
-    out: { ...string, alias: 'o', describe: 'archive to write instead: FILE.tar, .tar.gz, .tar.zst, or - for a pipe' },
-    force: { ...boolean, describe: 'replace an earlier capture in DIR' },
+    dir: { ...string, alias: 'D', value: 'DIR', group: 'Output', describe: 'folder to write the images into' },
+    out: {
+      ...string,
+      alias: 'o',
+      value: 'FILE',
+      group: 'Output',
+      describe: 'archive to write instead: FILE.tar, .tar.gz, .tar.zst, or - for a pipe',
+    },
+    force: { ...boolean, group: 'Output', describe: 'replace an earlier capture in DIR' },
     drain: {
       type: 'string',
+      value: 'keep-empty',
+      group: 'Items',
       mayBeEmpty: true,
       describe: 'read queues and stacks by emptying them, then refill them; =keep-empty leaves them empty',
     },
     'skip-unsupported': {
       ...boolean,
       implies: 'all',
+      group: 'Selection',
       describe: 'with --all: do not fail if some maps are not supported',
     },
     ...libdir,

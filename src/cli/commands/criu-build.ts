@@ -8,8 +8,19 @@ import { written } from '../written.js';
 
 const takes = {
   options: {
-    out: { ...string, default: '/usr/local/lib/bpfimg', describe: 'folder for bpfimg.so' },
-    config: { ...string, describe: 'settings file that the plugin reads instead of /etc/bpfimg/criu.conf' },
+    out: {
+      ...string,
+      default: '/usr/local/lib/bpfimg',
+      value: 'DIR',
+      group: 'Output',
+      describe: 'folder for bpfimg.so',
+    },
+    config: {
+      ...string,
+      value: 'FILE',
+      group: 'Source',
+      describe: 'settings file that the plugin reads instead of /etc/bpfimg/criu.conf',
+    },
   },
 } as const;
 
@@ -17,6 +28,11 @@ export const command: Command = {
   name: 'criu build',
   summary: 'compile the CRIU plugin for this machine',
   ...takes,
+  examples: [
+    ['criu build >> /etc/criu/default.conf', 'compile it, and have CRIU find it'],
+    ['criu build --out /usr/lib/criu', 'into the folder where CRIU looks for plugins'],
+    ['criu build --config /etc/app/criu.conf', 'a plugin with settings of its own'],
+  ],
   run,
 };
 

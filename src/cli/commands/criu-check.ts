@@ -14,7 +14,10 @@ import { printLines, written } from '../written.js';
 
 const takes = {
   words: { pid: { type: 'string', demandOption: true, describe: 'the process to check' } },
-  options: { criu: { ...string, describe: 'the CRIU program, if it is not in PATH' }, json: jsonOption },
+  options: {
+    criu: { ...string, value: 'FILE', group: 'Source', describe: 'the CRIU program, if it is not in PATH' },
+    json: jsonOption,
+  },
 } as const;
 
 /** What yargs makes of the command line. */
@@ -24,6 +27,12 @@ export const command: Command = {
   name: 'criu check',
   summary: 'check whether CRIU can dump this process and its descendants',
   ...takes,
+  examples: [
+    ['criu check 4711', 'what a dump would do with each BPF object of a process'],
+    ['criu check 4711 --criu /opt/criu/sbin/criu', 'with a CRIU that is not in PATH'],
+    ['criu check 4711 --json', 'for scripts'],
+  ],
+  exits: { 0: 'a dump will work', 1: 'something blocks it' },
   run,
 };
 

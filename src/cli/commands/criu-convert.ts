@@ -11,6 +11,7 @@ const takes = {
   words: { dir: { type: 'string', demandOption: true, describe: 'dump folder' } },
   options: {
     to: {
+      group: 'Output',
       choices: ['native', 'plugin'],
       demandOption: true,
       requiresArg: true,
@@ -24,6 +25,11 @@ export const command: Command = {
   name: 'criu convert',
   summary: "convert a CRIU dump between the plugin's form and CRIU's own",
   ...takes,
+  examples: [
+    ['criu convert dump --to native', 'for a CRIU built with libbpf, without a plugin'],
+    ['criu convert dump --to plugin', "for bpfimg's plugin"],
+    ['criu convert dump --to native -L plugins', 'with map types of your own'],
+  ],
   run,
 };
 

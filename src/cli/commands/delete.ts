@@ -9,6 +9,8 @@ const takes = {
     source: itemSource,
     words: {
       type: 'string',
+      value: 'KEY',
+      completes: 'MAP',
       array: true,
       default: [] as string[],
       defaultDescription: 'none',
@@ -23,7 +25,7 @@ type DeleteArguments = Given<typeof takes>;
 export const command: Command = {
   name: 'delete',
   summary: 'remove items by key',
-  usage: 'delete SOURCE [MAP] KEY...',
+  usage: 'delete SOURCE [MAP] KEY…',
   ...takes,
   examples: [
     ['delete dump odd_sizes 1b51bd', 'an item of a dump'],

@@ -20,18 +20,24 @@ import { paged } from '../written.js';
 
 const takes = {
   words: {
-    a: { type: 'string', demandOption: true, describe: 'a dump folder, image, JSON document or live maps' },
-    b: { type: 'string', demandOption: true, describe: 'what to compare it with' },
+    a: {
+      type: 'string',
+      demandOption: true,
+      completes: 'SOURCE',
+      describe: 'a dump folder, image, JSON document or live maps',
+    },
+    b: { type: 'string', demandOption: true, completes: 'SOURCE', describe: 'what to compare it with' },
   },
   options: {
     map: { ...mapOption, describe: 'only this map: its id or name in A or B' },
     limit: {
       ...number,
+      group: 'Output',
       defaultDescription: '10, with --json 0',
       describe: 'how many changed, removed and added items to show per map; 0 shows all',
     },
-    quiet: { ...boolean, alias: 'q', describe: 'print nothing; only set the exit code' },
-    holders: { ...boolean, describe: 'also compare which processes hold the maps' },
+    quiet: { ...boolean, alias: 'q', group: 'Output', describe: 'print nothing; only set the exit code' },
+    holders: { ...boolean, group: 'Selection', describe: 'also compare which processes hold the maps' },
     ...typeOptions,
     ...libdir,
     like,
@@ -49,8 +55,10 @@ export const command: Command = {
   examples: [
     ['diff before after', 'two dumps'],
     ['diff dump pinned:/sys/fs/bpf/flows --map flows', 'a map in a dump with the live one'],
+    ['diff dump maps.json -q', 'only the exit code: has the document been edited?'],
   ],
   epilogue: 'Live maps are written id:N, name:NAME, pinned:PATH, pid:PID, pid:PID:FD, tree:PID or all:.',
+  exits: { 0: 'no difference', 1: 'differences', 2: 'trouble' },
   run,
 };
 

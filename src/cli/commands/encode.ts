@@ -10,16 +10,30 @@ import { DASH, sourceOf } from '../source.js';
 import { outputOf } from '../written.js';
 
 const takes = {
-  words: { json: { type: 'string', describe: 'a JSON file, or - for standard input' } },
+  words: { json: { type: 'string', completes: 'FILE', describe: 'a JSON file, or - for standard input' } },
   options: {
-    in: { ...string, alias: 'i', describe: 'JSON to read (default: standard input)' },
+    in: {
+      ...string,
+      alias: 'i',
+      value: 'FILE',
+      group: 'Source',
+      describe: 'JSON to read (default: standard input)',
+    },
     out: {
       ...string,
       alias: 'o',
+      value: 'FILE',
+      group: 'Output',
       describe: 'image, or archive of a maps document, to write (default: standard output)',
     },
-    dir: { ...string, alias: 'D', describe: 'write a maps document into this dump folder or archive' },
-    force: { ...boolean, describe: 'edit the dump that is in DIR' },
+    dir: {
+      ...string,
+      alias: 'D',
+      value: 'DIR',
+      group: 'Output',
+      describe: 'write a maps document into this dump folder or archive',
+    },
+    force: { ...boolean, group: 'Output', describe: 'edit the dump that is in DIR' },
     ...libdir,
   },
   conflicts: ['out', 'dir'],

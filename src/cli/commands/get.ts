@@ -18,6 +18,8 @@ const takes = {
     source: itemSource,
     words: {
       type: 'string',
+      value: 'KEY',
+      completes: 'MAP',
       array: true,
       default: [] as string[],
       defaultDescription: 'none',
@@ -25,7 +27,7 @@ const takes = {
     },
   },
   options: {
-    raw: { ...boolean, describe: 'print the bytes of values in hex, even if their type is known' },
+    raw: { ...boolean, group: 'Output', describe: 'print the bytes of values in hex, even if their type is known' },
     ...itemOptions,
   },
 } as const;
@@ -35,7 +37,7 @@ type GetArguments = Given<typeof takes>;
 export const command: Command = {
   name: 'get',
   summary: 'print the values of keys',
-  usage: 'get SOURCE [MAP] KEY...',
+  usage: 'get SOURCE [MAP] KEY…',
   ...takes,
   examples: [
     ['get dump odd_sizes 1b51bd', 'one value of a dump'],

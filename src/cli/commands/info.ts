@@ -11,7 +11,13 @@ import { written } from '../written.js';
 
 const takes = {
   words: {
-    sources: { type: 'string', array: true, demandOption: true, describe: 'images, or dumps with all their images' },
+    sources: {
+      type: 'string',
+      array: true,
+      demandOption: true,
+      value: 'SOURCE',
+      describe: 'images, or dumps with all their images',
+    },
   },
 } as const;
 
@@ -22,6 +28,7 @@ export const command: Command = {
   examples: [
     ['info dump/*.img', 'every image of a dump'],
     ['info checkpoint.tar.zst', 'those in an archive that bpfimg decodes'],
+    ['info - < bpfmap-data.img', 'standard input'],
   ],
   run,
 };

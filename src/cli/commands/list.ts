@@ -19,6 +19,7 @@ const takes = {
   words: {
     sources: {
       type: 'string',
+      value: 'SOURCE',
       array: true,
       default: [] as string[],
       defaultDescription: 'the live maps of this machine',

@@ -7,6 +7,8 @@ const takes = {
     source: itemSource,
     words: {
       type: 'string',
+      value: 'VALUE',
+      completes: 'MAP',
       array: true,
       default: [] as string[],
       defaultDescription: 'none',
@@ -21,7 +23,7 @@ type SetArguments = Given<typeof takes>;
 export const command: Command = {
   name: 'set',
   summary: 'set the value of a key, or members of it',
-  usage: 'set SOURCE [MAP] KEY VALUE|MEMBER=VALUE...',
+  usage: 'set SOURCE [MAP] KEY VALUE|MEMBER=VALUE…',
   ...takes,
   examples: [
     ['set dump odd_sizes 1b51bd ffffffffff', 'a value in a dump'],

@@ -47,11 +47,11 @@ const takes = {
   options: {
     in: image,
     map,
-    limit: { ...number, default: 10, describe: 'how many items to show per map; 0 shows all' },
+    limit: { ...number, default: 10, group: 'Output', describe: 'how many items to show per map; 0 shows all' },
     ...typeOptions,
-    raw: { ...boolean, describe: 'show bytes even if types are known' },
-    text: { ...boolean, describe: 'show keys of tries as IP addresses, if they have the right size' },
-    types: { ...boolean, describe: 'show the C types of keys and values instead of items' },
+    raw: { ...boolean, group: 'Types', describe: 'show bytes even if types are known' },
+    text: { ...boolean, group: 'Output', describe: 'show keys of tries as IP addresses, if they have the right size' },
+    types: { ...boolean, group: 'Types', describe: 'show the C types of keys and values instead of items' },
     ...libdir,
     like,
     json,
@@ -68,6 +68,7 @@ export const command: Command = {
   examples: [
     ['show dump', 'every map and its first items'],
     ['show dump --map flows --limit 0', 'all items of one map'],
+    ['show pid:4711 --btf app.bpf.o', 'the live maps of a process, with C types'],
   ],
   run,
 };

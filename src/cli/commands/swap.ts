@@ -15,6 +15,7 @@ const takes = {
     },
     pins: {
       type: 'string',
+      value: 'PIN',
       array: true,
       demandOption: true,
       describe: 'folders of pins, or pins',
@@ -33,6 +34,7 @@ export const command: Command = {
   examples: [
     ['swap commit /sys/fs/bpf/app', 'the new program works: let the old maps go'],
     ['swap rollback /sys/fs/bpf/app', 'it does not: the old maps get their names back'],
+    ['swap commit /sys/fs/bpf/app/flows', 'one map only'],
   ],
   run,
 };

@@ -21,8 +21,10 @@ export const command: Command = {
   ...takes,
   examples: [
     ['verify dump', 'what a restore would refuse or lose'],
+    ['verify checkpoint.tar.zst --json', 'a checkpoint of a container, for scripts'],
     ['verify pinned:/sys/fs/bpf/app --like app.bpf.o', 'which maps a new program can use as they are'],
   ],
+  exits: { 0: 'sound', 1: 'it has errors, or cannot be read' },
   run,
 };
 
