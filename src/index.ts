@@ -40,6 +40,7 @@ export {
   valueCodec,
 } from './btf/values.js';
 export { type CapturedMap, type CaptureOptions, capture } from './capture/capture.js';
+export type { ChosenFrom, ItemChoice } from './capture/chosen.js';
 export type { BatchLimits } from './capture/read.js';
 export {
   type CheckedProcess,
@@ -123,7 +124,7 @@ export {
   type FormSource,
 } from './json/decode.js';
 export { encodeImage } from './json/encode.js';
-export type { ItemForms, JsonForm, MapForms } from './json/forms.js';
+export type { ItemForms, ItemShape, JsonForm, MapForms } from './json/forms.js';
 export { JsonReader, type Origin, type Sum } from './json/reader.js';
 export type { NamedTypes } from './json/types.js';
 export type {

@@ -343,7 +343,7 @@ t.test('live maps', { skip }, async (t) => {
   ] as const) {
     const { map, source } = make(`k_${made.length}`, type, spec);
     const model = new Map<string, string>();
-    for (let step = 0; step < 25; step++) {
+    for (let step = 0; step < 10; step++) {
       const key = Buffer.alloc(map.keySize);
       key[0] = random.below(6);
       const word = hexOf(key);

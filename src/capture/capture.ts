@@ -28,6 +28,7 @@ import {
   type Doing,
   type Drain,
   type ItemSink,
+  isBare,
   itemSizes,
   type KernelTypeFacts,
   type MapFacts,
@@ -38,6 +39,7 @@ import {
   withMissing,
 } from '../maptype.js';
 import type { JsonObject } from '../value.js';
+import { type ChosenFrom, ChosenSink, type ItemChoice } from './chosen.js';
 import { EntryLimit, EntryWriter } from './entry.js';
 import { MaskedSink } from './mask.js';
 import { CaptureQueue, isVanished, type QueuedMap } from './queue.js';
@@ -57,6 +59,8 @@ export interface CaptureOptions {
   readonly drain?: Drain;
   /** Capture what maps are, without their items. Those of maps of maps are read, because they show what inner maps are. */
   readonly bare?: boolean;
+  /** Makes the choice among the items of a map; undefined for all of them. */
+  readonly choose?: (map: ChosenFrom) => Promise<ItemChoice | undefined>;
   /** Looks up a live map that another map refers to. */
   readonly find?: (id: number) => LiveMap | undefined;
   readonly progress?: (doing: Doing) => void;
@@ -263,7 +267,9 @@ class DumpWriter {
       },
     };
     const masked = types instanceof Error ? entry : this.#masked(map, entry, types);
-    const read = await this.#items(map, entry, masked, work);
+    const sink = await this.#chosen(map, work, masked, types instanceof Error ? undefined : types);
+    const all = await this.#items(map, entry, sink, work);
+    const read = sink === masked || isBare(all) ? all : withMissing(all, 'items that were not chosen');
     const shape = { type, keySize, valueSize, maxEntries, flags };
     const attributes = { ...shape, name, ifindex: info.ifindex, extra: info.extra, frozen, memlock };
     const told = types instanceof Error ? withMissing(read, `its types: ${types.message}`) : read;
@@ -315,6 +321,21 @@ class DumpWriter {
     if (hasSpinLock(btf, types.value)) map.lockValues();
     const fields = specialFields(btf, types.value).filter(({ kind }) => SPECIAL_FIELDS[kind].reads === 'addresses');
     return fields.length === 0 ? sink : new MaskedSink(sink, map.valueStride, fields);
+  }
+
+  /** A sink that takes only the chosen items. */
+  async #chosen(
+    map: BpfMap,
+    { type, subject }: CaptureWork,
+    sink: ItemSink,
+    types: TypeFacts | undefined,
+  ): Promise<ItemSink> {
+    const { key: keySize, value: valueSize } = itemSizes(type, map);
+    const shape = { keySize, valueSize, ...(type.perCpu && { perCpu: map.valueSize }) };
+    const btf = types && this.#btf.get(types.btf);
+    const known = types && btf instanceof Btf ? { btf, key: types.key, value: types.value } : undefined;
+    const choice = await this.options.choose?.({ subject, type, shape, types: known });
+    return choice === undefined ? sink : new ChosenSink(sink, shape, choice);
   }
 
   /** Reads the items into an entry, which is kept only if all items were read. */

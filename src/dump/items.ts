@@ -8,8 +8,10 @@ import { ItemCursors, rawForm } from '../json/items.js';
 import { mapIdForm } from '../json/map-id.js';
 import type { MapTypes } from '../maptype.js';
 import type { Json } from '../value.js';
-import { type Dump, type DumpMap, dataShape } from './model.js';
+import { type Dump, type DumpMap, dataShape, type MapData } from './model.js';
 import type { TypeFinder } from './types.js';
+
+export type { ItemShape } from '../json/forms.js';
 
 /** An item as bytes. They belong to the caller and do not change. */
 export interface RawItem {
@@ -33,7 +35,7 @@ export type Item =
  */
 export async function* rawItems(dump: Dump, map: DumpMap, types: MapTypes): AsyncGenerator<RawItem, void, undefined> {
   const found = foundItems(dump, map, types);
-  if (found !== undefined) yield* read(found);
+  if (found !== undefined) yield* readItems(found);
 }
 
 /**
@@ -48,10 +50,19 @@ export async function* items(
 ): AsyncGenerator<Item, void, undefined> {
   const found = foundItems(dump, map, types);
   if (found === undefined) return;
-  const { keySize, valueSize, perCpu } = found.shape;
+  const forms = await formsOf(map, types, finder, found.shape);
+  for await (const item of readItems(found)) yield shownItem(item, forms);
+}
+
+/** How items of this shape are shown. */
+export async function formsOf(
+  map: DumpMap,
+  types: MapTypes,
+  finder: TypeFinder | undefined,
+  { keySize, valueSize, perCpu }: ItemShape,
+): Promise<ItemForms | undefined> {
   const typed = await finder?.forms([map]);
-  const forms = formsThatFit(itemForms(map, types, typed?.of(map)), keySize, perCpu ?? valueSize);
-  for await (const item of read(found)) yield shownItem(item, forms);
+  return formsThatFit(itemForms(map, types, typed?.of(map)), keySize, perCpu ?? valueSize);
 }
 
 /** An item as in a document, from its already printed key and value. */
@@ -73,15 +84,23 @@ export function itemForms(map: DumpMap, types: MapTypes, typed: ItemForms | unde
 }
 
 /** The items of one data entry, and the cursors that read them. */
-interface FoundItems {
+export interface FoundItems {
   readonly cursors: ItemCursors;
   readonly count: number;
   readonly shape: ItemShape;
 }
 
-function foundItems(dump: Dump, map: DumpMap, types: MapTypes): FoundItems | undefined {
-  // CRIU restores from the last.
-  const data = map.data.at(-1);
+/**
+ * Finds the items of a data entry of `map`; undefined if it has none.
+ * @param data the entry; by default the last one, from which CRIU restores
+ * @throws BpfimgError `badImage` for data that is not a whole number of items
+ */
+export function foundItems(
+  dump: Dump,
+  map: DumpMap,
+  types: MapTypes,
+  data: MapData | undefined = map.data.at(-1),
+): FoundItems | undefined {
   if (dump.data === undefined || data === undefined || data.count === 0) return undefined;
   const { shape } = dataShape(data, map.files[0]?.message, types);
   if (shape === undefined) {
@@ -92,7 +111,8 @@ function foundItems(dump: Dump, map: DumpMap, types: MapTypes): FoundItems | und
   return { cursors: ItemCursors.over(dump.data, data.entry), count: data.count, shape };
 }
 
-async function* read({ cursors, count, shape }: FoundItems): AsyncGenerator<RawItem, void, undefined> {
+/** The items of an entry, as in {@link rawItems}. */
+export async function* readItems({ cursors, count, shape }: FoundItems): AsyncGenerator<RawItem, void, undefined> {
   const { keySize, valueSize, perCpu } = shape;
   for (let i = 0; i < count; i++) {
     const key = taken(cursors.keys, keySize) ?? (await take(cursors, cursors.keys, keySize));

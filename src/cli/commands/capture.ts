@@ -6,6 +6,7 @@ import { type Drain, type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { noMapsText } from '../../source/nothing.js';
 import { selected, selectedSources } from '../../source/selectors.js';
+import { choosing, liveChoice } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { boolean, json, libdir, selectors as selectorOptions, string } from '../options.js';
@@ -43,6 +44,7 @@ const takes = {
       mayBeEmpty: true,
       describe: 'read queues and stacks by emptying them, then refill them; =keep-empty leaves them empty',
     },
+    ...choosing,
     'skip-unsupported': {
       ...boolean,
       implies: 'all',
@@ -89,6 +91,11 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   if (toPipe && io.terminal)
     throw new BpfimgError('usage', 'an archive is no text for a terminal: name a file with -o');
   const drain = drainOf(args.drain);
+  if (args.where !== undefined && drain === 'keep-empty') {
+    throw new BpfimgError('usage', 'items that are not chosen would be lost', {
+      subject: '--where with --drain=keep-empty',
+    });
+  }
   // yargs' `implies` does not tell an option from its default.
   if (args.skipUnsupported && !args.all) throw new BpfimgError('usage', '--skip-unsupported goes with --all');
   const types = await mapTypes(args.libdir, io);
@@ -101,6 +108,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   const pids = tree ? treesOf(selectors.pids, kernel.proc) : selectors.pids;
   if (maps.length === 0)
     throw new BpfimgError('notFound', noMapsText(kernel, selectors, ': nothing to capture', '--tree'));
+  const choose = await liveChoice(args.where);
   const progress = new Progress(io);
   let rows: CapturedMap[];
   try {
@@ -110,6 +118,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
         lenient: args.all,
         orNothing: true,
         drain,
+        ...(choose && { choose }),
         find: (id) => find(live, id),
         holders: ({ pid, fd }) => pids.length === 0 || (pids.includes(pid) && (fds.length === 0 || fds.includes(fd))),
         progress: (doing) => progress.update(doing),

@@ -6,6 +6,7 @@ import { ImageReader } from '../../image/reader.js';
 import { decodeImage, type FormSource } from '../../json/decode.js';
 import type { MapTypes } from '../../maptype.js';
 import type { DumpSource, ImageSource } from '../../source/source.js';
+import { chooses, choosing, chosen } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
 import { boolean, image, libdir, like, map, namesTypes, source, string, types } from '../options.js';
@@ -33,6 +34,7 @@ const takes = {
     pretty: { ...boolean, group: 'Output', describe: 'indent, and show flags by name, as crit does' },
     nopl: { ...boolean, group: 'Output', describe: 'omit keys and values' },
     map,
+    ...choosing,
     ...types,
     typed: {
       group: 'Types',
@@ -83,6 +85,11 @@ async function decodeOne(
   args: DecodeArguments,
   io: Io,
 ): Promise<void> {
+  if (chooses(args)) {
+    throw new BpfimgError('usage', 'it takes a dump or live maps: one image does not say what its maps are', {
+      subject: '--where',
+    });
+  }
   const reader = await ImageReader.open(input);
   const maps = args.map.length > 0 ? mapIds(args.map, reader.kind === BPFMAP_DATA) : undefined;
   const typed = args.typed || namesTypes(args);
@@ -138,7 +145,7 @@ async function decodeDump({ files, name }: DumpSource, types: MapTypes, args: De
     throw new BpfimgError('usage', `--format crit: crit has no form for a whole dump, name one image of ${name}`);
   }
   const { documentForms: itemForms, openDump, selectMaps, typeFinder, writeDocument } = await ofDumps();
-  const dump = await openDump(files);
+  const dump = await chosen(await openDump(files), args, types);
   try {
     const maps = selectMaps(dump, args.map);
     const finder = args.typed === false ? undefined : await typeFinder(dump, types, args);

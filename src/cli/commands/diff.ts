@@ -10,6 +10,7 @@ import type { Sys } from '../../kernel/sys.js';
 import type { MapTypes } from '../../maptype.js';
 import { colours, nameText } from '../../render.js';
 import { mapsOf } from '../../source/source.js';
+import { choosing, chosen } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
 import { coloured, type Io } from '../io.js';
@@ -36,6 +37,7 @@ const takes = {
       defaultDescription: '10, with --json 0',
       describe: 'how many changed, removed and added items to show per map; 0 shows all',
     },
+    ...choosing,
     quiet: { ...boolean, alias: 'q', group: 'Output', describe: 'print nothing; only set the exit code' },
     holders: { ...boolean, group: 'Selection', describe: 'also compare which processes hold the maps' },
     ...typeOptions,
@@ -105,7 +107,7 @@ async function diff(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
   const maps = async (text: string) => {
     const source = await sources.open(text === DASH ? undefined : text, true);
     open.unshift(source);
-    const dump = await mapsOf(source);
+    const dump = await chosen(await mapsOf(source), args, await sources.types());
     open.unshift(dump);
     return dump;
   };

@@ -17,6 +17,7 @@ import { type PlannedMap, planMaps } from '../../replay/plan.js';
 import { type FreshMap, pinPlace, replay } from '../../replay/replay.js';
 import type { SweptMap } from '../../replay/sweep.js';
 import { mapsOf, type Source } from '../../source/source.js';
+import { choosing, chosen } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
 import { ATTRIBUTES } from '../map-columns.js';
@@ -40,6 +41,7 @@ const takes = {
   words: { source: { ...source, demandOption: true } },
   options: {
     map,
+    ...choosing,
     pin: { group: 'Target', value: 'DIR', ...string, describe: 'pin each map in this folder of a BPF file system' },
     into: {
       value: 'TARGET',
@@ -189,8 +191,11 @@ async function replaySource(
   sys?: Sys,
 ): Promise<number> {
   const kernel = sys ?? (await openSys(types));
-  const sweeps = mostSweeps(args, given);
-  const dump = await mapsOf(given);
+  if (args.where !== undefined && args.sweeps !== undefined) {
+    throw new BpfimgError('usage', 'later readings have other items: choose one', { subject: '--where with --sweeps' });
+  }
+  const sweeps = args.where === undefined ? mostSweeps(args, given) : 0;
+  const dump = await chosen(await mapsOf(given), { ...args, type: [], map: args.map.map(oldName) }, types);
   try {
     if (args.into !== undefined) {
       const { INTO_COLUMNS, replayIntoMaps } = await import('../into.js');

@@ -21,6 +21,7 @@ import {
   table,
 } from '../../render.js';
 import { openMaps } from '../../source/source.js';
+import { byKey, choosing, chosen } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import { holdersText } from '../holders.js';
 import { coloured, type Io } from '../io.js';
@@ -47,6 +48,8 @@ const takes = {
   options: {
     in: image,
     map,
+    ...byKey,
+    ...choosing,
     limit: { ...number, default: 10, group: 'Output', describe: 'how many items to show per map; 0 shows all' },
     ...typeOptions,
     raw: { ...boolean, group: 'Types', describe: 'show bytes even if types are known' },
@@ -111,7 +114,8 @@ async function showImage(input: Input, args: ShowArguments, io: Io): Promise<voi
   });
 }
 
-async function showDump(dump: Dump, types: MapTypes, args: ShowArguments, io: Io): Promise<void> {
+async function showDump(given: Dump, types: MapTypes, args: ShowArguments, io: Io): Promise<void> {
+  const dump = await chosen(given, args, types);
   try {
     const maps = selectMaps(dump, args.map);
     if (args.types) return await showTypes(dump, maps, types, args, io);
