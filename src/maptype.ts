@@ -10,7 +10,7 @@ import type { BpfMap, MapSpec } from './kernel/map.js';
 import type { Counted, CreateRule, KnownTypes } from './kernel/rules.js';
 import type { Sys } from './kernel/sys.js';
 
-export { NAME_MOST } from './kernel/flags.js';
+export { idAndName, mapSubject, NAME_MOST } from './kernel/flags.js';
 export { type KnownTypes, typesRefused } from './kernel/rules.js';
 
 /** What the keys of a map type are. */

@@ -393,3 +393,16 @@ t.test('live maps', { skip }, async (t) => {
   t.equal(await ok(t, 'get', source, '7'), `map_id  ${inner.map.id}`);
   t.match(await refused(t, 1, 'set', source, '7', '{"map_id":4294967295}'), /map 4294967295: no such map/);
 });
+
+t.test('a name of any length does not make a message long', async (t) => {
+  const folder = dumpOf(t.testdir(), { id: 1, name: 'n'.repeat(5000), type: 2, max: 1, key: 4, items: [] }, { id: 2, items: [] });
+  for (const args of [
+    ['get', folder, '1', '7'],
+    ['show', folder, '--map', 'none'],
+    ['replay', folder, '--pin', '/nowhere'],
+  ]) {
+    const { status, stderr } = await cli(args);
+    t.not(status, 0, args.join(' '));
+    t.ok(stderr.length < 500, `${args[0]}: ${stderr.length} characters`);
+  }
+});

@@ -28,7 +28,7 @@ import { writeHead, writeMessage } from '../image/writer.js';
 import { FolderOutput } from '../io/folder.js';
 import { openFile } from '../io/input.js';
 import { copyInput } from '../io/stream.js';
-import { FULL, type MapTypes, type Report } from '../maptype.js';
+import { FULL, type MapTypes, mapSubject, type Report } from '../maptype.js';
 import { STRANGE } from '../replay/plan.js';
 import type { JsonObject } from '../value.js';
 import { nativeFate } from './native.js';
@@ -69,7 +69,7 @@ export async function convert(folder: string, to: DumpForm, types: MapTypes): Pr
     const refused = maps.filter(({ problem }) => problem !== undefined);
     if (refused.length > 0) {
       const told = refused.slice(0, NAMED_MAPS).map(({ row, problem }) => {
-        return `map ${row.mapId}${row.name === '' ? '' : ` (${row.name})`}, type ${types.get(row.type).name}: ${problem}`;
+        return `${mapSubject(row.mapId, row.name)}, type ${types.get(row.type).name}: ${problem}`;
       });
       const more = refused.length > NAMED_MAPS ? `; and ${refused.length - NAMED_MAPS} more maps` : '';
       const whose = to === 'native' ? 'CRIU without the plugin' : 'the plugin';

@@ -1,7 +1,7 @@
 /** Names of maps, and `--map ID_OR_NAME` within a dump. */
 import { pathBytes } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import { NAME_MOST } from '../maptype.js';
+import { idAndName, mapSubject, NAME_MOST } from '../maptype.js';
 import type { Dump, DumpMap } from './model.js';
 
 /** The map's name, from its first file; undefined for data without a file. */
@@ -72,7 +72,7 @@ export function counterpart(map: DumpMap, others: readonly DumpMap[]): DumpMap |
   const [found, another] = sameNamed(map, others, namesOf);
   if (another === undefined) return found;
   const what = `maps ${found?.mapId} and ${another.mapId} both have its name: --map ${map.mapId}=ID says which it is`;
-  throw new BpfimgError('usage', what, { subject: `map ${map.mapId} (${wholeName(map)})` });
+  throw new BpfimgError('usage', what, { subject: mapSubject(map.mapId, wholeName(map) ?? '') });
 }
 
 /** Which maps a selector means, better matches first: a whole name wins over a truncated one. */
@@ -123,7 +123,7 @@ function notFound({ name, maps }: Dump, selector: string): BpfimgError {
       subject: `--map ${selector}`,
     });
   }
-  const known = maps.map((map) => `${map.mapId}${mapName(map) ? ` (${wholeName(map)})` : ''}`);
+  const known = maps.map((map) => idAndName(map.mapId, wholeName(map) ?? ''));
   const list = known.length === 0 ? 'none' : known.slice(0, LISTED).join(', ') + (known.length > LISTED ? ', …' : '');
   return new BpfimgError('notFound', `no map ${selector} in it; its maps: ${list}`, { subject: name });
 }

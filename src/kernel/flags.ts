@@ -39,9 +39,18 @@ export const ELEM_FLAG = { ANY: 0, NOEXIST: 1, EXIST: 2, LOCK: 4 } as const;
 /** Size in bytes of the name of a map, program or BTF object, with its NUL. */
 export const NAME_SIZE = 16;
 
+/** Characters of a name that a message shows. The kernel's names have 15 at most, but an image may claim any. */
+const SHOWN_NAME = 64;
+
+/** A map's id and name in a message: `57 (flows)`. */
+export function idAndName(id: number, name: string): string {
+  if (name === '') return String(id);
+  return `${id} (${name.length > SHOWN_NAME ? `${name.slice(0, SHOWN_NAME)}…` : name})`;
+}
+
 /** How messages name a map: `map 57 (flows)`. */
 export function mapSubject(id: number, name: string): string {
-  return name === '' ? `map ${id}` : `map ${id} (${name})`;
+  return `map ${idAndName(id, name)}`;
 }
 
 /** Bytes that the kernel keeps of a map's name (BPF_OBJ_NAME_LEN less the NUL): loaders cut off the rest. */
