@@ -1,4 +1,4 @@
-import { hex, ipv6Text } from '../src/bytes.js';
+import { hex, ipv4Text, ipv6Text } from '../src/bytes.js';
 import { FULL, type Plugin } from '../src/maptype.js';
 import { toolkit } from '../src/toolkit.js';
 import { ANY, FLAG, NUMA_RW, PROG, TYPES } from './rules.js';
@@ -45,6 +45,6 @@ export const trie: Plugin = {
 function prefixText(key: Uint8Array): string | undefined {
   const length = key.length < 4 ? 0 : new DataView(key.buffer, key.byteOffset).getUint32(0, true);
   const address = key.subarray(4);
-  if (address.length === 4) return `${address.join('.')}/${length}`;
+  if (address.length === 4) return `${ipv4Text(address)}/${length}`;
   return address.length === 16 ? `${ipv6Text(address)}/${length}` : undefined;
 }

@@ -389,6 +389,46 @@ export function ipv6Text(bytes: Uint8Array): string {
   return `${text(groups.slice(0, best.start))}::${text(groups.slice(best.start + best.length))}`;
 }
 
+/** 4 bytes as IPv4 text. */
+export function ipv4Text(bytes: Uint8Array): string {
+  return bytes.join('.');
+}
+
+/** The 4 bytes of IPv4 text, `10.0.0.1`; undefined for any other text. */
+export function ipv4Bytes(text: string): Uint8Array | undefined {
+  if (!/^(?:(?:0|[1-9]\d{0,2})\.){3}(?:0|[1-9]\d{0,2})$/.test(text)) return undefined;
+  const parts = text.split('.').map(Number);
+  return parts.every((part) => part <= 255) ? Uint8Array.from(parts) : undefined;
+}
+
+/** The 16 bytes of IPv6 text, `fe80::1` or `::ffff:10.0.0.1`; undefined for any other text. */
+export function ipv6Bytes(text: string): Uint8Array | undefined {
+  const last = text.slice(text.lastIndexOf(':') + 1);
+  const ipv4 = last.includes('.') ? ipv4Bytes(last) : undefined;
+  const bare = ipv4 === undefined ? text : `${text.slice(0, -last.length)}0:0`;
+  const halves = bare.split('::');
+  const [head = [], tail] = halves.map((half) => (half === '' ? [] : half.split(':')));
+  const given = [...head, ...(tail ?? [])];
+  if (halves.length > 2 || !given.every((group) => /^[0-9a-f]{1,4}$/i.test(group))) return undefined;
+  const missing = 8 - given.length;
+  if (tail === undefined ? missing !== 0 : missing < 1) return undefined;
+  const bytes = new Uint8Array(16);
+  const at = [...head.keys(), ...(tail ?? []).map((_, i) => head.length + missing + i)];
+  for (const [i, group] of given.entries()) viewOf(bytes).setUint16((at[i] as number) * 2, Number.parseInt(group, 16));
+  if (ipv4 !== undefined) bytes.set(ipv4, 12);
+  return bytes;
+}
+
+/** Bytes as the text of a hardware address: `02:00:00:00:00:01`. */
+export function macText(bytes: Uint8Array): string {
+  return hex(bytes).replace(/..(?=.)/g, '$&:');
+}
+
+/** The 6 bytes of a hardware address; undefined for any other text. */
+export function macBytes(text: string): Uint8Array | undefined {
+  return /^(?:[0-9a-f]{2}:){5}[0-9a-f]{2}$/i.test(text) ? unhex(text.replaceAll(':', '')) : undefined;
+}
+
 /** Decodes UTF-8 as it is, a byte order mark included; throws a TypeError for bytes that are not UTF-8. */
 export const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 

@@ -7,7 +7,7 @@
  *
  * | type | JSON |
  * |---|---|
- * | integers | numbers; decimal text beyond 2^53 - 1. Encoding accepts both, and hex text (`"0x1f"`) |
+ * | integers | numbers; decimal text beyond 2^53 - 1. Encoding accepts both, and hex text (`"0x1f"`). `__be32` and its like as the numbers they mean |
  * | `bool` | `true`, `false`; other bytes as a number |
  * | enums | a name; a number where there is no name |
  * | pointers | hex text, `"0x0"` |
@@ -39,6 +39,7 @@ import {
   type StructType,
 } from './btf.js';
 import { typeName } from './c.js';
+import { declaredOrder, type Meaning, meaningOf, readAs, readingOf } from './meaning.js';
 import {
   type BitPosition,
   boolCodec,
@@ -106,24 +107,76 @@ export interface ValuePart {
   encode(value: Json, view: DataView, at?: number): void;
 }
 
-const codecs = new WeakMap<Btf, Map<number, ValueCodec>>();
+/** How values are shown. */
+export interface CodecOptions {
+  /** Addresses and times as text, for people. It is taken as input in any case. */
+  readonly readable?: boolean;
+  /** What members are, by path without indexes (`flows.saddr`); the empty path is the whole value. */
+  readonly as?: ReadonlyMap<string, Meaning>;
+}
+
+const codecs = new WeakMap<Btf, Map<string, ValueCodec>>();
 
 /**
  * The codec for values of type `id`.
  * @throws BpfimgError `badImage` for types that have no values or are invalid
+ * @throws PointerError for a member that cannot be what {@link CodecOptions.as} says
  */
-export function valueCodec(btf: Btf, id: number): ValueCodec {
+export function valueCodec(btf: Btf, id: number, { readable = false, as }: CodecOptions = {}): ValueCodec {
   let known = codecs.get(btf);
   if (known === undefined) {
     known = new Map();
     codecs.set(btf, known);
   }
-  let codec = known.get(id);
+  const name = JSON.stringify([id, readable, as === undefined ? [] : [...as]]);
+  let codec = known.get(name);
   if (codec === undefined) {
-    codec = checked(btf, id, new Compiler(btf).codec(id, 0));
-    known.set(id, codec);
+    codec = checked(btf, id, new Compiler(btf, readable).whole(id, as));
+    known.set(name, codec);
   }
   return codec;
+}
+
+/**
+ * The paths, without indexes, that a user may mean by a member's name: the path itself, or all that end with it.
+ * @param most how many are enough
+ */
+export function memberPaths(btf: Btf, id: number, text: string, most: number): string[] {
+  const wanted = text.replaceAll(/\[\d*\]/g, '');
+  const found = new Set<string>();
+  const seen = new Map<Codec, boolean>();
+  // Types may share types many times over: only those that have such a member are entered more than once.
+  const has = (codec: Codec): boolean => {
+    const known = seen.get(codec);
+    if (known !== undefined) return known;
+    seen.set(codec, false);
+    const is = partsOf(codec).some(([name, part]) => (name !== '' && ends(wanted, name)) || has(part));
+    seen.set(codec, is);
+    return is;
+  };
+  const walk = (codec: Codec, path: string): void => {
+    if (found.size >= most || !has(codec)) return;
+    for (const [name, part] of partsOf(codec)) {
+      const here = name === '' ? path : path === '' ? name : `${path}.${name}`;
+      if (name !== '' && ends(here, wanted)) found.add(here);
+      walk(part, here);
+    }
+  };
+  const whole = new Compiler(btf, false).codec(id, 0);
+  walk(whole, '');
+  return found.has(wanted) ? [wanted] : [...found];
+}
+
+const ends = (path: string, end: string) => path === end || path.endsWith(`.${end}`);
+
+/** The members of a codec by name; of an array, its element. */
+function partsOf(codec: Codec): [name: string, codec: Codec][] {
+  const { parts = [] } = codec;
+  const names = typeof parts === 'number' ? [0] : parts;
+  return names.flatMap((name): [string, Codec][] => {
+    const part = codec.part?.(name)?.codec;
+    return part === undefined ? [] : [[typeof name === 'number' ? '' : name, part]];
+  });
 }
 
 function checked(btf: Btf, id: number, codec: Codec): ValueCodec {
@@ -229,14 +282,51 @@ const MAX_PARTS = 100_000;
 /** Names that a member cannot have in JSON: our own, and one that is special in JavaScript objects. */
 const RESERVED = [['$raw', 2] as const, ['__proto__', 2] as const];
 
+/** What a user has said of a member, and of the members in it. */
+interface Said {
+  is?: Meaning;
+  readonly path: string;
+  readonly members: Map<string, Said>;
+}
+
+function saidOf(as: ReadonlyMap<string, Meaning>): Said {
+  const root: Said = { path: '', members: new Map() };
+  for (const [path, is] of as) {
+    let at = root;
+    for (const name of path === '' ? [] : path.split('.')) {
+      let next = at.members.get(name);
+      if (next === undefined) {
+        next = { path: at.path === '' ? name : `${at.path}.${name}`, members: new Map() };
+        at.members.set(name, next);
+      }
+      at = next;
+    }
+    at.is = is;
+  }
+  return root;
+}
+
+/** What is said of a member; its name may have dots, as those of static variables do. */
+function saidIn(said: Said | undefined, name: string): Said | undefined {
+  let at = said;
+  for (const part of said === undefined ? [] : name.split('.')) at = at?.members.get(part);
+  return at;
+}
+
 /** Makes codecs for a type and all types it contains. */
 class Compiler {
   readonly #btf: Btf;
+  readonly #readable: boolean;
   readonly #done = new Map<number, Codec>();
   #parts = 0;
 
-  constructor(btf: Btf) {
+  constructor(btf: Btf, readable: boolean) {
     this.#btf = btf;
+    this.#readable = readable;
+  }
+
+  whole(id: number, as: ReadonlyMap<string, Meaning> | undefined): Codec {
+    return this.#member(id, '', 0, as && as.size > 0 ? saidOf(as) : undefined);
   }
 
   #refuse(id: number): Refuse {
@@ -255,7 +345,87 @@ class Compiler {
     return codec;
   }
 
+  /** The codec of a member, whose name may say what it is. */
+  #member(id: number, name: string, depth: number, said: Said | undefined): Codec {
+    if (said !== undefined) return this.#said(id, depth, said);
+    const codec = this.codec(id, depth);
+    const meaning = meaningOf(this.#btf, id, name);
+    // Without a name, it means the same anywhere.
+    return meaning === meaningOf(this.#btf, id, '') ? codec : this.#read(codec, id, meaning);
+  }
+
+  /** The codec of a value that means something by itself. */
+  #read(codec: Codec, id: number, meaning: Meaning | undefined): Codec {
+    if (meaning === undefined || meaning === 'be') return codec;
+    const reading = readingOf(meaning, codec.size, codec);
+    return reading === undefined ? codec : readAs(codec, reading, this.#readable, this.#refuse(id));
+  }
+
+  /** The codec of a member of which, or of whose members, the user has said something. */
+  #said(id: number, depth: number, said: Said): Codec {
+    const btf = this.#btf;
+    if (depth > MAX_TYPE_DEPTH)
+      throw btf.bad(id, `contains itself, or nests structures more than ${MAX_TYPE_DEPTH} deep`);
+    const target = btf.resolve(id);
+    const kind = btf.kind(target);
+    const refuse = this.#refuse(id);
+    if (kind === 'VAR') return this.#said((btf.type(target) as RefType).type, depth + 1, said);
+    if (said.is !== undefined) {
+      const codec = this.#as(id, depth, said.is);
+      if (codec !== undefined) return codec;
+    }
+    const special = specialKind(btf, target) !== undefined;
+    if (kind === 'ARRAY' && btf.size(target) > 0) {
+      const { type: of, count } = btf.type(target) as ArrayType;
+      const element = btf.resolve(of);
+      const text = btf.kind(element) === 'INT' && (btf.type(element) as IntType).char;
+      if (!text) return arrayCodec(this.#said(of, depth + 1, said), count, refuse);
+    } else if (said.is === undefined && !special && ['STRUCT', 'UNION', 'DATASEC'].includes(kind)) {
+      return this.#struct(id, target, btf.size(id), depth, said);
+    }
+    throw this.#misfit(id, said);
+  }
+
+  #misfit(id: number, { path, is }: Said): PointerError {
+    return new PointerError('', `${path === '' ? '' : `${path}: `}${typeName(this.#btf, id)} cannot be shown as ${is}`);
+  }
+
+  /** The codec of a value as the user wants it; undefined if the value as a whole cannot be that. */
+  #as(id: number, depth: number, is: Meaning): Codec | undefined {
+    const btf = this.#btf;
+    const target = btf.resolve(id);
+    if (btf.size(target) === 0 || specialKind(btf, target) !== undefined) return undefined;
+    const number = this.#plainNumber(id, is === 'be' ? false : this.#littleEndian(id));
+    if (is === 'be') return number;
+    const codec = this.codec(id, depth);
+    const reading = readingOf(is, codec.size, number);
+    return reading && readAs(codec, reading, true, this.#refuse(id));
+  }
+
+  /** An integer of whole bytes, an enum or a pointer as a number; undefined for anything else. */
+  #plainNumber(id: number, little: boolean): Codec | undefined {
+    const btf = this.#btf;
+    const target = btf.resolve(id);
+    const kind = btf.kind(target);
+    const size = btf.size(target);
+    if (kind !== 'INT' && kind !== 'ENUM' && kind !== 'ENUM64' && kind !== 'PTR') return undefined;
+    const type = kind === 'PTR' ? undefined : (btf.type(target) as IntType | EnumType);
+    if (type?.kind === 'INT' && type.bits !== size * 8) return undefined;
+    return intCodec({ start: 0, bits: size * 8, little }, type?.signed ?? false, this.#refuse(id));
+  }
+
+  /** The byte order of a number, as the name of its type says. */
+  #littleEndian(id: number): boolean {
+    const declared = declaredOrder(this.#btf, id);
+    return declared === undefined ? this.#btf.littleEndian : declared === 'little';
+  }
+
   #make(id: number, depth: number): Codec {
+    const codec = this.#bare(id, depth);
+    return this.#read(codec, id, meaningOf(this.#btf, id, ''));
+  }
+
+  #bare(id: number, depth: number): Codec {
     const btf = this.#btf;
     const refuse = this.#refuse(id);
     const size = btf.size(id);
@@ -270,7 +440,7 @@ class Compiler {
       case 'INT':
       case 'ENUM':
       case 'ENUM64':
-        return this.#number(btf.type(target) as IntType | EnumType, refuse);
+        return this.#number(btf.type(target) as IntType | EnumType, this.#littleEndian(id), refuse);
       case 'FLOAT':
         // Reading it checks its size.
         return floatCodec((btf.type(target) as FloatType).size, btf.littleEndian, refuse);
@@ -292,8 +462,7 @@ class Compiler {
   }
 
   /** A number that is not a bit-field. */
-  #number(type: IntType | EnumType, refuse: Refuse): Codec {
-    const little = this.#btf.littleEndian;
+  #number(type: IntType | EnumType, little: boolean, refuse: Refuse): Codec {
     if (type.kind !== 'INT' || type.bits === type.size * 8) {
       return this.#bits(type, { start: 0, bits: type.size * 8, little }, refuse);
     }
@@ -317,9 +486,9 @@ class Compiler {
     if (this.#parts > MAX_PARTS) throw this.#btf.bad(id, `has more than ${MAX_PARTS} members, nested ones included`);
   }
 
-  #struct(id: number, target: number, size: number, depth: number): Codec {
+  #struct(id: number, target: number, size: number, depth: number, said?: Said): Codec {
     const found = { slots: [] as Slot[], names: new Map<string, number>(RESERVED), unions: 0 };
-    this.#collect(target, { bitOffset: 0, shown: true, choices: [], depth }, found);
+    this.#collect(target, { bitOffset: 0, shown: true, choices: [], depth, said }, found);
     const { slots } = found;
     const gaps = this.#gaps(id, size, slots);
     return structCodec(size, slots, gaps, this.#refuse(id));
@@ -331,10 +500,10 @@ class Compiler {
    */
   #collect(
     id: number,
-    place: Pick<Slot, 'bitOffset' | 'shown' | 'choices'> & { readonly depth: number },
+    place: Pick<Slot, 'bitOffset' | 'shown' | 'choices'> & { readonly depth: number; readonly said: Said | undefined },
     found: { readonly slots: Slot[]; readonly names: Map<string, number>; unions: number },
   ): void {
-    const { shown, choices, depth } = place;
+    const { shown, choices, depth, said } = place;
     const btf = this.#btf;
     if (depth > MAX_TYPE_DEPTH)
       throw btf.bad(id, `contains itself, or nests structures more than ${MAX_TYPE_DEPTH} deep`);
@@ -357,27 +526,37 @@ class Compiler {
         // Any other member without a name is padding.
         const kind = btf.kind(target);
         if ((kind === 'STRUCT' || kind === 'UNION') && member.bits === 0) {
-          this.#collect(target, { bitOffset, shown: here, choices: way, depth: depth + 1 }, found);
+          this.#collect(target, { bitOffset, shown: here, choices: way, depth: depth + 1, said }, found);
         }
         continue;
       }
+      const name = unused(member.name, found.names);
+      const own = saidIn(said, name);
       found.slots.push({
-        name: unused(member.name, found.names),
+        name,
         bitOffset,
         bits,
         // A member without bytes carries no information.
         shown: here && bits > 0,
         choices: way,
         offset: Math.floor(bitOffset / 8),
-        codec: member.bits > 0 ? this.#bitField(member.type, bitOffset, bits) : this.codec(member.type, depth + 1),
+        codec:
+          member.bits > 0
+            ? this.#bitField(member.type, bitOffset, bits, own)
+            : this.#member(member.type, member.name, depth + 1, own),
       });
     }
   }
 
-  #bitField(id: number, bitOffset: number, bits: number): Codec {
+  #bitField(id: number, bitOffset: number, bits: number, said: Said | undefined): Codec {
     const type = this.#btf.type(this.#btf.resolve(id)) as IntType | EnumType;
     const place = { start: bitOffset % 8, bits, little: this.#btf.littleEndian };
-    return this.#bits(type, place, this.#refuse(id));
+    const refuse = this.#refuse(id);
+    const codec = this.#bits(type, place, refuse);
+    if (said === undefined) return codec;
+    const reading = said.is === 'hex' && readingOf('hex', codec.size, intCodec(place, type.signed, refuse));
+    if (!reading) throw this.#misfit(id, said);
+    return readAs(codec, reading, true, refuse);
   }
 
   /** The bits that no shown member covers. Compilers make no members that share bits. */

@@ -11,9 +11,9 @@ import { bufferInput } from '../io/input.js';
 import { colours } from '../render.js';
 import { JsonReport, TextReport } from './diff-report.js';
 import { coloured, type Io } from './io.js';
-import { boolean, json, libdir, types } from './options.js';
+import { boolean, json, libdir, meaning, types } from './options.js';
 import { DASH, Sources } from './source.js';
-import { sayProblems, typeFinder } from './types.js';
+import { expectUsed, sayProblems, typeFinder } from './types.js';
 import { written } from './written.js';
 
 /** The word that names a source. */
@@ -24,7 +24,7 @@ export const itemSource = {
 } as const;
 
 /** Options of commands that work on items by key. */
-export const itemOptions = { ...types, ...libdir, json } as const;
+export const itemOptions = { ...types, ...meaning, ...libdir, json } as const;
 
 /** Options of commands that change items. */
 export const changeOptions = {
@@ -39,6 +39,8 @@ export interface ItemArguments {
   readonly libdir: readonly string[];
   readonly btf?: string | undefined;
   readonly type: readonly string[];
+  readonly as: readonly string[];
+  readonly plain: boolean;
   readonly json: boolean;
   readonly color?: boolean | undefined;
 }
@@ -78,7 +80,10 @@ export async function openNamed(
     write,
     pick,
     finder: (dump, table) => typeFinder(dump, table, args),
-    found: (finder, map) => sayProblems(finder, [map], io),
+    found: (finder, map) => {
+      expectUsed(finder.unusedAs);
+      sayProblems(finder, [map], io);
+    },
   });
   return { items, words };
 }

@@ -57,6 +57,21 @@ export const types = {
   },
 } as const;
 
+/** What members are to people; src/btf/meaning.ts says what they are by themselves. */
+export const as = {
+  as: {
+    ...several,
+    defaultDescription: 'none',
+    describe: 'MEMBER=ipv4|ipv6|mac|be|hex|time|duration|bytes: how a member is written',
+  },
+} as const;
+
+/** {@link as}, where people read. */
+export const meaning = {
+  ...as,
+  plain: { ...boolean, describe: 'print numbers, not the addresses and times that they mean' },
+} as const;
+
 /** `--like`, for sources that have items only; `verify` also compares with it. */
 export const like = {
   ...string,
@@ -112,6 +127,11 @@ export const COMMON = {
 export interface TypeArguments {
   readonly btf?: string | undefined;
   readonly type: readonly string[];
+  readonly as?: readonly string[];
+  /** Of commands that print for people, whether they want numbers. */
+  readonly plain?: boolean;
+  /** Programs get numbers, too. */
+  readonly json?: boolean;
 }
 
 /** Whether the command line names types. */

@@ -7,12 +7,13 @@ import { Btf } from '../btf/btf.js';
 import { typeDefinitions, typeName, typeNamed } from '../btf/c.js';
 import { type BtfFile, type MapDefinition, readBtfFile } from '../btf/elf.js';
 import { extractTypes, type WantedTypes } from '../btf/extract.js';
+import { MEANINGS, type Meaning } from '../btf/meaning.js';
 import { valueCodec } from '../btf/values.js';
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, PointerError } from '../errors.js';
 import { openFile } from '../io/input.js';
 import type { DocumentBtfObject, FormSource } from '../json/decode.js';
 import { FORM_MOST, itemShape, type MapForms } from '../json/forms.js';
-import { type NamedTypes, namedForms } from '../json/types.js';
+import { membersNamed, type NamedTypes, namedForms } from '../json/types.js';
 import { type KnownTypes, type TypeFacts, typesRefused } from '../maptype.js';
 import type { DocumentForms } from './document.js';
 import { factsOf } from './facts.js';
@@ -27,6 +28,17 @@ export interface TypeOptions {
   readonly btf?: string | undefined;
   /** `NAME=KEY:VALUE`: types of one map, by its name or id; KEY or VALUE may be empty. */
   readonly type?: readonly string[] | undefined;
+  /** `MEMBER=MEANING`: what a member is, in every map that has one of this name. */
+  readonly as?: readonly string[] | undefined;
+  /** Whether forms are for people: with addresses and times as text. */
+  readonly readable?: boolean | undefined;
+}
+
+/** What the user says that a member is. */
+interface AsOption {
+  readonly text: string;
+  readonly member: string;
+  readonly is: Meaning;
 }
 
 /** Why a map, or all maps that use a BTF object, lack (some of) their types. */
@@ -77,15 +89,20 @@ export class TypeFinder {
   #fileId: number | undefined;
   /** Maps for which the ambiguity of the file has been reported. */
   readonly #unclear = new Set<DumpMap>();
+  readonly #as: readonly AsOption[];
+  readonly #usedAs = new Set<AsOption>();
+  readonly #readable: boolean;
   #kernel: Btf | undefined;
 
   /** @throws BpfimgError for a file that cannot be read, and for maps that the user named but that do not exist */
   constructor(
     dump: Dump,
     readonly table: KnownTypes,
-    { btf, type = [] }: TypeOptions = {},
+    { btf, type = [], as = [], readable = false }: TypeOptions = {},
   ) {
     this.#dump = dump;
+    this.#as = as.map(parseAsOption);
+    this.#readable = readable;
     this.#path = btf;
     this.#fileName = btf?.replace(/^.*\/(?=.)/, '') ?? '';
     this.#file = btf === undefined ? undefined : readBtfFile(readFile(btf), { name: btf });
@@ -104,9 +121,39 @@ export class TypeFinder {
   async types(map: DumpMap): Promise<NamedTypes | undefined> {
     if (this.#found.has(map)) return this.#found.get(map);
     const named = (await this.#handTypes(map)) ?? this.#fileTypes(map) ?? (await this.#dumpTypes(map));
-    const types = named && this.#checked(map, named);
+    const fit = named && this.#checked(map, named);
+    const types = fit && { ...fit, as: this.#said(map, fit) };
     this.#found.set(map, types);
     return types;
+  }
+
+  /** What the user says of the members of a map's items, by their whole names. */
+  #said(map: DumpMap, types: NamedTypes): Map<string, Meaning> {
+    const said = new Map<string, Meaning>();
+    for (const option of this.#as) {
+      const { member, is, text } = option;
+      const names = membersNamed(types, member, MOST_NAMED);
+      // One of each side may have a name that both sides have.
+      const sides = names.map((name) => name.split('.', 1)[0]);
+      if (new Set(sides).size < names.length) {
+        const some = `${names.join(', ')}${names.length >= MOST_NAMED ? ', …' : ''}`;
+        throw new BpfimgError('usage', `in map ${map.mapId} it may be any of ${some}`, { subject: `--as ${text}` });
+      }
+      for (const name of names) said.set(name, is);
+      if (names.length > 0) this.#usedAs.add(option);
+    }
+    try {
+      namedForms({ ...types, as: said });
+    } catch (error) {
+      if (!(error instanceof PointerError)) throw error;
+      throw new BpfimgError('usage', `map ${map.mapId}: ${error.text}`, { subject: '--as' });
+    }
+    return said;
+  }
+
+  /** What the user has said of members that no map has whose types were asked for. */
+  get unusedAs(): string[] {
+    return this.#as.filter((option) => !this.#usedAs.has(option)).map(({ text }) => text);
   }
 
   /** The types that the dump has of the inner maps of `map`: those that a program defines. */
@@ -125,7 +172,7 @@ export class TypeFinder {
       if (types === undefined) continue;
       const { btfId, key, value } = types;
       used.add(btfId);
-      found.set(map, { ...namedForms(types), facts: { btf: btfId, key, value } });
+      found.set(map, { ...namedForms(types, this.#readable), facts: { btf: btfId, key, value } });
     }
     const objects = [...this.#added].filter(([id]) => used.has(id)).map(([, object]) => object);
     return { objects, of: (map) => found.get(map) };
@@ -143,6 +190,7 @@ export class TypeFinder {
       objects.push({ message, read: async () => blob });
     }
     const types = new Map(maps.flatMap((map) => [[map.mapId, this.#found.get(map)] as const]));
+    const readable = this.#readable;
     return {
       objects,
       of(mapId, keySize, valueSize) {
@@ -151,7 +199,7 @@ export class TypeFinder {
         const { btf } = named;
         const key = named.key !== 0 && btf.size(named.key) === keySize ? named.key : 0;
         const value = named.value !== 0 && btf.size(named.value) === valueSize ? named.value : 0;
-        return key === 0 && value === 0 ? undefined : namedForms({ ...named, key, value });
+        return key === 0 && value === 0 ? undefined : namedForms({ ...named, key, value }, readable);
       },
     };
   }
@@ -415,6 +463,16 @@ function readFile(path: string): Buffer {
   } finally {
     file.close();
   }
+}
+
+/** Members of one name that are counted. */
+const MOST_NAMED = 6;
+
+function parseAsOption(text: string): AsOption {
+  const [, member = '', is = ''] = /^(.+)=(.*)$/s.exec(text) ?? [];
+  const meaning = MEANINGS.find((one) => one === is);
+  if (meaning !== undefined) return { text, member, is: meaning };
+  throw new BpfimgError('usage', `expected MEMBER=${MEANINGS.join('|')}`, { subject: `--as ${text}` });
 }
 
 function parseTypeOption(text: string): TypeOption {

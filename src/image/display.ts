@@ -4,7 +4,7 @@
  *
  * Tables and rules follow what Python crit prints; names and values are the kernel's.
  */
-import { ipv6Text } from '../bytes.js';
+import { ipv4Bytes, ipv4Text, ipv6Bytes, ipv6Text, viewOf } from '../bytes.js';
 import type { Json, JsonObject } from '../value.js';
 import { type MessageField, messageFields } from './message.js';
 
@@ -164,25 +164,13 @@ function addressText(words: Json[]): string | undefined {
   const bytes = Buffer.alloc(words.length * 4);
   if (words.length !== 1 && words.length !== 4) return undefined;
   for (const [i, word] of words.entries()) bytes.writeUInt32LE(Number(word), i * 4);
-  return words.length === 1 ? bytes.join('.') : ipv6Text(bytes);
+  return words.length === 1 ? ipv4Text(bytes) : ipv6Text(bytes);
 }
 
 function addressWords(text: string): number[] | undefined {
-  if (/^\d{1,3}(\.\d{1,3}){3}$/.test(text)) {
-    const parts = text.split('.').map(Number);
-    return parts.some((part) => part > 255) ? undefined : [Buffer.from(parts).readUInt32LE()];
-  }
-  const halves = text.split('::');
-  if (halves.length > 2 || !/^[0-9a-fA-F:]+$/.test(text)) return undefined;
-  const groups = halves.map((half) => (half === '' ? [] : half.split(':').map((group) => Number.parseInt(group, 16))));
-  const [head = [], tail] = groups;
-  const missing = 8 - head.length - (tail?.length ?? 0);
-  if (tail === undefined ? missing !== 0 : missing < 1) return undefined;
-  const all = [...head, ...new Array<number>(missing).fill(0), ...(tail ?? [])];
-  if (all.some((group) => !(group >= 0 && group <= 0xffff))) return undefined;
-  const bytes = Buffer.alloc(16);
-  for (const [i, group] of all.entries()) bytes.writeUInt16BE(group, i * 2);
-  return [0, 4, 8, 12].map((at) => bytes.readUInt32LE(at));
+  const bytes = ipv4Bytes(text) ?? ipv6Bytes(text);
+  if (bytes === undefined) return undefined;
+  return Array.from({ length: bytes.length / 4 }, (_, i) => viewOf(bytes).getUint32(i * 4, true));
 }
 
 const CR = 0x0d;

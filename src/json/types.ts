@@ -1,8 +1,9 @@
 /** Types of items in documents: reads and writes the members `types` and `btf`. */
 import { BTF_MAX, Btf } from '../btf/btf.js';
 import { typeName, typeNamed } from '../btf/c.js';
-import { type ValueCodec, valueCodec } from '../btf/values.js';
-import { PointerError, pointed } from '../errors.js';
+import type { Meaning } from '../btf/meaning.js';
+import { memberPaths, type ValueCodec, valueCodec } from '../btf/values.js';
+import { PointerError, pointed, pointerPart } from '../errors.js';
 import { BPFMAP_BTF } from '../image/kinds.js';
 import { encodeMessage } from '../image/wire.js';
 import { Cursor } from '../io/input.js';
@@ -52,10 +53,54 @@ export interface NamedTypes {
   /** 0 for none. */
   readonly key: number;
   readonly value: number;
+  /** What members are, as the user says: by path after `key.` or `value.`, or `key` or `value` for the whole. */
+  readonly as?: ReadonlyMap<string, Meaning> | undefined;
 }
 
-/** The forms of items of these types, and the `types` member that names them. */
-export function namedForms({ btfId, btf, key, value }: NamedTypes): MapForms {
+/** The side and the path there that a member's name with `key.` or `value.` before it means. */
+function sideOf(member: string): [side: 'key' | 'value' | undefined, path: string] {
+  const [, side, path = ''] = /^(key|value)(?:\.(.*))?$/s.exec(member) ?? [];
+  return side === 'key' || side === 'value' ? [side, path] : [undefined, member];
+}
+
+/**
+ * The whole names, such as `value.stats.saddr`, that `member` means in these types: `key` or `value` with or without a
+ * path after it, or a path in either, or its end.
+ */
+export function membersNamed({ btf, key, value }: NamedTypes, member: string, most: number): string[] {
+  const [only, path] = sideOf(member);
+  return (['key', 'value'] as const).flatMap((side) => {
+    const id = side === 'key' ? key : value;
+    if (id === 0 || (only !== undefined && only !== side)) return [];
+    if (path === '') return [side];
+    return memberPaths(btf, id, path, most).map((one) => `${side}.${one}`);
+  });
+}
+
+/** What is said of the members of one side, by path. */
+function saidOf(side: 'key' | 'value', as: ReadonlyMap<string, Meaning> = new Map()): Map<string, Meaning> {
+  const own = [...as].map(([member, is]) => [...sideOf(member), is] as const).filter(([one]) => one === side);
+  return new Map(own.map(([, path, is]) => [path, is]));
+}
+
+/** What a document says of members, by their whole names. */
+function saidWholly(types: NamedTypes, as: Readonly<Record<string, Meaning>>): Map<string, Meaning> {
+  const all = Object.entries(as).map(([member, is]): [string, Meaning] => {
+    const [name, ...others] = membersNamed(types, member, 2);
+    const at = `/as${pointerPart(member)}`;
+    if (name === undefined) throw new PointerError(at, `no member ${member}`);
+    if (others.length > 0) throw new PointerError(at, `it may be ${[name, ...others].join(' or ')}`);
+    return [name, is];
+  });
+  return new Map(all);
+}
+
+/**
+ * The forms of items of these types, and the `types` member that names them.
+ * @param readable whether they are for people: with addresses and times as text
+ * @throws PointerError for members that cannot be shown as `as` says
+ */
+export function namedForms({ btfId, btf, key, value, as }: NamedTypes, readable = false): MapForms {
   const types: JsonObject = { btf_id: btfId };
   const form = (what: 'key' | 'value', id: number): JsonForm | undefined => {
     if (id === 0) return undefined;
@@ -63,9 +108,11 @@ export function namedForms({ btfId, btf, key, value }: NamedTypes): MapForms {
     types[what] = name;
     // Arrays, and types that share a name, cannot be found by name.
     if (typeNamed(btf, name) !== id) types[`btf_${what}_type_id`] = id;
-    return typedForm(valueCodec(btf, id));
+    return typedForm(valueCodec(btf, id, { readable, as: saidOf(what, as) }));
   };
-  return { key: form('key', key), value: form('value', value), types };
+  const forms = { key: form('key', key), value: form('value', value) };
+  if (as !== undefined && as.size > 0) types.as = Object.fromEntries(as);
+  return { ...forms, types };
 }
 
 /** A BTF object in a document. */
@@ -129,7 +176,7 @@ export class DocumentTypes {
   async resolve(types: Json): Promise<NamedTypes> {
     const problem = await check('item_types', types, true);
     if (problem) throw problem;
-    const { btf_id, ...names } = types as { btf_id: number } & JsonObject;
+    const { btf_id, as = {}, ...names } = types as { btf_id: number; as?: Record<string, Meaning> } & JsonObject;
     const btf = await this.#btf(btf_id);
     const id = (what: 'key' | 'value'): number => {
       const [name, said] = [names[what] as string | undefined, names[`btf_${what}_type_id`] as number | undefined];
@@ -143,7 +190,8 @@ export class DocumentTypes {
       return found;
     };
     try {
-      return { btfId: btf_id, btf, key: id('key'), value: id('value') };
+      const named = { btfId: btf_id, btf, key: id('key'), value: id('value') };
+      return { ...named, as: saidWholly(named, as) };
     } catch (error) {
       throw pointed(error);
     }
@@ -156,10 +204,10 @@ export class DocumentTypes {
    */
   async forms(header: JsonObject): Promise<ItemForms> {
     try {
-      const { btf, key, value } = await this.resolve(header.types as Json);
+      const { btf, key, value, as } = await this.resolve(header.types as Json);
       const form = (what: 'key' | 'value', id: number): JsonForm | undefined => {
         if (id === 0) return undefined;
-        const codec = valueCodec(btf, id);
+        const codec = valueCodec(btf, id, { as: saidOf(what, as) });
         const size = header[`${what}_size`];
         if (typeof size === 'number' && size !== codec.size) {
           throw new PointerError(`/${what}`, `${codec.typeName} has ${codec.size} bytes, ${what}_size is ${size}`);

@@ -15,6 +15,7 @@ import {
   type StructType,
 } from '../btf/btf.js';
 import { typeName } from '../btf/c.js';
+import { declaredOrder } from '../btf/meaning.js';
 import { SPECIAL_FIELDS, type SpecialKind, specialKind } from '../btf/special.js';
 import { sectionMembers, unused } from '../btf/values.js';
 import { BpfimgError } from '../errors.js';
@@ -184,7 +185,8 @@ class Builder {
       node.bit += this.#btf.littleEndian ? type.bitOffset : size * 8 - type.bitOffset - type.bits;
       node.bits = type.bits;
     }
-    if (!node.bitField && isNetwork(this.#btf, node.id)) Object.assign(node, { network: true, little: false });
+    if (!node.bitField && declaredOrder(this.#btf, node.id) === 'big')
+      Object.assign(node, { network: true, little: false });
   }
 
   #enum(id: number): { readonly type: EnumType; readonly signed: boolean } {
@@ -254,19 +256,6 @@ class Builder {
 /** Compilers record signedness only since 2022. Before, a number like that of an errno tells. */
 function looksSigned({ kind, values }: EnumType): boolean {
   return kind === 'ENUM' && values.some(({ value }) => value > 0xffff_f000n);
-}
-
-const NETWORK: ReadonlySet<string> = new Set(['__be16', '__be32', '__be64']);
-
-function isNetwork(btf: Btf, id: number): boolean {
-  let at = id;
-  for (let steps = 0; steps <= MAX_TYPE_DEPTH + 1; steps++) {
-    const kind = btf.kind(at);
-    if (kind === 'TYPEDEF' && NETWORK.has(btf.nameOf(at))) return true;
-    if (!['TYPEDEF', 'VOLATILE', 'CONST', 'RESTRICT', 'TYPE_TAG'].includes(kind)) return false;
-    at = (btf.type(at) as RefType).type;
-  }
-  return false;
 }
 
 /** The structure among whose members a node has its name: what is anonymous in between does not count. */

@@ -1,5 +1,6 @@
 /** Values as numbers that are added. */
 import { Btf, MAX_TYPE_DEPTH } from '../btf/btf.js';
+import { declaredOrder } from '../btf/meaning.js';
 import { specialKind } from '../btf/special.js';
 import { viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
@@ -81,7 +82,8 @@ function integers({ btf, id }: ValueType, subject: string): Span[] {
     new BpfimgError('unsupported', `its values have more than ${MOST_NUMBERS} numbers to add`, { subject });
   const walk = (id: number, offset: number, depth: number): void => {
     if (depth > MAX_TYPE_DEPTH || found.length > MOST_NUMBERS) throw tooMany();
-    if (isForeign(btf, id) || specialKind(btf, id) !== undefined) return;
+    // A number in network order is an address or a port, and no counter.
+    if (declaredOrder(btf, id) === 'big' || specialKind(btf, id) !== undefined) return;
     const type = btf.type(btf.resolve(id));
     if (type.kind === 'INT') {
       const plain = !type.char && !type.bool;
@@ -114,17 +116,6 @@ function integers({ btf, id }: ValueType, subject: string): Span[] {
   walk(id, 0, 0);
   if (found.length > 0) return found;
   throw new BpfimgError('unsupported', 'its values have no integers to add', { subject });
-}
-
-/** Whether it is a number of the other byte order (`__be32`): an address, a port, and no counter. */
-function isForeign(btf: Btf, id: number): boolean {
-  for (let at = id, steps = 0; steps <= MAX_TYPE_DEPTH; steps++) {
-    const type = btf.type(at);
-    if (type.kind === 'TYPEDEF' && /^__be\d/.test(type.name)) return true;
-    if (type.kind !== 'TYPEDEF' && type.kind !== 'CONST' && type.kind !== 'VOLATILE' && type.kind !== 'TYPE_TAG') break;
-    at = type.type;
-  }
-  return false;
 }
 
 /**

@@ -9,7 +9,7 @@ import type { DumpSource, ImageSource } from '../../source/source.js';
 import { chooses, choosing, chosen } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
-import { boolean, image, libdir, like, map, namesTypes, source, string, types } from '../options.js';
+import { as, boolean, image, libdir, like, map, namesTypes, source, string, types } from '../options.js';
 import { Sources, sourceOf } from '../source.js';
 import { written } from '../written.js';
 
@@ -36,6 +36,7 @@ const takes = {
     map,
     ...choosing,
     ...types,
+    ...as,
     typed: {
       group: 'Types',
       type: 'boolean',
@@ -63,8 +64,9 @@ export const command: Command = {
 
 async function run(args: DecodeArguments, io: Io): Promise<void> {
   const source = sourceOf(args.source, args.in);
-  if (args.typed === false && namesTypes(args)) throw new BpfimgError('usage', '--no-typed has no use for types');
-  if (args.format === 'crit' && (args.typed || namesTypes(args))) {
+  if (args.typed === false && (namesTypes(args) || args.as.length > 0))
+    throw new BpfimgError('usage', '--no-typed has no use for types');
+  if (args.format === 'crit' && (args.typed || namesTypes(args) || args.as.length > 0)) {
     throw new BpfimgError('usage', '--format crit: crit has no form for types');
   }
   const sources = new Sources(io, args);
@@ -92,7 +94,7 @@ async function decodeOne(
   }
   const reader = await ImageReader.open(input);
   const maps = args.map.length > 0 ? mapIds(args.map, reader.kind === BPFMAP_DATA) : undefined;
-  const typed = args.typed || namesTypes(args);
+  const typed = args.typed || namesTypes(args) || args.as.length > 0;
   if (typed && reader.kind !== BPFMAP_DATA) {
     throw new BpfimgError('usage', 'types are of the items in a bpfmap-data image, or in a dump folder', {
       subject: input.name,
@@ -171,7 +173,7 @@ async function imageForms(
   args: DecodeArguments,
   io: Io,
 ): Promise<FormSource> {
-  const { mapTypes, sayProblems, TypeFinder } = await ofDumps();
+  const { expectUsed, mapTypes, sayProblems, TypeFinder } = await ofDumps();
   const dump = file === undefined ? undefined : await beside(file);
   if (dump === undefined) {
     throw new BpfimgError('usage', 'types need a dump: the image alone does not say what its maps are');
@@ -180,6 +182,7 @@ async function imageForms(
     const finder = new TypeFinder(dump, await mapTypes(args.libdir, io), args);
     const maps = dump.maps.filter((map: DumpMap) => chosen === undefined || chosen.has(map.mapId));
     const forms = await finder.imageForms(maps);
+    expectUsed(finder.unusedAs);
     sayProblems(finder, maps, io);
     if (forms.objects.length === 0) io.say(NO_TYPES_WARNING);
     return forms;

@@ -14,9 +14,20 @@ import { choosing, chosen } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
 import { coloured, type Io } from '../io.js';
-import { boolean, json, libdir, like, map as mapOption, number, pager, types as typeOptions } from '../options.js';
+import {
+  boolean,
+  json,
+  libdir,
+  like,
+  map as mapOption,
+  meaning,
+  namesTypes,
+  number,
+  pager,
+  types as typeOptions,
+} from '../options.js';
 import { DASH, Sources } from '../source.js';
-import { documentForms, typeFinder } from '../types.js';
+import { documentForms, expectUsed, typeFinder } from '../types.js';
 import { paged } from '../written.js';
 
 const takes = {
@@ -41,6 +52,7 @@ const takes = {
     quiet: { ...boolean, alias: 'q', group: 'Output', describe: 'print nothing; only set the exit code' },
     holders: { ...boolean, group: 'Selection', describe: 'also compare which processes hold the maps' },
     ...typeOptions,
+    ...meaning,
     ...libdir,
     like,
     json,
@@ -242,11 +254,20 @@ class Diff {
     const forms = [];
     // If both sides lack the same, it is said once.
     const said = new Set<string>();
+    let unused = new Set(args.as);
     for (const [side, dump] of [this.a, this.b].entries()) {
       const type = args.type.filter((text) => named(text) === '' || has(dump, text));
       const maps = pairs.flatMap(({ a, b }) => [side === 0 ? a : b].filter((map) => map !== undefined));
-      forms.push(await documentForms(await typeFinder(dump, this.types, { btf: args.btf, type }), maps, io, said));
+      const own = { btf: args.btf, type, plain: args.plain, json: args.json };
+      const finder = await typeFinder(
+        dump,
+        this.types,
+        namesTypes(own) || dump.btf.size > 0 ? { ...own, as: args.as } : own,
+      );
+      forms.push(await documentForms(finder, maps, io, said));
+      if (finder !== undefined) unused = new Set(finder.unusedAs.filter((text) => unused.has(text)));
     }
+    expectUsed([...unused]);
     return forms;
   }
 

@@ -32,6 +32,7 @@ import {
   libdir,
   like,
   map,
+  meaning,
   namesTypes,
   number,
   pager,
@@ -52,6 +53,7 @@ const takes = {
     ...choosing,
     limit: { ...number, default: 10, group: 'Output', describe: 'how many items to show per map; 0 shows all' },
     ...typeOptions,
+    ...meaning,
     raw: { ...boolean, group: 'Types', describe: 'show bytes even if types are known' },
     text: { ...boolean, group: 'Output', describe: 'show keys of tries as IP addresses, if they have the right size' },
     types: { ...boolean, group: 'Types', describe: 'show the C types of keys and values instead of items' },
@@ -89,7 +91,8 @@ async function run(args: ShowArguments, io: Io): Promise<void> {
   }
   if (args.types && (args.raw || args.json))
     throw new BpfimgError('usage', '--types prints C, without --raw and --json');
-  if (args.raw && namesTypes(args)) throw new BpfimgError('usage', '--raw has no use for types');
+  if (args.raw && (namesTypes(args) || args.as.length > 0))
+    throw new BpfimgError('usage', '--raw has no use for types');
   const sources = new Sources(io, args);
   const named = sourceOf(args.source, args.in);
   const isNamed = args.source !== undefined || args.in !== undefined;
