@@ -1,4 +1,4 @@
-import { hex, ipv4Text, ipv6Text } from '../src/bytes.js';
+import { hex, ipv4Bytes, ipv4Text, ipv6Bytes, ipv6Text } from '../src/bytes.js';
 import { FULL, type Plugin } from '../src/maptype.js';
 import { toolkit } from '../src/toolkit.js';
 import { ANY, FLAG, NUMA_RW, PROG, TYPES } from './rules.js';
@@ -39,6 +39,7 @@ export const trie: Plugin = {
   replay: toolkit.fillInOrder,
   into: toolkit.mergeItems,
   keyText: prefixText,
+  keyBytes: prefixBytes,
 };
 
 /** A prefix as an address, if the key has the right size: `10.1.0.0/16`. Bits after the prefix are shown, too. */
@@ -47,4 +48,15 @@ function prefixText(key: Uint8Array): string | undefined {
   const address = key.subarray(4);
   if (address.length === 4) return `${ipv4Text(address)}/${length}`;
   return address.length === 16 ? `${ipv6Text(address)}/${length}` : undefined;
+}
+
+/** The key of a prefix: `10.1.0.0/16`, or an address alone for all of its bits. */
+function prefixBytes(text: string, size: number): Uint8Array | undefined {
+  const [, address = '', digits] = /^([^/]+)(?:\/(\d{1,3}))?$/.exec(text) ?? [];
+  const bytes = size === 8 ? ipv4Bytes(address) : size === 20 ? ipv6Bytes(address) : undefined;
+  if (bytes === undefined) return undefined;
+  const key = new Uint8Array(size);
+  new DataView(key.buffer).setUint32(0, digits === undefined ? 8 * bytes.length : Number(digits), true);
+  key.set(bytes, 4);
+  return key;
 }

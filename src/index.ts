@@ -32,8 +32,10 @@ export {
 export { typeDefinition, typeDefinitions, typeName, typeNamed } from './btf/c.js';
 export { type BtfFile, type MapDefinition, readBtfFile } from './btf/elf.js';
 export { extractTypes, type WantedTypes } from './btf/extract.js';
+export type { Meaning } from './btf/meaning.js';
 export { SPECIAL_FIELDS, type SpecialField, type SpecialKind, specialFields } from './btf/special.js';
 export {
+  type CodecOptions,
   type Sink,
   type ValueCodec,
   type ValuePart,

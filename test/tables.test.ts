@@ -11,8 +11,7 @@ t.teardown(() => fs.rmSync(cwd, { recursive: true }));
 const FLOWD = path.join(TOP, 'fixtures/flowd');
 
 t.test('on a terminal, output goes through the pager', async (t) => {
-  const on = (line: string, env: Readonly<Record<string, string>> = {}) =>
-    onTerminal(line, { columns: 200, cwd, env });
+  const on = (line: string, env: Readonly<Record<string, string>> = {}) => onTerminal(line, { columns: 200, cwd, env });
   const plain = bpfimg(['show', FLOWD, '--map', '377']).stdout;
   const pages = plain.replace(/^/gm, 'P ').slice(0, -2);
   t.equal(on(`bpfimg show ${FLOWD} --map 377`, { PAGER: "sed 's/^/P /'" }), pages);

@@ -19,6 +19,7 @@ import { bytesAt, type Codec, foundText, type Refuse } from './scalars.js';
 
 /** What a user can say that a member is. */
 export const MEANINGS = ['ipv4', 'ipv6', 'mac', 'be', 'hex', 'time', 'duration', 'bytes'] as const;
+/** One of {@link MEANINGS}. */
 export type Meaning = (typeof MEANINGS)[number];
 
 const NAMELESS = new Set(['TYPEDEF', 'VOLATILE', 'CONST', 'RESTRICT', 'TYPE_TAG']);

@@ -2,7 +2,7 @@
  * Keys and values as people type them: JSON, a number, text, `member=value,…`, hex as `show` and `decode` print it, or
  * an address.
  */
-import { cpuParts, unhex, viewOf } from '../bytes.js';
+import { cpuParts, ipv4Bytes, ipv6Bytes, macBytes, unhex, viewOf } from '../bytes.js';
 import { BpfimgError, PointerError } from '../errors.js';
 import { bufferInput } from '../io/input.js';
 import type { ItemForms, ItemShape, JsonForm } from '../json/forms.js';
@@ -54,6 +54,12 @@ function numberBytes(word: string, size: number): Uint8Array | undefined {
   return bytes;
 }
 
+/** The bytes of an IPv4, IPv6 or hardware address. */
+function addressOf(word: string, size: number): Uint8Array | undefined {
+  if (size === 4) return ipv4Bytes(word);
+  return size === 16 ? ipv6Bytes(word) : size === 6 ? macBytes(word) : undefined;
+}
+
 /** What a word may be, for a message. */
 function expected({ size, number, text }: WordTarget): string {
   const numbers = size <= 8 ? `a number, or ` : '';
@@ -72,7 +78,7 @@ export async function wordBytes(word: string, target: WordTarget): Promise<Uint8
   if (plain !== undefined) return plain;
   if (form === undefined) {
     const [first, second] = target.number ? [numberBytes, hexOf] : [hexOf, numberBytes];
-    const bytes = first(word, size) ?? second(word, size);
+    const bytes = first(word, size) ?? second(word, size) ?? addressOf(word, size);
     if (bytes !== undefined) return bytes;
     throw refused(what, word, `expected ${expected(target)}`);
   }

@@ -1,5 +1,5 @@
 /** The items of one map by key, wherever the map is: in a dump folder, an archive, an image, or in the kernel. */
-import { cpuStride, viewOf } from '../bytes.js';
+import { cpuStride, hex, viewOf } from '../bytes.js';
 import { dataChanges, type ItemEdit, positionsOf, valueAt } from '../dump/change.js';
 import { itemForms, rawItems } from '../dump/items.js';
 import { type Dump, type DumpMap, dataShape, openDump } from '../dump/model.js';
@@ -356,11 +356,26 @@ class LiveItems extends Items {
   }
 
   protected async read(keys: readonly Uint8Array[]): Promise<(Uint8Array | undefined)[]> {
+    const there = this.type?.key === 'prefix' ? this.#prefixes(keys) : undefined;
     return keys.map((key) => {
-      const value = this.#live.lookup(key);
+      const value = there?.has(hex(key)) === false ? undefined : this.#live.lookup(key);
       if (value !== undefined) blank(value, 0, this.#hidden);
       return value;
     });
+  }
+
+  /** Those of `keys` that are in a trie, in hex: looking one up finds any shorter prefix of it, too. */
+  #prefixes(keys: readonly Uint8Array[]): Set<string> {
+    const wanted = new Set(keys.map(hex));
+    const there = new Set<string>();
+    // If a key is deleted meanwhile, the kernel begins again.
+    let steps = 2 * this.#live.maxEntries;
+    for (let key = this.#live.nextKey(undefined); key !== undefined && steps > 0; steps--) {
+      if (wanted.has(hex(key))) there.add(hex(key));
+      if (there.size === wanted.size) break;
+      key = this.#live.nextKey(key);
+    }
+    return there;
   }
 
   protected async write(edits: readonly ItemEdit[]): Promise<void> {
