@@ -1,5 +1,5 @@
-// Makes dist/: the command line as minified chunks, so that a command reads the code it needs and no other, and their
-// launcher. Starting bpfimg must cost little more than starting Node.
+// Makes dist/: the command line as minified chunks, so that a command reads the code it needs and no other, their
+// launcher, and the man pages. Starting bpfimg must cost little more than starting Node.
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
@@ -7,6 +7,7 @@ import { createRequire, isBuiltin } from 'node:module';
 import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build, transform } from 'esbuild';
+import { writeManPages } from './man.mjs';
 
 const here = import.meta.dirname ?? path.dirname(fileURLToPath(import.meta.url));
 const top = path.resolve(here, '../..');
@@ -103,6 +104,10 @@ const licences = [...bundled].sort().map((name) => {
   return `${name}\n\n${fs.readFileSync(path.join(folder, file), 'utf8').trim()}\n`;
 });
 fs.writeFileSync(path.join(dist, 'THIRD-PARTY.txt'), licences.join(`\n${'-'.repeat(80)}\n`));
+
+const { SOURCE_DATE_EPOCH: seconds } = process.env;
+const built = seconds === undefined ? new Date() : new Date(Number(seconds) * 1000);
+await writeManPages(path.join(dist, 'man'), version, built.toISOString().slice(0, 10));
 
 const hash = createHash('sha256');
 for (const name of fs

@@ -243,3 +243,15 @@ for (const [name, schema] of Object.entries(validators)) {
 }
 const loaders = Object.keys(validators).map((name) => `  ${name}: () => import('./validators/${name}.gen.js'),\n`);
 write('src/json/validators.gen.ts', `${made}export const validators = {\n${loaders.join('')}};\n`);
+
+// ---------------------------------------------------------------------------------------------------
+// What `bpfimg completion` prints.
+
+const scripts = Object.fromEntries(
+  ['bash', 'zsh', 'fish'].map((shell) => [
+    shell,
+    fs.readFileSync(path.join(top, `src/cli/completion/bpfimg.${shell}`), 'utf8'),
+  ]),
+);
+const from = '// Made from src/cli/completion by src/build/generate.mjs. Do not edit.\n';
+write('src/cli/completion.gen.ts', `${from}export const SCRIPTS = ${JSON.stringify(scripts, null, 2)} as const;\n`);

@@ -13,7 +13,7 @@ const fs = require('node:fs');
 const vm = require('node:vm');
 
 const BUILD = '@BUILD@'; // V8 tells sources apart by length only
-const COMMANDS = /^(decode|encode|info|show|get|set|delete|edit|verify|list|capture|replay|diff)$/;
+const COMMANDS = /^(__complete|help|decode|encode|info|show|get|set|delete|edit|verify|list|capture|replay|diff)$/;
 const helper = /^criu-(dump|restore)$/.test(process.argv[2]); // what the CRIU plugin runs
 const command = helper ? process.argv[2] : (process.argv.find((word) => COMMANDS.test(word)) ?? 'other');
 const entry = helper ? './criu-bin.cjs' : './bin.cjs';

@@ -18,6 +18,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command:
   swap: () => import('./commands/swap.js'),
   diff: () => import('./commands/diff.js'),
   help: () => import('./commands/help.js'),
+  completion: () => import('./commands/completion.js'),
   'criu check': () => import('./commands/criu-check.js'),
   'criu convert': () => import('./commands/criu-convert.js'),
   'criu build': () => import('./commands/criu-build.js'),

@@ -22,6 +22,10 @@ export interface Learnt {
  * @throws BpfimgError `usage`
  */
 export async function parseCommandLine(argv: readonly string[], learnt: Learnt): Promise<Run> {
+  if (argv[0] === '__complete') {
+    const { complete } = await import('./complete.js');
+    return (io) => complete(argv.slice(1), io);
+  }
   const end = argv.indexOf('--');
   const head = end < 0 ? argv : argv.slice(0, end);
   if (head.includes('--help') || head.includes('-h')) {
