@@ -48,6 +48,7 @@ t.test('the files of the package', async (t) => {
     'dist/bpfimg',
     'dist/bin.cjs',
     'dist/THIRD-PARTY.txt',
+    'dist/man/bpfimg.1',
     'build/src/index.js',
     'build/src/index.d.ts',
     'build/plugins/index.js',
