@@ -37,6 +37,7 @@ export const map = {
 export const pager = {
   type: 'boolean',
   defaultDescription: 'on a terminal',
+  group: 'Output',
   describe: 'show output page by page (PAGER, or less); --no-pager prints it',
 } as const;
 
@@ -62,14 +63,16 @@ export const as = {
   as: {
     ...several,
     defaultDescription: 'none',
-    describe: 'MEMBER=ipv4|ipv6|mac|be|hex|time|duration|bytes: how a member is written',
+    value: 'MEMBER=FORM',
+    group: 'Types',
+    describe: 'how a member is written: ipv4, ipv6, mac, be, hex, time, duration or bytes',
   },
 } as const;
 
 /** {@link as}, where people read. */
 export const meaning = {
   ...as,
-  plain: { ...boolean, describe: 'print numbers, not the addresses and times that they mean' },
+  plain: { ...boolean, group: 'Types', describe: 'print numbers, not the addresses and times that they mean' },
 } as const;
 
 /** `--like`, for sources that have items only; `verify` also compares with it. */

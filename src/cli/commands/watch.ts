@@ -32,9 +32,14 @@ const takes = {
   },
   options: {
     ...selectorOptions,
-    interval: { ...number, alias: 'n', default: 1, describe: 'seconds from one look to the next' },
-    count: { ...number, describe: 'stop after this many looks' },
-    limit: { ...number, default: 10, describe: 'how many changed, added and removed items to show per map' },
+    interval: { ...number, group: 'Output', alias: 'n', default: 1, describe: 'seconds from one look to the next' },
+    count: { ...number, group: 'Output', describe: 'stop after this many looks' },
+    limit: {
+      ...number,
+      group: 'Output',
+      default: 10,
+      describe: 'how many changed, added and removed items to show per map',
+    },
     ...typeOptions,
     ...libdir,
     json: { ...json, describe: 'print one JSON object for each look' },
