@@ -19,6 +19,7 @@ import { written } from './written.js';
 /** The word that names a source. */
 export const itemSource = {
   type: 'string',
+  value: 'SOURCE',
   demandOption: true,
   describe: 'a dump folder, archive, image or live maps (pinned:PATH, id:N, name:NAME, pid:PID)',
 } as const;
