@@ -12,10 +12,16 @@ import { programs } from './helpers/programs.js';
 
 const noJq = skipWithout('jq');
 
-/** A folder with what the examples of a page use: a dump, an object file, and the programs that the page shows. */
-function exampleFolder(page: string): string {
+/**
+ * A folder with what the examples of a page use: a dump, an object file, and the programs that the page shows. If the
+ * page itself copies the dump, the folder is like a fresh clone.
+ */
+function exampleFolder(page: string, copies = page.includes('$ cp -r fixtures/flowd flowd')): string {
   const folder = workFolder();
-  fs.copyFileSync(path.join(TOP, 'fixtures/btf/flowd.o'), path.join(folder, 'flowd.bpf.o'));
+  if (copies) {
+    fs.rmSync(path.join(folder, 'flowd'), { recursive: true });
+    fs.symlinkSync(path.join(TOP, 'fixtures'), path.join(folder, 'fixtures'));
+  } else fs.copyFileSync(path.join(TOP, 'fixtures/btf/flowd.o'), path.join(folder, 'flowd.bpf.o'));
   const shown = Object.entries(programs(page));
   for (const [name, text] of shown) fs.writeFileSync(path.join(folder, name), text);
   if (shown.length > 0) {
@@ -56,7 +62,7 @@ for (const name of pages) {
   if (live.length > 0) {
     const skip = await skipWithoutMaps();
     t.test(`${name}: ${live.length} examples with live maps print what the page shows`, { skip }, async (t) => {
-      const cwd = exampleFolder(page);
+      const cwd = exampleFolder(page, false);
       t.teardown(() => fs.rmSync(cwd, { recursive: true }));
       // The same test may be running elsewhere on this machine.
       const pins = `/sys/fs/bpf/bpfimg-docs-${process.pid}`;
