@@ -1,6 +1,6 @@
 /** Text for people: tables, bytes, colours. All layout is done here, and all text is made safe for a terminal here. */
 import { escaped, oneLine } from './errors.js';
-import { cut, padEnd, padStart, width } from './width.js';
+import { cut, padEnd, padStart, width, wrapped } from './width.js';
 
 /** Styles for a terminal; each does nothing if colours are off. */
 export interface Colours {
@@ -34,22 +34,50 @@ export interface Column {
   readonly right?: boolean;
 }
 
-/** Lines of a table: a heading, then rows, columns two blanks apart. */
-export function table(columns: readonly Column[], rows: readonly (readonly string[])[], look: Colours): string[] {
-  const widths = columns.map((column) => width(column.title));
+/** Cells that the last column of a table keeps on a narrow terminal; its text continues below. */
+const LAST_COLUMN = 20;
+
+/**
+ * Lines of a table: a heading, then rows, columns two blanks apart.
+ * @param most columns of the terminal: what does not fit is wrapped in the last column, or left out and counted
+ */
+export function table(
+  columns: readonly Column[],
+  rows: readonly (readonly string[])[],
+  look: Colours,
+  most?: number,
+): string[] {
+  const titles = columns.map(({ title }) => title);
   const safe = rows.map((row) => row.map(oneLine));
-  for (const row of safe) {
-    for (const [i, cell] of row.entries()) widths[i] = Math.max(widths[i] ?? 0, width(cell));
-  }
-  const line = (cells: readonly string[]) =>
-    columns
-      .map(({ right }, i) => {
-        const cell = cells[i] ?? '';
-        return (right ? padStart : padEnd)(cell, widths[i] as number);
-      })
-      .join('  ')
-      .trimEnd();
-  return [look.bold(line(columns.map((column) => column.title))), ...safe.map(line)];
+  const widths = columns.map((_, i) => Math.max(...[titles, ...safe].map((row) => width(row[i] ?? ''))));
+  let count = columns.length;
+  const room = () => (most ?? Infinity) - widths.slice(0, count - 1).reduce((sum, one) => sum + one + 2, 0);
+  const needed = () => {
+    const [all = 0, title] = [widths[count - 1], width(titles[count - 1] as string)];
+    return columns[count - 1]?.right ? all : Math.min(all, Math.max(title, LAST_COLUMN));
+  };
+  while (count > 1 && room() < needed()) count--;
+  const last = count - 1;
+  if (!columns[last]?.right) widths[last] = Math.min(widths[last] as number, Math.max(room(), needed()));
+  const lines = (cells: readonly string[]) =>
+    wrapped(cells[last] ?? '', widths[last] as number).map((part, line) =>
+      columns
+        .slice(0, count)
+        .map(({ right }, i) => {
+          const cell = i === last ? part : line === 0 ? (cells[i] ?? '') : '';
+          return (right ? padStart : padEnd)(cell, widths[i] as number);
+        })
+        .join('  ')
+        .trimEnd(),
+    );
+  const hidden = titles.slice(count);
+  const left = hidden.length === 0 ? [] : [look.dim(`… ${hiddenText(hidden)}`)];
+  return [...lines(titles).map(look.bold), ...safe.flatMap(lines), ...left];
+}
+
+/** Which columns are not shown. */
+export function hiddenText(names: readonly string[]): string {
+  return `${plural(names.length, 'more column')}: ${names.join(', ')}`;
 }
 
 /** Bytes of a line in a hex dump. */

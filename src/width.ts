@@ -52,3 +52,18 @@ export function padStart(text: string, cells: number): string {
 export function padEnd(text: string, cells: number): string {
   return text + blanks(text, cells);
 }
+
+/** `text` in lines of at most `most` cells, broken at blanks where there are any. */
+export function wrapped(text: string, most: number): string[] {
+  const lines: string[] = [];
+  let rest = text;
+  while (width(rest) > most) {
+    // A character may be wider than the line.
+    const line = cut(rest, most) || String.fromCodePoint(rest.codePointAt(0) as number);
+    const blank = rest[line.length] === ' ' ? line.length : line.lastIndexOf(' ');
+    const end = blank > 0 ? blank : line.length;
+    lines.push(rest.slice(0, end).trimEnd());
+    rest = rest.slice(end).trimStart();
+  }
+  return rest === '' && lines.length > 0 ? lines : [...lines, rest];
+}

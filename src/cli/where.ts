@@ -11,8 +11,9 @@ import type { Json } from '../value.js';
 export type ItemTest = (item: Item) => boolean;
 
 /** What part of a condition is worth: undefined for what cannot be compared. */
-type Worth = Json | undefined;
-type Part = (item: Item) => Worth;
+export type Worth = Json | undefined;
+/** Its worth for an item. */
+export type Part = (item: Item) => Worth;
 
 /** The names that a condition may use. */
 const NAMES = ['key', 'value', 'values'] as const;
@@ -22,7 +23,17 @@ const NAMES = ['key', 'value', 'values'] as const;
  * @throws BpfimgError `usage`; the test throws it, too, for a member that an item does not have
  */
 export function whereTest(text: string): ItemTest {
-  const bad = (what: string) => new BpfimgError('usage', what, { subject: `--where ${text}` });
+  const worth = expression('--where', text);
+  return (item) => truth(worth(item));
+}
+
+/**
+ * What an expression is worth for an item.
+ * @param option that has it, for messages
+ * @throws BpfimgError `usage`; the result throws it, too
+ */
+export function expression(option: string, text: string): Part {
+  const bad = (what: string) => new BpfimgError('usage', what, { subject: `${option} ${text}` });
   let tree: jsep.Expression;
   try {
     tree = jsep(text);
@@ -31,8 +42,7 @@ export function whereTest(text: string): ItemTest {
     const { description = '', index } = error as { readonly description?: string; readonly index?: number };
     throw bad(index === undefined ? description : `${description}, character ${index + 1}`);
   }
-  const worth = compiled(tree, bad);
-  return (item) => truth(worth(item));
+  return compiled(tree, bad);
 }
 
 /** Some of the names that would be right. */
@@ -116,7 +126,7 @@ const COMPARE: Readonly<Record<string, (order: number | undefined) => boolean>> 
 };
 
 /** Negative, 0 or positive; undefined, and not equal, for what has no order. Large integers are compared exactly. */
-function order(a: Worth, b: Worth): number | undefined {
+export function order(a: Worth, b: Worth): number | undefined {
   const [x, y] = [numeric(a), numeric(b)];
   if (x !== undefined && y !== undefined && (typeof a !== 'string' || typeof b !== 'string'))
     return x < y ? -1 : x > y ? 1 : x === y || Number(x) === Number(y) ? 0 : undefined;

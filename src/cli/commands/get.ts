@@ -1,8 +1,8 @@
 import { hex } from '../../bytes.js';
 import { rawItem, shownItem } from '../../dump/items.js';
-import { valuePaths } from '../../dump/words.js';
 import type { ItemStore } from '../../edit/items.js';
 import { EXIT } from '../../errors.js';
+import { valuePaths } from '../../json/paths.js';
 import { COMPACT, print } from '../../json/print.js';
 import { hexGroups, nameText } from '../../render.js';
 import type { Json, JsonObject } from '../../value.js';

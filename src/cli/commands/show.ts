@@ -37,10 +37,11 @@ import {
   number,
   pager,
   source,
+  string,
   types as typeOptions,
 } from '../options.js';
 import { Sources, sourceOf } from '../source.js';
-import { cellFields, TypedTable } from '../typed-table.js';
+import { cellFields, type Layout, TypedTable } from '../typed-table.js';
 import { documentForms, sayProblems, typeFinder } from '../types.js';
 import { paged, printLines } from '../written.js';
 
@@ -56,6 +57,20 @@ const takes = {
     ...meaning,
     raw: { ...boolean, group: 'Types', describe: 'show bytes even if types are known' },
     text: { ...boolean, group: 'Output', describe: 'show keys of tries as IP addresses, if they have the right size' },
+    vertical: {
+      type: 'boolean',
+      group: 'Output',
+      defaultDescription: 'if a row is wider than the terminal',
+      describe: 'show typed items as lists of their members; --no-vertical leaves out columns instead',
+    },
+    full: { ...boolean, group: 'Output', describe: 'cut off nothing: show whole arrays, texts and values' },
+    sort: {
+      ...string,
+      value: 'WHAT',
+      group: 'Output',
+      describe: 'order of items: key, or a member such as value.bytes',
+    },
+    top: { ...number, value: 'N', group: 'Output', describe: 'with --sort: the N largest, largest first' },
     types: { ...boolean, group: 'Types', describe: 'show the C types of keys and values instead of items' },
     ...libdir,
     like,
@@ -82,12 +97,19 @@ export const command: Command = {
 const WIDEST_INDEX = String(0xffff_ffff).length;
 const WIDEST_PREFIX = 'ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128'.length;
 
-/** Bytes of one key or value that are shown; `decode` has all. */
+/** Bytes of one key or value that are shown, without and with `--full`; `decode` has all. */
 const SHOWN_BYTES = 64;
+const FULL_BYTES = 1024 * 1024;
 
 async function run(args: ShowArguments, io: Io): Promise<void> {
   if (!Number.isInteger(args.limit) || args.limit < 0) {
     throw new BpfimgError('usage', '--limit takes a whole number; 0 shows every item');
+  }
+  if (args.top !== undefined && (args.sort === undefined || !Number.isInteger(args.top) || args.top < 1)) {
+    throw new BpfimgError('usage', 'it takes how many items to show, and goes with --sort', { subject: '--top' });
+  }
+  if (args.sort !== undefined && args.json) {
+    throw new BpfimgError('usage', 'it is for tables; jq sorts JSON', { subject: '--sort' });
   }
   if (args.types && (args.raw || args.json))
     throw new BpfimgError('usage', '--types prints C, without --raw and --json');
@@ -136,7 +158,10 @@ async function showDump(given: Dump, types: MapTypes, args: ShowArguments, io: I
         out.text('\n');
         return;
       }
-      await new Show(dump, types, out, { ...args, forms, look: colours(coloured(io, args.color)) }).maps(maps);
+      const look = colours(coloured(io, args.color));
+      await new Show(dump, types, out, { ...args, vertical: args.vertical, forms, look, columns: io.columns }).maps(
+        maps,
+      );
     });
   } finally {
     dump.close();
@@ -171,7 +196,7 @@ async function showTypes(
 const NO_TYPES_HINT = 'these maps; --btf FILE or --type NAME=KEY:VALUE names them';
 
 /** How items are shown. */
-interface ShowOptions extends Pick<ShowArguments, 'limit' | 'text' | 'raw'> {
+interface ShowOptions extends Pick<ShowArguments, 'limit' | 'text' | 'raw' | 'full' | 'sort' | 'top'>, Layout {
   readonly look: Colours;
   readonly forms: DocumentForms | undefined;
 }
@@ -216,6 +241,7 @@ class Show {
       columns,
       maps.map((map) => this.#row(map)),
       this.look,
+      this.how.columns,
     ))
       this.#line(line);
     for (const map of maps) await this.#items(map);
@@ -258,34 +284,60 @@ class Show {
       return;
     }
     this.#line(`${look.bold(title)}: ${plural(data.count, 'item')}`);
-    const { limit } = this.how;
-    const shown = limit === 0 ? data.count : Math.min(limit, data.count);
+    const limit = this.how.top ?? this.how.limit;
+    const count = limit === 0 ? data.count : Math.min(limit, data.count);
+    const shown = await this.#positions(map, data, count);
     const forms = formsThatFit(this.how.forms?.of(map), shape.keySize, shape.perCpu ?? shape.valueSize);
     if (forms === undefined) await this.#bytesOf(data, shape, shown, file);
     else await this.#typed(data, shape, shown, forms);
-    if (shown < data.count) this.#line(look.dim(`  … ${data.count - shown} more (--limit N shows N, 0 all)`));
+    if (count < data.count) this.#line(look.dim(`  … ${data.count - count} more (--limit N shows N, 0 all)`));
+  }
+
+  /** The items to show, in order. */
+  async #positions(map: DumpMap, data: MapData, count: number): Promise<Iterable<number>> {
+    const { sort, top, forms } = this.how;
+    if (sort === undefined) return Array(count).keys();
+    const { sortedItems } = await import('../sorting.js');
+    return sortedItems(this.dump, { map, data, forms: forms?.of(map) }, this.types, {
+      by: String(sort),
+      count,
+      top: top !== undefined,
+    });
   }
 
   /** Items as bytes. */
-  async #bytesOf(data: MapData, shape: ItemShape, shown: number, file: BpfmapFileEntry | undefined): Promise<void> {
+  async #bytesOf(
+    data: MapData,
+    shape: ItemShape,
+    shown: Iterable<number>,
+    file: BpfmapFileEntry | undefined,
+  ): Promise<void> {
     const { look } = this;
-    const width = (size: number) => hexGroups(new Uint8Array(Math.min(size, DUMP_WIDTH))).length;
     const { size: valueSize, stride, cpus } = cpuParts(shape.valueSize, shape.perCpu);
-    const keyWidth = width(shape.keySize);
     const text = this.#keyText(file);
-    const keyText =
-      text === undefined ? Math.min(shape.keySize, DUMP_WIDTH) : shape.keySize > 8 ? WIDEST_PREFIX : WIDEST_INDEX;
-    const valueWidth = width(valueSize);
     const inner = this.#innerText(file);
-    for (let item = 0; item < shown; item++) {
+    const hexWidth = (size: number, each: number) => hexGroups(new Uint8Array(Math.min(size, each))).length;
+    const widths = (each: number) => {
+      const keyText =
+        text === undefined ? Math.min(shape.keySize, each) : shape.keySize > 8 ? WIDEST_PREFIX : WIDEST_INDEX;
+      return { each, keyWidth: hexWidth(shape.keySize, each), keyText, valueWidth: hexWidth(valueSize, each) };
+    };
+    // As many bytes in a line as the terminal has room for.
+    const most = this.how.columns ?? Infinity;
+    const fits = ({ each, keyWidth, keyText, valueWidth }: ReturnType<typeof widths>) => {
+      const cpuWidth = shape.perCpu === undefined ? 0 : 8;
+      return 8 + keyWidth + keyText + cpuWidth + valueWidth + Math.min(valueSize, each) <= most;
+    };
+    const { each, keyWidth, keyText, valueWidth } = [DUMP_WIDTH, 8].map(widths).find(fits) ?? widths(4);
+    for (const item of shown) {
       const key = await this.#bytes(data, item * shape.keySize, shape.keySize);
       const valueAt = data.keysBytes + item * shape.valueSize;
       for (let cpu = 0; cpu < cpus; cpu++) {
         const value = await this.#bytes(data, valueAt + cpu * stride, valueSize);
         const keyPart = cpu === 0 ? key : new Uint8Array(0);
-        const lines = Math.max(1, Math.ceil(Math.max(keyPart.length, value.length) / DUMP_WIDTH));
+        const lines = Math.max(1, Math.ceil(Math.max(keyPart.length, value.length) / each));
         for (let line = 0; line < lines; line++) {
-          const part = (bytes: Uint8Array) => bytes.subarray(line * DUMP_WIDTH, (line + 1) * DUMP_WIDTH);
+          const part = (bytes: Uint8Array) => bytes.subarray(line * each, (line + 1) * each);
           const cells = [
             `  ${hexGroups(part(keyPart)).padEnd(keyWidth)}`,
             look.dim(((line === 0 ? text?.(keyPart) : text && '') ?? asciiText(part(keyPart))).padEnd(keyText)),
@@ -303,10 +355,10 @@ class Show {
   }
 
   /** Items in columns: one for each member of the key and the value. */
-  async #typed(data: MapData, shape: ItemShape, shown: number, forms: ItemForms): Promise<void> {
+  async #typed(data: MapData, shape: ItemShape, shown: Iterable<number>, forms: ItemForms): Promise<void> {
     const { size: valueSize, stride, cpus } = cpuParts(shape.valueSize, shape.perCpu);
-    const table = new TypedTable(this.look, shape.perCpu !== undefined, (line) => this.#line(line));
-    for (let item = 0; item < shown; item++) {
+    const table = new TypedTable(this.look, shape.perCpu !== undefined, (line) => this.#line(line), this.how);
+    for (const item of shown) {
       const keyAt = item * shape.keySize;
       const key = cellFields(forms.key, await this.#bytes(data, keyAt, shape.keySize, forms.key?.size));
       const valueAt = data.keysBytes + item * shape.valueSize;
@@ -341,10 +393,14 @@ class Show {
     };
   }
 
+  get #mostBytes(): number {
+    return this.how.full ? FULL_BYTES : SHOWN_BYTES;
+  }
+
   /** The first bytes of a key or value at `at` within the entry's extra. */
-  async #bytes(data: MapData, at: number, size: number, most = SHOWN_BYTES): Promise<Uint8Array> {
+  async #bytes(data: MapData, at: number, size: number, most = this.#mostBytes): Promise<Uint8Array> {
     const start = data.entry.extraAt + at;
     const part = Math.min(size, most);
-    return new Cursor(this.dump.data as Input, start, start + part, most).take(part);
+    return new Cursor(this.dump.data as Input, start, start + part, Math.max(part, 1)).take(part);
   }
 }
