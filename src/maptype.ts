@@ -11,6 +11,7 @@ import type { Counted, CreateRule, KnownTypes } from './kernel/rules.js';
 import type { Sys } from './kernel/sys.js';
 
 export { idAndName, mapSubject, NAME_MOST } from './kernel/flags.js';
+export { listed } from './kernel/pattern.js';
 export { type KnownTypes, typesRefused } from './kernel/rules.js';
 
 /** What the keys of a map type are. */

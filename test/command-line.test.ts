@@ -154,3 +154,28 @@ t.test('help is of the command that is named', async (t) => {
   for (const name of ['decode', 'replay', 'criu check', 'help']) t.match(out, new RegExp(`^  ${name} `, 'm'));
   t.match(await ran(['help', 'criu']), { code: 0, out: /^ {2}criu check/m });
 });
+
+t.test('several values, with commas between them', async (t) => {
+  const dump = path.join(TOP, 'fixtures/flowd');
+  for (const [one, ...several] of [
+    [['show', dump, '--map', 'cfg,odd_sizes'], 'cfg', 'odd_sizes'],
+    [['decode', path.join(dump, 'bpfmap-data.img'), '--map', '378,380'], '378', '380'],
+    [['diff', dump, dump, '--map', 'cfg,377'], 'cfg', '377'],
+  ] as const) {
+    const apart = [...one.slice(0, -2), ...several.flatMap((name) => ['--map', name])];
+    const { code, out } = await ran(one);
+    t.equal(code, 0);
+    t.same(await ran(apart), { code: 0, out, said: '' }, one.join(' '));
+  }
+  t.match(await ran(['show', dump, '--map', 'cfg,none']), { code: 1, said: /no map none in it/ });
+  const document = path.join(t.testdir(), 'maps.json');
+  const map = { map_id: 1, type: 'hash', key_size: 4, value_size: 4, max_entries: 1, items: [] };
+  const maps = ['a,b', 'a', 'b'].map((name, i) => ({ ...map, map_id: i + 1, name }));
+  fs.writeFileSync(document, JSON.stringify({ format: 'bpfimg-maps/1', maps }));
+  const { out } = await ran(['show', document, '--map', 'a,b', '--json']);
+  t.same(
+    (JSON.parse(out) as { maps: { name: string }[] }).maps.map(({ name }) => name),
+    ['a,b'],
+    'a name that exists is one value',
+  );
+});

@@ -1,7 +1,7 @@
 /** Names of maps, and `--map ID_OR_NAME` within a dump. */
 import { pathBytes } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import { idAndName, mapSubject, NAME_MOST } from '../maptype.js';
+import { idAndName, listed, mapSubject, NAME_MOST } from '../maptype.js';
 import type { Dump, DumpMap } from './model.js';
 
 /** The map's name, from its first file; undefined for data without a file. */
@@ -95,14 +95,16 @@ export function mapsNamed(maps: readonly DumpMap[], selector: string): DumpMap[]
 const LISTED = 20;
 
 /**
- * The maps that `selectors` name, in dump order; all of them if there are no selectors.
+ * The maps that `selectors` name, in dump order; all of them if there are no selectors. A selector may be several, with
+ * commas between them.
  * @param one each selector must match a single map
  * @throws BpfimgError `notFound`; `usage` for a name if maps have none, or if several maps share it
  */
 export function selectMaps(dump: Dump, selectors: readonly string[], one = false): DumpMap[] {
   if (selectors.length === 0) return [...dump.maps];
   const chosen = new Set<DumpMap>();
-  for (const selector of selectors) {
+  const single = selectors.flatMap((text) => listed(text, (one) => mapsNamed(dump.maps, one).length > 0));
+  for (const selector of single) {
     const found = mapsNamed(dump.maps, selector);
     if (found.length === 0) throw notFound(dump, selector);
     if (one && found.length > 1) {

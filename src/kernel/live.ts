@@ -13,7 +13,7 @@ import { KernelError } from './error.js';
 import { mapSubject } from './flags.js';
 import { type KernelMap, kernelMaps } from './iter.js';
 import { BpfMap, InfoReader, kernelName, openPin } from './map.js';
-import { isPattern, matcher, similarNames } from './pattern.js';
+import { isPattern, listed, matcher, similarNames } from './pattern.js';
 import {
   type Access,
   fdLink,
@@ -220,8 +220,11 @@ export class LiveMaps {
     if (ids.length + names.length + pins.length + pids.length === 0) return [...this.maps];
     const chosen = new Set<number>(ids);
     for (const id of ids) if (!this.maps.some((map) => map.id === id)) throw this.#missing(`map ${id}`, 'no such map');
-    for (const name of names) for (const map of this.#named(name)) chosen.add(map.id);
-    for (const pin of pins) for (const id of this.#pinned(pin)) chosen.add(id);
+    const named = (name: string) => this.maps.some((map) => map.name === name) || isPattern(name);
+    for (const name of names.flatMap((text) => listed(text, named)))
+      for (const map of this.#named(name)) chosen.add(map.id);
+    const isThere = (pin: string) => kindOfFile(givenPath(pin)) !== 'nothing' || isPattern(pin);
+    for (const pin of pins.flatMap((text) => listed(text, isThere))) for (const id of this.#pinned(pin)) chosen.add(id);
     for (const pid of tree ? treesOf(pids, this.#sys.proc) : pids) {
       const open = mapsOfProcess(pid, this.#sys.proc);
       if (open === 'gone' && !pids.includes(pid)) continue;

@@ -28,6 +28,11 @@ export function matcher(pattern: string): (text: string) => boolean {
   return (text) => fits.test(text);
 }
 
+/** The values in `text`, separated by commas; but what is known as it stands is one value. */
+export function listed(text: string, isKnown: (text: string) => boolean): string[] {
+  return text.includes(',') && !isKnown(text) ? text.split(',').filter((part) => part !== '') : [text];
+}
+
 /** The first few of `names` that someone who mistyped `name` may have meant, likeliest first, for a message. */
 export function similarNames(name: string, names: Iterable<string>): string[] {
   const plain = (text: string) => text.toLowerCase().replace(/[^a-z0-9]/g, '');

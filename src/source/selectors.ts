@@ -31,11 +31,11 @@ export const NO_SELECTORS: SelectorArguments = {
 /** What the arguments select; all maps if they select nothing. */
 export function selectorsOf(args: SelectorArguments): Selectors {
   const selectors = {
-    ids: args.id.map((text) => number('--id', text)),
+    ids: split(args.id).map((text) => number('--id', text)),
     names: args.name,
     pins: args.pinned,
-    pids: args.pid.map((text) => number('--pid', text)),
-    fds: args.fd.map((text) => number('--fd', text, 0)),
+    pids: split(args.pid).map((text) => number('--pid', text)),
+    fds: split(args.fd).map((text) => number('--fd', text, 0)),
     tree: args.tree,
   };
   if (args.tree && selectors.pids.length === 0) {
@@ -50,6 +50,9 @@ export function selectorsOf(args: SelectorArguments): Selectors {
   if (args.all && selected(selectors)) throw new BpfimgError('usage', '--all with other selectors: choose');
   return selectors;
 }
+
+/** Numbers may come one by one or with commas between them. */
+const split = (texts: readonly string[]) => texts.flatMap((text) => text.split(','));
 
 /** Whether `selectors` name any map. */
 export function selected({ ids, names, pins, pids }: Selectors): boolean {

@@ -118,14 +118,16 @@ async function decodeOne(
 function mapIds(selectors: readonly string[], hasMaps: boolean): Set<number> {
   if (!hasMaps) throw new BpfimgError('usage', '--map selects within a bpfmap-data image or a dump folder');
   return new Set(
-    selectors.map((text) => {
-      if (!/^\d{1,10}$/.test(text)) {
-        throw new BpfimgError('usage', 'a single image knows maps only by id; a dump has their names', {
-          subject: `--map ${text}`,
-        });
-      }
-      return Number(text);
-    }),
+    selectors
+      .flatMap((text) => text.split(','))
+      .map((text) => {
+        if (!/^\d{1,10}$/.test(text)) {
+          throw new BpfimgError('usage', 'a single image knows maps only by id; a dump has their names', {
+            subject: `--map ${text}`,
+          });
+        }
+        return Number(text);
+      }),
   );
 }
 

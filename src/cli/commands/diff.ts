@@ -6,6 +6,7 @@ import { mapName, mapsNamed } from '../../dump/select.js';
 import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine } from '../../errors.js';
 import type { ItemForms } from '../../json/forms.js';
 import { mapIdForm } from '../../json/map-id.js';
+import { listed } from '../../kernel/pattern.js';
 import type { Sys } from '../../kernel/sys.js';
 import type { MapTypes } from '../../maptype.js';
 import { colours, nameText } from '../../render.js';
@@ -229,8 +230,10 @@ class Diff {
     const { map: selectors } = this.args;
     if (selectors.length === 0) return pairs;
     const chosen = new Set<MapPair>();
-    for (const selector of selectors) {
-      const found = new Set(mapsNamed([...this.a.maps, ...this.b.maps], selector));
+    const all = [...this.a.maps, ...this.b.maps];
+    const single = selectors.flatMap((text) => listed(text, (one) => mapsNamed(all, one).length > 0));
+    for (const selector of single) {
+      const found = new Set(mapsNamed(all, selector));
       if (found.size === 0) {
         throw new BpfimgError('notFound', `no such map in ${this.#labels.join(' or ')}`, {
           subject: `--map ${selector}`,
