@@ -4,6 +4,7 @@ import { spawnSync } from 'node:child_process';
 import t, { type Test } from 'tap';
 import { Btf, type StructType } from '../src/btf/btf.js';
 import { type BtfFile, type MapDefinition, readBtfFile } from '../src/btf/elf.js';
+import { declaredOrder } from '../src/btf/meaning.js';
 import { SPECIAL_FIELDS, type SpecialKind, specialFields } from '../src/btf/special.js';
 import { valueCodec } from '../src/btf/values.js';
 import { isZero, viewOf } from '../src/bytes.js';
@@ -115,7 +116,11 @@ function differences(btf: Btf, id: number, ours: Json | undefined, theirs: Json 
       // Quirk: integers of 128 bits are hex and never negative.
       const own = BigInt(ours as string);
       const same = type.size === 16 ? BigInt.asUintN(128, own) : own;
-      return same === BigInt(theirs as string) ? [] : differs();
+      // Quirk: bpftool shows numbers in network order as if they were in this machine's.
+      const swapped = Buffer.alloc(type.size);
+      if (declaredOrder(btf, id) === 'big') valueCodec(btf, id).encode(ours as Json, viewOf(swapped));
+      const is = declaredOrder(btf, id) === 'big' ? BigInt(`0x${swapped.reverse().toString('hex')}`) : same;
+      return is === BigInt(theirs as string) ? [] : differs();
     }
     default:
       return differs();

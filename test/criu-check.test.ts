@@ -491,7 +491,11 @@ t.test('a process without BPF objects, and one that does not exist', { skip }, a
   t.equal(await cli('0'), 2);
   t.equal(await cli('many'), 2);
   t.equal(await cli(String(idle.pid), '--criu', path.join(folder, 'no-such')), 1);
-  t.match(said, [/expected a process id$/, /expected a process id$/, /^bpfimg: --criu .*no-such: no such program$/]);
+  t.match(said, [
+    /expected a process id \(see bpfimg help criu check\)$/,
+    /expected a process id \(see bpfimg help criu check\)$/,
+    /^bpfimg: --criu .*no-such: no such program/,
+  ]);
 });
 
 // ---------------------------------------------------------------------------------------------------

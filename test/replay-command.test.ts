@@ -489,15 +489,20 @@ t.test('--dry-run finds what would fail', { skip }, async (t) => {
 // Options and what is not there
 
 t.test('what keeps the maps must be said, once', { skip }, async (t) => {
-  const none = /^bpfimg: what shall keep the maps\? --pin DIR, --pin-back, --into TARGET, --hold, or -- COMMAND\n$/;
-  const two = /^bpfimg: --pin, --pin-back, --into, --hold and a command exclude each other\n$/;
+  const none =
+    /^bpfimg: what shall keep the maps\? --pin DIR, --pin-back, --into TARGET, --hold, or -- COMMAND \(see bpfimg help replay\)\n$/;
+  const two =
+    /^bpfimg: --pin, --pin-back, --into, --hold and a command exclude each other \(see bpfimg help replay\)\n$/;
   const usage: [string[], RegExp][] = [
     [[FLOWD], none],
     [[FLOWD, '--verify', '--'], none],
     [[FLOWD, '--pin', '/sys/fs/bpf/x', '--hold'], two],
     [[FLOWD, '--hold', '--', 'true'], two],
     [[FLOWD, '--pin', 'x', '--', 'true'], two],
-    [[FLOWD, '--hold', '--max-entries', '0'], /--max-entries takes a whole number from 1 to 4294967295\n$/],
+    [
+      [FLOWD, '--hold', '--max-entries', '0'],
+      /--max-entries takes a whole number from 1 to 4294967295 \(see bpfimg help replay\)\n$/,
+    ],
     [[FLOWD, '--hold', '--max-entries', '1.5'], /--max-entries takes/],
     [[FLOWD, '--hold', '--max-entries', '4294967296'], /--max-entries takes/],
     [[FLOWD, '--hold', '--max-entries', 'many'], /--max-entries takes/],
@@ -552,7 +557,7 @@ t.test('--map chooses by id and by name', { skip }, async (t) => {
   const twice = dumpOf(folder, flows, { ...flows, id: 12 });
   t.match(await cli(['replay', twice, '--map', 'flows', '--hold']), {
     status: 2,
-    stderr: /--map flows: 2 maps have that name, choose by id: 11, 12\n$/,
+    stderr: /--map flows: 2 maps have that name, choose by id: 11, 12 \(see bpfimg help replay\)\n$/,
   });
   const other = dumpOf(folder, flows, { ...flows, id: 12, max: 77 }, { ...flows, id: 13, name: 'more' });
   for (const [args, shown] of [
