@@ -438,7 +438,7 @@ t.test('a checkpoint is edited without being unpacked', async (t) => {
 const script = shell('command -v script').status !== 0 && 'needs script(1), which makes a terminal';
 t.test('in a terminal', { skip: script }, async (t) => {
   const typed = (line: string) =>
-    shell(`${line.includes('|') ? '' : '</dev/null '}script -qec "${line}" /dev/null`, { cwd });
+    shell(`${line.includes('|') ? '' : '</dev/null '}script -qec "${line}" /dev/null`, { cwd, env: { PAGER: '' } });
   t.match(typed('cd dump && bpfimg show --map cfg').stdout, /378 +cfg +array/, 'show means the dump it is in');
   const told = shell('(sleep 3; printf "{}\\n\\004\\004") | script -qec "bpfimg decode" /dev/null', { cwd }).stdout;
   t.match(told, /reading from the terminal; Ctrl-D ends the input/);

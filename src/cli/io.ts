@@ -55,7 +55,8 @@ export function processIo(): Io {
       return isDevice(1) && process.stdout.isTTY === true;
     },
     get columns() {
-      return isDevice(1) && process.stdout.isTTY ? process.stdout.columns : undefined;
+      // 0 is a terminal that does not know its size.
+      return isDevice(1) && process.stdout.isTTY ? process.stdout.columns || undefined : undefined;
     },
     get rows() {
       return isDevice(1) && process.stdout.isTTY ? process.stdout.rows : undefined;

@@ -25,7 +25,8 @@ function isProgram(file: string): boolean {
 
 /** Starts the user's pager if standard output is a terminal; undefined if there is nothing to start. */
 export function openPager(io: Io): Output | undefined {
-  const pager = io.terminal ? pagerOf(io) : undefined;
+  // A terminal without a size has nobody in front of it.
+  const pager = io.terminal && io.columns ? pagerOf(io) : undefined;
   if (pager === undefined) return undefined;
   // Ends by itself if all fits on the screen, lets colours through, and leaves the text there.
   const env = { LESS: 'FRX', LV: '-c', ...io.env };
