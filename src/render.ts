@@ -49,7 +49,8 @@ export function table(
 ): string[] {
   const titles = columns.map(({ title }) => title);
   const safe = rows.map((row) => row.map(oneLine));
-  const widths = columns.map((_, i) => Math.max(...[titles, ...safe].map((row) => width(row[i] ?? ''))));
+  const widths = titles.map(width);
+  for (const row of safe) for (const [i, cell] of row.entries()) widths[i] = Math.max(widths[i] ?? 0, width(cell));
   let count = columns.length;
   const room = () => (most ?? Infinity) - widths.slice(0, count - 1).reduce((sum, one) => sum + one + 2, 0);
   const needed = () => {

@@ -57,9 +57,13 @@ export function padEnd(text: string, cells: number): string {
 export function wrapped(text: string, most: number): string[] {
   const lines: string[] = [];
   let rest = text;
-  while (width(rest) > most) {
+  for (;;) {
+    // No line has more characters that take a cell; the others are few.
+    const start = rest.slice(0, 4 * most + 64);
+    const fits = cut(start, most);
+    if (fits.length === rest.length) break;
     // A character may be wider than the line.
-    const line = cut(rest, most) || String.fromCodePoint(rest.codePointAt(0) as number);
+    const line = fits || String.fromCodePoint(rest.codePointAt(0) as number);
     const blank = rest[line.length] === ' ' ? line.length : line.lastIndexOf(' ');
     const end = blank > 0 ? blank : line.length;
     lines.push(rest.slice(0, end).trimEnd());

@@ -138,6 +138,12 @@ t.test('the last column of a table continues below', async (t) => {
   t.same(wrapped('aaaa bb 日本語日本語', 6), ['aaaa', 'bb', '日本語', '日本語']);
   t.same(wrapped('', 3), ['']);
   t.same(wrapped('日本', 1), ['日', '本']);
+  // A stranger's image can have a million maps, and one long text.
+  t.equal(table(columns, Array(300_000).fill(['1', 'a', 'x']), colours(false)).length, 300_001);
+  const long = 'abc def '.repeat(100_000);
+  const began = Date.now();
+  t.equal(wrapped(long, 40).join(' '), long);
+  t.ok(Date.now() - began < 5000, 'in time that grows with the text alone');
 });
 
 t.test('--sort and --top', async (t) => {
