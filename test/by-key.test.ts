@@ -5,19 +5,24 @@ import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { valueCodec } from '../src/btf/values.js';
 import { viewOf } from '../src/bytes.js';
+import type { DumpMap } from '../src/dump/model.js';
+import { ItemWords, wordBytes } from '../src/dump/words.js';
+import { openItems } from '../src/edit/items.js';
+import { typedForm } from '../src/json/types.js';
 import { BpfMap } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
+import { hostOf } from '../src/source/source.js';
 import type { Json } from '../src/value.js';
-import { type CTypes, cTypes } from './helpers/c-types.js';
+import { cTypes } from './helpers/c-types.js';
 import { itemsOf } from './helpers/capture.js';
-import { BPFIMG, contents, measured } from './helpers/command.js';
+import { BPFIMG, contents, measured, shell } from './helpers/command.js';
 import { folderOf, mapFile, pluginDump } from './helpers/dumps.js';
 import { fixture } from './helpers/fixtures.js';
 import { blob, dataMessage, entry, image, item, mapData, scalar } from './helpers/images.js';
 import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
-import { cli, dumpOf, hexOf, someItems } from './helpers/replay.js';
-import { randomStruct, randomValue, shapeText } from './helpers/shapes.js';
+import { bigDump, cli, dumpOf, hexOf, someItems } from './helpers/replay.js';
+import { keyHex, randomStruct, randomValue, shapeText, typedDocument, typesOf, valueHex } from './helpers/shapes.js';
 import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
@@ -39,55 +44,25 @@ async function refused(t: Test, status: number, ...args: string[]): Promise<stri
   return ran.stderr;
 }
 
-/** A maps document with one hash map, whose values have type `struct s`. */
-function typedDocument(file: string, c: CTypes, items: ReadonlyMap<string, string>): void {
-  const { btf, id } = c.type('struct s');
-  const key = c.type('u32').id;
-  const map = {
-    map_id: 1,
-    name: 'm',
-    type: 'hash',
-    key_size: 4,
-    value_size: valueCodec(btf, id).size,
-    max_entries: 6,
-    map_flags: [],
-    map_extra: '0x0',
-    frozen: false,
-    ifindex: 0,
-    files: [{ id: 1, flags: 'O_RDWR', fds: [] }],
-    meta: { btf_id: 1, btf_key_type_id: key, btf_value_type_id: id },
-    items: [...items].map(([key, value]) => ({ key, value })),
-  };
-  const blob = Buffer.from(btf.bytes).toString('base64');
-  const btfs = [{ btf_id: 1, name: '', blob }];
-  fs.writeFileSync(file, JSON.stringify({ format: 'bpfimg-maps/1', btf: btfs, maps: [map] }));
-}
-
-const keyOf = (n: number) => hexOf(u32(n));
-
 t.test('random types: what is set is got, and nothing else changes', async (t) => {
   const base = t.testdir();
   let done = 0;
   for (let round = 0; round < ROUNDS; round++) {
     const random = new Random(Number(process.env.BY_KEY_SEED ?? 1) * 100_000 + round);
     const shape = randomStruct(random, 2, false);
-    const text = shapeText(shape, 'top').replace('struct', 'struct s').replace(/ top$/, '');
-    const c = cTypes(`${text};`, ['u32']);
+    const text = shapeText(shape, 'top');
+    const c = typesOf(shape);
     const { btf, id } = c.type('struct s');
     const codec = valueCodec(btf, id);
-    const bytesOf = (json: Json) => {
-      const bytes = Buffer.alloc(codec.size);
-      codec.encode(json, viewOf(bytes));
-      return hexOf(bytes);
-    };
+    const bytesOf = (json: Json) => valueHex(c, json);
     const shown = (bytes: string) => codec.decode(viewOf(Buffer.from(bytes, 'hex')));
-    const model = new Map([1, 2].map((n) => [keyOf(n), bytesOf(randomValue(random, shape))]));
+    const model = new Map([1, 2].map((n) => [keyHex(n), bytesOf(randomValue(random, shape))]));
     const [file, folder] = [path.join(base, `${round}.json`), path.join(base, `dump-${round}`)];
-    typedDocument(file, c, model);
+    typedDocument(file, c, model, 6);
     await ok(t, 'encode', file, '-D', folder);
     for (let step = 0; step < 12; step++) {
       const n = random.below(9);
-      const [key, word] = [keyOf(n), random.of([String(n), keyOf(n)].slice(n === 0 ? 0 : 0))];
+      const [key, word] = [keyHex(n), random.of([String(n), keyHex(n)])];
       const about = `round ${round}, step ${step}: ${text}, key ${word}`;
       const kind = random.below(4);
       if (kind === 0) {
@@ -240,6 +215,93 @@ t.test('a dry run prints the change and makes none', async (t) => {
   t.strictSame(contents(folder), before);
 });
 
+t.test('an item that is named twice, and copies of other sizes', async (t) => {
+  const items = someItems(5);
+  const folder = dumpOf(t.testdir(), { id: 1, items }, { id: 2, name: 'other', items });
+  await ok(t, 'delete', folder, 'm', hexOf(items[1]?.[0] as Buffer), hexOf(items[1]?.[0] as Buffer), '0');
+  t.same([...itemsOf(folder)].length > 0, true);
+  const left = JSON.parse(await ok(t, 'decode', folder)).maps;
+  t.same(
+    left.map((map: { items: unknown[] }) => map.items.length),
+    [3, 5],
+  );
+  // A stranger's image: one copy has keys of other sizes, another is empty but has bytes.
+  const file = path.join(t.testdir(), 'bpfmap-data.img');
+  for (const odd of [
+    entry(dataMessage(7, 4, 4, 2), Buffer.from('0000010011112222', 'hex')),
+    entry(dataMessage(7, 4, 0, 0), Buffer.from('00000000', 'hex')),
+  ]) {
+    fs.writeFileSync(file, image('BPFMAP_DATA', odd, mapData(7, [item('00000000', 'aabb')])));
+    const before = fs.readFileSync(file);
+    t.match(await refused(t, 1, 'set', file, '7', '0', '1122'), /entry 0: its data is not items of 4 and 2 bytes/);
+    t.match(await refused(t, 1, 'delete', file, '7', '0'), /entry 0: its data is not items/);
+    t.same(fs.readFileSync(file), before);
+  }
+  // As many equal keys as an image may have.
+  const many = Array.from({ length: 300_000 }, () => item('00000000', 'aa'));
+  fs.writeFileSync(file, image('BPFMAP_DATA', mapData(7, many)));
+  await ok(t, 'delete', file, '7', '0');
+  t.equal(JSON.parse(await ok(t, 'decode', file)).entries[0].items.length, 0);
+});
+
+t.test('somebody else changes the dump after it was read', async (t) => {
+  const host = hostOf({ types: async () => types });
+  const base = t.testdir();
+  const folder = dumpOf(base, { id: 1, items: someItems(3) });
+  const archive = path.join(base, 'a.tar');
+  await cli(['encode', '-o', archive], { input: (await cli(['decode', folder])).stdout });
+  for (const [source, touched] of [
+    [folder, path.join(folder, 'bpfmap-data.img')],
+    [archive, archive],
+    [path.join(folder, 'bpfmap-data.img'), path.join(folder, 'bpfmap-data.img')],
+  ] as const) {
+    const items = await openItems(source, host, {
+      write: true,
+      pick: (dump) => dump.maps[0] as DumpMap,
+      finder: async () => undefined,
+    });
+    const key = someItems(1)[0]?.[0] as Buffer;
+    const [before] = await items.get([key]);
+    const now = fs.readFileSync(touched);
+    fs.writeFileSync(touched, now);
+    const change = items.change([{ key, before, value: Buffer.alloc(8) }]);
+    await t.rejects(change, { message: /somebody else has changed it in the meantime/ }, source);
+    items.close();
+    t.same(fs.readFileSync(touched), now);
+  }
+  t.strictSame(fs.readdirSync(folder).sort(), ['bpfmap-data.img', 'bpfmap-file.img'], 'nothing is left');
+});
+
+t.test('a pipe is refused at once', async (t) => {
+  const folder = dumpOf(t.testdir(), { id: 1, items: someItems(3) });
+  const line = (command: string) => `bash -c '${command} <(cat ${folder}/bpfmap-data.img) 1 0 1 2>&1'; true`;
+  for (const command of ['bpfimg set', 'bpfimg delete'])
+    t.match(shell(line(command)).stdout, /it is a pipe or a device, which cannot be changed: name a file/);
+});
+
+t.test('what words mean', async (t) => {
+  const c = cTypes('struct s { u32 src; u32 src_port; char name[24]; };', ['u32']);
+  const s = c.type('struct s');
+  const codec = valueCodec(s.btf, s.id);
+  const form = typedForm(codec);
+  const target = { what: 'key', size: codec.size, form };
+  const shown = (bytes: Uint8Array) => codec.decode(viewOf(bytes));
+  const means = async (word: string) => shown(await wordBytes(word, target));
+  t.strictSame(await means('src=1,src_port=2,name=a,b'), { src: 1, src_port: 2, name: 'a,b' });
+  t.strictSame(await means('src=1,src_port=2,name="a,src=5"'), { src: 1, src_port: 2, name: 'a,src=5' });
+  t.strictSame(await means('{"src":1,"src_port":2,"name":"x=1,y=2"}'), { src: 1, src_port: 2, name: 'x=1,y=2' });
+  for (const text of ['true', '5', '18446744073709551616', 'null'])
+    t.strictSame(await means(`src=1,src_port=2,name=${text}`), { src: 1, src_port: 2, name: text }, text);
+  await t.rejects(means('src_port=2,name=a'), { message: /: src is missing/ });
+  await t.rejects(means('src_port=2'), { message: /: src, name are missing/ });
+  // Padding of a CPU's value, as decode shows it, is set; otherwise it stays.
+  const words = new ItemWords({ keySize: 4, valueSize: 16, perCpu: 5 }, undefined, undefined, types);
+  const before = Buffer.from('0102030405aabbcc0607080910ddeeff', 'hex');
+  t.equal(hexOf(await words.value(['1111111111'], before)), '1111111111aabbcc1111111111ddeeff');
+  const list = '[{"$raw":"2222222222000001"},"3333333333"]';
+  t.equal(hexOf(await words.value([list], before)), '22222222220000013333333333ddeeff');
+});
+
 t.test('archives, dumps of the plugin and dumps without data', async (t) => {
   const base = t.testdir();
   const folder = dumpOf(base, { id: 1, items: someItems(3) }, { id: 2, name: 'other', items: someItems(1) });
@@ -296,16 +358,7 @@ t.test('a real dump: the fixture, with types', async (t) => {
 });
 
 t.test('1 M items: at most a second, in flat memory', async (t) => {
-  const folder = dumpOf(t.testdir(), { id: 1, key: 16, value: 64, max: 2_000_000 });
-  const count = 1_000_000;
-  const keys = Buffer.alloc(16 * count, 0xa5);
-  for (let i = 0; i < count; i++) keys.writeUInt32LE(i, 16 * i);
-  const data = image(
-    'BPFMAP_DATA',
-    entry(dataMessage(1, 16 * count, 64 * count, count), keys, Buffer.alloc(64 * count, 1)),
-  );
-  fs.writeFileSync(path.join(folder, 'bpfmap-data.img'), data);
-  const key = `${keyOf(999_999)}${'a5'.repeat(12)}`;
+  const { folder, last: key } = bigDump(t.testdir());
   const got = measured(['get', folder, key]);
   t.equal(got.status, 0, got.stderr);
   t.ok(got.peak < 120, `${got.peak} MiB`);

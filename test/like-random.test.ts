@@ -2,16 +2,23 @@
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
-import { valueCodec } from '../src/btf/values.js';
-import { viewOf } from '../src/bytes.js';
 import { BpfMap } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
-import type { Json } from '../src/value.js';
-import { type CTypes, cTypes } from './helpers/c-types.js';
+import type { CTypes } from './helpers/c-types.js';
 import { bpffs, skipWithoutMaps } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
 import { cli } from './helpers/replay.js';
-import { becomes, changed, randomStruct, randomValue, type Shape, shapeText } from './helpers/shapes.js';
+import {
+  becomes,
+  changed,
+  keyHex,
+  randomStruct,
+  randomValue,
+  shapeText,
+  typedDocument,
+  typesOf,
+  valueHex,
+} from './helpers/shapes.js';
 import { types } from './helpers/types.js';
 
 const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
@@ -26,45 +33,10 @@ const sys = await openSys(types);
 /** Rounds; set to try more. */
 const ROUNDS = Number(process.env.LIKE_ROUNDS ?? 40);
 
-function typesOf(shape: Shape): CTypes {
-  const text = shapeText(shape, 'top').replace('struct', 'struct s').replace(/ top$/, '');
-  return cTypes(`${text};`, ['u32']);
-}
-
-/** The bytes of a value in hex. */
-function hexOf(c: CTypes, value: Json): string {
-  const { btf, id } = c.type('struct s');
-  const codec = valueCodec(btf, id);
-  const bytes = Buffer.alloc(codec.size);
-  codec.encode(value, viewOf(bytes));
-  return bytes.toString('hex');
-}
-
-const keyOf = (n: number) => Buffer.from(Uint32Array.of(n).buffer).toString('hex');
-
-/** A document with one hash map. */
+/** A document with one hash map of these values. */
 function document(file: string, c: CTypes, values: readonly string[]): string {
-  const { btf, id } = c.type('struct s');
-  const map = {
-    map_id: 1,
-    name: 'm',
-    type: 'hash',
-    key_size: 4,
-    value_size: valueCodec(btf, id).size,
-    max_entries: 64,
-    map_flags: [],
-    map_extra: '0x0',
-    frozen: false,
-    ifindex: 0,
-    files: [{ id: 1, flags: 'O_RDWR', fds: [] }],
-    meta: { btf_id: 1, btf_key_type_id: c.type('u32').id, btf_value_type_id: id },
-    items: values.map((value, n) => ({ key: keyOf(n), value })),
-  };
-  const blob = Buffer.from(btf.bytes).toString('base64');
-  fs.writeFileSync(
-    file,
-    JSON.stringify({ format: 'bpfimg-maps/1', btf: [{ btf_id: 1, name: '', blob }], maps: [map] }),
-  );
+  const items = values.map((value, n) => [keyHex(n), value] as const);
+  typedDocument(file, c, items, 64);
   return file;
 }
 
@@ -93,7 +65,7 @@ t.test('what is lost is foreseen, counted alike, and not lost without permission
     const source = document(
       path.join(base, 'old.json'),
       a,
-      values.map((value) => hexOf(a, value)),
+      values.map((value) => valueHex(a, value)),
     );
     const model = document(path.join(base, 'new.json'), b, []);
     const rename = [...renames].flatMap(([name, other]) => ['--rename', `${name}=${other}`]);
@@ -126,7 +98,7 @@ t.test('what is lost is foreseen, counted alike, and not lost without permission
     const made = JSON.parse((await cli([...words, '--lossy', '--pin', lossy, '--json'])).stdout).maps[0];
     const clause = (report: string) => /lost: .*$/.exec(report)?.[0];
     t.equal(clause(made.report), clause(foreseen.report), about);
-    const expected = wanted.map((one, n) => [keyOf(n), hexOf(b, one?.value ?? null)]);
+    const expected = wanted.map((one, n) => [keyHex(n), valueHex(b, one?.value ?? null)]);
     t.strictSame(itemsOf(path.join(lossy, 'm')), expected, about);
     fs.rmSync(lossy, { recursive: true });
     // There and back is the identity where nothing is lost either way.
@@ -139,7 +111,7 @@ t.test('what is lost is foreseen, counted alike, and not lost without permission
       t.equal(again.status, 0, `${about}: ${again.stderr}`);
       t.strictSame(
         itemsOf(`${pins}/back/m`),
-        values.map((value, n) => [keyOf(n), hexOf(a, value)]),
+        values.map((value, n) => [keyHex(n), valueHex(a, value)]),
         about,
       );
       tally.back++;

@@ -7,10 +7,11 @@ import type { Item } from '../src/dump/items.js';
 import { BpfMap } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
 import { itemsOf } from './helpers/capture.js';
-import { bpfimg, copyDump, measured, TOP } from './helpers/command.js';
-import { dataMessage, entry, image } from './helpers/images.js';
+import { bpfimg, copyDump, measured, shell, TOP } from './helpers/command.js';
+import { skipWithout } from './helpers/crit.js';
+import { item } from './helpers/images.js';
 import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
-import { cli, dumpOf, hexOf } from './helpers/replay.js';
+import { bigDump, cli, dumpOf, hexOf } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
 /** An item of flows. */
@@ -126,16 +127,70 @@ t.test('commands take the items that jq would', async (t) => {
   );
 });
 
-t.test('memory stays flat', async (t) => {
-  const folder = dumpOf(t.testdir(), { id: 1, key: 16, value: 64, max: 2_000_000 });
-  const count = 1_000_000;
-  const keys = Buffer.alloc(16 * count, 0xa5);
-  for (let i = 0; i < count; i++) keys.writeUInt32LE(i, 16 * i);
-  const data = image(
-    'BPFMAP_DATA',
-    entry(dataMessage(1, 16 * count, 64 * count, count), keys, Buffer.alloc(64 * count)),
+/** An object file with a map from addresses and ports in network order. */
+function addressTypes(folder: string): string {
+  const types = 'typedef unsigned int __u32; typedef __u32 __be32; typedef unsigned short __u16; typedef __u16 __be16;';
+  const key = 'struct k { __be32 addr; __be16 port; __u16 n; };';
+  const map =
+    'struct { int (*type)[1]; struct k *key; __u32 *value; int (*max_entries)[8]; } m __attribute__((section(".maps"), used));';
+  fs.writeFileSync(path.join(folder, 't.c'), `${types}\n${key}\n${map}\n`);
+  const { stderr, status } = shell('clang -O2 -g -target bpf -c t.c -o t.o', { cwd: folder });
+  if (status !== 0) throw new Error(stderr);
+  return path.join(folder, 't.o');
+}
+
+t.test('an address is a number and a text, in every command', { skip: skipWithout('clang') }, async (t) => {
+  const base = t.testdir();
+  const btf = ['--btf', addressTypes(base)];
+  const items = ['0a00000100500000', '0900000200510000', '0a00000200500000'].map((key, n) => item(key, hexOf(u32(n))));
+  const dump = dumpOf(base, { id: 1, key: 8, value: 4, items }, { id: 2, name: 'b', key: 8, value: 4, items });
+  const only = [...btf, '--map', 'm'];
+  for (const [condition, wanted] of [
+    ['key.addr == "10.0.0.1"', [0]],
+    ['key.addr == 167772161', [0]],
+    ['key.addr > 167772160 && key.port == 80', [0, 2]],
+    ['key.addr != "9.0.0.2"', [0, 2]],
+  ] as const) {
+    const decoded = JSON.parse((await cli(['decode', dump, ...only, '--where', condition])).stdout).maps[0].items;
+    t.strictSame(
+      decoded.map(({ value }: { value: number }) => value),
+      wanted,
+      condition,
+    );
+    const shown = (await cli(['show', dump, ...only, '--where', condition])).stdout;
+    t.equal(shown.split('\n').filter((line) => /^ +(9|10)\.0/.test(line)).length, wanted.length, condition);
+    // Whatever --as makes of it.
+    t.match((await cli(['show', dump, ...only, '--as', 'port=hex', '--where', condition])).stdout, '0x50');
+  }
+  // In the order of numbers, not of their texts.
+  const sorted = (await cli(['show', dump, ...only, '--sort', 'key'])).stdout;
+  t.strictSame(sorted.match(/(9|10)\.0\.0\.\d/g), ['9.0.0.2', '10.0.0.1', '10.0.0.2']);
+  // Types of one side are good for both, and maps that belong together need not have one id.
+  const typed = path.join(base, 'typed.json');
+  await cli(['decode', dump, ...btf, '-o', typed]);
+  const other = dumpOf(base, { id: 7, key: 8, value: 4, items: items.slice(1) });
+  const where = (condition: string) => ['diff', typed, other, '--map', '1', '--where', condition];
+  const changed = await cli([...where('key.addr == "10.0.0.1"'), '--json']);
+  t.equal(JSON.parse(changed.stdout).maps[0].removed, 1, changed.stderr);
+  t.equal((await cli(where('key.addr != "10.0.0.1"'))).status, 0);
+});
+
+t.test('several maps with commas', async (t) => {
+  const items = [1, 2].map((n) => item(hexOf(u32(n)), 'aa'));
+  const maps = ['a', 'b', 'c'].map((name, i) => ({ id: i + 1, name, value: 1, items }));
+  const dump = dumpOf(t.testdir(), ...maps);
+  const two = JSON.parse((await cli(['decode', dump, '--map', 'a,3', '--where', 'key == "01000000"'])).stdout).maps;
+  t.strictSame(
+    two.map(({ name, items }: { name: string; items: unknown[] }) => [name, items.length]),
+    [
+      ['a', 1],
+      ['c', 1],
+    ],
   );
-  fs.writeFileSync(path.join(folder, 'bpfmap-data.img'), data);
+});
+
+t.test('memory stays flat', async (t) => {
+  const { folder } = bigDump(t.testdir());
   const ran = measured(['decode', folder, '-o', path.join(folder, 'out.json'), '--where', 'key > "7f"']);
   t.equal(ran.status, 0, ran.stderr);
   t.ok(ran.peak < 200, `${ran.peak} MiB`);
@@ -157,6 +212,8 @@ t.test('capture and replay', { skip }, async (t) => {
   const row = JSON.parse(ran.stdout).maps[0];
   t.equal(row.items, wanted.length);
   t.equal(row.report, 'partial: items that were not chosen');
+  const all = await cli(['capture', '--pinned', pin, '-D', path.join(base, 'all'), '--where', 'key >= "00"', '--json']);
+  t.equal(JSON.parse(all.stdout).maps[0].report, 'full', 'nothing was left out');
   t.strictSame([...itemsOf(dump).keys()].sort(), wanted.map((n) => hexOf(u32(n))).sort());
   const pins = path.join(folder, 'fresh');
   const made = await cli(['replay', dump, '--pin', pins, '--where', 'value == "0100000000000000"', '--json']);

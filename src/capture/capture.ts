@@ -207,7 +207,7 @@ class DumpWriter {
     }
     if (hook === undefined) return this.#unread(live);
     if (untouched) {
-      const why = 'reading it removes its items; --drain does so, and puts them back';
+      const why = 'reading it removes its items; `capture --drain` does so, and puts them back';
       return this.#unread(live, { kind: 'not supported', why });
     }
     try {
@@ -269,7 +269,8 @@ class DumpWriter {
     const masked = types instanceof Error ? entry : this.#masked(map, entry, types);
     const sink = await this.#chosen(map, work, masked, types instanceof Error ? undefined : types);
     const all = await this.#items(map, entry, sink, work);
-    const read = sink === masked || isBare(all) ? all : withMissing(all, 'items that were not chosen');
+    const some = sink instanceof ChosenSink && sink.left > 0 && !isBare(all);
+    const read = some ? withMissing(all, 'items that were not chosen') : all;
     const shape = { type, keySize, valueSize, maxEntries, flags };
     const attributes = { ...shape, name, ifindex: info.ifindex, extra: info.extra, frozen, memlock };
     const told = types instanceof Error ? withMissing(read, `its types: ${types.message}`) : read;

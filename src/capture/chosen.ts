@@ -18,6 +18,9 @@ export interface ChosenFrom {
 
 /** A sink in front of another. */
 export class ChosenSink implements ItemSink {
+  /** Items that were not chosen. */
+  left = 0;
+
   constructor(
     readonly sink: ItemSink,
     readonly shape: ItemShape,
@@ -36,6 +39,7 @@ export class ChosenSink implements ItemSink {
       const value = values.subarray(i * valueSize, (i + 1) * valueSize);
       if (this.choice(rawItem(key, value, perCpu))) chosen.push(i);
     }
+    this.left += count - chosen.length;
     if (chosen.length === count) return this.sink.put(keys, values, count);
     if (chosen.length === 0) return;
     const some = (bytes: Uint8Array, size: number) =>

@@ -1,15 +1,17 @@
 /** `--where` and `--key`: which items of a dump a command takes. */
+
+import { hex } from '../bytes.js';
 import type { CaptureOptions } from '../capture/capture.js';
-import { type Item, type RawItem, shownItem } from '../dump/items.js';
-import type { Dump } from '../dump/model.js';
-import { mapName, mapsNamed } from '../dump/select.js';
+import { formsOf, type RawItem, shownItem } from '../dump/items.js';
+import type { Dump, DumpMap } from '../dump/model.js';
+import { subjectOf } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
-import { formsThatFit, type ItemForms } from '../json/forms.js';
+import { formsThatFit, type ItemForms, type ItemShape } from '../json/forms.js';
 import { mapIdForm } from '../json/map-id.js';
-import { mapSubject } from '../kernel/flags.js';
 import type { MapTypes } from '../maptype.js';
 import { several, string, type TypeArguments } from './options.js';
 import { typeFinder } from './types.js';
+import type { ItemTest } from './where.js';
 
 /** Options that choose items. */
 export const choosing = {
@@ -36,8 +38,6 @@ export const byKey = {
 export interface ChoosingArguments extends TypeArguments {
   readonly where?: string | undefined;
   readonly key?: readonly string[];
-  /** The maps it is about, as `--map`; all by default. */
-  readonly map: readonly string[];
 }
 
 /** Whether the command line chooses items. */
@@ -45,14 +45,17 @@ export function chooses({ where, key = [] }: ChoosingArguments): boolean {
   return where !== undefined || key.length > 0;
 }
 
-/** The test of `--where` on items of a map; errors name the map if there are several. */
-function tested(
-  where: (item: Item) => boolean,
-  subject: string | undefined,
-): (item: RawItem, forms?: ItemForms) => boolean {
-  return (item, forms) => {
+/** The forms in which a condition sees items: plain ones as in JSON, and those that people read. */
+export interface SeenForms {
+  readonly plain: ItemForms | undefined;
+  readonly readable: ItemForms | undefined;
+}
+
+/** Tests items of a map by a condition; errors name the map if there are several. */
+function tested(where: ItemTest, forms: SeenForms, subject: string | undefined): (item: RawItem) => boolean {
+  return (item) => {
     try {
-      return where(shownItem(item, forms));
+      return where(shownItem(item, forms.plain), () => shownItem(item, forms.readable));
     } catch (error) {
       if (!(error instanceof BpfimgError) || subject === undefined) throw error;
       throw new BpfimgError(error.kind, `${error.text} in ${subject}; --map chooses maps`, { ...error });
@@ -62,39 +65,60 @@ function tested(
 
 /**
  * `dump` with the chosen items only; itself if none are chosen. Owns `dump`.
+ * @param select the maps whose items are chosen; all items of the others stay
  * @throws BpfimgError for a wrong condition or key, or one that does not fit the items of a map
  */
-export async function chosen(dump: Dump, args: ChoosingArguments, types: MapTypes): Promise<Dump> {
+export async function chosen(
+  dump: Dump,
+  args: ChoosingArguments,
+  types: MapTypes,
+  select: (dump: Dump) => readonly DumpMap[],
+): Promise<Dump> {
   if (!chooses(args)) return dump;
   try {
-    const { where, key: keys = [], map: selectors } = args;
-    const { chosenItems } = await import('../dump/choose.js');
-    const condition = where === undefined ? undefined : (await import('./where.js')).whereTest(where);
-    const { ItemWords } = await import('../dump/words.js');
-    const maps = selectors.length === 0 ? dump.maps : selectors.flatMap((text) => mapsNamed(dump.maps, text));
-    const finder = await typeFinder(dump, types, args);
-    return await chosenItems(dump, maps, types, finder, async (map, shape, forms) => {
-      const subject = maps.length > 1 ? mapSubject(map.mapId, mapName(map) ?? '') : undefined;
-      const test = condition && tested(condition, subject);
-      const type = map.files[0] && types.get(map.files[0].message.map_type);
-      const bytes = new Set<string>();
-      if (keys.length > 0) {
-        const keyBytes = type && types.plugin(type.number).keyBytes;
-        const words = new ItemWords(shape, forms, type, keyBytes && ((word) => keyBytes(word, shape.keySize)));
-        for (const word of keys) bytes.add(hexOf(await words.key(word)));
-      }
-      return (item) => {
-        if (keys.length > 0 && !bytes.has(hexOf(item.key))) return false;
-        return test === undefined || test(item, forms);
-      };
-    });
+    const { btf, type, as } = args;
+    // Numbers compare as numbers, whatever `--as` makes of them for people.
+    const plain = await typeFinder(dump, types, { btf, type });
+    const readable = await typeFinder(dump, types, { btf, type, as, plain: false });
+    const some = await chosenAs(dump, args, types, select(dump), async (map, shape) => ({
+      plain: await formsOf(map, types, plain, shape),
+      readable: await formsOf(map, types, readable, shape),
+    }));
+    const close = () => {
+      some.close();
+      dump.close();
+    };
+    return { ...some, close };
   } catch (error) {
     dump.close();
     throw error;
   }
 }
 
-const hexOf = (bytes: Uint8Array) => Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString('hex');
+/**
+ * As {@link chosen}, with forms from elsewhere, and without owning `dump`, which must stay open.
+ * @param formsFor the forms of a map's items of that shape
+ */
+export async function chosenAs(
+  dump: Dump,
+  { where, key: keys = [] }: Pick<ChoosingArguments, 'where' | 'key'>,
+  types: MapTypes,
+  maps: readonly DumpMap[],
+  formsFor: (map: DumpMap, shape: ItemShape) => Promise<SeenForms>,
+): Promise<Dump> {
+  const { chosenItems } = await import('../dump/choose.js');
+  const condition = where === undefined ? undefined : (await import('./where.js')).whereTest(where);
+  const { ItemWords } = await import('../dump/words.js');
+  return chosenItems(dump, maps, types, async (map, shape) => {
+    const forms = await formsFor(map, shape);
+    const test = condition && tested(condition, forms, maps.length > 1 ? subjectOf(map) : undefined);
+    const file = map.files[0]?.message;
+    const words = new ItemWords(shape, forms.plain, file && types.get(file.map_type), types);
+    const wanted = new Set<string>();
+    for (const word of keys) wanted.add(hex(await words.key(word)));
+    return (item) => (wanted.size === 0 || wanted.has(hex(item.key))) && (test === undefined || test(item));
+  });
+}
 
 /** The choice of `--where` among items of live maps; undefined for all of them. */
 export async function liveChoice(where: string | undefined): Promise<CaptureOptions['choose']> {
@@ -104,9 +128,11 @@ export async function liveChoice(where: string | undefined): Promise<CaptureOpti
   const condition = whereTest(where);
   return async ({ subject, type, shape, types }) => {
     const { keySize, valueSize, perCpu } = shape;
-    const typed = types && namedForms({ btfId: 0, ...types });
-    const forms = formsThatFit(typed ?? (type.inner && { value: mapIdForm }), keySize, perCpu ?? valueSize);
-    const test = tested(condition, subject);
-    return (item) => test(item, forms);
+    const inner = type.inner && { value: mapIdForm };
+    const forms = (readable: boolean) => {
+      const typed = types && namedForms({ btfId: 0, ...types }, readable);
+      return formsThatFit(typed ?? inner, keySize, perCpu ?? valueSize);
+    };
+    return tested(condition, { plain: forms(false), readable: forms(true) }, subject);
   };
 }

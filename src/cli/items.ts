@@ -24,6 +24,20 @@ export const itemSource = {
   describe: 'a dump folder, archive, image or live maps (pinned:PATH, id:N, name:NAME, pid:PID)',
 } as const;
 
+/** The words of a command that takes keys. */
+export const keyWords = {
+  source: itemSource,
+  words: {
+    type: 'string',
+    value: 'KEY',
+    completes: 'MAP',
+    array: true,
+    default: [] as string[],
+    defaultDescription: 'none',
+    describe: 'MAP KEY…: the map, which may be left out if there is one, and the keys',
+  },
+} as const;
+
 /** Options of commands that work on items by key. */
 export const itemOptions = { ...types, ...meaning, ...libdir, json } as const;
 
@@ -89,6 +103,17 @@ export async function openNamed(
   return { items, words };
 }
 
+/** The keys that words mean, and their values. */
+export async function readKeys(
+  items: ItemStore,
+  words: readonly string[],
+): Promise<{ readonly word: string; readonly key: Uint8Array; readonly value: Uint8Array | undefined }[]> {
+  const keys: Uint8Array[] = [];
+  for (const word of words) keys.push(await items.words.key(word));
+  const values = await items.get(keys);
+  return keys.map((key, i) => ({ word: words[i] as string, key, value: values[i] }));
+}
+
 /** Makes the changes, or prints them as `diff` does. */
 export async function changeItems(
   items: ItemStore,
@@ -96,29 +121,24 @@ export async function changeItems(
   args: ItemArguments & { readonly dryRun: boolean },
   io: Io,
 ): Promise<void> {
-  const before = await items.get(edits.map(({ key }) => key));
   if (args.dryRun) await items.check(edits);
   else await items.change(edits);
-  if (args.dryRun || args.json) await printChange(items, edits, before, args, io);
+  if (args.dryRun || args.json) await printChange(items, edits, args, io);
 }
 
 async function printChange(
   { map, shape, forms, types }: ItemStore,
   edits: readonly ItemEdit[],
-  before: readonly (Uint8Array | undefined)[],
   args: ItemArguments,
   io: Io,
 ): Promise<void> {
-  const side = (values: readonly (Uint8Array | undefined)[]) => {
-    const there = edits.flatMap(({ key }, i) => {
-      const value = values[i];
-      return value === undefined ? [] : [{ key, value }];
-    });
+  const side = (which: 'before' | 'value') => {
+    const there = edits.flatMap(({ key, [which]: value }) => (value === undefined ? [] : [{ key, value }]));
     const keys = there.map(({ key }) => key);
     const input = bufferInput(Buffer.concat([...keys, ...there.map(({ value }) => value)]));
     return { input, keysAt: 0, valuesAt: keys.length * shape.keySize, count: keys.length, ...shape };
   };
-  const [a, b] = [side(before), side(edits.map(({ value }) => value))];
+  const [a, b] = [side('before'), side('value')];
   const found = new ItemDifferences(a.count, b.count, 0);
   try {
     await diffItems(a, b, {}, found);

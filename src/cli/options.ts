@@ -130,7 +130,7 @@ export const COMMON = {
 export interface TypeArguments {
   readonly btf?: string | undefined;
   readonly type: readonly string[];
-  readonly as?: readonly string[];
+  readonly as?: readonly string[] | undefined;
   /** Of commands that print for people, whether they want numbers. */
   readonly plain?: boolean;
   /** Programs get numbers, too. */

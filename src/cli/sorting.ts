@@ -1,9 +1,9 @@
 /** `show --sort`: the order of items by their keys, or by anything that `--where` can express. */
 import { viewOf } from '../bytes.js';
-import { formsOf, foundItems, itemForms, type RawItem, readItems, shownItem } from '../dump/items.js';
+import { formsOf, foundItems, type RawItem, readItems, shownItem } from '../dump/items.js';
 import type { Dump, DumpMap, MapData } from '../dump/model.js';
+import type { TypeFinder } from '../dump/types.js';
 import { BpfimgError } from '../errors.js';
-import { formsThatFit, type ItemForms } from '../json/forms.js';
 import type { MapTypes } from '../maptype.js';
 import type { Json } from '../value.js';
 import { expression, order, type Worth } from './where.js';
@@ -11,23 +11,17 @@ import { expression, order, type Worth } from './where.js';
 /** Most items that are put in order. */
 const MOST = 200_000;
 
-/** What is sorted. */
-interface Sorted {
-  readonly map: DumpMap;
-  readonly data: MapData;
-  /** How its items look, if their types are known. */
-  readonly forms: ItemForms | undefined;
-}
-
 /**
  * Positions of the first `count` items of an entry in order; memory grows with `count` only. Items without an order, such
  * as lists, keep that of the image.
+ * @param finder finds the types, as they are in JSON: an address sorts as the number that it is
  * @throws BpfimgError `usage` if `count` is too large, or the expression does not fit
  */
 export async function sortedItems(
   dump: Dump,
-  { map, data, forms: typed }: Sorted,
+  { map, data }: { readonly map: DumpMap; readonly data: MapData },
   types: MapTypes,
+  finder: TypeFinder | undefined,
   { by, count, top }: { readonly by: string; readonly count: number; readonly top: boolean },
 ): Promise<number[]> {
   if (count > MOST) {
@@ -37,11 +31,8 @@ export async function sortedItems(
   }
   const found = foundItems(dump, map, types, data);
   if (found === undefined) return [];
-  const { keySize, valueSize, perCpu } = found.shape;
-  const forms =
-    typed === undefined
-      ? await formsOf(map, types, undefined, found.shape)
-      : formsThatFit(itemForms(map, types, typed), keySize, perCpu ?? valueSize);
+  const { keySize } = found.shape;
+  const forms = await formsOf(map, types, finder, found.shape);
   const type = map.files[0] && types.get(map.files[0].message.map_type);
   // The bytes of an index have another order than its number.
   const indexed = by === 'key' && type?.key === 'index' && keySize === 4 && forms?.key === undefined;
@@ -49,25 +40,21 @@ export async function sortedItems(
   const worthOf = (item: RawItem): Worth => {
     if (indexed) return viewOf(item.key).getUint32(0, true);
     const shown = shownItem(item, forms);
-    return worth === undefined ? shown.key : worth(shown);
+    return worth === undefined ? shown.key : worth(shown, () => shown);
   };
-  const first: { readonly position: number; readonly worth: Worth }[] = [];
+  type Placed = { readonly position: number; readonly worth: Worth };
+  const before = (a: Placed, b: Placed) =>
+    (top ? compare(b.worth, a.worth) : compare(a.worth, b.worth)) || a.position - b.position;
+  let first: Placed[] = [];
   let position = 0;
   for await (const item of readItems(found)) {
-    const one = { position: position++, worth: worthOf(item) };
-    const before = (a: Worth, b: Worth) => (top ? compare(b, a) : compare(a, b)) < 0;
-    const last = first.at(-1);
-    if (first.length === count && last !== undefined && !before(one.worth, last.worth)) continue;
-    let [low, high] = [0, first.length];
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (before(one.worth, first[middle]?.worth)) high = middle;
-      else low = middle + 1;
-    }
-    first.splice(low, 0, one);
-    if (first.length > count) first.pop();
+    first.push({ position: position++, worth: worthOf(item) });
+    if (first.length === 2 * count + 1024) first = first.sort(before).slice(0, count);
   }
-  return first.map((one) => one.position);
+  return first
+    .sort(before)
+    .slice(0, count)
+    .map((one) => one.position);
 }
 
 /** Compares keys or values: structures and lists part by part. */

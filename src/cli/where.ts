@@ -7,13 +7,16 @@ import type { Item } from '../dump/items.js';
 import { BpfimgError } from '../errors.js';
 import type { Json } from '../value.js';
 
-/** Whether an item is chosen. */
-export type ItemTest = (item: Item) => boolean;
+/**
+ * Whether an item is chosen.
+ * @param readable makes the same item as people read it, with addresses and times as text
+ */
+export type ItemTest = (item: Item, readable?: () => Item) => boolean;
 
 /** What part of a condition is worth: undefined for what cannot be compared. */
 export type Worth = Json | undefined;
 /** Its worth for an item. */
-export type Part = (item: Item) => Worth;
+export type Part = (item: Item, readable: () => Item) => Worth;
 
 /** The names that a condition may use. */
 const NAMES = ['key', 'value', 'values'] as const;
@@ -24,7 +27,7 @@ const NAMES = ['key', 'value', 'values'] as const;
  */
 export function whereTest(text: string): ItemTest {
   const worth = expression('--where', text);
-  return (item) => truth(worth(item));
+  return (item, readable = () => item) => truth(worth(item, readable));
 }
 
 /**
@@ -76,30 +79,39 @@ function compiled(tree: jsep.Expression, bad: Bad): Part {
       const { object, property, computed } = tree as jsep.MemberExpression;
       const whole = of(object);
       const name: Part = computed ? of(property) : () => (property as jsep.Identifier).name;
-      return (item) => member(whole(item), name(item), bad);
+      return (item, readable) => member(whole(item, readable), name(item, readable), bad);
     }
     case 'UnaryExpression': {
       const { operator, argument } = tree as jsep.UnaryExpression;
       const one = of(argument);
-      if (operator === '!') return (item) => !truth(one(item));
-      if (operator === '-') return (item) => calculated('-', 0, one(item));
+      if (operator === '!') return (...seen) => !truth(one(...seen));
+      if (operator === '-') return (...seen) => calculated('-', 0, one(...seen));
       throw bad(`no operator ${operator}`);
     }
     case 'BinaryExpression':
     case 'LogicalExpression': {
       const { operator, left, right } = tree as jsep.BinaryExpression;
       const [a, b] = [of(left), of(right)];
-      if (operator === '&&') return (item) => truth(a(item)) && truth(b(item));
-      if (operator === '||') return (item) => truth(a(item)) || truth(b(item));
+      if (operator === '&&') return (...seen) => truth(a(...seen)) && truth(b(...seen));
+      if (operator === '||') return (...seen) => truth(a(...seen)) || truth(b(...seen));
       const compare = COMPARE[operator];
-      if (compare !== undefined) return (item) => compare(order(a(item), b(item)));
+      if (compare !== undefined) {
+        // What is compared with text is the text that people see: an address.
+        if (![left, right].some(isText)) return (...seen) => compare(order(a(...seen), b(...seen)));
+        return (_, readable) => {
+          const item = readable();
+          return compare(order(a(item, readable), b(item, readable)));
+        };
+      }
       if (!['+', '-', '*', '/', '%', '&', '|'].includes(operator)) throw bad(`no operator ${operator}`);
-      return (item) => calculated(operator, a(item), b(item));
+      return (...seen) => calculated(operator, a(...seen), b(...seen));
     }
     default:
       throw bad('expected a condition, such as value.bytes > 1e6 && key.proto == 6');
   }
 }
+
+const isText = (part: unknown) => typeof (part as { readonly value?: unknown }).value === 'string';
 
 function member(whole: Worth, name: Worth, bad: Bad): Worth {
   if (Array.isArray(whole)) {

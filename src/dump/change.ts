@@ -1,17 +1,22 @@
 /** Finds and changes single items of a dump's maps by key; everything else in the image keeps its bytes. */
+import { hex } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { copyInput } from '../io/stream.js';
-import type { ItemShape } from '../json/forms.js';
+import { type ItemShape, itemShape } from '../json/forms.js';
 import type { JsonObject } from '../value.js';
 import type { Dump, DumpMap, MapData } from './model.js';
 import type { ImageChanges, NewEntry } from './rewrite.js';
 
+const sameSizes = (a: ItemShape, b: ItemShape) => a.keySize === b.keySize && a.valueSize === b.valueSize;
+
 /** A change of one item. */
 export interface ItemEdit {
   readonly key: Uint8Array;
+  /** Its value now; undefined if there is no such item. */
+  readonly before: Uint8Array | undefined;
   /** Its new value; undefined deletes it. */
   readonly value: Uint8Array | undefined;
 }
@@ -41,8 +46,11 @@ export async function positionsOf(
     if (count === 0) throw new BpfimgError('badImage', 'it ends within the keys of a map', { subject: input.name });
     const bytes = Buffer.from(cursor.bytes.buffer, cursor.bytes.byteOffset + cursor.at, count * keySize);
     for (const [i, key] of keys.entries()) {
-      for (let at = bytes.indexOf(key); at >= 0; at = bytes.indexOf(key, at + 1)) {
-        if (at % keySize === 0) found[i]?.push(first + at / keySize);
+      for (let at = bytes.indexOf(key); at >= 0; ) {
+        const item = Math.ceil(at / keySize);
+        if (item * keySize === at) found[i]?.push(first + item);
+        // Within one key and the next, the same bytes mean nothing.
+        at = bytes.indexOf(key, item * keySize === at ? at + keySize : item * keySize);
       }
     }
     cursor.at += count * keySize;
@@ -72,17 +80,22 @@ interface EntryEdits {
 
 function entryEdits(edits: readonly ItemEdit[], positions: readonly (readonly number[])[]): EntryEdits {
   const values: [number, Uint8Array][] = [];
-  const removed: number[] = [];
+  let removed: number[] = [];
   const added: { key: Uint8Array; value: Uint8Array }[] = [];
   for (const [i, { key, value }] of edits.entries()) {
     const places = positions[i] ?? [];
     const last = places.at(-1);
     // If an earlier one stayed, it would count again.
-    if (value === undefined) removed.push(...places);
+    if (value === undefined) removed = removed.concat(places);
     else if (last === undefined) added.push({ key, value });
     else values.push([last, value]);
   }
   return { values: values.sort(([a], [b]) => a - b), removed: removed.sort((a, b) => a - b), added };
+}
+
+/** The edits, one for each key: of several the last counts. */
+export function eachOnce(edits: readonly ItemEdit[]): ItemEdit[] {
+  return [...new Map(edits.map((edit) => [hex(edit.key), edit])).values()];
 }
 
 /** Copies a region of equal parts, some left out or replaced. */
@@ -130,17 +143,24 @@ function editedEntry(input: Input, data: MapData, shape: ItemShape, edits: Entry
  * The changes to the data image of `dump` that make `edits` in `map`. An image may have the items of a map several
  * times, once for each open file: all of them change.
  * @param shape sizes of the map's items
+ * @throws BpfimgError `badImage` if one of them has items of other sizes
  */
 export async function dataChanges(
   dump: Dump,
   map: DumpMap,
   shape: ItemShape,
-  edits: readonly ItemEdit[],
+  given: readonly ItemEdit[],
 ): Promise<ImageChanges> {
+  const edits = eachOnce(given);
   const entries = new Map<number, () => NewEntry>();
   const keys = edits.map(({ key }) => key);
   for (const data of map.data) {
     const input = dump.data as Input;
+    const own = itemShape(data.count, data.keysBytes, data.valuesBytes);
+    if (own === undefined || (data.count > 0 && !sameSizes(own, shape))) {
+      const what = `entry ${data.entry.index}: its data is not items of ${shape.keySize} and ${shape.valueSize} bytes`;
+      throw new BpfimgError('badImage', what, { subject: input.name });
+    }
     const positions = await positionsOf(input, data, shape, keys);
     const all = entryEdits(edits, positions);
     entries.set(data.entry.index, () => editedEntry(input, data, shape, all));

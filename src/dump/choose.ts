@@ -2,51 +2,41 @@
 import type { Input } from '../io/input.js';
 import { Spool } from '../io/spool.js';
 import { copyInput } from '../io/stream.js';
-import type { ItemForms, ItemShape } from '../json/forms.js';
+import type { ItemShape } from '../json/forms.js';
 import type { MapTypes } from '../maptype.js';
-import { type FoundItems, formsOf, foundItems, type RawItem, readItems } from './items.js';
+import { type FoundItems, foundItems, type RawItem, readItems } from './items.js';
 import type { Dump, DumpMap, MapData } from './model.js';
-import type { TypeFinder } from './types.js';
 
 /**
- * `dump` without the items of `maps` that are not chosen. Memory does not grow with them. Owns `dump`, which closes
- * with the result.
- * @param finder finds the types of items
- * @param tests makes the test of a map's items, which are of that shape and look so
+ * `dump` without the items of `maps` that are not chosen. Memory does not grow with them. It reads `dump`, which must
+ * stay open, and does not close it.
+ * @param tests makes the test of a map's items, which have that shape
  * @throws whatever a test throws
  */
 export async function chosenItems(
   dump: Dump,
   maps: readonly DumpMap[],
   types: MapTypes,
-  finder: TypeFinder | undefined,
-  tests: (map: DumpMap, shape: ItemShape, forms: ItemForms | undefined) => Promise<(item: RawItem) => boolean>,
+  tests: (map: DumpMap, shape: ItemShape) => Promise<(item: RawItem) => boolean>,
 ): Promise<Dump> {
   const kept = new Spool();
+  const before = dump.data?.size ?? 0;
   try {
     const all: DumpMap[] = [];
     for (const map of dump.maps) {
       const data: MapData[] = [];
       for (const one of map.data) {
         const found = maps.includes(map) ? foundItems(dump, map, types, one) : undefined;
-        if (found === undefined) {
-          data.push(await copied(dump.data as Input, one, kept));
-          continue;
-        }
-        const forms = await formsOf(map, types, finder, found.shape);
-        data.push(await chosenData(one, found, await tests(map, found.shape, forms), kept));
+        if (found === undefined) data.push(one);
+        else data.push(await chosenData(one, found, await tests(map, found.shape), kept, before));
       }
       all.push({ ...map, data });
     }
-    const input = dump.data && { ...kept.input(), name: dump.data.name };
     return {
       ...dump,
       maps: all,
-      data: input,
-      close() {
-        kept.close();
-        dump.close();
-      },
+      data: dump.data && joined(dump.data, kept.input()),
+      close: () => kept.close(),
     };
   } catch (error) {
     kept.close();
@@ -54,18 +44,31 @@ export async function chosenItems(
   }
 }
 
-async function copied(input: Input, data: MapData, kept: Spool): Promise<MapData> {
-  const at = kept.length;
-  await copyInput(input, data.entry.extraAt, data.entry.extraSize, kept);
-  return { ...data, entry: { ...data.entry, extraAt: at } };
+/** One input behind another, which has a size. It owns neither. */
+function joined(first: Input, second: Input): Input {
+  const before = first.size ?? 0;
+  return {
+    name: first.name,
+    size: before + (second.size ?? 0),
+    path: undefined,
+    read(into, position) {
+      if (position >= before) return second.read(into, position - before);
+      return first.read(into.subarray(0, Math.min(into.length, before - position)), position);
+    },
+    close() {},
+  };
 }
 
-/** The items of an entry that are chosen. */
+/**
+ * The items of an entry that are chosen, which go into `kept`.
+ * @param before bytes of the input that comes before `kept`
+ */
 async function chosenData(
   data: MapData,
   found: FoundItems,
   test: (item: RawItem) => boolean,
   kept: Spool,
+  before: number,
 ): Promise<MapData> {
   const [keys, values] = [new Spool(), new Spool()];
   try {
@@ -77,7 +80,7 @@ async function chosenData(
       values.write(item.value);
       await values.turn();
     }
-    const at = kept.length;
+    const at = before + kept.length;
     const [keysBytes, valuesBytes] = [keys.length, values.length];
     await copyInput(keys.input(), 0, keysBytes, kept);
     await copyInput(values.input(), 0, valuesBytes, kept);

@@ -18,6 +18,11 @@ export function wholeName(map: DumpMap): string | undefined {
   return pinNamesOf(map).find((pin) => pin.startsWith(start)) ?? name;
 }
 
+/** How messages name the map. */
+export function subjectOf(map: DumpMap): string {
+  return mapSubject(map.mapId, mapName(map) ?? '');
+}
+
 /** The names that a map is pinned under, one character a byte. */
 function pinNamesOf({ meta }: DumpMap): string[] {
   return pinNames((meta?.pins ?? []) as readonly string[]);
@@ -91,6 +96,15 @@ export function mapsNamed(maps: readonly DumpMap[], selector: string): DumpMap[]
   return [];
 }
 
+/** The maps that each of `selectors` means; a selector may be several, with commas between them. */
+export function mapsSelected(
+  maps: readonly DumpMap[],
+  selectors: readonly string[],
+): { readonly selector: string; readonly found: readonly DumpMap[] }[] {
+  const single = selectors.flatMap((text) => listed(text, (one) => mapsNamed(maps, one).length > 0));
+  return single.map((selector) => ({ selector, found: mapsNamed(maps, selector) }));
+}
+
 /** Names that an error lists. */
 const LISTED = 20;
 
@@ -103,9 +117,7 @@ const LISTED = 20;
 export function selectMaps(dump: Dump, selectors: readonly string[], one = false): DumpMap[] {
   if (selectors.length === 0) return [...dump.maps];
   const chosen = new Set<DumpMap>();
-  const single = selectors.flatMap((text) => listed(text, (one) => mapsNamed(dump.maps, one).length > 0));
-  for (const selector of single) {
-    const found = mapsNamed(dump.maps, selector);
+  for (const { selector, found } of mapsSelected(dump.maps, selectors)) {
     if (found.length === 0) throw notFound(dump, selector);
     if (one && found.length > 1) {
       const ids = found.map((map) => map.mapId).join(', ');

@@ -7,7 +7,7 @@ import { BpfimgError, PointerError } from '../errors.js';
 import { bufferInput } from '../io/input.js';
 import type { ItemForms, ItemShape, JsonForm } from '../json/forms.js';
 import { JsonReader } from '../json/reader.js';
-import type { MapType } from '../maptype.js';
+import type { MapType, MapTypes } from '../maptype.js';
 import type { Json } from '../value.js';
 
 /** What a word stands for: bytes of this size, and how they look if their type is known. */
@@ -83,23 +83,6 @@ export async function wordBytes(word: string, target: WordTarget): Promise<Uint8
     throw refused(what, word, `expected ${expected(target)}`);
   }
   const bytes = new Uint8Array(form.size);
-  const parse = (value: Json) => {
-    form.parse(value, viewOf(bytes), 0);
-    return bytes;
-  };
-  const json = await jsonOf(word);
-  try {
-    if (json !== undefined) return parse(json);
-  } catch (error) {
-    // `80` may also be a text.
-    if (!(error instanceof PointerError)) throw error;
-    if (typeof json !== 'number' && typeof json !== 'boolean' && typeof json !== 'bigint') throw bad(what, word, error);
-    try {
-      return parse(word);
-    } catch {
-      throw bad(what, word, error);
-    }
-  }
   const digits = hexOf(word, size);
   if (digits !== undefined && word.includes(' ')) return digits;
   const given = form.part === undefined ? undefined : members(word);
@@ -111,10 +94,30 @@ export async function wordBytes(word: string, target: WordTarget): Promise<Uint8
     return bytes;
   }
   try {
-    return parse(word);
+    await put(word, (value) => form.parse(value, viewOf(bytes), 0));
+    return bytes;
   } catch (error) {
-    if (error instanceof PointerError) throw bad(what, word, error);
-    throw error;
+    throw error instanceof PointerError ? bad(what, word, error) : error;
+  }
+}
+
+/**
+ * Has `encode` write what a word means: JSON, or else text.
+ * @throws PointerError
+ */
+async function put(word: string, encode: (value: Json) => void): Promise<void> {
+  const json = await jsonOf(word);
+  try {
+    encode(json ?? word);
+  } catch (error) {
+    // `80` and `true` may also be text.
+    const isScalar = typeof json === 'number' || typeof json === 'bigint' || typeof json === 'boolean';
+    if (!(error instanceof PointerError) || !isScalar) throw error;
+    try {
+      encode(word);
+    } catch {
+      throw error;
+    }
   }
 }
 
@@ -122,7 +125,8 @@ export async function wordBytes(word: string, target: WordTarget): Promise<Uint8
 function missingParts(form: JsonForm, given: readonly (readonly [path: string, value: string])[]): string[] {
   const shown = form.show(new DataView(new ArrayBuffer(form.size)), 0);
   if (typeof shown !== 'object' || shown === null || Array.isArray(shown)) return [];
-  return Object.keys(shown).filter((name) => !given.some(([path]) => path === name || path.startsWith(name)));
+  const isPart = (path: string, name: string) => path.startsWith(name) && /^([.[]|$)/.test(path.slice(name.length));
+  return Object.keys(shown).filter((name) => !given.some(([path]) => isPart(path, name)));
 }
 
 /** `MEMBER=VALUE`, several of them separated by commas; undefined if the word does not begin so. */
@@ -134,7 +138,10 @@ export function members(word: string): [path: string, value: string][] | undefin
     if (match === null) return undefined;
     const [, path = '', after = ''] = match;
     // A comma ends the value only if another member follows it: text and lists have commas, too.
-    const end = after.search(/,[\w$#.[\]]+=/);
+    const plain = /^["[{]/.test(after)
+      ? after.replace(/"(?:[^"\\]|\\.)*"/gs, (text) => '"'.repeat(text.length))
+      : after;
+    const end = plain.search(/,[\w$#.[\]]+=/);
     found.push([path, end < 0 ? after : after.slice(0, end)]);
     rest = end < 0 ? undefined : after.slice(end + 1);
   }
@@ -152,13 +159,7 @@ export async function setParts(bytes: Uint8Array, words: readonly string[], targ
       try {
         const part = form?.part?.(path);
         if (part === undefined) throw refused(what, word, `its type is not known, or has no members`);
-        const json = await jsonOf(text);
-        try {
-          part.encode(json ?? text, viewOf(bytes), 0);
-        } catch (error) {
-          if (!(error instanceof PointerError) || typeof json !== 'number') throw error;
-          part.encode(text, viewOf(bytes), 0);
-        }
+        await put(text, (value) => part.encode(value, viewOf(bytes), 0));
       } catch (error) {
         throw error instanceof PointerError ? bad(what, word, error) : error;
       }
@@ -180,21 +181,23 @@ export class ItemWords {
   /**
    * @param shape sizes of the map's items
    * @param forms how they look, if their types are known; those that fit the sizes
-   * @param keyBytes another text for keys of this type, such as a prefix
+   * @param type the map's type, if it is known
+   * @param types has other texts for keys, such as a prefix
    */
   constructor(
     readonly shape: ItemShape,
     forms: ItemForms | undefined,
-    type?: MapType,
-    keyBytes?: (word: string) => Uint8Array | undefined,
+    type: MapType | undefined,
+    types: MapTypes,
   ) {
     const { size } = cpuParts(shape.valueSize, shape.perCpu);
+    const keyBytes = type && types.plugin(type.number).keyBytes;
     this.#key = {
       what: 'key',
       size: shape.keySize,
       form: forms?.key,
       ...(type?.key === 'index' && { number: true }),
-      text: keyBytes,
+      text: keyBytes && ((word) => keyBytes(word, shape.keySize)),
     };
     this.#value = { what: 'value', size, form: forms?.value };
   }
@@ -237,14 +240,14 @@ export class ItemWords {
     if (Array.isArray(list) && list.length !== cpus) {
       throw refused('value', word, `expected one value, or a list of ${cpus}: one for each possible CPU`);
     }
+    // Padding of CPUs' values is part of no word, but may be given in a list.
+    if (before !== undefined)
+      for (let at = size; at < bytes.length; at += stride) bytes.set(before.subarray(at, at - size + stride), at);
     for (let cpu = 0; cpu < cpus; cpu++) {
       const at = cpu * stride;
       if (Array.isArray(list)) await this.#put(bytes.subarray(at, at + stride), list[cpu] as Json, word);
       else bytes.set(await wordBytes(word, this.#value), at);
     }
-    // Padding of CPUs' values is no part of any word.
-    if (before !== undefined)
-      for (let at = size; at < bytes.length; at += stride) bytes.set(before.subarray(at, at - size + stride), at);
     return bytes;
   }
 

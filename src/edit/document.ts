@@ -1,7 +1,7 @@
 /** A source as a document that people edit, and their changes on its way back. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { cpuParts, hex, unhex, viewOf } from '../bytes.js';
+import { cpuParts, hex, viewOf } from '../bytes.js';
 import { diffDumps } from '../diff/dumps.js';
 import type { ItemEdit } from '../dump/change.js';
 import type { DocumentForms } from '../dump/document.js';
@@ -9,22 +9,23 @@ import { writeDocument } from '../dump/document.js';
 import { encodeDocument } from '../dump/encode.js';
 import type { Item } from '../dump/items.js';
 import { type Dump, type DumpMap, openDump } from '../dump/model.js';
-import { mapName } from '../dump/select.js';
+import { subjectOf } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
 import { ImageReader } from '../image/reader.js';
 import type { Input } from '../io/input.js';
-import { state } from '../io/journal.js';
 import { type Output, openOutput } from '../io/output.js';
 import { decodeImage } from '../json/decode.js';
 import { encodeImage } from '../json/encode.js';
 import type { ItemShape } from '../json/forms.js';
-import { mapSubject } from '../kernel/flags.js';
+import { itemBytes } from '../json/items.js';
+import { mapIdForm } from '../json/map-id.js';
 import type { MapTypes } from '../maptype.js';
-import { encodeIntoArchive, fileState } from '../source/pack.js';
+import { encodeIntoArchive } from '../source/pack.js';
 import { privateFolder } from '../source/private.js';
-import { mapsOf, openSource, type Source, type SourceHost } from '../source/source.js';
+import { type DumpSource, type ImageSource, mapsOf, openSource, type SourceHost } from '../source/source.js';
 import type { Json } from '../value.js';
 import { type ItemStore, openItems } from './items.js';
+import { Writable } from './writable.js';
 
 /** A source while it is edited. Close it. */
 export interface Editing {
@@ -65,18 +66,13 @@ export async function openEditing(text: string, host: SourceHost, options: Editi
   const types = await host.types();
   const source = await openSource(text, host);
   try {
-    if (source.form === 'document' || source.form === 'object') {
-      const what = source.form === 'object' ? 'an object file' : 'a JSON document, which any editor can change';
-      throw new BpfimgError('unsupported', `it is ${what}: expected a dump, an image or live maps`, {
-        subject: source.name,
-      });
-    }
-    if (source.kind === 'image') return new ImageEditing(source);
+    const writable = new Writable(source);
+    if (source.kind === 'image') return new ImageEditing(source, writable);
     const dump = await mapsOf(source);
     try {
       const maps = options.pick(dump);
       const forms = await options.forms(dump, maps, types);
-      const given = { source, dump, maps, forms, types };
+      const given = { source, dump, maps, forms, types, writable };
       return source.form === 'live' ? new LiveEditing(given, host) : new DumpEditing(given);
     } catch (error) {
       dump.close();
@@ -88,25 +84,14 @@ export async function openEditing(text: string, host: SourceHost, options: Editi
   }
 }
 
-/** Refuses to replace what somebody else has changed since it was opened. */
-function refuseChanged(name: string, before: string, now: string): void {
-  if (before === now) return;
-  throw new BpfimgError('conflict', 'somebody else has changed it in the meantime; nothing is written', {
-    subject: name,
-    code: CHANGED,
-  });
-}
-
-/** The code of the error for a source that has changed: no edit of the document helps. */
-export const CHANGED = 'changed-meanwhile';
-
 class ImageEditing implements Editing {
   readonly name: string;
-  readonly #before: string;
 
-  constructor(readonly source: Source & { readonly kind: 'image' }) {
+  constructor(
+    readonly source: ImageSource,
+    readonly writable: Writable,
+  ) {
     this.name = source.name;
-    this.#before = fileState(this.name);
   }
 
   async write(out: Output): Promise<void> {
@@ -119,7 +104,7 @@ class ImageEditing implements Editing {
     const out = await openOutput(this.name);
     try {
       await encodeImage(document, out);
-      refuseChanged(this.name, this.#before, fileState(this.name));
+      this.writable.refuseChanged();
       await out.commit();
     } catch (error) {
       await out.abort();
@@ -135,26 +120,19 @@ class ImageEditing implements Editing {
 
 /** What is edited of a dump. */
 interface GivenDump {
-  readonly source: Source & { readonly kind: 'dump' };
+  readonly source: DumpSource;
   readonly dump: Dump;
   readonly maps: readonly DumpMap[];
   readonly forms: DocumentForms | undefined;
   readonly types: MapTypes;
+  readonly writable: Writable;
 }
 
 class DumpEditing implements Editing {
   readonly name: string;
-  readonly #before: string;
 
   constructor(readonly given: GivenDump) {
     this.name = given.source.name;
-    this.#before = this.#state();
-  }
-
-  #state(): string {
-    const { form, files } = this.given.source;
-    if (form === 'archive') return fileState(this.name);
-    return form === 'folder' ? state(files.name) : '';
   }
 
   async write(out: Output): Promise<void> {
@@ -164,8 +142,8 @@ class DumpEditing implements Editing {
   }
 
   async apply(document: Input): Promise<Applied> {
-    const { source, types } = this.given;
-    refuseChanged(this.name, this.#before, this.#state());
+    const { source, types, writable } = this.given;
+    writable.refuseChanged();
     if (source.form === 'archive') await encodeIntoArchive(document, this.name, types);
     else await encodeDocument(document, source.files.name, true, types);
     return DONE;
@@ -223,12 +201,11 @@ class LiveEditing extends DumpEditing {
       edited = await openDump(target);
       const all: LiveChanges[] = [];
       for await (const { a, b, attributes, unknown, changes } of diffDumps(dump, edited, types)) {
-        const subject = (map: DumpMap) => mapSubject(map.mapId, mapName(map) ?? '');
         if (b === undefined) continue;
-        if (a === undefined) throw refused(subject(b), 'it is not among the maps that are edited');
-        if (unknown !== undefined) throw refused(subject(a), unknown);
+        if (a === undefined) throw refused(subjectOf(b), 'it is not among the maps that are edited');
+        if (unknown !== undefined) throw refused(subjectOf(a), unknown);
         const [attribute] = attributes;
-        if (attribute !== undefined) throw refused(subject(a), `${attribute.name} of a live map cannot change`);
+        if (attribute !== undefined) throw refused(subjectOf(a), `${attribute.name} of a live map cannot change`);
         const found = [];
         for await (const { a: before, b: after } of changes()) found.push({ before, after });
         all.push({ map: a, changes: found });
@@ -259,7 +236,7 @@ async function put(items: ItemStore, { changes }: LiveChanges, lines: string[]):
   }));
   const now = await items.get(all.map(({ key }) => key));
   for (const [i, { key, before, after }] of all.entries()) {
-    if (same(now[i], before)) edits.push({ key, value: after });
+    if (same(now[i], before)) edits.push({ key, before, value: after });
     else if (!same(now[i], after)) {
       left++;
       const is = now[i] === undefined ? 'it is gone' : `its value is ${hex(now[i])}`;
@@ -275,19 +252,20 @@ function same(a: Uint8Array | undefined, b: Uint8Array | undefined): boolean {
   return a === undefined || b === undefined ? a === b : Buffer.compare(a, b) === 0;
 }
 
-/** The bytes of a key or value as a document without types has it: in hex, or the id of a map. */
+/** The bytes of a key or value as a document without types has it. */
 function bytesOf(json: Json, size: number): Uint8Array {
-  const bytes = new Uint8Array(size);
-  if (typeof json === 'string') bytes.set(unhex(json) as Uint8Array);
-  else if (json !== null && typeof json === 'object' && !Array.isArray(json)) {
-    if (typeof json.map_id === 'number') viewOf(bytes).setUint32(0, json.map_id, true);
-    else bytes.set(unhex(String(json.$raw)) as Uint8Array);
-  }
-  return bytes;
+  const bytes = itemBytes(json, size);
+  if (bytes !== undefined) return bytes;
+  const inner = new Uint8Array(size);
+  mapIdForm.parse(json, viewOf(inner), 0);
+  return inner;
 }
 
-function valueBytes({ value, values }: Item, shape: ItemShape): Uint8Array {
-  if (values === undefined) return bytesOf(value, shape.valueSize);
-  const { stride } = cpuParts(shape.valueSize, shape.perCpu);
-  return Buffer.concat(values.map((one) => bytesOf(one, stride)));
+function valueBytes({ value, values }: Item, { valueSize, perCpu }: ItemShape): Uint8Array {
+  if (values === undefined) return bytesOf(value, valueSize);
+  const { size, stride } = cpuParts(valueSize, perCpu);
+  const bytes = new Uint8Array(valueSize);
+  // With its padding, unless that is zero.
+  for (const [cpu, one] of values.entries()) bytes.set(itemBytes(one, size) ?? bytesOf(one, stride), cpu * stride);
+  return bytes;
 }

@@ -4,23 +4,22 @@ import { dataChanges, type ItemEdit, positionsOf, valueAt } from '../dump/change
 import { itemForms, rawItems } from '../dump/items.js';
 import { type Dump, type DumpMap, dataShape, openDump } from '../dump/model.js';
 import { changeImage } from '../dump/rewrite.js';
-import { mapName, selectMaps } from '../dump/select.js';
+import { selectMaps, subjectOf } from '../dump/select.js';
 import type { TypeFinder } from '../dump/types.js';
 import { ItemWords } from '../dump/words.js';
-import { BpfimgError } from '../errors.js';
+import { BpfimgError, followed } from '../errors.js';
 import { BPFMAP_DATA } from '../image/kinds.js';
 import { FolderOutput } from '../io/folder.js';
-import { openInput } from '../io/input.js';
 import { openOutput } from '../io/output.js';
 import { formsThatFit, type ItemForms, type ItemShape } from '../json/forms.js';
-import { mapSubject } from '../kernel/flags.js';
-import { LiveMaps, openLive } from '../kernel/live.js';
+import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
 import type { BpfMap } from '../kernel/map.js';
 import type { Sys } from '../kernel/sys.js';
 import { blank, itemSizes, type MapType, type MapTypes } from '../maptype.js';
 import { fieldsOf, type KernelFields, valueType } from '../replay/types.js';
 import { liveSelectors } from '../source/selectors.js';
-import { type DumpSource, mapsOf, openSource, type Source, type SourceHost } from '../source/source.js';
+import { mapsOf, openSource, type Source, type SourceHost } from '../source/source.js';
+import { Writable } from './writable.js';
 
 /** The items of one map, by key. Close it. */
 export interface ItemStore {
@@ -71,28 +70,50 @@ export async function openItems(
   host: SourceHost,
   options: ItemStoreOptions,
 ): Promise<ItemStore> {
+  if (options.write && text === undefined) {
+    throw new BpfimgError('usage', 'standard input cannot be changed: name a dump, an image or live maps');
+  }
   const live = text !== undefined && liveSelectors(text) !== undefined;
-  if (options.write) refuseUnwritable(text);
   const types = await host.types();
-  let source = await openSource(text, live ? { ...host, bare: true, warn: () => {} } : host);
+  const source = await openSource(text, live ? { ...host, bare: true, warn: () => {} } : host);
+  let items: Items | undefined;
+  let dump: Dump | undefined;
+  let other: number | undefined;
+  try {
+    const writable = options.write ? new Writable(source) : undefined;
+    dump = await mapsOf(source);
+    const map = options.pick(dump, live ? await outerMaps(dump, types) : dump.maps);
+    const given = { source, dump, map, types };
+    if (!live) items = new DumpItems(given, writable);
+    else if (direct(map, types)) items = new LiveItems(given, await host.sys(types), options.write);
+    else if (options.write) throw indirect(map, types);
+    else other = map.mapId;
+    if (items !== undefined) return await items.init(options);
+  } catch (error) {
+    if (items === undefined) dump?.close();
+    if (items === undefined) source.close();
+    items?.close();
+    throw error;
+  }
+  // What bpf(2) reads of such a map is not what an item of it is: a capture has its items.
+  dump.close();
+  source.close();
+  return openCaptured(other as number, host, types, options);
+}
+
+/** The items of a live map, as a capture has them. */
+async function openCaptured(
+  id: number,
+  host: SourceHost,
+  types: MapTypes,
+  options: ItemStoreOptions,
+): Promise<ItemStore> {
+  const source = await openSource(`id:${id}`, host);
   let dump: Dump | undefined;
   try {
-    if (options.write && source.form === 'document') throw unwritable(source);
     dump = await mapsOf(source);
-    let map = options.pick(dump, live ? await outerMaps(dump, types) : dump.maps);
-    const sys = live ? await host.sys(types) : undefined;
-    if (sys !== undefined && !direct(map, types)) {
-      if (options.write) throw indirect(map, types);
-      // What bpf(2) reads of such a map is not what an item of it is.
-      dump.close();
-      source.close();
-      source = await openSource(`id:${map.mapId}`, host);
-      dump = await mapsOf(source);
-      [map] = selectMaps(dump, [String(map.mapId)], true) as [DumpMap];
-      return await new DumpItems(source, dump, map, types).init(options);
-    }
-    if (sys === undefined) return await new DumpItems(source, dump, map, types).init(options);
-    return await new LiveItems(source, dump, map, types, sys, options.write).init(options);
+    const [map] = selectMaps(dump, [String(id)], true) as [DumpMap];
+    return await new DumpItems({ source, dump, map, types }, undefined).init(options);
   } catch (error) {
     dump?.close();
     source.close();
@@ -110,16 +131,6 @@ async function outerMaps(dump: Dump, types: MapTypes): Promise<DumpMap[]> {
   return dump.maps.filter(({ mapId }) => !inner.has(mapId));
 }
 
-function refuseUnwritable(text: string | undefined): void {
-  if (text !== undefined) return;
-  throw new BpfimgError('usage', 'standard input cannot be changed: name a dump, an image or live maps');
-}
-
-function unwritable({ name }: Source): BpfimgError {
-  const what = 'it is a JSON document: change it in an editor or with jq; encode makes a dump of it';
-  return new BpfimgError('unsupported', what, { subject: name });
-}
-
 const typeOf = (map: DumpMap, types: MapTypes): MapType | undefined => {
   const number = map.files[0]?.message.map_type;
   return number === undefined ? undefined : types.get(number);
@@ -134,7 +145,15 @@ function direct(map: DumpMap, types: MapTypes): boolean {
 function indirect(map: DumpMap, types: MapTypes): BpfimgError {
   const type = typeOf(map, types);
   const what = `items of a live ${type?.name} cannot be changed one by one`;
-  return new BpfimgError('unsupported', what, { subject: mapSubject(map.mapId, mapName(map) ?? '') });
+  return new BpfimgError('unsupported', what, { subject: subjectOf(map) });
+}
+
+/** A map of an open source. Whoever gets it closes the dump and the source. */
+interface GivenMap {
+  readonly source: Source;
+  readonly dump: Dump;
+  readonly map: DumpMap;
+  readonly types: MapTypes;
 }
 
 /** What dumps and live maps have in common. */
@@ -145,14 +164,18 @@ abstract class Items implements ItemStore {
   forms: ItemForms | undefined;
   #words: ItemWords | undefined;
 
-  constructor(
-    readonly source: Source,
-    readonly dump: Dump,
-    readonly map: DumpMap,
-    readonly types: MapTypes,
-  ) {
+  readonly source: Source;
+  readonly dump: Dump;
+  readonly map: DumpMap;
+  readonly types: MapTypes;
+
+  constructor({ source, dump, map, types }: GivenMap) {
+    this.source = source;
+    this.dump = dump;
+    this.map = map;
+    this.types = types;
     this.type = typeOf(map, types);
-    this.subject = mapSubject(map.mapId, mapName(map) ?? '');
+    this.subject = subjectOf(map);
   }
 
   async init(options: ItemStoreOptions): Promise<this> {
@@ -172,10 +195,7 @@ abstract class Items implements ItemStore {
   }
 
   get words(): ItemWords {
-    const { type } = this;
-    const keyBytes = type && this.types.plugin(type.number).keyBytes;
-    const text = keyBytes && ((word: string) => keyBytes(word, this.shape.keySize));
-    this.#words ??= new ItemWords(this.shape, this.forms, type, text);
+    this.#words ??= new ItemWords(this.shape, this.forms, this.type, this.types);
     return this.#words;
   }
 
@@ -229,6 +249,13 @@ abstract class Items implements ItemStore {
 }
 
 class DumpItems extends Items {
+  constructor(
+    given: GivenMap,
+    readonly writable: Writable | undefined,
+  ) {
+    super(given);
+  }
+
   protected sizes(): ItemShape {
     const { map, types, type } = this;
     const file = map.files[0]?.message;
@@ -245,10 +272,15 @@ class DumpItems extends Items {
     }
     const { imageItem } = type;
     const keySize = imageItem?.key ?? file.key_size;
-    const value = imageItem?.value ?? file.value_size;
-    const valueSize = value === 'page' ? file.value_size : value;
-    if (type.perCpu !== true) return { keySize, valueSize };
-    const cpus = map.meta?.nr_cpus ?? 1;
+    const valueSize = imageItem?.value ?? file.value_size;
+    const cpus = map.meta?.nr_cpus;
+    if (valueSize === 'page' || (type.perCpu === true && cpus === undefined)) {
+      const what = valueSize === 'page' ? 'how large a page was' : 'how many CPUs there were';
+      throw new BpfimgError('unsupported', `it is empty, and nothing in the dump says ${what}`, {
+        subject: this.subject,
+      });
+    }
+    if (type.perCpu !== true || cpus === undefined) return { keySize, valueSize };
     return { keySize, valueSize: cpuStride(valueSize) * cpus, perCpu: valueSize };
   }
 
@@ -267,24 +299,25 @@ class DumpItems extends Items {
 
   override async check(edits: readonly ItemEdit[]): Promise<void> {
     await super.check(edits);
-    await this.#refuseFull(edits);
+    this.#refuseFull(edits);
   }
 
   protected async write(edits: readonly ItemEdit[]): Promise<void> {
     const { source, map, shape } = this;
     if (source.kind === 'image') return this.#image(edits);
-    const change = (folder: string) => changeDump(folder, map.mapId, shape, edits);
-    if (source.form === 'archive') return (await import('../source/pack.js')).editArchive(source.name, change);
-    return change((source as DumpSource).files.name);
+    if (source.form === 'archive') {
+      const { editArchive } = await import('../source/pack.js');
+      return editArchive(source.name, (folder) => changeDump(folder, map.mapId, shape, edits, this.writable));
+    }
+    return changeDump(source.files.name, map.mapId, shape, edits, this.writable);
   }
 
-  async #refuseFull(edits: readonly ItemEdit[]): Promise<void> {
+  #refuseFull(edits: readonly ItemEdit[]): void {
     const { map, type } = this;
     const most = map.files[0]?.message.max_entries;
     if (most === undefined || type?.evicts === true || type?.grows === true || most === 0) return;
-    const before = await this.get(edits.map(({ key }) => key));
-    const added = edits.filter(({ value }, i) => value !== undefined && before[i] === undefined).length;
-    const removed = edits.filter(({ value }, i) => value === undefined && before[i] !== undefined).length;
+    const added = edits.filter(({ before, value }) => before === undefined && value !== undefined).length;
+    const removed = edits.filter(({ before, value }) => before !== undefined && value === undefined).length;
     const count = map.data.at(-1)?.count ?? 0;
     if (added === 0 || count - removed + added <= most) return;
     throw this.refused(`it is full: ${count} items, max_entries ${most}`);
@@ -295,21 +328,26 @@ class DumpItems extends Items {
     const { source, dump, map, shape } = this;
     const changes = await dataChanges(dump, map, shape, edits);
     const out = await openOutput(source.name);
-    const there = await openInput(source.name);
     try {
-      await changeImage(there, BPFMAP_DATA, out, changes);
+      await changeImage(dump.data, BPFMAP_DATA, out, changes);
+      this.writable?.refuseChanged();
       await out.commit();
     } catch (error) {
       await out.abort();
       throw error;
-    } finally {
-      there.close();
     }
   }
 }
 
 /** Changes items of one map of the dump in a folder: all or nothing. */
-async function changeDump(folder: string, mapId: number, shape: ItemShape, edits: readonly ItemEdit[]): Promise<void> {
+async function changeDump(
+  folder: string,
+  mapId: number,
+  shape: ItemShape,
+  edits: readonly ItemEdit[],
+  writable: Writable | undefined,
+): Promise<void> {
+  writable?.refuseChanged();
   // Before the images are read, so that it notices if they change meanwhile.
   const output = new FolderOutput(folder);
   let dump: Dump | undefined;
@@ -327,23 +365,24 @@ async function changeDump(folder: string, mapId: number, shape: ItemShape, edits
   }
 }
 
+/** @throws BpfimgError `notFound` */
+function liveMap(sys: Sys, id: number): LiveMap {
+  const [live] = LiveMaps.look(sys).select({ ids: [id], names: [], pins: [], pids: [] });
+  return live as LiveMap;
+}
+
 class LiveItems extends Items {
   readonly #live: BpfMap;
   /** Bytes of values that only the kernel sets. */
   readonly #hidden: KernelFields['hidden'];
 
   constructor(
-    source: Source,
-    dump: Dump,
-    map: DumpMap,
-    types: MapTypes,
+    given: GivenMap,
     readonly sys: Sys,
     write: boolean,
   ) {
-    super(source, dump, map, types);
-    const [live] = LiveMaps.look(sys).select({ ids: [map.mapId], names: [], pins: [], pids: [] });
-    if (live === undefined) throw new BpfimgError('notFound', 'it is gone', { subject: this.subject });
-    this.#live = openLive(sys, live, write ? 'rw' : 'ro');
+    super(given);
+    this.#live = openLive(sys, liveMap(sys, given.map.mapId), write ? 'rw' : 'ro');
     const { hidden, locked } = fieldsOf(valueType(sys, this.#live));
     this.#hidden = hidden;
     if (locked) this.#live.lockValues();
@@ -379,20 +418,23 @@ class LiveItems extends Items {
   }
 
   protected async write(edits: readonly ItemEdit[]): Promise<void> {
-    for (const { key, value } of edits) {
-      if (value === undefined) this.#live.delete(key);
-      else if (this.type?.inner === true) this.#putInner(key, value);
-      else if (this.type?.holdsReferences === true) throw indirect(this.map, this.types);
-      else this.#live.update(key, value);
+    for (const [done, { key, value }] of edits.entries()) {
+      try {
+        if (value === undefined) this.#live.delete(key);
+        else if (this.type?.inner === true) this.#putInner(key, value);
+        else if (this.type?.holdsReferences === true) throw indirect(this.map, this.types);
+        else this.#live.update(key, value);
+      } catch (error) {
+        // What is written stays.
+        throw done === 0 ? error : followed(error, `${done} of ${edits.length} changes had been made`);
+      }
     }
   }
 
   /** An inner map is read as an id and written as a file descriptor. */
   #putInner(key: Uint8Array, value: Uint8Array): void {
     const id = viewOf(value).getUint32(0, true);
-    const [live] = LiveMaps.look(this.sys).select({ ids: [id], names: [], pins: [], pids: [] });
-    if (live === undefined) throw new BpfimgError('notFound', 'no such map', { subject: `map ${id}` });
-    using inner = openLive(this.sys, live, 'ro');
+    using inner = openLive(this.sys, liveMap(this.sys, id), 'ro');
     const fd = new Uint8Array(4);
     viewOf(fd).setUint32(0, inner.fd, true);
     this.#live.update(key, fd);

@@ -12,7 +12,7 @@ import type { BpfMap } from '../../src/kernel/map.js';
 import type { Attr, MapResult, Result, Sys } from '../../src/kernel/sys.js';
 import type { ItemSource, KnownTypes } from '../../src/maptype.js';
 import type { Ran } from './command.js';
-import { blob, entry, type Item, image, mapData, scalar } from './images.js';
+import { blob, dataMessage, entry, type Item, image, mapData, scalar } from './images.js';
 
 /** An open file of a map, and the items of the map unless another file of it has them. */
 export interface MapImage {
@@ -53,6 +53,17 @@ export function dumpOf(parent: string, ...maps: readonly MapImage[]): string {
   fs.writeFileSync(path.join(folder, 'bpfmap-file.img'), image('BPFMAP_FILE', ...files));
   fs.writeFileSync(path.join(folder, 'bpfmap-data.img'), image('BPFMAP_DATA', ...data));
   return folder;
+}
+
+/** Writes a dump of one map with a million items of 16 and 64 bytes; returns it and its last key in hex. */
+export function bigDump(parent: string): { folder: string; last: string } {
+  const folder = dumpOf(parent, { id: 1, key: 16, value: 64, max: 2_000_000 });
+  const count = 1_000_000;
+  const keys = Buffer.alloc(16 * count, 0xa5);
+  for (let i = 0; i < count; i++) keys.writeUInt32LE(i, 16 * i);
+  const data = entry(dataMessage(1, 16 * count, 64 * count, count), keys, Buffer.alloc(64 * count, 1));
+  fs.writeFileSync(path.join(folder, 'bpfmap-data.img'), image('BPFMAP_DATA', data));
+  return { folder, last: hexOf(keys.subarray(-16)) };
 }
 
 /** `count` items with keys 0, 1, 2, … and values that follow from them. */

@@ -1,5 +1,9 @@
 /** Random types, what a next version makes of them, their values, and what should become of these: by way of JSON. */
+import * as fs from 'node:fs';
+import { valueCodec } from '../../src/btf/values.js';
+import { viewOf } from '../../src/bytes.js';
 import type { Json, JsonObject } from '../../src/value.js';
+import { type CTypes, cTypes } from './c-types.js';
 import type { Random } from './random.js';
 
 export type Shape =
@@ -326,4 +330,50 @@ export function becomes(
     return { value: number !== 0n, lost: number === 0n || number === 1n ? 0 : 1 };
   const kept = cut(fresh, number);
   return { value: kept, lost: BigInt(kept as string) === number ? 0 : 1 };
+}
+
+/** The C types of a random structure, as `struct s`. */
+export function typesOf(shape: Shape): CTypes {
+  const text = shapeText(shape, 'top').replace('struct', 'struct s').replace(/ top$/, '');
+  return cTypes(`${text};`, ['u32']);
+}
+
+/** The bytes of a value of `struct s`, in hex. */
+export function valueHex(c: CTypes, value: Json): string {
+  const { btf, id } = c.type('struct s');
+  const codec = valueCodec(btf, id);
+  const bytes = Buffer.alloc(codec.size);
+  codec.encode(value, viewOf(bytes));
+  return bytes.toString('hex');
+}
+
+/** A key of a u32, in hex. */
+export const keyHex = (n: number): string => Buffer.from(Uint32Array.of(n).buffer).toString('hex');
+
+/** Writes a maps document with one hash map, from u32 to `struct s`; items are in hex. */
+export function typedDocument(
+  file: string,
+  c: CTypes,
+  items: Iterable<readonly [key: string, value: string]>,
+  most: number,
+): void {
+  const { btf, id } = c.type('struct s');
+  const map = {
+    map_id: 1,
+    name: 'm',
+    type: 'hash',
+    key_size: 4,
+    value_size: valueCodec(btf, id).size,
+    max_entries: most,
+    map_flags: [],
+    map_extra: '0x0',
+    frozen: false,
+    ifindex: 0,
+    files: [{ id: 1, flags: 'O_RDWR', fds: [] }],
+    meta: { btf_id: 1, btf_key_type_id: c.type('u32').id, btf_value_type_id: id },
+    items: [...items].map(([key, value]) => ({ key, value })),
+  };
+  const blob = Buffer.from(btf.bytes).toString('base64');
+  const btfs = [{ btf_id: 1, name: '', blob }];
+  fs.writeFileSync(file, JSON.stringify({ format: 'bpfimg-maps/1', btf: btfs, maps: [map] }));
 }

@@ -149,7 +149,7 @@ async function decodeDump({ files, name }: DumpSource, types: MapTypes, args: De
     throw new BpfimgError('usage', `--format crit: crit has no form for a whole dump, name one image of ${name}`);
   }
   const { documentForms: itemForms, openDump, selectMaps, typeFinder, writeDocument } = await ofDumps();
-  const dump = await chosen(await openDump(files), args, types);
+  const dump = await chosen(await openDump(files), args, types, (all) => selectMaps(all, args.map));
   try {
     const maps = selectMaps(dump, args.map);
     const finder = args.typed === false ? undefined : await typeFinder(dump, types, args);

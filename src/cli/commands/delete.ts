@@ -1,22 +1,12 @@
+import { eachOnce } from '../../dump/change.js';
 import { EXIT } from '../../errors.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
-import { changeItems, changeOptions, itemSource, noItem, openNamed } from '../items.js';
+import { changeItems, changeOptions, keyWords, noItem, openNamed, readKeys } from '../items.js';
 import { reported } from '../start.js';
 
 const takes = {
-  words: {
-    source: itemSource,
-    words: {
-      type: 'string',
-      value: 'KEY',
-      completes: 'MAP',
-      array: true,
-      default: [] as string[],
-      defaultDescription: 'none',
-      describe: 'MAP KEY…: the map, which may be left out if there is one, and the keys',
-    },
-  },
+  words: keyWords,
   options: changeOptions,
 } as const;
 
@@ -39,14 +29,13 @@ export const command: Command = {
 async function run(args: DeleteArguments, io: Io): Promise<number> {
   const { items, words } = await openNamed(args, io, { write: true, least: 1, what: 'a key' });
   try {
-    const keys: Uint8Array[] = [];
-    for (const word of words) keys.push(await items.words.key(word));
-    const there = await items.get(keys);
+    const found = await readKeys(items, words);
     let code: number = EXIT.ok;
-    for (const [i, word] of words.entries()) {
-      if (there[i] === undefined) code = reported(noItem(items, word), io, args.debug ?? false);
+    for (const { word, value } of found) {
+      if (value === undefined) code = reported(noItem(items, word), io, args.debug ?? false);
     }
-    const edits = keys.filter((_, i) => there[i] !== undefined).map((key) => ({ key, value: undefined }));
+    const there = found.filter(({ value }) => value !== undefined);
+    const edits = eachOnce(there.map(({ key, value }) => ({ key, before: value, value: undefined })));
     if (edits.length > 0) await changeItems(items, edits, args, io);
     return code;
   } finally {

@@ -1,17 +1,17 @@
 import { type DiffOptions, isDifferent, MapComparison } from '../../diff/diff.js';
 import { type MapPair, pairMaps } from '../../diff/pairs.js';
 import type { DocumentForms } from '../../dump/document.js';
+import { itemForms } from '../../dump/items.js';
 import type { Dump, DumpMap } from '../../dump/model.js';
-import { mapName, mapsNamed } from '../../dump/select.js';
+import { mapName, mapsSelected } from '../../dump/select.js';
 import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine } from '../../errors.js';
-import type { ItemForms } from '../../json/forms.js';
+import { formsThatFit, type ItemForms } from '../../json/forms.js';
 import { mapIdForm } from '../../json/map-id.js';
-import { listed } from '../../kernel/pattern.js';
 import type { Sys } from '../../kernel/sys.js';
 import type { MapTypes } from '../../maptype.js';
 import { colours, nameText } from '../../render.js';
 import { mapsOf } from '../../source/source.js';
-import { choosing, chosen } from '../choosing.js';
+import { chooses, choosing, chosenAs } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
 import { coloured, type Io } from '../io.js';
@@ -25,6 +25,7 @@ import {
   namesTypes,
   number,
   pager,
+  type TypeArguments,
   types as typeOptions,
 } from '../options.js';
 import { DASH, Sources } from '../source.js';
@@ -120,14 +121,18 @@ async function diff(args: DiffArguments, io: Io, sys?: Sys): Promise<number> {
   const maps = async (text: string) => {
     const source = await sources.open(text === DASH ? undefined : text, true);
     open.unshift(source);
-    const dump = await chosen(await mapsOf(source), args, await sources.types());
+    const dump = await mapsOf(source);
     open.unshift(dump);
     return dump;
   };
   try {
     const [a, b] = [await maps(args.a), await maps(args.b)];
     sources.expectLikeUsed();
-    return await new Diff(a, b, await sources.types(), args, io).run();
+    const types = await sources.types();
+    if (!chooses(args)) return await new Diff(a, b, types, args, io).run();
+    const some = await new Diff(a, b, types, args, io).chosen();
+    open.unshift(...some);
+    return await new Diff(...some, types, args, io).run();
   } finally {
     for (const one of open) one.close();
   }
@@ -149,6 +154,33 @@ class Diff {
     this.#labels = [label(args.a), label(args.b)];
     const limit = args.limit ?? (args.json ? 0 : SHOWN);
     this.#options = { holders: args.holders, limit, once: args.quiet };
+  }
+
+  /** Both sides with the chosen items of the maps that are compared. */
+  async chosen(): Promise<[a: Dump, b: Dump]> {
+    const pairs = this.#selected(pairMaps(this.a, this.b));
+    const quiet = { ...this.io, say: () => {} };
+    const plain = await this.#forms(pairs, quiet, { plain: true, as: [] });
+    const readable = await this.#forms(pairs, quiet, { plain: false, json: false });
+    const side = (which: 'a' | 'b', i: 0 | 1) => {
+      const maps = pairs.flatMap((pair) => pair[which] ?? []);
+      return chosenAs(this[which], this.args, this.types, maps, async (map, { keySize, valueSize, perCpu }) => {
+        // As in a comparison, types of one side are good for both.
+        const other = pairs.find((one) => one[which] === map)?.[which === 'a' ? 'b' : 'a'];
+        const seen = (forms: readonly (DocumentForms | undefined)[]) => {
+          const typed = forms[i]?.of(map) ?? (other && forms[1 - i]?.of(other));
+          return formsThatFit(itemForms(map, this.types, typed), keySize, perCpu ?? valueSize);
+        };
+        return { plain: seen(plain), readable: seen(readable) };
+      });
+    };
+    const a = await side('a', 0);
+    try {
+      return [a, await side('b', 1)];
+    } catch (error) {
+      a.close();
+      throw error;
+    }
   }
 
   async run(): Promise<number> {
@@ -230,23 +262,25 @@ class Diff {
     const { map: selectors } = this.args;
     if (selectors.length === 0) return pairs;
     const chosen = new Set<MapPair>();
-    const all = [...this.a.maps, ...this.b.maps];
-    const single = selectors.flatMap((text) => listed(text, (one) => mapsNamed(all, one).length > 0));
-    for (const selector of single) {
-      const found = new Set(mapsNamed(all, selector));
-      if (found.size === 0) {
+    for (const { selector, found } of mapsSelected([...this.a.maps, ...this.b.maps], selectors)) {
+      if (found.length === 0) {
         throw new BpfimgError('notFound', `no such map in ${this.#labels.join(' or ')}`, {
           subject: `--map ${selector}`,
         });
       }
-      for (const pair of pairs) if ((pair.a && found.has(pair.a)) || (pair.b && found.has(pair.b))) chosen.add(pair);
+      const is = new Set<DumpMap | undefined>(found);
+      for (const pair of pairs) if (is.has(pair.a) || is.has(pair.b)) chosen.add(pair);
     }
     return pairs.filter((pair) => chosen.has(pair));
   }
 
   /** How items look on either side. */
-  async #forms(pairs: readonly MapPair[]): Promise<(DocumentForms | undefined)[]> {
-    const { args, io } = this;
+  async #forms(
+    pairs: readonly MapPair[],
+    io = this.io,
+    how: Partial<TypeArguments> = {},
+  ): Promise<(DocumentForms | undefined)[]> {
+    const args = { ...this.args, ...how };
     const named = (text: string) => text.slice(0, Math.max(0, text.indexOf('=')));
     const has = ({ maps }: Dump, text: string) =>
       maps.some((map) => mapName(map) === named(text) || String(map.mapId) === named(text));

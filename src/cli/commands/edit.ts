@@ -2,8 +2,9 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
 import { selectMaps } from '../../dump/select.js';
-import { CHANGED, type Editing } from '../../edit/document.js';
-import { BpfimgError, EXIT, followed } from '../../errors.js';
+import type { Editing } from '../../edit/document.js';
+import { CHANGED } from '../../edit/writable.js';
+import { BpfimgError, EXIT, followed, ioError } from '../../errors.js';
 import { openFile } from '../../io/input.js';
 import { openOutput } from '../../io/output.js';
 import { whenInterrupted } from '../../io/unfinished.js';
@@ -83,7 +84,7 @@ async function edit(editing: Editing, file: string, io: Io): Promise<number> {
     await out.abort();
     throw error;
   }
-  const original = fs.readFileSync(file);
+  const original = read(file);
   let tried: Buffer = original;
   let line: number | undefined;
   let wrong: BpfimgError | undefined;
@@ -91,10 +92,10 @@ async function edit(editing: Editing, file: string, io: Io): Promise<number> {
     try {
       await runEditor(file, line, io);
     } catch (error) {
-      if (fs.readFileSync(file).equals(original)) throw new Unedited('', { cause: error });
+      if (!fs.existsSync(file) || read(file).equals(original)) throw new Unedited('', { cause: error });
       throw error;
     }
-    const text = withoutNotes(fs.readFileSync(file));
+    const text = withoutNotes(read(file));
     if (text.equals(original)) {
       io.say(`bpfimg: ${editing.name}: not edited, nothing is changed`);
       return EXIT.ok;
@@ -112,6 +113,15 @@ async function edit(editing: Editing, file: string, io: Io): Promise<number> {
       wrong = error;
       line = writeWithNote(file, text, error.message, error.line);
     }
+  }
+}
+
+/** What is in the file, which an editor may have removed. */
+function read(file: string): Buffer {
+  try {
+    return fs.readFileSync(file);
+  } catch (error) {
+    throw ioError(file, 'read it', error);
   }
 }
 

@@ -8,24 +8,13 @@ import { hexGroups, nameText } from '../../render.js';
 import type { Json, JsonObject } from '../../value.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
-import { itemOptions, itemSource, noItem, openNamed } from '../items.js';
+import { itemOptions, keyWords, noItem, openNamed, readKeys } from '../items.js';
 import { boolean } from '../options.js';
 import { reported } from '../start.js';
 import { printLines, written } from '../written.js';
 
 const takes = {
-  words: {
-    source: itemSource,
-    words: {
-      type: 'string',
-      value: 'KEY',
-      completes: 'MAP',
-      array: true,
-      default: [] as string[],
-      defaultDescription: 'none',
-      describe: 'MAP KEY…: the map, which may be left out if there is one, and the keys',
-    },
-  },
+  words: keyWords,
   options: {
     raw: { ...boolean, group: 'Output', describe: 'print the bytes of values in hex, even if their type is known' },
     ...itemOptions,
@@ -52,19 +41,16 @@ export const command: Command = {
 async function run(args: GetArguments, io: Io): Promise<number> {
   const { items, words } = await openNamed(args, io, { write: false, least: 1, what: 'a key' });
   try {
-    const keys: Uint8Array[] = [];
-    for (const word of words) keys.push(await items.words.key(word));
-    const values = await items.get(keys);
+    const found = await readKeys(items, words);
     let code: number = EXIT.ok;
     await written(undefined, io, async (out) => {
-      for (const [i, key] of keys.entries()) {
-        const value = values[i];
-        if (value === undefined) code = reported(noItem(items, words[i] as string), io, args.debug ?? false);
+      for (const { word, key, value } of found) {
+        if (value === undefined) code = reported(noItem(items, word), io, args.debug ?? false);
         else if (args.json) out.text(`${print(itemJson(items, key, value, args.raw), COMPACT)}\n`);
         else {
-          if (keys.length > 1) printLines(out, [`${words[i]}:`]);
+          if (found.length > 1) printLines(out, [`${word}:`]);
           const lines = valueLines(items, key, value, args.raw);
-          printLines(out, keys.length > 1 ? lines.map((line) => `  ${line}`) : lines);
+          printLines(out, found.length > 1 ? lines.map((line) => `  ${line}`) : lines);
         }
       }
     });
@@ -95,7 +81,7 @@ function valueLines(items: ItemStore, key: Uint8Array, value: Uint8Array, raw: b
         [before + (before === '' || path === '' || path.startsWith('[') ? '' : '.') + path, one] as const,
     );
   });
-  const width = Math.max(...rows.map(([path]) => path.length));
+  const width = rows.reduce((most, [path]) => Math.max(most, path.length), 0);
   return rows.map(([path, one]) => {
     const text = typeof one === 'string' ? nameText(one) : print(one, { ...COMPACT, ascii: true });
     return width === 0 ? text : `${nameText(path).padEnd(width)}  ${text}`;

@@ -195,7 +195,10 @@ async function replaySource(
     throw new BpfimgError('usage', 'later readings have other items: choose one', { subject: '--where with --sweeps' });
   }
   const sweeps = args.where === undefined ? mostSweeps(args, given) : 0;
-  const dump = await chosen(await mapsOf(given), { ...args, type: [], map: args.map.map(oldName) }, types);
+  const { where } = args;
+  const dump = await chosen(await mapsOf(given), { where, type: [] }, types, (all) =>
+    selectMaps(all, args.map.map(oldName)),
+  );
   try {
     if (args.into !== undefined) {
       const { INTO_COLUMNS, replayIntoMaps } = await import('../into.js');

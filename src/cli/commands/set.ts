@@ -41,7 +41,7 @@ async function run(args: SetArguments, io: Io): Promise<void> {
     const [first = '', ...rest] = words;
     const key = await items.words.key(first);
     const [before] = await items.get([key]);
-    await changeItems(items, [{ key, value: await items.words.value(rest, before) }], args, io);
+    await changeItems(items, [{ key, before, value: await items.words.value(rest, before) }], args, io);
   } finally {
     items.close();
   }

@@ -140,7 +140,7 @@ async function showImage(input: Input, args: ShowArguments, io: Io): Promise<voi
 }
 
 async function showDump(given: Dump, types: MapTypes, args: ShowArguments, io: Io): Promise<void> {
-  const dump = await chosen(given, args, types);
+  const dump = await chosen(given, args, types, (all) => selectMaps(all, args.map));
   try {
     const maps = selectMaps(dump, args.map);
     if (args.types) return await showTypes(dump, maps, types, args, io);
@@ -196,9 +196,16 @@ async function showTypes(
 const NO_TYPES_HINT = 'these maps; --btf FILE or --type NAME=KEY:VALUE names them';
 
 /** How items are shown. */
-interface ShowOptions extends Pick<ShowArguments, 'limit' | 'text' | 'raw' | 'full' | 'sort' | 'top'>, Layout {
+interface ShowOptions
+  extends Pick<ShowArguments, 'limit' | 'text' | 'raw' | 'full' | 'sort' | 'top' | 'btf' | 'type'>,
+    Layout {
   readonly look: Colours;
   readonly forms: DocumentForms | undefined;
+}
+
+/** The numbers below `count`. */
+function* upTo(count: number): Generator<number> {
+  for (let i = 0; i < count; i++) yield i;
 }
 
 class Show {
@@ -295,14 +302,12 @@ class Show {
 
   /** The items to show, in order. */
   async #positions(map: DumpMap, data: MapData, count: number): Promise<Iterable<number>> {
-    const { sort, top, forms } = this.how;
-    if (sort === undefined) return Array(count).keys();
+    const { sort, top, btf, type } = this.how;
+    if (sort === undefined) return upTo(count);
     const { sortedItems } = await import('../sorting.js');
-    return sortedItems(this.dump, { map, data, forms: forms?.of(map) }, this.types, {
-      by: String(sort),
-      count,
-      top: top !== undefined,
-    });
+    const finder = await typeFinder(this.dump, this.types, { btf, type });
+    const how = { by: sort, count, top: top !== undefined };
+    return sortedItems(this.dump, { map, data }, this.types, finder, how);
   }
 
   /** Items as bytes. */
