@@ -3,9 +3,12 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
+import { run } from '../src/cli/commands/criu-build.js';
 import { mapTypes } from '../src/cli/plugins.js';
 import { buildPlugin, MARKER, PLUGIN_FILE } from '../src/criu/build.js';
 import { readConfig } from '../src/criu/config.js';
+import { libdirLine, libdirOf } from '../src/criu/install.js';
+import { MemoryOutput } from '../src/io/output.js';
 import { bpfimg, TOP } from './helpers/command.js';
 import { compile } from './helpers/criu.js';
 
@@ -222,6 +225,166 @@ t.test('criu build', { skip: !compiler && 'no C compiler (cc)' }, async (t) => {
   const bad = bpfimg(['criu', 'build', '--out', path.join(folder, 'file')]);
   t.equal(bad.status, 1);
   t.match(bad.stderr, /^bpfimg: \/[^\n]*file: [^\n]*\n$/);
+});
+
+t.test('criu build --install and --uninstall', { skip: !compiler && 'no C compiler (cc)' }, async (t) => {
+  /** Names, modes and texts of all that is in `top`. */
+  const tree = (top: string) =>
+    fs
+      .readdirSync(top, { recursive: true, encoding: 'utf8' })
+      .sort()
+      .map((name) => {
+        const file = path.join(top, name);
+        const { mode, uid } = fs.statSync(file);
+        const isFile = fs.statSync(file).isFile();
+        return [name, mode.toString(8), uid, isFile && fs.readFileSync(file, 'latin1')];
+      });
+  /** A place with the files of `etc/criu`; `etc` and `opt` are there, nothing else. */
+  const host = (t: { testdir(): string }, files?: Readonly<Record<string, string>>) => {
+    const top = t.testdir();
+    const [etc, home] = [path.join(top, 'etc/criu'), path.join(top, 'home')];
+    for (const name of ['etc', 'opt', 'home']) fs.mkdirSync(path.join(top, name));
+    for (const [name, text] of Object.entries(files ?? {})) {
+      fs.mkdirSync(etc, { recursive: true });
+      fs.writeFileSync(path.join(etc, name), text);
+    }
+    const conf = path.join(etc, 'default.conf');
+    const criuBuild = async (args: { out?: string; install?: boolean; uninstall?: boolean }) => {
+      const out = new MemoryOutput();
+      const all = { out: path.join(top, 'opt/lib/bpfimg'), install: false, uninstall: false, ...args };
+      const io = { stdout: () => out, say: () => {}, terminal: false, env: { HOME: home } };
+      await run(all, io as unknown as Parameters<typeof run>[1], etc);
+      return out.take().toString().replaceAll(top, 'TOP');
+    };
+    const text = () => fs.readFileSync(conf, 'utf8');
+    return { top, etc, home, conf, criuBuild, text, libdirs: () => text().match(/^libdir .*$/gm) };
+  };
+
+  for (const [name, files] of [
+    ['nothing is there', undefined],
+    ['an empty file', { 'default.conf': '' }],
+    ['a file', { 'default.conf': 'tcp-established\n# end\n' }],
+    ['a file without a last line end', { 'default.conf': 'tcp-established\nlog-level 4' }],
+    ['files of runtimes', { 'runc.conf': 'log-level 4\n', 'crun.conf': '#libdir /other' }],
+    ['bytes that are not text', { 'default.conf': '# caf\xe9\n' }],
+  ] as const) {
+    t.test(name, async (t) => {
+      const { top, conf, criuBuild, text, libdirs } = host(t, files);
+      if (files !== undefined && 'default.conf' in files) {
+        if (name.startsWith('bytes')) fs.writeFileSync(conf, files['default.conf'], 'latin1');
+        fs.chmodSync(conf, 0o640);
+        if (process.getuid?.() === 0) fs.chownSync(conf, 0, 12);
+      }
+      const before = tree(top);
+      const plugin = path.join(top, 'opt/lib/bpfimg');
+      t.equal(
+        await criuBuild({ install: true }),
+        'TOP/opt/lib/bpfimg/bpfimg.so: built\nTOP/etc/criu/default.conf: libdir TOP/opt/lib/bpfimg: added\n',
+      );
+      t.same(libdirs(), [`libdir ${plugin}`]);
+      t.ok(
+        text().endsWith(name.startsWith('bytes') ? '\n' : (files?.['default.conf' as never] ?? '')),
+        'the rest is as it was',
+      );
+      const mode = fs.statSync(conf).mode & 0o777;
+      t.equal(mode, files !== undefined && 'default.conf' in files ? 0o640 : 0o644, 'others may read it');
+      t.same(fs.readdirSync(plugin), [PLUGIN_FILE]);
+      const once = tree(top);
+      t.match(await criuBuild({ install: true }), /default\.conf: names its folder already\n$/);
+      t.same(tree(top), once, 'again, it changes nothing');
+      t.equal(
+        await criuBuild({ uninstall: true }),
+        'TOP/opt/lib/bpfimg/bpfimg.so: removed\nTOP/etc/criu/default.conf: libdir TOP/opt/lib/bpfimg: removed\n',
+      );
+      t.same(tree(top), before, 'all is as it was');
+      await t.rejects(criuBuild({ uninstall: true }), { message: /default\.conf: (has no lines|.*)/ });
+      t.same(tree(top), before);
+    });
+  }
+
+  t.test('what others put there stays', async (t) => {
+    const { top, conf, criuBuild, text } = host(t);
+    await criuBuild({ install: true });
+    fs.writeFileSync(conf, `shell-job\n${text()}log-level 2\n`);
+    fs.writeFileSync(path.join(top, 'opt/lib/bpfimg/cuda_plugin.so'), '');
+    await criuBuild({ uninstall: true });
+    t.equal(text(), 'shell-job\nlog-level 2\n');
+    t.same(fs.readdirSync(path.join(top, 'opt/lib/bpfimg')), ['cuda_plugin.so']);
+  });
+
+  t.test('another folder takes the place of the first', async (t) => {
+    const { top, criuBuild, libdirs } = host(t);
+    const before = tree(top);
+    const other = path.join(top, 'opt/"a b" #/c');
+    await criuBuild({ install: true });
+    await criuBuild({ install: true, out: other });
+    t.same(libdirs(), [`libdir "${other.replaceAll('"', '\\"')}"`]);
+    t.same(fs.readdirSync(path.join(top, 'opt')), ['"a b" #'], 'the first is gone');
+    await criuBuild({ uninstall: true });
+    t.same(tree(top), before);
+  });
+
+  t.test('a line of the user is enough, and stays', async (t) => {
+    const { top, criuBuild, text } = host(t, { 'default.conf': '' });
+    const line = `libdir ${path.join(top, 'opt/lib/bpfimg')}\n`;
+    fs.writeFileSync(path.join(top, 'etc/criu/default.conf'), line);
+    t.match(await criuBuild({ install: true }), /default\.conf: names its folder already\n$/);
+    t.equal(text(), line);
+    await t.rejects(criuBuild({ uninstall: true }), { message: /default\.conf: has no lines of "bpfimg criu build/ });
+    t.equal(text(), line);
+  });
+
+  t.test('another plugin folder is in the way, wherever CRIU finds its name', async (t) => {
+    for (const name of [
+      'etc/criu/default.conf',
+      'etc/criu/runc.conf',
+      'etc/criu/crun.conf',
+      'home/.criu/default.conf',
+    ]) {
+      const { top, criuBuild } = host(t);
+      const file = path.join(top, name);
+      fs.mkdirSync(path.dirname(file), { recursive: true });
+      fs.writeFileSync(file, 'libdir "/usr/lib/criu"\n');
+      const before = tree(top);
+      const message = `${file}: its libdir is /usr/lib/criu, and CRIU reads only one plugin folder: use --out /usr/lib/criu`;
+      await t.rejects(criuBuild({ install: true }), { message });
+      t.same(tree(top), before);
+      fs.writeFileSync(file, `libdir ${path.join(top, 'opt/lib/bpfimg/')}\n`);
+      await t.resolves(criuBuild({ install: true }), 'the same folder is not');
+    }
+  });
+
+  t.test('what fails leaves nothing', async (t) => {
+    const { top, etc, criuBuild } = host(t);
+    fs.writeFileSync(etc, 'not a folder');
+    const before = tree(top);
+    await t.rejects(criuBuild({ install: true }), { message: /etc\/criu/ });
+    t.same(tree(top), before);
+    fs.rmSync(etc);
+    await t.rejects(criuBuild({ install: true, out: path.join(top, 'opt/a\nb') }), { message: /control characters/ });
+    t.same(
+      tree(top),
+      before.filter(([name]) => name !== 'etc/criu'),
+    );
+  });
+
+  t.test('links stay links', async (t) => {
+    const { top, conf, criuBuild, libdirs } = host(t, { 'default.conf': '' });
+    const real = path.join(top, 'opt/real.conf');
+    fs.writeFileSync(real, 'shell-job\n');
+    fs.rmSync(conf);
+    fs.symlinkSync(real, conf);
+    await criuBuild({ install: true });
+    t.equal(libdirs()?.length, 1);
+    await criuBuild({ uninstall: true });
+    t.equal(fs.readFileSync(real, 'utf8'), 'shell-job\n');
+    t.ok(fs.lstatSync(conf).isSymbolicLink());
+  });
+
+  t.equal(bpfimg(['criu', 'build', '--install', '--uninstall']).status, 2, 'one or the other');
+  for (const folder of ['/a/b', '/a b', '/a#b', '/a"b"', '/a\\b']) {
+    t.equal(libdirOf(libdirLine(folder)), folder);
+  }
 });
 
 t.test('the helpers are not for people', async (t) => {

@@ -46,9 +46,7 @@ export function buildPlugin(folder: string, { version, config, compiler = 'cc' }
     CONFIG: path.resolve(config ?? CONFIG_FILE),
   };
   const defines = Object.entries(macros).map(([name, text]) => {
-    // biome-ignore lint/suspicious/noControlCharactersInRegex: neither a C string nor the marker can contain them
-    if (/[\x00-\x1f]/.test(text))
-      throw new BpfimgError('unsupported', 'a path with control characters', { subject: text });
+    checkPath(text);
     return `-D${name}=${JSON.stringify(text)}`;
   });
   // Its name does not end in .so, because CRIU would load it.
@@ -76,6 +74,13 @@ export function buildPlugin(folder: string, { version, config, compiler = 'cc' }
     noLongerUnfinished(aside);
   }
   return path.join(place, PLUGIN_FILE);
+}
+
+/** Throws if a path has control characters, which neither the plugin nor CRIU's configuration can contain. */
+export function checkPath(name: string): void {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: it is about them
+  if (/[\x00-\x1f]/.test(name))
+    throw new BpfimgError('unsupported', 'a path with control characters', { subject: name });
 }
 
 /** Syncs it before it gets its name: after a crash, half a library would break every dump. */

@@ -9,6 +9,7 @@ import { BpfimgError, errnoOf, ioError } from '../errors.js';
 import { readTrusted, UNTRUSTED } from '../io/trusted.js';
 import { MARKER } from './build.js';
 import { CONFIG_FILE, type CriuConfig, readConfig, USUAL } from './config.js';
+import { ETC, libdirOf } from './install.js';
 
 /** Which dumps fail because of it: all, only those of processes that hold BPF maps, or none. */
 export type Stops = 'every dump' | 'maps' | 'nothing';
@@ -200,7 +201,7 @@ class CriuInspection {
 
   /** The plugin folder in use, and what determines it. */
   #folder(builtIn: string): PluginFolder {
-    const { env, etc = '/etc/criu' } = this.options;
+    const { env, etc = ETC } = this.options;
     const files = [path.join(etc, 'default.conf')];
     if (env.HOME !== undefined) files.push(path.join(env.HOME, '.criu/default.conf'));
     if (env.CRIU_CONFIG_FILE !== undefined) files.push(env.CRIU_CONFIG_FILE);
@@ -295,14 +296,13 @@ class CriuInspection {
       if (error.code === UNTRUSTED) this.#note('every dump', error.message);
       return undefined;
     }
-    const last = [...text.matchAll(/^[ \t]*libdir[ \t]+(?:"([^"\n]*)"|([^\s#]+))/gm)].at(-1);
-    return last?.[1] ?? last?.[2];
+    return libdirOf(text);
   }
 
   /** Container runtimes give CRIU a configuration file of their own. */
   #checkContainers(folder: PluginFolder | undefined): void {
     for (const name of ['runc.conf', 'crun.conf']) {
-      const file = path.join(this.options.etc ?? '/etc/criu', name);
+      const file = path.join(this.options.etc ?? ETC, name);
       const libdir = this.#libdirIn(file);
       if (libdir === undefined || path.resolve(libdir) === (folder && path.resolve(folder.path))) continue;
       this.#note('nothing', `${file}: containers use the plugins in ${libdir}, not in the folder checked here`);

@@ -413,6 +413,16 @@ export class FileOutput extends OpenOutput {
     while (this.#running > 0);
   }
 
+  /** Gives the file this mode, and the owner if one is named, in place of 0600 and us. */
+  permit({ mode, uid = -1, gid = -1 }: { mode: number; uid?: number; gid?: number }): void {
+    try {
+      fs.fchownSync(this.fd, uid, gid);
+      fs.fchmodSync(this.fd, mode & 0o7777);
+    } catch (error) {
+      throw ioError(this.name, 'give it its mode and owner', error);
+    }
+  }
+
   /** Brings everything to disk and closes the file, which keeps its temporary name. */
   async finish(): Promise<void> {
     if (!this.#open) return;

@@ -27,6 +27,11 @@ export function checkTrusted(file: string, stat: fs.Stats, user = process.geteui
  * @throws BpfimgError for one that cannot be read, is not a regular file, or must not be trusted
  */
 export function readTrusted(file: string): string {
+  return readTrustedBytes(file).toString();
+}
+
+/** The same, as it is. */
+export function readTrustedBytes(file: string): Buffer {
   let fd: number;
   try {
     // O_NONBLOCK: do not wait for a writer if it is a pipe.
@@ -38,7 +43,7 @@ export function readTrusted(file: string): string {
     const stat = fs.fstatSync(fd);
     if (!stat.isFile()) throw new BpfimgError('io', 'not a regular file', { subject: file });
     checkTrusted(file, stat);
-    return fs.readFileSync(fd, 'utf8');
+    return fs.readFileSync(fd);
   } catch (error) {
     throw ioError(file, 'read it', error);
   } finally {
