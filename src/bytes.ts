@@ -166,14 +166,8 @@ let runsWritten = 0;
  * loop of {@link Base64Decoder}. It uses only plain numbers, so that it compiles well.
  * @returns the position where it stopped
  */
-function takeBase64Runs(
-  from: DataView,
-  start: number,
-  end: number,
-  to: DataView,
-  begin: number,
-  pairs: Uint16Array,
-): number {
+function takeBase64Runs(from: DataView, start: number, end: number, to: DataView, begin: number): number {
+  const pairs = base64Pairs();
   let i = start;
   let at = begin;
   for (;;) {
@@ -242,7 +236,6 @@ export class Base64Decoder {
    */
   push(from: DataView, start: number, end: number, to: DataView, at: number): number {
     const table = decodeBase64Table;
-    const pairs = base64Pairs();
     const begin = at;
     let i = start;
     while (i < end) {
@@ -250,7 +243,7 @@ export class Base64Decoder {
         // In many short calls, not one long one: V8 would optimise the loop while it runs, before it has seen
         // it end, and fall back to slow code each time it does end.
         const part = Math.min(end, i + SHORT_CALL);
-        const stop = takeBase64Runs(from, i, part, to, at, pairs);
+        const stop = takeBase64Runs(from, i, part, to, at);
         at += runsWritten;
         const all = stop >= part - 8 && stop < end && stop > i;
         i = stop;

@@ -6,6 +6,7 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t from 'tap';
+import ts from 'typescript-5.4';
 import { TOP } from './helpers/command.js';
 import { types } from './helpers/types.js';
 
@@ -261,6 +262,22 @@ t.test('what a module exports says what it is', async (t) => {
       if (found === undefined || /^export type \{|^export const command: Command\b/.test(line)) continue;
       if (!lines[i - 1]?.endsWith('*/')) t.fail(`${file}:${i + 1}: "${found}" without TSDoc`);
     }
+  }
+});
+
+t.test('no function has more than five parameters', async (t) => {
+  for (const file of sources.filter((name) => !name.endsWith('.gen.ts'))) {
+    const text = fs.readFileSync(path.join(TOP, file), 'utf8');
+    const source = ts.createSourceFile(file, text, ts.ScriptTarget.Latest);
+    const look = (node: ts.Node): void => {
+      // Only those with a body: bindings of C functions take what C takes.
+      if ('body' in node && ts.isFunctionLike(node) && node.parameters.length > 5) {
+        const { line } = source.getLineAndCharacterOfPosition(node.pos);
+        t.fail(`${file}:${line + 1}: ${node.parameters.length} parameters: give it an object`);
+      }
+      ts.forEachChild(node, look);
+    };
+    look(source);
   }
 });
 

@@ -320,7 +320,7 @@ t.test('more keys than are looked at in one go', async (t) => {
 t.test('a table of keys finds each one again, even if there are more than was thought', async (t) => {
   const keys = Buffer.alloc(4000, 0).map((_, i) => (i % 4 < 2 ? (i >>> 2) >>> (8 * (i % 4)) : 0));
   for (const few of [1, 300, 999, 1000, 5000]) {
-    const table = new KeyTable(new WideKeyHash(), 4, types.get(1), 1000, 1, 0, few);
+    const table = new KeyTable(new WideKeyHash(), { keySize: 4, type: types.get(1), most: 1000, few });
     const words = () => new Words(keys, 4);
     for (const [all, state] of [[words(), false] as const, [words(), true] as const]) {
       let right = 0;

@@ -17,8 +17,8 @@ import { type PlannedMap, planMaps } from '../replay/plan.js';
 import { type ReshapeOptions, reshape } from '../replay/reshape.js';
 import { privateFolder } from '../source/private.js';
 import { findTargets, type Matched, mapChoice, matchTargets } from '../source/targets.js';
-import type { Io } from './io.js';
 import { Progress } from './progress.js';
+import type { ReplayRun } from './reshaping.js';
 
 /** What the command line says of it. */
 export interface IntoArguments {
@@ -63,13 +63,8 @@ export interface IntoOutcome {
 }
 
 /** Puts the items of a source into maps that exist. */
-export async function replayIntoMaps(
-  dump: Dump,
-  types: MapTypes,
-  sys: Sys,
-  args: IntoArguments,
-  io: Io,
-): Promise<IntoOutcome> {
+export async function replayIntoMaps(dump: Dump, run: ReplayRun<IntoArguments>): Promise<IntoOutcome> {
+  const { args, io, sys, types } = run;
   const skipped: IntoLine[] = [];
   const leaveOut = (map: { readonly mapId: number }, name: string, type: string, why: string) => {
     skipped.push(
@@ -77,12 +72,12 @@ export async function replayIntoMaps(
     );
   };
   const targets = findTargets(sys, args.into);
-  const { plans: planned, matched } = await matchedPlans(dump, types, sys, targets, args, (map, error) => {
+  const { plans: planned, matched } = await matchedPlans(dump, targets, run, (map, error) => {
     if (!args.skipUnsupported) throw error;
     leaveOut(map, '', '', error.text);
   });
   const model = await modelOf(sys, matched, types, args.into);
-  const plans = await likeTargets(dump, planned, matched, model, types, sys, args).catch((error: unknown) => {
+  const plans = await likeTargets(dump, planned, matched, model, run).catch((error: unknown) => {
     model.close();
     throw error;
   });
@@ -101,7 +96,7 @@ export async function replayIntoMaps(
       force: args.force,
       verify: args.verify,
       skip: args.skipUnsupported ? ({ plan }, why) => leaveOut(plan, plan.name, plan.type.name, why) : undefined,
-      before: args.backup === undefined ? undefined : () => backup(sys, matched, types, args.backup as string, io),
+      before: args.backup === undefined ? undefined : () => backup(matched, args.backup as string, run),
       signal: stop.signal,
       progress: (doing) => progress.update(doing),
     });
@@ -125,10 +120,8 @@ export async function replayIntoMaps(
 
 async function matchedPlans(
   dump: Dump,
-  types: MapTypes,
-  sys: Sys,
   targets: readonly LiveMap[],
-  args: IntoArguments,
+  { args, sys, types }: ReplayRun<IntoArguments>,
   missing: (map: DumpMap, error: BpfimgError) => void,
 ) {
   const { chosen, pairs } = mapChoice(args.map);
@@ -167,14 +160,13 @@ async function likeTargets(
   plans: readonly PlannedMap[],
   matched: readonly Matched[],
   model: Dump,
-  types: MapTypes,
-  sys: Sys,
-  { migration, percpu, into }: IntoArguments,
+  { args: { migration, percpu, into }, sys, types }: ReplayRun<IntoArguments>,
 ): Promise<PlannedMap[]> {
   const pairs = new Map(matched.map(({ map, live }) => [String(map.mapId), String(live.id)]));
-  const options = { ...migration, pairs, onlyPairs: true, perCpu: percpu, cpus: sys.cpus };
   // Those without a target are left out, and have been told.
-  const reshaped = await reshape(dump, plans, { dump: model, name: into }, types, options, () => {});
+  const skip = () => {};
+  const options = { ...migration, types, pairs, onlyPairs: true, perCpu: percpu, cpus: sys.cpus, skip };
+  const reshaped = await reshape(dump, plans, { dump: model, name: into }, options);
   for (const { reshaped: how, items, subject } of reshaped) {
     if (how?.collisions === 'error') {
       const what = 'two of its keys may become one; --on-collision last lets the last item win';
@@ -186,7 +178,11 @@ async function likeTargets(
 }
 
 /** Saves the maps as they are before the first write. */
-async function backup(sys: Sys, matched: readonly Matched[], types: MapTypes, folder: string, io: Io): Promise<void> {
+async function backup(
+  matched: readonly Matched[],
+  folder: string,
+  { io, sys, types }: ReplayRun<IntoArguments>,
+): Promise<void> {
   const maps = matched.map(({ live }) => live).sort((a, b) => a.id - b.id);
   const rows = await capture(sys, maps, folder, types, {
     find: (id) => LiveMaps.look(sys).maps.find((map) => map.id === id),

@@ -9,6 +9,7 @@ import type { Collisions, PlannedMap } from '../replay/plan.js';
 import { reshape } from '../replay/reshape.js';
 import { mapsOf, type Source } from '../source/source.js';
 import type { Json } from '../value.js';
+import type { Io } from './io.js';
 import { boolean, changes, string } from './options.js';
 import type { Sources } from './source.js';
 
@@ -49,6 +50,14 @@ export interface ReshapeArguments {
   readonly maxEntries?: number | undefined;
   readonly percpu?: 'first' | 'sum' | 'spread' | undefined;
   readonly skipUnsupported: boolean;
+}
+
+/** What every step of a replay takes. */
+export interface ReplayRun<Args> {
+  readonly args: Args;
+  readonly io: Io;
+  readonly sys: Sys;
+  readonly types: MapTypes;
 }
 
 /** A map that is not supported here, and was left out. */
@@ -133,8 +142,7 @@ export class Reshaping {
   async plans(
     dump: Dump,
     plans: readonly PlannedMap[],
-    types: MapTypes,
-    sys: Sys,
+    { sys, types }: Pick<ReplayRun<unknown>, 'sys' | 'types'>,
     skipped: Skipped[],
     counting: boolean,
   ): Promise<PlannedMap[]> {
@@ -143,9 +151,9 @@ export class Reshaping {
       dump,
       plans,
       { dump: this.#dump, name: this.#source.name },
-      types,
       {
         ...this.#options,
+        types,
         pairs: pairs(
           '--map',
           args.map.filter((text) => text.includes('=')),
@@ -156,8 +164,8 @@ export class Reshaping {
         maxEntries: args.maxEntries,
         perCpu: args.percpu,
         cpus: sys.cpus,
+        skip: args.skipUnsupported ? (plan, why) => skipped.push({ plan, why }) : undefined,
       },
-      args.skipUnsupported ? (plan, why) => skipped.push({ plan, why }) : undefined,
     );
     expectUsed(reshaped);
     return reshaped;

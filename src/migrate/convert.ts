@@ -125,15 +125,14 @@ const SHOWN = 100;
 let LOW = 0;
 let HIGH = 0;
 
-function load(
-  view: DataView,
-  at: number,
-  little: boolean,
-  shift: number,
-  bytes: number,
-  bits: number,
-  signed: boolean,
-): void {
+/** Loads the number whose place is in `code` at `pc`. */
+function load(view: DataView, from: number, code: Int32Array, pc: number): void {
+  const at = from + (code[pc] as number);
+  const little = code[pc + 1] === 1;
+  const shift = code[pc + 2] as number;
+  const bytes = code[pc + 3] as number;
+  const bits = code[pc + 4] as number;
+  const signed = code[pc + 5] === 1;
   if (bits === bytes * 8) {
     switch (bits) {
       case 8:
@@ -176,8 +175,13 @@ function load(
   HIGH = high;
 }
 
-/** Writes the lowest `bits` of the loaded number; bits around it in its bytes stay. */
-function store(view: DataView, at: number, little: boolean, shift: number, bytes: number, bits: number): void {
+/** Writes the loaded number, as far as its place in `code` at `pc` has bits; bits around it in its bytes stay. */
+function store(view: DataView, to: number, code: Int32Array, pc: number): void {
+  const at = to + (code[pc] as number);
+  const little = code[pc + 1] === 1;
+  const shift = code[pc + 2] as number;
+  const bytes = code[pc + 3] as number;
+  const bits = code[pc + 4] as number;
   if (bits === bytes * 8) {
     switch (bits) {
       case 8:
@@ -234,25 +238,25 @@ function loadedKey(signed: boolean): number | bigint {
   return (BigInt(high) << 32n) | BigInt(LOW >>> 0);
 }
 
-/** An integer of any width. */
-function loadWide(view: DataView, at: number, little: boolean, shift: number, bytes: number): bigint {
+/** A number of any width, whose place is in `code` at `pc`. */
+function loadWide(view: DataView, from: number, code: ArrayLike<number>, pc: number): bigint {
+  const at = from + (code[pc] as number);
+  const little = code[pc + 1] === 1;
+  const bytes = code[pc + 3] as number;
   let whole = 0n;
   for (let i = bytes - 1; i >= 0; i--) {
     whole = (whole << 8n) | BigInt(view.getUint8(little ? at + i : at + bytes - 1 - i));
   }
-  return whole >> BigInt(shift);
+  whole >>= BigInt(code[pc + 2] as number);
+  const bits = code[pc + 4] as number;
+  return code[pc + 5] === 1 ? BigInt.asIntN(bits, whole) : BigInt.asUintN(bits, whole);
 }
 
-function storeWide(
-  view: DataView,
-  at: number,
-  little: boolean,
-  shift: number,
-  bytes: number,
-  bits: number,
-  value: bigint,
-): void {
-  let rest = BigInt.asUintN(bits, value) << BigInt(shift);
+function storeWide(view: DataView, to: number, code: Int32Array, pc: number, value: bigint): void {
+  const at = to + (code[pc] as number);
+  const little = code[pc + 1] === 1;
+  const bytes = code[pc + 3] as number;
+  let rest = BigInt.asUintN(code[pc + 4] as number, value) << BigInt(code[pc + 2] as number);
   for (let i = 0; i < bytes; i++) {
     const there = little ? at + i : at + bytes - 1 - i;
     view.setUint8(there, view.getUint8(there) | Number(rest & 0xffn));
@@ -283,12 +287,16 @@ export function clearBytes(target: DataView, to: number, count: number): void {
   for (; i < count; i++) target.setUint8(to + i, 0);
 }
 
+const NOTHING = new DataView(new ArrayBuffer(0));
+
 /** A compiled program. */
 export class Program {
   readonly #code: Int32Array;
   readonly #sites: readonly (Site | undefined)[];
   readonly #names: readonly (EnumTable | undefined)[];
   readonly #end: number;
+  #source: DataView = NOTHING;
+  #target: DataView = NOTHING;
   /** The index that each loop is at, and what it adds to name an element. */
   readonly #indexes: number[] = [];
   readonly #first: number[] = [];
@@ -320,12 +328,17 @@ export class Program {
   /** Runs it on the value at `from`; the bytes at `to` are zero where it writes. Returns what is lost. */
   run(source: DataView, from: number, target: DataView, to: number): readonly Loss[] | undefined {
     this.#losses = undefined;
-    this.#run(source, target, 0, this.#end, from, to);
+    this.#source = source;
+    this.#target = target;
+    this.#run(0, this.#end, from, to);
     return this.#losses;
   }
 
-  #run(source: DataView, target: DataView, start: number, end: number, from: number, to: number): void {
+  /** Runs the operations `start` to `end - 1`. */
+  #run(start: number, end: number, from: number, to: number): void {
     const code = this.#code;
+    const source = this.#source;
+    const target = this.#target;
     for (let pc = start; pc < end; pc++) {
       const at = pc * WIDTH;
       const a = code[at + 1] as number;
@@ -342,21 +355,21 @@ export class Program {
           for (let i = 0; i < c; i++) target.setUint8(to + b + i, source.getUint8(from + a + c - 1 - i));
           break;
         case OP.NUMBER:
-          this.#load(source, at, from);
-          this.#number(source, target, pc, from, to);
+          load(source, from, code, at + 1);
+          this.#number(pc, from, to);
           break;
         case OP.ENUM:
-          this.#load(source, at, from);
-          this.#enum(source, target, pc, from, to);
+          load(source, from, code, at + 1);
+          this.#enum(pc, from, to);
           break;
         case OP.WIDE:
-          this.#wide(source, target, pc, from, to);
+          this.#wide(pc, from, to);
           break;
         case OP.FLOAT:
-          this.#float(source, target, pc, from, to);
+          this.#float(pc, from, to);
           break;
         case OP.ZERO:
-          if (!isZeroAt(source, from + a, b, c, code[at + 4] as number)) this.#lose(pc, source, from);
+          if (!isZeroAt(source, from + a, b, c, code[at + 4] as number)) this.#lose(pc, from);
           break;
         case OP.LOOP: {
           const strideFrom = code[at + 4] as number;
@@ -366,7 +379,7 @@ export class Program {
           this.#first[depth] = code[at + 6] as number;
           for (let i = 0; i < c; i++) {
             this.#indexes[depth] = i;
-            this.#run(source, target, pc + 1, bodyEnd, from + a + i * strideFrom, to + b + i * strideTo);
+            this.#run(pc + 1, bodyEnd, from + a + i * strideFrom, to + b + i * strideTo);
           }
           pc = bodyEnd - 1;
           break;
@@ -375,78 +388,54 @@ export class Program {
     }
   }
 
-  #load(source: DataView, at: number, from: number): void {
-    const code = this.#code;
-    load(
-      source,
-      from + (code[at + 1] as number),
-      code[at + 2] === 1,
-      code[at + 3] as number,
-      code[at + 4] as number,
-      code[at + 5] as number,
-      code[at + 6] === 1,
-    );
-  }
-
-  #store(target: DataView, at: number, to: number): void {
-    const code = this.#code;
-    store(
-      target,
-      to + (code[at + 7] as number),
-      code[at + 8] === 1,
-      code[at + 9] as number,
-      code[at + 10] as number,
-      code[at + 11] as number,
-    );
-  }
-
   /** Stores the loaded number, whether it fits or not. */
-  #number(source: DataView, target: DataView, pc: number, from: number, to: number): void {
+  #number(pc: number, from: number, to: number): void {
     const code = this.#code;
     const at = pc * WIDTH;
     const flags = code[at + 13] as number;
     if (!fits(code[at + 6] === 1, code[at + 11] as number, code[at + 12] as number, (flags & TO_SIGNED) !== 0)) {
-      this.#lose(pc, source, from);
+      this.#lose(pc, from);
       // As in C.
       if ((flags & TO_BOOL) !== 0) LOW = 1;
     }
     if ((flags & TO_BOOL) !== 0) HIGH = 0;
-    this.#store(target, at, to);
+    store(this.#target, to, code, at + 7);
   }
 
-  #enum(source: DataView, target: DataView, pc: number, from: number, to: number): void {
+  #enum(pc: number, from: number, to: number): void {
+    const code = this.#code;
     const at = pc * WIDTH;
     const table = this.#names[pc] as EnumTable;
-    const key = loadedKey(this.#code[at + 6] === 1);
+    const key = loadedKey(code[at + 6] === 1);
     const named = table.numbers.get(key);
     if (named === undefined && !table.renumbered && !table.taken.has(key)) {
-      this.#number(source, target, pc, from, to);
+      this.#number(pc, from, to);
       return;
     }
-    if (!named) this.#lose(pc, source, from);
+    if (!named) this.#lose(pc, from);
     else {
       LOW = named.low;
       HIGH = named.high;
     }
-    this.#store(target, at, to);
+    store(this.#target, to, code, at + 7);
   }
 
-  #wide(source: DataView, target: DataView, pc: number, from: number, to: number): void {
+  #wide(pc: number, from: number, to: number): void {
     const code = this.#code;
     const at = pc * WIDTH;
-    const word = (i: number) => code[at + i] as number;
-    const read = loadWide(source, from + word(1), word(2) === 1, word(3), word(4));
-    let value = word(6) === 1 ? BigInt.asIntN(word(5), read) : BigInt.asUintN(word(5), read);
-    const [end, flags] = [1n << BigInt(word(12)), word(13)];
+    let value = loadWide(this.#source, from, code, at + 1);
+    const [end, flags] = [1n << BigInt(code[at + 12] as number), code[at + 13] as number];
     if (value >= end || value < ((flags & TO_SIGNED) !== 0 ? -end : 0n)) {
-      this.#lose(pc, source, from);
+      this.#lose(pc, from);
       if ((flags & TO_BOOL) !== 0) value = 1n;
     }
-    storeWide(target, to + word(7), word(8) === 1, word(9), word(10), word(11), value);
+    storeWide(this.#target, to, code, at + 7, value);
   }
 
-  #float(source: DataView, target: DataView, pc: number, from: number, to: number): void {
+  #float(pc: number, from: number, to: number): void {
     const code = this.#code;
+    const source = this.#source;
+    const target = this.#target;
     const word = (i: number) => code[pc * WIDTH + i] as number;
     const [at, little, there, littleThere] = [from + word(1), word(3) === 1, to + word(4), word(6) === 1];
     if (word(2) === 4) {
@@ -465,14 +454,14 @@ export class Program {
       const exact = (bits & 0x1fff_ffffn) === 0n && payload !== 0;
       const narrow = Number(bits >> 63n) * 2 ** 31 + 0x7f80_0000 + (exact ? payload : payload | 0x40_0000);
       target.setUint32(there, narrow, littleThere);
-      if (!exact) this.#lose(pc, source, from);
+      if (!exact) this.#lose(pc, from);
       return;
     }
-    if (Math.fround(value) !== value) this.#lose(pc, source, from);
+    if (Math.fround(value) !== value) this.#lose(pc, from);
     target.setFloat32(there, value, littleThere);
   }
 
-  #lose(pc: number, source: DataView, from: number): void {
+  #lose(pc: number, from: number): void {
     const site = this.#sites[pc] as Site;
     if (this.#losses === undefined) {
       this.#losses = [];
@@ -490,7 +479,7 @@ export class Program {
       depth++;
       return `[${index}]`;
     });
-    this.#losses.push({ member, reason, value: textOf(node, source, from), times: 1 });
+    this.#losses.push({ member, reason, value: textOf(node, this.#source, from), times: 1 });
     this.#lost.push(site);
   }
 }
@@ -505,10 +494,8 @@ function isZeroAt(view: DataView, from: number, count: number, firstMask: number
 /** A member's value as short text. */
 function textOf(node: Node, view: DataView, from: number): string {
   if (node.kind === 'number') {
-    const [at = 0, little, shift = 0, bytes = 0, bits = 0] = placeOf(node);
-    const read = loadWide(view, from + at, little === 1, shift, bytes);
-    const number = node.signed ? BigInt.asIntN(bits, read) : BigInt.asUintN(bits, read);
-    const same = (other: bigint) => BigInt.asUintN(bits, other) === BigInt.asUintN(bits, number);
+    const number = loadWide(view, from, [...placeOf(node), node.signed ? 1 : 0], 0);
+    const same = (other: bigint) => BigInt.asUintN(node.bits, other) === BigInt.asUintN(node.bits, number);
     return node.enum?.values.find(({ value }) => same(value))?.name || String(number);
   }
   const size = node.bits / 8;

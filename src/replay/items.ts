@@ -167,7 +167,8 @@ export function foldCpus(items: ItemSource, valueSize: number, from: number, to:
           if (cpu < to) values.set(source.subarray(at, at + stride), (item * to + cpu) * stride);
           continue;
         }
-        addWords(a, at, b, (item * to + (how === 'sum' ? 0 : cpu % to)) * stride, valueSize, word);
+        const sum = (item * to + (how === 'sum' ? 0 : cpu % to)) * stride;
+        for (let i = 0; i < valueSize; i += word) addNumber(b, sum + i, a, at + i, word);
       }
     }
   };
@@ -186,10 +187,24 @@ export function foldCpus(items: ItemSource, valueSize: number, from: number, to:
   };
 }
 
-/** Adds the words of `size` bytes at `at` to those at `to`. */
-function addWords(from: DataView, at: number, into: DataView, to: number, size: number, word: number): void {
-  for (let i = 0; i < size; i += word) {
-    if (word === 8) into.setBigUint64(to + i, into.getBigUint64(to + i, true) + from.getBigUint64(at + i, true), true);
-    else into.setUint32(to + i, into.getUint32(to + i, true) + from.getUint32(at + i, true), true);
+/** Adds a little-endian number of 1, 2, 4 or 8 bytes to another, which wraps; returns whether that changes it. */
+export function addNumber(to: DataView, at: number, more: DataView, from: number, size: number): boolean {
+  if (size === 8) {
+    const number = more.getBigUint64(from, true);
+    to.setBigUint64(at, to.getBigUint64(at, true) + number, true);
+    return number !== 0n;
   }
+  if (size === 4) {
+    const number = more.getUint32(from, true);
+    to.setUint32(at, to.getUint32(at, true) + number, true);
+    return number !== 0;
+  }
+  if (size === 2) {
+    const number = more.getUint16(from, true);
+    to.setUint16(at, to.getUint16(at, true) + number, true);
+    return number !== 0;
+  }
+  const number = more.getUint8(from);
+  to.setUint8(at, to.getUint8(at) + number);
+  return number !== 0;
 }

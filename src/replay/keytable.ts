@@ -22,6 +22,19 @@ const KEPT = 2;
 const DONE = 4;
 const STATE = THERE | KEPT | DONE;
 
+/** Which keys a table is for. */
+export interface KeyTableOptions {
+  readonly keySize: number;
+  readonly type: Pick<MapType, 'key'>;
+  /** Keys, about: there is room for some more. */
+  readonly most: number;
+  /** The table holds only the keys of one of so many parts, a power of two. */
+  readonly parts?: number;
+  readonly part?: number;
+  /** Keys there probably are: memory that is never used costs nothing. */
+  readonly few?: number;
+}
+
 /** Keys of a map and of its source. */
 export class KeyTable {
   readonly #slots: Int32Array;
@@ -42,21 +55,15 @@ export class KeyTable {
   /** Means nothing: without it, V8 would leave out reading what it is made of. */
   touched = 0;
 
-  /**
-   * @param hash the same for all parts
-   * @param most keys, about: there is room for some more
-   * @param parts the table holds only the keys of one of so many parts, a power of two
-   * @param few keys there probably are: memory that is never used costs nothing
-   */
-  constructor(
-    hash: WideKeyHash,
-    readonly keySize: number,
-    type: MapType,
-    most: number,
-    readonly parts = 1,
-    readonly part = 0,
-    few = most,
-  ) {
+  readonly keySize: number;
+  readonly parts: number;
+  readonly part: number;
+
+  /** @param hash the same for all parts */
+  constructor(hash: WideKeyHash, { keySize, type, most, parts = 1, part = 0, few = most }: KeyTableOptions) {
+    this.keySize = keySize;
+    this.parts = parts;
+    this.part = part;
     const near = Math.min(few, most);
     const slots = (keys: number) => Math.ceil(SPARE * Math.max(16, keys));
     this.#first = slots(near);

@@ -94,18 +94,24 @@ class Part {
   }
 }
 
-/**
- * Reads parts of the source, the last one first, and has `read` look at each one in turn; several `writers` write what
- * it has left in them.
- */
+/** How the parts of a source are read and written. */
+interface PartWork {
+  /** Parts that are written at the same time. */
+  readonly writers?: number;
+  readonly shares?: number;
+  /** Looks at each part in turn. */
+  readonly read: (part: Part) => void;
+  /** Writes what `read` has left in it. */
+  readonly write?: (part: Part) => Promise<void>;
+  readonly progress?: (count: number) => void;
+}
+
+/** Reads parts of the source, the last one first. */
 async function eachPart(
   map: BpfMap,
   items: ItemSource,
   work: IntoWork,
-  { writers, shares }: { readonly writers: number; readonly shares: number },
-  read: (part: Part) => void,
-  write: (part: Part) => Promise<void>,
-  progress: (count: number) => void,
+  { writers = 1, shares = 1, read, write, progress }: PartWork,
 ): Promise<void> {
   const step = Math.min(itemsInCall(map), Math.max(1, Math.ceil(items.count / shares)));
   let end = items.count;
@@ -129,8 +135,8 @@ async function eachPart(
       turn = mine.catch(() => {});
       const count = await mine;
       if (count === 0) return;
-      await write(part);
-      progress(count);
+      await write?.(part);
+      progress?.(count);
       await pause();
     }
   };
@@ -217,10 +223,11 @@ async function fillEmpty(map: BpfMap, items: ItemSource, work: IntoWork): Promis
   };
   const write = (part: Part) => putAll(part, work, true);
   const writers = work.type.key === 'prefix' ? 1 : WRITERS;
-  await eachPart(map, items, work, { writers, shares: 1 }, read, write, (count) => {
+  const progress = (count: number) => {
     done += count;
     work.progress(done);
-  });
+  };
+  await eachPart(map, items, work, { writers, read, write, progress });
   const part = new Part(map, 1);
   for (const place of again) {
     work.check();
@@ -296,7 +303,14 @@ async function mergeParts(
     // Of an empty map, a smaller table will do.
     const held = map.nextKey(undefined) === undefined ? SOME : map.maxEntries;
     const [more, few] = [items.count / parts, Math.max(items.count, held) / parts];
-    const table = new KeyTable(hash, map.keySize, work.type, Math.min(1.25 * most, more + held), parts, part, few);
+    const table = new KeyTable(hash, {
+      keySize: map.keySize,
+      type: work.type,
+      most: Math.min(1.25 * most, more + held),
+      parts,
+      part,
+      few,
+    });
     const merge = new Merge(map, items, work, table, places);
     try {
       await merge.look(Math.ceil(items.count / parts), most);
@@ -429,15 +443,9 @@ class Merge {
       else await putEach(part, 0, work, work.mode === 'insert' ? ELEM_FLAG.NOEXIST : ELEM_FLAG.EXIST);
     };
     const writers = batches && !work.dry && work.type.evicts !== true && work.type.key !== 'prefix' ? WRITERS : 1;
-    await eachPart(
-      this.map,
-      items,
-      work,
-      { writers, shares: this.places.shares },
-      (part) => this.#classify(part),
-      write,
-      progress,
-    );
+    const { shares } = this.places;
+    const read = (part: Part) => this.#classify(part);
+    await eachPart(this.map, items, work, { writers, shares, read, write, progress });
   }
 
   /** Says what is to be done with each item of a part, and leaves out those with which nothing is. */
@@ -507,21 +515,14 @@ class Merge {
   /** Deletes all keys of this part that the source does not have. First of all: it makes room. */
   async #deleteOthers(): Promise<void> {
     const { table, map, items, work } = this;
-    await eachPart(
-      map,
-      items,
-      work,
-      { writers: 1, shares: 1 },
-      (part) => {
-        const words = new Words(part.batch.keys, map.keySize);
-        for (let i = 0; i < part.count; i++) {
-          const slot = table.find(part.batch.keys, words, i);
-          if (slot !== ELSEWHERE) table.setKept(slot);
-        }
-      },
-      async () => {},
-      () => {},
-    );
+    const read = (part: Part) => {
+      const words = new Words(part.batch.keys, map.keySize);
+      for (let i = 0; i < part.count; i++) {
+        const slot = table.find(part.batch.keys, words, i);
+        if (slot !== ELSEWHERE) table.setKept(slot);
+      }
+    };
+    await eachPart(map, items, work, { read });
     // Not while they are read: that would begin again, or miss some.
     const most = Math.max(1, Math.floor(DELETED_BYTES / map.keySize));
     for (let more = true; more; ) {
@@ -597,10 +598,11 @@ export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWor
   };
   let written = 0;
   const writers = map.long ? 1 : WRITERS;
-  await eachPart(map, items, work, { writers, shares: 1 }, read, put, (count) => {
+  const progress = (count: number) => {
     written += count;
     work.progress(written);
-  });
+  };
+  await eachPart(map, items, work, { writers, read, write: put, progress });
   if (mode !== 'sync') return;
   // What the source does not have is zero, as in a fresh array.
   const part = new Part(map, Math.min(itemsInCall(map), map.maxEntries));

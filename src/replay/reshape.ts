@@ -16,6 +16,7 @@ import { type Collisions, mapFacts, mapSpec, type PlannedMap } from './plan.js';
 
 /** What is asked of reshaped maps. */
 export interface ReshapeOptions extends MigrationOptions {
+  readonly types: MapTypes;
   /** Names of maps there, by what a user calls maps of the dump. */
   readonly pairs?: ReadonlyMap<string, string> | undefined;
   /** Maps that {@link pairs} does not name have no counterpart. */
@@ -32,6 +33,8 @@ export interface ReshapeOptions extends MigrationOptions {
   readonly perCpu?: CpuFold | undefined;
   /** Possible CPUs here. */
   readonly cpus: number;
+  /** Called with a map that has no counterpart, and why; without it that is an error. */
+  readonly skip?: ((plan: PlannedMap, why: string) => void) | undefined;
 }
 
 /** What maps are made like. */
@@ -62,17 +65,15 @@ function whyUntyped({ problems }: TypeFinder, map: DumpMap): string {
 
 /**
  * Reshapes the plans of maps for which `model` has a counterpart. Inner maps follow what their outer map expects.
- * @param skip called with a map that has none, and why; without it that is an error
  * @throws BpfimgError for maps that cannot become alike
  */
 export async function reshape(
   dump: Dump,
   plans: readonly PlannedMap[],
   model: Model,
-  types: MapTypes,
   options: ReshapeOptions,
-  skip?: (plan: PlannedMap, why: string) => void,
 ): Promise<PlannedMap[]> {
+  const { types, skip } = options;
   const [oldTypes, newTypes] = [finderOf(dump, types), finderOf(model.dump, types)];
   const inner = new Set(plans.flatMap(({ needed }) => needed));
   const outermost = plans.filter(({ mapId }) => !inner.has(mapId));
@@ -105,7 +106,7 @@ export async function reshape(
       };
       // Inner maps must be as their outer map expects them.
       const maxEntries = inner.has(plan.mapId) ? undefined : options.maxEntries;
-      const outer = reshaped(plan, like, model, types, pair, { ...options, maxEntries });
+      const outer = reshaped(plan, like, model, pair, { ...options, maxEntries });
       made.push(outer);
       const { template } = outer.facts;
       if (template === undefined) continue;
@@ -120,7 +121,7 @@ export async function reshape(
   // Maps that exist have inner maps of their own, and decide what fits.
   if (options.onlyPairs) return made;
   const typesOf = async ({ mapId }: PlannedMap) => oldTypes.types(byId.get(mapId) as DumpMap);
-  return withInner(made, templates, typesOf, types, options);
+  return withInner(made, templates, typesOf, options);
 }
 
 /** The map that a user has named as the counterpart. */
@@ -143,14 +144,8 @@ interface TypePair {
   readonly whyNot?: { readonly old: string; readonly new: string };
 }
 
-function reshaped(
-  plan: PlannedMap,
-  like: DumpMap,
-  model: Model,
-  types: MapTypes,
-  pair: TypePair,
-  options: ReshapeOptions,
-): PlannedMap {
+function reshaped(plan: PlannedMap, like: DumpMap, model: Model, pair: TypePair, options: ReshapeOptions): PlannedMap {
+  const { types } = options;
   const [file] = like.files;
   if (file === undefined) {
     throw new BpfimgError('unsupported', `map ${like.mapId}: no image describes it`, { subject: model.name });
@@ -164,7 +159,7 @@ function reshaped(
   const type = types.get(spec.type);
   const old = plan.type;
   if (!isAlike(old, type)) fail(`the items of a map of type ${old.name} mean nothing in one of type ${type.name}`);
-  const converted = type.imageItem !== undefined ? undefined : itemsOf(plan, spec, type, pair, options, fail);
+  const converted = type.imageItem !== undefined ? undefined : itemsOf(plan, spec, pair, options, fail);
   const facts = mapFacts(like, types);
   const items = converted?.items ?? plan.items;
   return {
@@ -213,12 +208,12 @@ export function isPlain({ key, inner, holdsReferences, imageItem, carries }: Map
 function itemsOf(
   plan: PlannedMap,
   spec: PlannedMap['spec'],
-  type: MapType,
   pair: TypePair,
   options: ReshapeOptions,
   fail: (why: string) => never,
 ): Pick<PlannedMap, 'items' | 'reshaped'> {
   const { spec: was, subject } = plan;
+  const type = options.types.get(spec.type);
   const steps: { key?: readonly MigrationStep[]; value?: readonly MigrationStep[] } = {};
   const unused: (readonly UnusedOption[])[] = [];
   const conversion = (where: 'key' | 'value', from: number, to: number): Conversion => {
@@ -304,7 +299,6 @@ async function withInner(
   plans: readonly PlannedMap[],
   models: ReadonlyMap<number, InnerModel>,
   typesOf: (plan: PlannedMap) => Promise<NamedTypes | undefined>,
-  types: MapTypes,
   options: ReshapeOptions,
 ): Promise<PlannedMap[]> {
   const made: PlannedMap[] = [];
@@ -315,7 +309,7 @@ async function withInner(
       continue;
     }
     const { template, btf } = model;
-    const type = types.get(template.type);
+    const type = options.types.get(template.type);
     const fail = (why: string): never => {
       throw new BpfimgError('conflict', `as an inner map: ${why}`, { subject: plan.subject });
     };
@@ -323,7 +317,7 @@ async function withInner(
     const { types: fresh, ...shape } = template;
     const spec = { ...plan.spec, ...shape, name: plan.spec.name };
     const pair = { old: fresh && (await typesOf(plan)), new: model.types };
-    const converted = itemsOf(plan, spec, type, pair, options, fail);
+    const converted = itemsOf(plan, spec, pair, options, fail);
     const memory = memoryNeed(spec, type, plan.items.count, options.cpus);
     const typed = fresh === undefined ? {} : { btf, facts: { ...plan.facts, types: fresh } };
     made.push({ ...plan, spec, ...converted, memory, ...typed });

@@ -8,7 +8,7 @@ import { pause } from '../io/pause.js';
 import { type BpfMap, valueParts } from '../kernel/map.js';
 import { WideKeyHash, Words } from '../keyhash.js';
 import { FULL, type IntoWork, type ItemSource, type Report, type Span } from '../maptype.js';
-import { type Step, stepOf, stepsOf } from './items.js';
+import { addNumber, type Step, stepOf, stepsOf } from './items.js';
 import { ELSEWHERE, KeyTable, MOST_KEYS } from './keytable.js';
 import { refused } from './merge.js';
 import type { PlannedMap } from './plan.js';
@@ -43,27 +43,6 @@ export function summing(map: BpfMap, type: ValueType | undefined): IntoWork['add
     }
     return changed;
   };
-}
-
-function addNumber(to: DataView, at: number, more: DataView, from: number, size: number): boolean {
-  if (size === 8) {
-    const number = more.getBigUint64(from, true);
-    to.setBigUint64(at, to.getBigUint64(at, true) + number, true);
-    return number !== 0n;
-  }
-  if (size === 4) {
-    const number = more.getUint32(from, true);
-    to.setUint32(at, to.getUint32(at, true) + number, true);
-    return number !== 0;
-  }
-  if (size === 2) {
-    const number = more.getUint16(from, true);
-    to.setUint16(at, to.getUint16(at, true) + number, true);
-    return number !== 0;
-  }
-  const number = more.getUint8(from);
-  to.setUint8(at, to.getUint8(at) + number);
-  return number !== 0;
 }
 
 /** The numbers of values without a type. */
@@ -134,7 +113,8 @@ export async function sumCollisions(map: BpfMap, plan: PlannedMap, old: ItemSour
   const numbered = new Words(number, 8);
   const step = Math.min(stepOf(old), stepOf(items));
   for (let part = 0; part < parts; part++) {
-    const last = new KeyTable(hash, old.keySize, plan.type, Math.ceil(old.count / parts), parts, part);
+    const most = Math.ceil(old.count / parts);
+    const last = new KeyTable(hash, { keySize: old.keySize, type: plan.type, most, parts, part });
     const each = async ({ from, count, keys }: Step, see: (slot: number, i: number) => void) => {
       const words = new Words(keys, old.keySize);
       for (let i = 0; i < count; i++) {

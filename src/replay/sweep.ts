@@ -160,7 +160,8 @@ class Follower {
     let parts = 1;
     while (all / parts > MOST_KEYS) parts *= 2;
     for (let part = 0; part < parts; part++) {
-      const table = (keys: number) => new KeyTable(hash, map.keySize, plan.type, Math.ceil(keys / parts), parts, part);
+      const table = (keys: number) =>
+        new KeyTable(hash, { keySize: map.keySize, type: plan.type, most: Math.ceil(keys / parts), parts, part });
       const there = plan.type.key === 'prefix' ? await this.#keysOf(table(all + map.maxEntries)) : undefined;
       await this.#part(table(all), before, now, there);
     }

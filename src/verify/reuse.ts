@@ -47,10 +47,9 @@ export async function reuseFindings(
   const judgedMaps = new Set<number>();
   for (const { map, plans } of outermost) {
     try {
-      const options = { ...asked, lossy: true, byName: outermost.length > 1 };
-      const made = await reshape(dump, plans, model, types, options, (_, message) => {
-        found.push({ map, code: 'no-counterpart', message });
-      });
+      const skip = (_: PlannedMap, message: string) => found.push({ map, code: 'no-counterpart', message });
+      const options = { ...asked, types, lossy: true, byName: outermost.length > 1, skip };
+      const made = await reshape(dump, plans, model, options);
       for (const plan of made) {
         const one = byId.get(plan.mapId) as DumpMap;
         if (judgedMaps.has(plan.mapId)) continue;

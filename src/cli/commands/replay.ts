@@ -7,7 +7,7 @@ import { BpfimgError, ClosedPipe, EXIT, errorText, ioError } from '../../errors.
 import { inAscii } from '../../json/print.js';
 import { BpfMap } from '../../kernel/map.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
-import { flagWords, type MapTypes, mapFlagNames, type Report, reportText, withMissing } from '../../maptype.js';
+import { flagWords, mapFlagNames, type Report, reportText, withMissing } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { Foresight, unsupported } from '../../replay/foresight.js';
 import { memoryShort } from '../../replay/memory.js';
@@ -26,6 +26,7 @@ import { Progress } from '../progress.js';
 import {
   migrationOptions,
   oldName,
+  type ReplayRun,
   Reshaping,
   reshapeOptions,
   type Skipped,
@@ -113,6 +114,9 @@ export type ReplayArguments = Given<typeof takes> & {
   readonly command: readonly string[];
 };
 
+/** What every step takes. */
+type Run = ReplayRun<ReplayArguments>;
+
 export const command: Command = {
   name: 'replay',
   summary: 'create fresh maps from a dump',
@@ -156,7 +160,8 @@ export async function run(args: ReplayArguments, io: Io, sys?: Sys): Promise<num
     if (given.kind === 'dump') await given.check?.();
     const reshaping = await Reshaping.open(args, sources);
     try {
-      return await replaySource(given, reshaping, await sources.types(), args, io, sys);
+      const types = await sources.types();
+      return await replaySource(given, reshaping, { args, io, types, sys: sys ?? (await openSys(types)) });
     } finally {
       reshaping?.close();
     }
@@ -182,15 +187,8 @@ function checkInto(args: ReplayArguments): void {
   if (requireBtf) throw wrong('--require-btf', 'maps that exist keep their types');
 }
 
-async function replaySource(
-  given: Source,
-  reshaping: Reshaping | undefined,
-  types: MapTypes,
-  args: ReplayArguments,
-  io: Io,
-  sys?: Sys,
-): Promise<number> {
-  const kernel = sys ?? (await openSys(types));
+async function replaySource(given: Source, reshaping: Reshaping | undefined, run: Run): Promise<number> {
+  const { args, io, types } = run;
   if (args.where !== undefined && args.sweeps !== undefined) {
     throw new BpfimgError('usage', 'later readings have other items: choose one', { subject: '--where with --sweeps' });
   }
@@ -204,29 +202,29 @@ async function replaySource(
       const { INTO_COLUMNS, replayIntoMaps } = await import('../into.js');
       const { into, mode = 'upsert', lossy, extendZero, onCollision } = args;
       const migration = { ...migrationOptions(args), lossy, extendZero, onCollision };
-      const { lines, exit } = await replayIntoMaps(dump, types, kernel, { ...args, into, mode, migration }, io);
+      const { lines, exit } = await replayIntoMaps(dump, { ...run, args: { ...args, into, mode, migration } });
       if (lines.length > 0) {
         const [rows, cells] = [lines.map(({ members }) => members), lines.map((one) => one.cells)];
-        await show(rows, INTO_COLUMNS, cells, args, io);
+        await show({ rows, columns: INTO_COLUMNS, cells }, run);
       }
       return exit;
     }
     const skipped: Skipped[] = [];
-    const planned = await plansOf(dump, args, types, kernel);
-    const plans = (await reshaping?.plans(dump, planned, types, kernel, skipped, args.dryRun)) ?? planned;
+    const planned = await plansOf(dump, run);
+    const plans = (await reshaping?.plans(dump, planned, run, skipped, args.dryRun)) ?? planned;
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
-    if (args.dryRun) return await dryRun(kernel, plans, new Foresight(dump, args.unresolved), args, io);
+    if (args.dryRun) return await dryRun(plans, new Foresight(dump, args.unresolved), run);
     const swept = async (fresh: readonly FreshMap[]) => {
       if (sweeps === 0 || given.kind !== 'dump') return [];
       const chosen = new Set(planned.map(({ mapId }) => mapId));
       return sweepMaps(fresh, given, sweeps, async (now) => {
-        const again = await plansOf(now, args, types, kernel, chosen);
-        return (await reshaping?.plans(now, again, types, kernel, [], false)) ?? again;
+        const again = await plansOf(now, run, chosen);
+        return (await reshaping?.plans(now, again, run, [], false)) ?? again;
       });
     };
-    const fresh = await create(kernel, plans, skipped, swept, args, io);
+    const fresh = await create(plans, skipped, swept, run);
     try {
-      return await keep(kernel, fresh, skipped, args, io);
+      return await keep(fresh, skipped, run);
     } finally {
       for (const { map } of fresh) map.close();
     }
@@ -236,13 +234,7 @@ async function replaySource(
 }
 
 /** @param ids the maps of these ids; else those that the command line names */
-function plansOf(
-  dump: Dump,
-  args: ReplayArguments,
-  types: MapTypes,
-  sys: Sys,
-  ids?: ReadonlySet<number>,
-): Promise<PlannedMap[]> {
+function plansOf(dump: Dump, { args, sys, types }: Run, ids?: ReadonlySet<number>): Promise<PlannedMap[]> {
   const { maxEntries, percpu: perCpu } = args;
   const chosen = args.map.length > 0;
   const named = ids && dump.maps.filter(({ mapId }) => ids.has(mapId));
@@ -256,13 +248,12 @@ function plansOf(
 }
 
 async function create(
-  sys: Sys,
   plans: readonly PlannedMap[],
   skipped: Skipped[],
   swept: (fresh: readonly FreshMap[]) => Promise<SweptMap[]>,
-  args: ReplayArguments,
-  io: Io,
+  run: Run,
 ): Promise<FreshMap[]> {
+  const { args, io, sys } = run;
   const progress = new Progress(io);
   try {
     return await replay(sys, plans, {
@@ -284,7 +275,7 @@ async function create(
         }
         if (pinPlace(args) === undefined) return;
         const sweeps = await swept(fresh);
-        await tellPins(sys, fresh, skipped, sweeps, args, io);
+        await tellPins(fresh, skipped, sweeps, run);
       },
     });
   } finally {
@@ -320,24 +311,19 @@ function hand(sys: Sys, { map, plan }: FreshMap): HandedMaps {
   }
 }
 
-async function keep(
-  sys: Sys,
-  fresh: readonly FreshMap[],
-  skipped: readonly Skipped[],
-  args: ReplayArguments,
-  io: Io,
-): Promise<number> {
+async function keep(fresh: readonly FreshMap[], skipped: readonly Skipped[], run: Run): Promise<number> {
+  const { args, sys } = run;
   if (pinPlace(args) !== undefined) return EXIT.ok;
   const handed = fresh.map((one) => hand(sys, one));
   try {
     if (args.hold) {
-      await tell(fresh, skipped, handed, args, io);
+      await tell(fresh, skipped, { handed }, run);
       if (fresh.length === 0) return EXIT.ok;
       // Until a signal ends the process, and with it the maps.
       return await new Promise<never>(() => setInterval(() => {}, 1 << 30));
     }
     const numbers = handed.map((one, i) => ({ ...one, fd: LISTEN_FDS_START + i }));
-    await tell(fresh, skipped, numbers, args, io);
+    await tell(fresh, skipped, { handed: numbers }, run);
     return await runCommand(fresh, handed, args.command);
   } finally {
     for (const one of handed) one.close();
@@ -399,15 +385,20 @@ const COLUMNS = [
   { title: 'REPORT' },
 ];
 
+/** What became of each fresh map, in their order. */
+interface Outcomes {
+  readonly handed?: readonly HandedMaps[];
+  readonly replaced?: readonly ReplacedRow[][];
+  readonly swept?: readonly SweptMap[];
+}
+
 async function tell(
   fresh: readonly FreshMap[],
   skipped: readonly Skipped[],
-  handed: readonly HandedMaps[] | undefined,
-  args: ReplayArguments,
-  io: Io,
-  replaced?: readonly ReplacedRow[][],
-  swept?: readonly SweptMap[],
+  { handed, replaced, swept }: Outcomes,
+  run: Run,
 ): Promise<void> {
+  const { args } = run;
   const created = fresh.map(({ plan, map, pins, report }, i) => {
     const note = handed?.[i]?.note;
     return {
@@ -435,7 +426,7 @@ async function tell(
     pinsText(row),
     row.report,
   ]);
-  await show(rows, COLUMNS, cells, args, io);
+  await show({ rows, columns: COLUMNS, cells }, run);
 }
 
 /** A report that also says this. */
@@ -459,17 +450,16 @@ function pinsText({ pin, pins }: ReturnType<typeof pinMembers>): string {
 
 /** Tells of pins; that nobody reads it to the end is no reason to remove them. */
 async function tellPins(
-  sys: Sys,
   fresh: readonly FreshMap[],
   skipped: readonly Skipped[],
   swept: readonly SweptMap[],
-  args: ReplayArguments,
-  io: Io,
+  run: Run,
 ): Promise<void> {
+  const { io, sys } = run;
   const replaced = replacedRows(sys, fresh);
   for (const line of sweepLines(fresh, swept)) io.say(line);
   try {
-    await tell(fresh, skipped, undefined, args, io, replaced, swept);
+    await tell(fresh, skipped, { replaced, swept }, run);
   } catch (error) {
     if (!(error instanceof ClosedPipe)) throw error;
   }
@@ -485,13 +475,8 @@ const PLAN_COLUMNS = [
 ];
 
 /** Says what would be created, and why it would not. */
-async function dryRun(
-  sys: Sys,
-  plans: readonly PlannedMap[],
-  foresight: Foresight,
-  args: ReplayArguments,
-  io: Io,
-): Promise<number> {
+async function dryRun(plans: readonly PlannedMap[], foresight: Foresight, run: Run): Promise<number> {
+  const { args, io, sys } = run;
   const problems: string[] = [];
   const rows = [];
   const place = pinPlace(args);
@@ -545,7 +530,7 @@ async function dryRun(
     row.report,
   ]);
   const columns = pins === undefined ? PLAN_COLUMNS : PLAN_COLUMNS.toSpliced(-1, 0, { title: 'PIN' });
-  await show(rows, columns, cells, args, io, plans);
+  await show({ rows, columns, cells, reshaped: plans }, run);
   for (const problem of problems) io.say(`bpfimg: ${problem}`);
   return problems.length > 0 ? EXIT.failed : EXIT.ok;
 }
@@ -574,15 +559,15 @@ function missingCapabilities(plans: readonly PlannedMap[]): string | undefined {
   return lacking.length === 0 ? undefined : `creating these maps needs ${lacking.join(' and ')}`;
 }
 
+interface Shown {
+  readonly rows: readonly object[];
+  readonly columns: Parameters<typeof table>[0];
+  readonly cells: readonly string[][];
+  readonly reshaped?: readonly PlannedMap[];
+}
+
 /** Rows as a table or as JSON: on standard output, which with a command is the command's. */
-async function show(
-  rows: readonly object[],
-  columns: Parameters<typeof table>[0],
-  cells: readonly string[][],
-  args: ReplayArguments,
-  io: Io,
-  reshaped: readonly PlannedMap[] = [],
-): Promise<void> {
+async function show({ rows, columns, cells, reshaped = [] }: Shown, { args, io }: Run): Promise<void> {
   const look = colours(args.command.length === 0 && coloured(io, args.color));
   const lines = args.json
     ? // In ASCII: what must not reach a terminal is escaped as JSON has it, and not once more as text.
