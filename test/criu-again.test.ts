@@ -78,7 +78,7 @@ const HELPERS: readonly [what: string, script: string][] = [
   ['says that it failed', 'echo error injected; exit 1'],
   ['is killed', 'kill -9 $$'],
   ['fails when its images are there', `${REAL} >/dev/null; echo error injected; exit 1`],
-  ['says that it has images, and has none', 'echo map $4; echo end'],
+  ['says that it has images, and has none', 'echo map $5; echo end'],
   [
     'is killed before they are whole',
     'mkdir ..bpfimg-new.bpfimg-1-x; : >..bpfimg-new.bpfimg-1-x/bpfimg-data.img; kill -9 $$',

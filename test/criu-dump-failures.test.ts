@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
-import { BPFIMG } from './helpers/command.js';
+import { BPFIMG, bpfimg } from './helpers/command.js';
 import {
   Bench,
   buildPlugin,
@@ -14,6 +14,7 @@ import {
   type Held,
   processesOf,
   skipWithoutCriu,
+  until,
   zombies,
 } from './helpers/criu.js';
 
@@ -28,12 +29,26 @@ const [ROUNDS, FEW] = [50, 5];
 const FOR_EVER = 1_000_000 + process.pid;
 
 let count = 0;
-/** The plugin with a script of shell as its helper; `$1` is criu-dump, `$4` the id of the map that is wanted. */
-function pluginWith(script: string, settings: readonly string[] = []): { plugin: string; file: string } {
+/**
+ * How a helper of shell begins: one that CRIU starts before it freezes the tasks is `early` or `late`, which is not
+ * ready then and ends. The words that the plugin asks with become the script's arguments.
+ */
+const BEGINS = {
+  early: '[ $# = 3 ] && { echo ready; read -r words || exit 0; set -- $1 $2 $words; }',
+  late: '[ $# = 3 ] && exit 0',
+};
+type Begins = keyof typeof BEGINS;
+
+/** The plugin with a script of shell as its helper; `$1` is criu-dump, `$5` the id of the map that is wanted. */
+function pluginWith(
+  script: string,
+  settings: readonly string[] = [],
+  begins: Begins = 'early',
+): { plugin: string; file: string } {
   const folder = path.join(bench.folder, `helper${count++}`);
   const file = path.join(folder, 'helper.sh');
   fs.mkdirSync(folder);
-  fs.writeFileSync(file, `${script}\n`);
+  fs.writeFileSync(file, `${BEGINS[begins]}\n${script}\n`);
   return { plugin: buildPluginWith(folder, '/bin/sh', file, settings), file };
 }
 
@@ -41,7 +56,7 @@ function pluginWith(script: string, settings: readonly string[] = []): { plugin:
 async function refused(t: Test, { witness, folder }: Held, ran: CriuRan, lines: readonly (string | RegExp)[]) {
   const [map] = (await witness.see()).filter(({ map_name }) => map_name === 'm');
   const wanted = [...lines, `Error (bpfimg): BPF map ${map?.id} (m, type 1) was not dumped`];
-  const said = errors(ran.log).filter((line) => line.includes('bpfimg'));
+  const said = errors(ran.log).filter((line) => line.startsWith('Error (bpfimg)'));
   const same =
     said.length === wanted.length &&
     wanted.every((line, i) => (typeof line === 'string' ? said[i] === line : line.test(said[i] ?? '')));
@@ -56,39 +71,158 @@ async function refused(t: Test, { witness, folder }: Held, ran: CriuRan, lines: 
 
 const failed = 'Error (bpfimg): criu-dump failed';
 
-/** What a helper may do instead of its work, and what the plugin says of it. */
-const HELPERS: readonly [what: string, script: string, lines: readonly (string | RegExp)[], rounds?: number][] = [
-  ['says that it failed', 'echo error injected failure; exit 1', ['Error (bpfimg): injected failure', failed], ROUNDS],
-  ['says that it failed, and ends well', 'echo error injected; echo end', ['Error (bpfimg): injected', failed]],
-  ['exits', 'exit 9', ['Error (bpfimg): criu-dump: exit status 9'], ROUNDS],
-  ['exits after its answer', 'echo map $4; echo end; exit 9', ['Error (bpfimg): criu-dump: exit status 9']],
-  ['crashes', 'kill -SEGV $$', ['Error (bpfimg): criu-dump: ended by signal 11'], ROUNDS],
-  ['crashes after its answer', 'echo map $4; echo end; kill -SEGV $$', [/ended by signal 11$/]],
-  ['ends without an answer', 'exit 0', ['Error (bpfimg): criu-dump: it ended before it was done']],
-  ['says nothing of the map', 'echo end', ['Error (bpfimg): the helper did not report on it']],
-  ['cannot dump the map', 'echo skip $4 some reason; echo end', ['Error (bpfimg): some reason']],
-  ['babbles', 'echo hello; echo end', ['Error (bpfimg): unexpected answer: hello', failed]],
-  ['babbles without end', 'head -c 9999 /dev/zero', ['Error (bpfimg): an answer line is too long', failed]],
+const ended = 'Error (bpfimg): criu-dump: it ended before it was done';
+
+/** What a helper may do instead of its work, and what the plugin says of it: of an early one, and of others if that differs. */
+const HELPERS: readonly {
+  readonly what: string;
+  readonly script: string;
+  readonly lines: readonly (string | RegExp)[];
+  readonly late?: readonly string[];
+  readonly rounds?: number;
+}[] = [
+  {
+    what: 'says that it failed',
+    script: 'echo error injected failure; exit 1',
+    lines: ['Error (bpfimg): injected failure', failed],
+    rounds: ROUNDS,
+  },
+  {
+    what: 'says that it failed, and ends well',
+    script: 'echo error injected; echo end',
+    lines: ['Error (bpfimg): injected', failed],
+  },
+  {
+    what: 'exits',
+    script: 'exit 9',
+    lines: [ended],
+    late: ['Error (bpfimg): criu-dump: exit status 9'],
+    rounds: ROUNDS,
+  },
+  {
+    what: 'crashes',
+    script: 'kill -SEGV $$',
+    lines: [ended],
+    late: ['Error (bpfimg): criu-dump: ended by signal 11'],
+    rounds: ROUNDS,
+  },
+  {
+    what: 'is killed',
+    script: 'kill -KILL $$',
+    lines: [ended],
+    late: ['Error (bpfimg): criu-dump: ended by signal 9'],
+  },
+  { what: 'ends without an answer', script: 'exit 0', lines: [ended] },
+  { what: 'says nothing of the map', script: 'echo end', lines: ['Error (bpfimg): the helper did not report on it'] },
+  { what: 'cannot dump the map', script: 'echo skip $5 some reason; echo end', lines: ['Error (bpfimg): some reason'] },
+  { what: 'babbles', script: 'echo hello; echo end', lines: ['Error (bpfimg): unexpected answer: hello', failed] },
+  {
+    what: 'babbles without end',
+    script: 'head -c 9999 /dev/zero',
+    lines: ['Error (bpfimg): an answer line is too long', failed],
+  },
 ];
 
-for (const [what, script, lines, rounds = FEW] of HELPERS) {
-  t.test(`the helper ${what}`, { skip }, async (t) => {
-    const { plugin, file } = pluginWith(script);
-    const held = await bench.witness(t, 'map m', 'fill m 5');
-    const before = await held.witness.see();
-    for (let round = 0; round < rounds; round++) {
-      const ran = await dump(held.witness.pid, held.folder, { plugin });
-      await refused(t, held, ran, lines);
-    }
-    t.same(await held.witness.see(), before, 'the same map, the same items');
-    t.same(processesOf(file), [], 'no helper is left');
-    t.same(zombies(), []);
-    // It is not even unlucky for the next one.
-    t.match(await dump(held.witness.pid, `${held.folder}-good`, { ...bench, more: ['--leave-running'] }), {
-      status: 0,
+for (const begins of ['early', 'late'] as const) {
+  for (const { what, script, lines, late: other = lines, rounds = FEW } of HELPERS) {
+    t.test(`the ${begins} helper ${what}`, { skip }, async (t) => {
+      const { plugin, file } = pluginWith(script, [], begins);
+      const held = await bench.witness(t, 'map m', 'fill m 5');
+      const before = await held.witness.see();
+      for (let round = 0; round < rounds; round++) {
+        const ran = await dump(held.witness.pid, held.folder, { plugin });
+        await refused(t, held, ran, begins === 'early' ? lines : other);
+        t.equal(/bpfimg: the helper is not ready: the tasks will be frozen longer/.test(ran.log), begins === 'late');
+      }
+      t.same(await held.witness.see(), before, 'the same map, the same items');
+      await until('no helper is left', () => processesOf(file).length === 0);
+      t.same(zombies(), []);
+      // It is not even unlucky for the next one.
+      t.match(await dump(held.witness.pid, `${held.folder}-good`, { ...bench, more: ['--leave-running'] }), {
+        status: 0,
+      });
     });
+  }
+}
+
+/** What a helper of CRIU's own child may do after its answer. */
+for (const [script, line] of [
+  ['exit 9', 'exit status 9'],
+  ['kill -SEGV $$', 'ended by signal 11'],
+] as const) {
+  t.test(`the late helper has answered, then: ${script}`, { skip }, async (t) => {
+    const { plugin } = pluginWith(`echo map $5; echo end; ${script}`, [], 'late');
+    const held = await bench.witness(t, 'map m', 'fill m 5');
+    const ran = await dump(held.witness.pid, held.folder, { plugin });
+    await refused(t, held, ran, [`Error (bpfimg): criu-dump: ${line}`]);
   });
 }
+
+/** The real helper, for scripts that only disturb it. */
+const REAL = `exec ${process.execPath} ${BPFIMG} "$@"`;
+
+t.test('a helper that is killed while it waits is replaced', { skip }, async (t) => {
+  const { plugin, file } = pluginWith(REAL, [], 'late');
+  fs.writeFileSync(file, `[ $# = 3 ] && { echo ready; exit 3; }\n${REAL}\n`);
+  const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5');
+  const before = await witness.see();
+  for (let round = 0; round < FEW; round++) {
+    const { status, log } = await dump(witness.pid, folder, { plugin, more: ['--leave-running'] });
+    t.equal(status, 0, errors(log).join('; '));
+    t.match(log, /bpfimg: the helper that waited has ended; starting another/);
+  }
+  t.same(await witness.see(), before);
+});
+
+t.test('a helper that takes long to get ready is not waited for', { skip }, async (t) => {
+  const { plugin, file } = pluginWith(REAL, [], 'late');
+  fs.writeFileSync(file, `[ $# = 3 ] && exec sleep ${FOR_EVER}\n${REAL}\n`);
+  const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5');
+  const { status, log } = await dump(witness.pid, folder, { plugin, more: ['--leave-running'] });
+  t.equal(status, 0, errors(log).join('; '));
+  t.match(log, /bpfimg: no sign of life for 5 seconds\n.*bpfimg: the helper is not ready/);
+  await until('it is ended', () => processesOf(`sleep\x00${FOR_EVER}`).length === 0);
+});
+
+t.test('a process without maps: no helper at all', { skip }, async (t) => {
+  const { plugin, file } = pluginWith('true');
+  fs.writeFileSync(file, `touch ${file}.ran\n`);
+  const { witness, folder } = await bench.witness(t);
+  const { status } = await dump(witness.pid, folder, { plugin, more: ['--leave-running'] });
+  t.equal(status, 0);
+  t.notOk(fs.existsSync(`${file}.ran`));
+});
+
+t.test('a child with a map: the helper is ready', { skip }, async (t) => {
+  const { witness, folder } = await bench.witness(t);
+  const child = await witness.fork();
+  await child.tell('map m', 'fill m 5');
+  const { status, log } = await dump(witness.pid, folder, { ...bench, more: ['--leave-running'] });
+  t.equal(status, 0, errors(log).join('; '));
+  t.notMatch(log, /bpfimg: the helper/);
+  t.same(bpfimg(['verify', folder]).status, 0);
+});
+
+t.test('CRIU is killed while the helper waits, and while it works: no helper stays', { skip }, async (t) => {
+  for (const work of ['', 'echo busy; ']) {
+    for (let round = 0; round < FEW; round++) {
+      const { plugin, file } = pluginWith(`${work}touch ${bench.folder}/working; exec sleep ${FOR_EVER}`);
+      if (work === '')
+        fs.writeFileSync(file, `[ $# = 3 ] && { touch ${bench.folder}/working; exec sleep ${FOR_EVER}; }\n`);
+      const held = await bench.witness(t, 'map m', 'fill m 5');
+      const before = await held.witness.see();
+      const dumping = dump(held.witness.pid, held.folder, { plugin });
+      await until('the helper runs', () => fs.existsSync(`${bench.folder}/working`));
+      fs.rmSync(`${bench.folder}/working`);
+      for (const pid of processesOf(held.folder)) {
+        if (fs.readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('\0dump\0')) process.kill(pid, 'SIGKILL');
+      }
+      t.equal((await dumping).signal, 'SIGKILL');
+      await until('no helper is left', () => processesOf(`sleep\x00${FOR_EVER}`).length === 0);
+      if (work === '') t.same(await held.witness.see(), before, 'it was not frozen yet');
+    }
+  }
+});
 
 t.test('there is no helper', { skip }, async (t) => {
   const folder = path.join(bench.folder, 'nowhere');
@@ -166,7 +300,7 @@ t.test('a setting that is none', { skip }, async (t) => {
 });
 
 t.test('a helper that others may write is not run as root', { skip }, async (t) => {
-  const { plugin, file } = pluginWith('echo map $4; echo end');
+  const { plugin, file } = pluginWith('echo map $5; echo end');
   const held = await bench.witness(t, 'map m', 'fill m 5');
   for (const [name, mode, uid, why] of [
     [file, 0o666, 0, /helper\.sh: refused as root: others may write to it \(mode 666\)$/],

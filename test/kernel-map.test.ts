@@ -91,7 +91,7 @@ t.test('create, items one by one, and what bpftool sees', { skip }, async (t) =>
     max_entries: 100,
     frozen: 0,
   });
-  t.match(map.info(), {
+  t.match(map.info, {
     type: HASH,
     id: map.id,
     keySize: 4,
@@ -300,7 +300,7 @@ t.test('rule 4: BTF by its file descriptor', { skip }, async (t) => {
   t.ok(fd >= 0, `BTF_LOAD gave ${fd}`);
   try {
     using map = create({ btf: { fd, keyType: 1, valueType: 2 } });
-    const info = map.info();
+    const info = map.info;
     t.match(info, { btfKeyType: 1, btfValueType: 2 });
     t.ok(info.btfId > 0);
     const wrong = refusal(t, () => create({ valueSize: 4, btf: { fd, keyType: 1, valueType: 2 } }));
@@ -308,7 +308,7 @@ t.test('rule 4: BTF by its file descriptor', { skip }, async (t) => {
     // Standard input is no BTF object: had it been taken for "none", this would succeed.
     refusal(t, () => create({ btf: { fd: 0, keyType: 1, valueType: 2 } }));
     using none = create({});
-    t.match(none.info(), { btfId: 0, btfKeyType: 0, btfValueType: 0 });
+    t.match(none.info, { btfId: 0, btfKeyType: 0, btfValueType: 0 });
   } finally {
     sys.close(fd);
   }
@@ -318,7 +318,7 @@ t.test('BTF where the kernel knows no names of it', { skip }, async (t) => {
   const fd = loadBtf();
   using map = create({ btf: { fd, keyType: 1, valueType: 2 } });
   sys.close(fd);
-  const { btfId } = map.info();
+  const { btfId } = map.info;
   // Linux before 5.11 knows 16 bytes of bpf_btf_info, and refuses more of it that is not zero.
   let refused = 0;
   const old = new MeddledSys(sys, (command, attr: Attr<string>) => {
@@ -354,7 +354,7 @@ t.test('rule 14: what fdinfo tells and what info tells', { skip }, async (t) => 
   using writer = BpfMap.openById(sys, map.id, 'wo');
   t.equal(reader.state().access, 'ro');
   t.equal(writer.state().access, 'wo');
-  t.equal(reader.info().flags, MAP_FLAG.NO_PREALLOC, 'access is no flag of the map');
+  t.equal(reader.info.flags, MAP_FLAG.NO_PREALLOC, 'access is no flag of the map');
   t.match(mapFdinfo('self', map.fd), { id: map.id, type: HASH, keySize: 4, valueSize: 8, maxEntries: 100, flags: 1 });
   writer.update(u32(1), Buffer.alloc(8));
   t.match(refusal(t, () => writer.lookup(u32(1))).message, /EPERM \(its file descriptor is write-only\)$/);

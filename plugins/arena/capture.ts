@@ -12,7 +12,7 @@ const UNSEEN = 'pages that only programs have touched: reading a missing page wo
 
 /** Reads every page if reading a missing one is an error, otherwise those that processes have touched. */
 export async function readArena(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
-  const { extra } = map.info();
+  const { extra } = map.info;
   const lost = (why: string): Report => ({ kind: 'metadata only', why: `lost: its pages: ${why}` });
   if (extra === 0n) return lost('it was created without an address, and the kernel does not reveal which one it has');
   let arena: Arena;

@@ -16,7 +16,7 @@ export async function fillArena(map: BpfMap, items: ItemSource, work: Work): Pro
   if (items.count === 0) return FULL;
   const lost = (why: string) => lostPages(items.count, why);
   const { sys } = map;
-  const { extra } = map.info();
+  const { extra } = map.info;
   if (extra === 0n) return lost(NO_ADDRESS);
   if (items.valueSize !== sys.pageSize) {
     return lost(`they have ${items.valueSize} bytes, but pages on this machine have ${sys.pageSize}`);

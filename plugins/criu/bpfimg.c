@@ -17,6 +17,7 @@
 #include <link.h>
 #include <linux/bpf.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -25,8 +26,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -297,103 +300,101 @@ static int open_map(void *arg, int unused_fd, pid_t unused_pid)
 
 /* --------------------------------------------------------------- helpers */
 
-/* In the child: leaves a helper exactly its file descriptors, and none of CRIU's. */
-__attribute__((noreturn)) static void become_helper(char **args, int stage, int in, int out, pid_t parent)
+/*
+ * A process that works for us. It ends with CRIU at the latest, because only CRIU has the other end of `life`.
+ *
+ * One that starts before CRIU freezes the tasks is no child of CRIU, which would take it for one of the tasks. Others
+ * are children, and have ended when the hook returns.
+ */
+struct helper {
+	pid_t pid;
+	int talk; /* socket: its standard input and output; -1 if it does not run */
+	int life; /* pipe: it gets a signal when this is closed */
+	bool child, ready, ended; /* the latter two are what it has said */
+	int level;                /* of its problems in CRIU's log */
+	char text[4096];          /* an answer that is not complete yet */
+	size_t used;
+};
+
+/* The helper that waits for the first map. */
+static struct helper early = { .talk = -1, .life = -1 };
+
+/* CRIU must not see that a child of ours ends. Returns the signal mask to set afterwards. */
+static sigset_t hide_children(void)
 {
+	sigset_t child, before;
+
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &child, &before);
+	return before;
+}
+
+static int wait_for_exec(void *unused)
+{
+	(void)unused;
+	while (pause() < 0)
+		;
+	return 0;
+}
+
+/* Node starts this many threads, and hangs if it cannot. Threads of ours last until execve. */
+enum { THREADS = 12 };
+
+static int count_threads(void)
+{
+	static char stacks[THREADS + 1][4096] __attribute__((aligned(16)));
+	const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD;
+	int count = 0;
+
+	while (count < THREADS && clone(wait_for_exec, stacks[count + 1], flags, NULL) > 0)
+		count++;
+	return count;
+}
+
+/* Leaves a helper exactly its file descriptors, and none of CRIU's. */
+__attribute__((noreturn)) static void become_helper(char *const *args, int stage, int talk, int life)
+{
+	enum { LIFE = 4, FILES };
 	char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 	char *environment[] = { path, NULL };
 	int log = log_get_fd ? log_get_fd() : -1;
-	/* First above their final numbers, because each may have the number of another. */
-	int fds[] = { fcntl(in, F_DUPFD, 10), fcntl(out, F_DUPFD, 10), fcntl(log >= 0 ? log : 2, F_DUPFD, 10),
-		      fcntl(criu_get_image_dir(), F_DUPFD, 10) };
+	const int from[FILES] = { talk, talk, log >= 0 ? log : 2, criu_get_image_dir(), life };
+	int fds[FILES], threads;
 	sigset_t none;
 
 	for (int signal = 1; signal < NSIG; signal++)
 		sigaction(signal, &(struct sigaction){ .sa_handler = SIG_DFL }, NULL);
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	/* It ends with CRIU; after SIGTERM it can still put back what it has taken out of queues. */
-	prctl(PR_SET_PDEATHSIG, stage == DUMP ? SIGTERM : SIGKILL);
-	if (getppid() != parent)
-		_exit(127);
-	for (int i = 0; i < 4; i++)
+	/* First above their final numbers, because each may have the number of another. */
+	for (int i = 0; i < FILES; i++)
+		fds[i] = fcntl(from[i], F_DUPFD, 10);
+	for (int i = 0; i < FILES; i++)
 		if (dup2(fds[i], i) < 0 && i != 2)
 			_exit(127);
 	/* CRIU has files of the dumped tasks open, such as pipes, sockets and maps. */
-	if (syscall(SYS_close_range, 4, ~0U, 0) != 0)
-		for (int fd = 4; fd < 65536; fd++)
+	if (syscall(SYS_close_range, FILES, ~0U, 0) != 0)
+		for (int fd = FILES; fd < 65536; fd++)
 			close(fd);
-	if (fchdir(3) == 0)
-		execve(args[0], args, environment);
-	dprintf(1, "error cannot run %s: %s\n", args[0], strerror(errno));
+	/* After SIGTERM it can still put back what it has taken out of queues. */
+	fcntl(LIFE, F_SETOWN, getpid());
+	fcntl(LIFE, F_SETSIG, stage == DUMP ? SIGTERM : SIGKILL);
+	fcntl(LIFE, F_SETFL, O_ASYNC);
+	if (poll(&(struct pollfd){ .fd = LIFE }, 1, 0) != 0)
+		_exit(127);
+	dprintf(1, "pid %d\n", (int)getpid());
+	threads = count_threads();
+	if (threads < THREADS)
+		dprintf(1, "error bpfimg needs %d threads, but can start only %d: see pids.max of the cgroup\n", THREADS,
+			threads);
+	else if (fchdir(3) == 0 && execve(args[0], args, environment) != 0)
+		dprintf(1, "error cannot run %s: %s\n", args[0], strerror(errno));
 	_exit(127);
 }
 
-/* Ends a helper that does not end by itself. */
-static void stop(pid_t pid, int *status)
-{
-	kill(pid, SIGTERM);
-	for (int i = 0; i < 100; i++) {
-		if (waitpid(pid, status, WNOHANG) == pid)
-			return;
-		nanosleep(&(struct timespec){ .tv_nsec = 50 * 1000 * 1000 }, NULL);
-	}
-	kill(pid, SIGKILL);
-	waitpid(pid, status, 0);
-}
-
-/* Handles lines that any helper may print; passes others to `line`, which returns 0 if they are right. */
-static int take_line(char *text, int *end, int (*line)(char *))
-{
-	if (strncmp(text, "error ", 6) == 0)
-		return error("%s", text + 6);
-	if (strncmp(text, "warn ", 5) == 0)
-		say(LOG_WARNING, "%s", text + 5);
-	else if (strncmp(text, "info ", 5) == 0)
-		say(LOG_INFO, "%s", text + 5);
-	else if (strcmp(text, "end") == 0 && *end >= 0)
-		*end = close(*end) - 1;
-	else if (strcmp(text, "busy") != 0 && line(text) != 0)
-		return error("unexpected answer: %s", text);
-	return 0;
-}
-
-/* Reads a helper's lines until it closes its output. The answer `end` closes its input, `*end`, so that it exits. */
-static int listen_to(int from, int *end, int timeout, int (*line)(char *))
-{
-	char text[4096];
-	size_t used = 0;
-	int failed = 0;
-
-	for (;;) {
-		struct pollfd one = { .fd = from, .events = POLLIN };
-		int ready = poll(&one, 1, timeout * 1000);
-		ssize_t got = ready > 0 ? read(from, text + used, sizeof(text) - used) : ready;
-		char *start = text, *stop;
-
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (ready == 0)
-			return error("no sign of life for %d seconds", timeout);
-		if (got < 0)
-			return error("%s", strerror(errno));
-		if (got == 0)
-			return failed;
-		used += got;
-		while ((stop = memchr(start, '\n', text + used - start))) {
-			*stop = '\0';
-			failed |= take_line(start, end, line);
-			start = stop + 1;
-		}
-		used -= start - text;
-		if (used == sizeof(text))
-			return error("an answer line is too long");
-		memmove(text, start, used);
-	}
-}
-
 /* Refuses what root must not run: `program`, and files in its folder that may be part of it. */
-static int check_program(const char *program, bool folder)
+static int check_program(const char *program, bool folder, int level)
 {
 	char why[64], *path = strdup(program);
 	struct stat file;
@@ -402,7 +403,7 @@ static int check_program(const char *program, bool folder)
 	for (int i = 0; path && !failed && i <= folder; i++) {
 		/* If it does not exist, execve says so. */
 		if (stat(path, &file) == 0 && distrust(&file, why))
-			failed = error("%s: refused as root: %s", path, why);
+			failed = say(level, "%s: refused as root: %s", path, why);
 		if (strrchr(path, '/'))
 			*strrchr(path, '/') = '\0';
 	}
@@ -410,49 +411,217 @@ static int check_program(const char *program, bool folder)
 	return failed;
 }
 
-/*
- * Runs a helper, and returns after it has ended and was waited for: CRIU would take a remaining child for one of
- * the tasks, and fail or kill them.
- */
-static int run_helper(char **args, int stage, int timeout, int (*line)(char *))
+static int start(struct helper *helper, char *const *args, int stage, bool child, int level)
 {
-	int in[2] = { -1, -1 }, out[2] = { -1, -1 }, status = 0, failed = -1;
-	sigset_t child, before;
-	pid_t pid = -1, parent = getpid();
+	int talk[2] = { -1, -1 }, life[2] = { -1, -1 };
+	pid_t pid = -1;
 
-	if (check_program(args[0], false) != 0 || check_program(args[1], true) != 0)
+	*helper = (struct helper){ .talk = -1, .life = -1, .child = child, .level = level };
+	if (check_program(args[0], false, level) != 0 || check_program(args[1], true, level) != 0)
 		return -1;
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &child, &before);
-	if (pipe2(in, O_CLOEXEC) == 0 && pipe2(out, O_CLOEXEC) == 0)
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, talk) == 0 && pipe2(life, O_CLOEXEC) == 0)
 		pid = fork();
-	if (pid == 0)
-		become_helper(args, stage, in[0], out[1], parent);
-	if (pid < 0)
-		error("%s: %s", args[2], strerror(errno));
-	close(in[0]);
-	close(out[1]);
-	if (pid > 0) {
-		failed = listen_to(out[0], &in[1], timeout, line);
-		if (failed)
-			stop(pid, &status);
-		else
-			while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-				;
+	if (pid == 0) {
+		close(life[1]);
+		if (child || fork() == 0)
+			become_helper(args, stage, talk[1], life[0]);
+		_exit(0);
 	}
+	if (pid < 0)
+		say(level, "%s: %s", args[2], strerror(errno));
+	while (pid > 0 && !child && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	close(talk[1]);
+	close(life[0]);
+	*helper = (struct helper){ .pid = pid, .talk = talk[0], .life = life[1], .child = child, .level = level };
+	return pid < 0 ? -1 : 0;
+}
+
+/* Lets go of a helper. If it has failed, or did not answer, it is made to end. */
+static void stop(struct helper *helper, bool failed, int *status)
+{
+	struct pollfd one = { .fd = helper->talk, .events = POLLIN };
+	char text[256];
+
+	if (failed || !helper->child)
+		close(helper->life);
+	/* While it has its end of the socket it lives, and its pid is its own. */
+	for (int i = 0; failed && helper->talk >= 0 && i <= 100; i++) {
+		if (poll(&one, 1, 50) > 0 && recv(helper->talk, text, sizeof(text), MSG_DONTWAIT) <= 0)
+			break;
+		if (i == 100 && helper->pid > 0)
+			kill(helper->pid, SIGKILL);
+	}
+	close(helper->talk);
+	while (helper->child && helper->pid > 0 && waitpid(helper->pid, status, 0) < 0 && errno == EINTR)
+		;
+	if (!failed && helper->child)
+		close(helper->life);
+	helper->talk = helper->life = -1;
+}
+
+/* Handles lines that any helper may print; passes others to `line`, which returns 0 if they are right. */
+static int take_line(struct helper *helper, char *text, int (*line)(char *))
+{
+	if (strncmp(text, "error ", 6) == 0)
+		return say(helper->level, "%s", text + 6);
+	if (strncmp(text, "warn ", 5) == 0)
+		say(LOG_WARNING, "%s", text + 5);
+	else if (strncmp(text, "info ", 5) == 0)
+		say(LOG_INFO, "%s", text + 5);
+	else if (strcmp(text, "ready") == 0)
+		helper->ready = true;
+	else if (strcmp(text, "end") == 0)
+		/* Nothing more comes, so it may exit. */
+		helper->ended = (shutdown(helper->talk, SHUT_WR), true);
+	else if (strcmp(text, "busy") != 0 && sscanf(text, "pid %d", &helper->pid) != 1 && (!line || line(text) != 0))
+		return say(helper->level, "unexpected answer: %s", text);
+	return 0;
+}
+
+/* Reads a helper's lines until it has said what `until` records, or until it closes its output. */
+static int listen_to(struct helper *helper, const bool *until, int timeout, int (*line)(char *))
+{
+	int failed = 0;
+
+	while (!until || !*until) {
+		struct pollfd one = { .fd = helper->talk, .events = POLLIN };
+		int ready = poll(&one, 1, timeout * 1000);
+		char *start = helper->text, *end = start + helper->used;
+		ssize_t got = ready > 0 ? read(helper->talk, end, sizeof(helper->text) - helper->used) : ready;
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (ready == 0)
+			return say(helper->level, "no sign of life for %d seconds", timeout);
+		if (got < 0 && errno != ECONNRESET)
+			return say(helper->level, "%s", strerror(errno));
+		if (got <= 0)
+			return failed;
+		helper->used += got;
+		while ((end = memchr(start, '\n', helper->text + helper->used - start))) {
+			*end = '\0';
+			failed |= take_line(helper, start, line);
+			start = end + 1;
+		}
+		helper->used -= start - helper->text;
+		if (helper->used == sizeof(helper->text))
+			return say(helper->level, "an answer line is too long");
+		memmove(helper->text, start, helper->used);
+	}
+	return failed;
+}
+
+/* Hands `words` to the helper that waits. False if none does, or if it ended meanwhile. */
+static bool ask_early(char *const *words)
+{
+	bool sent = early.talk >= 0 && poll(&(struct pollfd){ .fd = early.talk, .events = POLLIN }, 1, 0) == 0;
+
+	for (; sent && *words; words++) {
+		sent = send(early.talk, *words, strlen(*words), MSG_NOSIGNAL) > 0;
+		sent = sent && send(early.talk, words[1] ? " " : "\n", 1, MSG_NOSIGNAL) == 1;
+	}
+	if (!sent && early.talk >= 0) {
+		say(LOG_WARNING, "the helper that waited has ended; starting another");
+		stop(&early, true, NULL);
+	}
+	return sent;
+}
+
+/* Has the work done that `args` describe; the first four of them start a helper. */
+static int run_helper(char *const *args, int stage, int timeout, int (*line)(char *))
+{
+	struct helper fresh, *helper = ask_early(args + 4) ? &early : &fresh;
+	sigset_t before = hide_children();
+	int status = 0, failed = helper == &fresh ? start(&fresh, args, stage, true, LOG_ERROR) : 0;
+	bool started = !failed;
+
+	failed = failed || listen_to(helper, helper->child ? NULL : &helper->ended, timeout, line) != 0 ? -1 : 0;
+	stop(helper, failed, &status);
 	if (failed)
-		error("%s failed", args[2]);
+		started ? error("%s failed", args[2]) : 0;
 	else if (WIFSIGNALED(status))
 		failed = error("%s: ended by signal %d", args[2], WTERMSIG(status));
 	else if (WEXITSTATUS(status) != 0)
 		failed = error("%s: exit status %d", args[2], WEXITSTATUS(status));
-	else if (in[1] >= 0)
+	else if (!helper->ended)
 		failed = error("%s: it ended before it was done", args[2]);
-	close(in[1]);
-	close(out[0]);
 	sigprocmask(SIG_SETMASK, &before, NULL);
 	return failed;
+}
+
+/* ------------------------------------------------- before the tasks freeze */
+
+/* CRIU's record of a task (struct pstree_item, struct pid), as far as it has been the same since 3.0. */
+struct task {
+	void *parent, *children[2], *sibling[2];
+	struct {
+		void *task;
+		pid_t real;
+	} *pid;
+};
+extern struct task *root_item WEAK;
+
+/* Copies from an address that may be wrong. */
+static bool peek(const void *from, void *to, size_t size)
+{
+	struct iovec here = { to, size }, there = { (void *)from, size };
+
+	return process_vm_readv(getpid(), &here, 1, &there, 1, 0) == (ssize_t)size;
+}
+
+/* The process that is to be dumped, with its children; 0 if CRIU does not show it. */
+static pid_t root_pid(void)
+{
+	struct task *root = &root_item ? root_item : NULL, task;
+	pid_t pid = 0;
+
+	if (root && peek(root, &task, sizeof(task)) && peek(&task.pid->real, &pid, sizeof(pid)) && pid > 0)
+		return kill(pid, 0) == 0 || errno == EPERM ? pid : 0;
+	return 0;
+}
+
+/* Whether a file descriptor of a process, or of a descendant, is a map. */
+static bool has_map(pid_t pid)
+{
+	char path[320], link[32];
+	struct dirent *entry;
+	bool found = false;
+	DIR *folder;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	folder = opendir(path);
+	while (folder && !found && (entry = readdir(folder))) {
+		ssize_t size = readlinkat(dirfd(folder), entry->d_name, link, sizeof(link));
+
+		found = size == 18 && memcmp(link, "anon_inode:bpf-map", 18) == 0;
+	}
+	if (folder)
+		closedir(folder);
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	folder = found ? NULL : opendir(path);
+	while (folder && !found && (entry = readdir(folder))) {
+		FILE *children;
+		pid_t child;
+
+		snprintf(path, sizeof(path), "/proc/%d/task/%s/children", pid, entry->d_name);
+		children = fopen(path, "re");
+		while (children && !found && fscanf(children, "%d", &child) == 1)
+			found = has_map(child);
+		if (children)
+			fclose(children);
+	}
+	if (folder)
+		closedir(folder);
+	return found;
+}
+
+/* Whether an orphan of ours would become our own child. */
+static bool adopts(void)
+{
+	int reaper = 0;
+
+	return getpid() == 1 || prctl(PR_GET_CHILD_SUBREAPER, &reaper) != 0 || reaper;
 }
 
 /* ---------------------------------------------------------------- images */
@@ -594,6 +763,45 @@ static void end_dump(bool failed)
 /* ------------------------------------------------------------------ dump */
 
 static FILE *table;
+/* Files that we do not dump: what to say about the first of them if no other plugin does. */
+static char foreign[128];
+
+/* The images then go through a socket in the folder; what plugins write in the folder would be lost. */
+static int check_stream(void)
+{
+	if (!is_there("streamer-capture.sock"))
+		return 0;
+	return error("BPF maps cannot be dumped with --stream: their images would not be in the stream");
+}
+
+/*
+ * While the tasks are not frozen yet: starts node, which takes most of the time that a few maps need. If this fails,
+ * the first map's hook starts another helper, which says why.
+ */
+static int start_early(void)
+{
+	enum { SECONDS = 5 };
+	pid_t root = root_pid();
+	char pid[16];
+	char *const args[] = { NODE, BPFIMG, "criu-dump", CONFIG, pid, NULL };
+	sigset_t before;
+
+	snprintf(pid, sizeof(pid), "%d", root);
+	if (*settings.problem || adopts() || (root && !has_map(root)))
+		return 0;
+	if (root && check_stream() != 0)
+		return -1;
+	before = hide_children();
+	if (start(&early, args, DUMP, false, LOG_WARNING) == 0)
+		listen_to(&early, &early.ready, SECONDS, NULL);
+	if (early.talk >= 0 && !early.ready) {
+		say(LOG_WARNING, "the helper is not ready: the tasks will be frozen longer");
+		stop(&early, true, NULL);
+	}
+	early.level = LOG_ERROR;
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return 0;
+}
 
 static int dump_line(char *text)
 {
@@ -615,20 +823,21 @@ static int dump_line(char *text)
 /* Captures every map of the frozen tasks, and those that were requested so far. */
 static int capture(unsigned int wanted)
 {
-	enum { FIXED = 5 };
-	char **args = calloc(map_count + FIXED + 2, sizeof(*args));
-	char *numbers = calloc(map_count + 2, 16);
+	enum { PIDS = 4, IDS = 6 };
+	char **args = calloc(map_count + IDS + 2, sizeof(*args));
+	char (*numbers)[16] = calloc(map_count + 3, sizeof(*numbers));
 	int failed = -1;
 
 	if (args && numbers && (helper_ran || put_back() == 0)) {
 		const char *fixed[] = { NODE, BPFIMG, "criu-dump", CONFIG };
 
 		memcpy(args, fixed, sizeof(fixed));
-		snprintf(args[4] = numbers, 16, "%d", (int)getpid());
-		for (size_t i = 0; i <= map_count; i++) {
-			args[FIXED + i] = numbers + (i + 1) * 16;
-			snprintf(args[FIXED + i], 16, "%u", i < map_count ? maps[i].id : wanted);
-		}
+		for (size_t i = 0; i < map_count + 3; i++)
+			args[PIDS + i] = numbers[i];
+		snprintf(args[PIDS], sizeof(*numbers), "%d", getpid());
+		snprintf(args[PIDS + 1], sizeof(*numbers), "%d", root_pid());
+		for (size_t i = 0; i <= map_count; i++)
+			snprintf(args[IDS + i], sizeof(*numbers), "%u", i < map_count ? maps[i].id : wanted);
 		helper_ran = true;
 		failed = run_helper(args, DUMP, settings.dump_timeout, dump_line);
 	}
@@ -654,7 +863,7 @@ static int dump_map(int fd, unsigned int id, const struct info *info)
 	if (*settings.problem)
 		return error("%s", settings.problem);
 	if (!map) {
-		if (capture(info->id) != 0)
+		if (check_stream() != 0 || capture(info->id) != 0)
 			return -1;
 		map = find_map(info->id);
 		if (!map)
@@ -682,8 +891,9 @@ static int dump_ext_file(int fd, int id)
 	if (readlink(path, link, sizeof(link) - 1) < 0)
 		return -ENOTSUP;
 	if (strcmp(link, "anon_inode:bpf-map") != 0) {
-		if (strncmp(link, "anon_inode:bpf", 14) == 0 || strcmp(link, "anon_inode:btf") == 0)
-			error("%s: of BPF objects, only maps can be dumped: close it before the dump", link);
+		/* Another plugin may dump it. */
+		if (!*foreign && (strncmp(link, "anon_inode:bpf", 14) == 0 || strcmp(link, "anon_inode:btf") == 0))
+			strcpy(foreign, link);
 		return -ENOTSUP;
 	}
 	if (map_info(fd, &info) != 0)
@@ -912,8 +1122,8 @@ static int init(int stage)
 	/* Then nobody knows whether we are to take over. */
 	if (stage == DUMP && *settings.problem && &bpfmap_dump_ops)
 		return error("%s", settings.problem);
-	if (stage == DUMP && settings.take_over)
-		return take_over();
+	if (stage == DUMP)
+		return settings.take_over && take_over() != 0 ? -1 : start_early();
 	return stage == RESTORE ? prepare_restore() : 0;
 }
 
@@ -956,10 +1166,14 @@ static void finish(int stage, int failed)
 	if (table)
 		fclose(table);
 	table = NULL;
+	if (early.talk >= 0)
+		stop(&early, false, NULL);
 	if (stage == DUMP)
 		end_dump(failed);
 	if (stage == DUMP && failed)
 		tell_of_mappings();
+	if (failed && *foreign)
+		error("%s: of BPF objects, only maps can be dumped: close it before the dump", foreign);
 	for (size_t i = 0; stage == RESTORE && i < file_count; i++)
 		close(files[i].fd);
 }

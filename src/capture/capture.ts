@@ -244,7 +244,7 @@ class DumpWriter {
     const { id, name, type, keySize, valueSize, maxEntries, flags } = map;
     const item = itemSizes(this.types.get(type), map);
     const entry = new EntryWriter(this.#data, id, item.key, item.value, maxEntries);
-    const info = map.info();
+    const info = map.info;
     const types = this.#typesOf(info);
     const itemSize = item.key + item.value;
     let inner: ReadonlySet<number> | undefined;

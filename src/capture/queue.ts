@@ -160,7 +160,7 @@ function fileLimit(proc: string): number {
 /** What an open map says of itself. */
 function openMapFacts(map: BpfMap): LiveMap {
   const { id, name, type, keySize, valueSize, maxEntries, flags } = map;
-  const { extra, btfId } = map.info();
+  const { extra, btfId } = map.info;
   const { frozen, memlock } = map.state();
   const shape = { id, name, type, keySize, valueSize, maxEntries, flags, extra, frozen, memlock, btfId };
   return { ...shape, used: undefined, pins: [], holders: [], programs: [] };

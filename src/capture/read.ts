@@ -371,7 +371,7 @@ const MAPPED_WINDOW = 64 * 1024 * 1024;
 /** Reads an array with BPF_F_MMAPABLE through its memory, where values are round_up(value_size, 8) apart. */
 export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   // The memory exposes fields that only the kernel may see (locks, timers, lists); a batch hides them.
-  if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info().btfId !== 0) return readIndexes(map, sink, work);
+  if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info.btfId !== 0) return readIndexes(map, sink, work);
   const stride = roundUp8(map.valueSize);
   const step = Math.max(1, Math.floor(MAPPED_WINDOW / stride));
   for (let from = 0; from < map.maxEntries; from += step) {

@@ -4,18 +4,19 @@
  *
  * Answers are lines: `map ID`, `skip ID WHY`, `map OLD NEW`, `warn TEXT`, `busy` as a sign of life, `end`.
  */
+import * as fs from 'node:fs';
 import { capture } from '../capture/capture.js';
 import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, openDump, PLUGIN_IMAGE } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
 import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
-import type { BpfMap } from '../kernel/map.js';
-import { bootId, processes, tracerOf } from '../kernel/proc.js';
+import { BpfMap } from '../kernel/map.js';
+import { bootId, processes, tracerOf, treeOf } from '../kernel/proc.js';
 import type { Sys } from '../kernel/sys.js';
 import { type MapTypes, reportText } from '../maptype.js';
 import { type PlannedMap, planMap, planMaps } from '../replay/plan.js';
 import { replay } from '../replay/replay.js';
-import type { CriuConfig } from './config.js';
+import { type CriuConfig, USUAL } from './config.js';
 
 /** Prints one line of an answer. */
 export type Answer = (line: string) => void;
@@ -39,6 +40,8 @@ export interface DumpRequest {
   readonly folder: string;
   /** CRIU's pid. */
   readonly criu: number;
+  /** The process that CRIU dumps, with its descendants; 0 if that is not known. */
+  readonly root: number;
   /** Ids of maps to capture even if no task is seen to hold them. */
   readonly wanted: readonly number[];
   readonly config: CriuConfig;
@@ -50,8 +53,45 @@ export interface DumpRequest {
  * @throws BpfimgError, KernelError; then it leaves no files behind
  */
 export async function dumpMaps(sys: Sys, types: MapTypes, request: DumpRequest): Promise<void> {
-  const { folder, criu, wanted, config, answer } = request;
-  const tasks = processes(sys.proc).filter((pid) => tracerOf(pid, sys.proc) === criu);
+  const { criu, root } = request;
+  // Without its root, the tree has to be looked for among all processes, which can be many.
+  const seen = root > 0 ? treeOf(root, sys.proc) : processes(sys.proc);
+  const tasks = seen.filter((pid) => tracerOf(pid, sys.proc) === criu);
+  await dumpHeld(sys, types, tasks, request);
+}
+
+/** Code that has run only a few times is slow, so a warm-up has as many maps as the dump, up to a limit, a few times. */
+const [WARM_MAPS, WARM_ROUNDS] = [32, 4];
+
+/**
+ * Does the work of a dump with small maps of its own, so that the dump of `root` and its descendants is quick. If
+ * anything fails, it stops: the dump is only slower.
+ * @param root 0 if it is not known
+ * @param folder is made, and removed again
+ */
+export async function warmUp(sys: Sys, types: MapTypes, root: number, folder: string): Promise<void> {
+  const maps: BpfMap[] = [];
+  try {
+    const held = root > 0 ? LiveMaps.ofProcesses(sys, treeOf(root, sys.proc)).maps.length : 0;
+    const like = ['hash', 'array'].map((name) => types.parse(name) as number);
+    for (let i = 0; i < Math.max(like.length, Math.min(held, WARM_MAPS)); i++) {
+      const type = like[i % like.length] as number;
+      maps.push(BpfMap.create(sys, { type, keySize: 4, valueSize: 8, maxEntries: 4, name: 'bpfimg_warm' }));
+    }
+    for (let i = 0; i < WARM_ROUNDS; i++) {
+      const request = { folder, criu: 0, root: 0, wanted: [], config: USUAL, answer: () => {} };
+      await dumpHeld(sys, types, [process.pid], request);
+      fs.rmSync(folder, { recursive: true, force: true });
+    }
+  } catch {
+    fs.rmSync(folder, { recursive: true, force: true });
+  } finally {
+    for (const map of maps) map.close();
+  }
+}
+
+async function dumpHeld(sys: Sys, types: MapTypes, tasks: readonly number[], request: DumpRequest): Promise<void> {
+  const { folder, wanted, config, answer } = request;
   const live = LiveMaps.ofProcesses(sys, tasks);
   // Looking at the whole machine would take longer, and the tasks are frozen meanwhile.
   let all: LiveMaps | undefined;

@@ -76,7 +76,7 @@ export class FolderOutput {
   /** A new file of the set, written through its own output. Do not commit that output: commit the folder. */
   file(name: string): FileOutput {
     const place = { folder: this.#staging.share(), name };
-    const output = new FileOutput(place, path.join(this.#name, name));
+    const output = new FileOutput(place, path.join(this.#name, name), true);
     this.#names.push(name);
     this.#files.push(output);
     return output;
@@ -104,12 +104,14 @@ export class FolderOutput {
   }
 
   #appear(target: string): void {
+    const durable = !isScratch(this.#name);
+    if (durable) this.#staging.sync();
     try {
       fs.renameSync(this.#parent.at(this.#temporary), this.#parent.at(target));
     } catch (error) {
       throw ioError(this.#name, 'rename it into place', error);
     }
-    if (!isScratch(this.#name)) this.#parent.sync();
+    if (durable) this.#parent.sync();
   }
 
   async #replace(): Promise<void> {

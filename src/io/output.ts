@@ -319,10 +319,14 @@ export class FileOutput extends OpenOutput {
   #running = 0;
   readonly #durable: boolean;
 
-  /** @param place its final place; the output closes the folder */
+  /**
+   * @param place its final place; the output closes the folder
+   * @param part it is one of several files, whose folder is synced when all of them have their names
+   */
   constructor(
     readonly place: Pick<Place, 'folder' | 'name'>,
     name: string,
+    private readonly part = false,
   ) {
     const { folder } = place;
     const temporary = folder.at(temporaryName(place.name));
@@ -458,7 +462,7 @@ export class FileOutput extends OpenOutput {
       throw error;
     }
     noLongerUnfinished(this.#temporary);
-    if (this.#durable) this.#folder.sync();
+    if (this.#durable && !this.part) this.#folder.sync();
     this.#folder.close();
   }
 

@@ -311,7 +311,12 @@ export class BpfMap implements Disposable {
   /** Buffers for calls on single items, made by the first such call. */
   #one: OneItem | undefined;
 
-  private constructor(sys: Sys, fd: number, info: MapInfo) {
+  private constructor(
+    sys: Sys,
+    fd: number,
+    /** What the kernel says of it, which never changes. */
+    readonly info: MapInfo,
+  ) {
     this.sys = sys;
     this.#fd = fd;
     this.id = info.id;
@@ -432,11 +437,6 @@ export class BpfMap implements Disposable {
   get fd(): number {
     if (this.#closing) throw new Error(`${this.subject} is closed`);
     return this.#fd;
-  }
-
-  /** Asks the kernel again for what never changes. */
-  info(): MapInfo {
-    return new InfoReader(this.sys).read(this.fd, this.subject);
   }
 
   /** The current values of what only fdinfo shows. */

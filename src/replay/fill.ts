@@ -215,7 +215,7 @@ const PIECE = 1024 * 1024;
 
 /** Fills an array with BPF_F_MMAPABLE by copying into its memory; uses calls if it cannot be mapped. */
 export async function fillMemory(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
-  if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info().btfId !== 0) return fillIndexes(map, items, work);
+  if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info.btfId !== 0) return fillIndexes(map, items, work);
   const window = new Window(map);
   try {
     if (items.count > 0) window.open(0);

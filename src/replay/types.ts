@@ -71,7 +71,7 @@ export interface ValueBlob {
 
 /** The type of the map's values; undefined if it has none, or may not be asked. */
 export function valueType(sys: Sys, map: BpfMap): ValueBlob | undefined {
-  const { btfId, btfValueType } = map.info();
+  const { btfId, btfValueType } = map.info;
   if (btfId === 0 || btfValueType === 0) return undefined;
   try {
     return { blob: readBtf(sys, btfId).blob, name: `BTF ${btfId}`, id: btfValueType };

@@ -16,7 +16,7 @@ const sys = await openSys(types);
 const map =
   spec === undefined ? BpfMap.openById(sys, id as number) : BpfMap.create(sys, { ...spec, extra: BigInt(spec.extra) });
 const length = map.maxEntries * sys.pageSize;
-const memory = map.mmap({ address: map.info().extra, length, writable: true });
+const memory = map.mmap({ address: map.info.extra, length, writable: true });
 for (const [page, text] of Object.entries(pages)) memory.bytes.write(text, Number(page) * sys.pageSize);
 process.stdout.write(`${map.id}\n`);
 process.stdin.resume();
