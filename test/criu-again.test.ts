@@ -8,7 +8,7 @@ import { Folder } from '../src/io/place.js';
 import { BPFIMG, bpfimg, TOP } from './helpers/command.js';
 import {
   Bench,
-  buildPluginWith,
+  buildPluginOf,
   compile,
   dump,
   errors,
@@ -29,16 +29,6 @@ const bench = await Bench.set(t.testdir(), skip);
 /** Seconds that nobody else sleeps. */
 const FOR_EVER = 1_000_000 + process.pid;
 const REAL = `${process.execPath} ${BPFIMG} "$@"`;
-
-let count = 0;
-/** The plugin with a script of shell as its helper. */
-function pluginWith(script: string): { plugin: string; file: string } {
-  const folder = path.join(bench.folder, `helper${count++}`);
-  const file = path.join(folder, 'helper.sh');
-  fs.mkdirSync(folder);
-  fs.writeFileSync(file, `${script}\n`);
-  return { plugin: buildPluginWith(folder, '/bin/sh', file), file };
-}
 
 /** Files of a folder, hidden ones as well, with what is in them; only those whose names have `part` in them. */
 function filesOf(folder: string, part = 'bpfimg'): Record<string, string> {
@@ -89,7 +79,7 @@ for (const [what, script] of HELPERS) {
   t.test(`the helper ${what}: the old maps stay, and nothing else`, { skip }, async (t) => {
     const { witness, folder, first } = await dumpedOnce(t);
     await witness.tell('set m 00000000 ffffffffffffffff');
-    const { plugin, file } = pluginWith(script);
+    const { plugin, file } = buildPluginOf(bench.folder, script);
     for (let round = 0; round < 2; round++) {
       t.match(await dump(witness.pid, folder, { plugin }), { status: 1 });
       t.same(filesOf(folder), first);
@@ -169,12 +159,12 @@ t.test(
 
 t.test('CRIU is killed: no helper is left, and the old maps are', { skip }, async (t) => {
   for (const [when, script] of [
-    ['before the helper does anything', `kill -9 $PPID; exec sleep ${FOR_EVER}`],
-    ['while the helper works', `(sleep 0.2; kill -9 $PPID) & exec ${REAL}`],
-    ['when its images are there', `${REAL} >/dev/null; kill -9 $PPID; exec sleep ${FOR_EVER}`],
+    ['before the helper does anything', `kill -9 $3; exec sleep ${FOR_EVER}`],
+    ['while the helper works', `(sleep 0.05; kill -9 $3) & exec ${REAL}`],
+    ['when its images are there', `${REAL} >/dev/null; kill -9 $3; exec sleep ${FOR_EVER}`],
   ] as const) {
     const { witness, folder, first } = await dumpedOnce(t);
-    const { plugin, file } = pluginWith(script);
+    const { plugin, file } = buildPluginOf(bench.folder, script);
     const { signal } = await dump(witness.pid, folder, { plugin });
     t.equal(signal, 'SIGKILL', when);
     await until('the helper ends', () => [file, `sleep\0${FOR_EVER}`].every((one) => processesOf(one).length === 0));

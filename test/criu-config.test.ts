@@ -391,7 +391,7 @@ t.test('the helpers are not for people', async (t) => {
   for (const words of [
     ['criu-dump'],
     ['criu-dump', 'x'],
-    ['criu-dump', 'x', '0'],
+    ['criu-dump', 'x', 'y'],
     ['criu-restore'],
     ['criu-restore', 'x', '1'],
   ]) {

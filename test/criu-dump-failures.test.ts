@@ -5,8 +5,10 @@ import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { BPFIMG, bpfimg } from './helpers/command.js';
 import {
+  type Begins,
   Bench,
   buildPlugin,
+  buildPluginOf,
   buildPluginWith,
   type CriuRan,
   dump,
@@ -28,29 +30,8 @@ const [ROUNDS, FEW] = [50, 5];
 /** Seconds that nobody else sleeps. */
 const FOR_EVER = 1_000_000 + process.pid;
 
-let count = 0;
-/**
- * How a helper of shell begins: one that CRIU starts before it freezes the tasks is `early` or `late`, which is not
- * ready then and ends. The words that the plugin asks with become the script's arguments.
- */
-const BEGINS = {
-  early: '[ $# = 3 ] && { echo ready; read -r words || exit 0; set -- $1 $2 $words; }',
-  late: '[ $# = 3 ] && exit 0',
-};
-type Begins = keyof typeof BEGINS;
-
-/** The plugin with a script of shell as its helper; `$1` is criu-dump, `$5` the id of the map that is wanted. */
-function pluginWith(
-  script: string,
-  settings: readonly string[] = [],
-  begins: Begins = 'early',
-): { plugin: string; file: string } {
-  const folder = path.join(bench.folder, `helper${count++}`);
-  const file = path.join(folder, 'helper.sh');
-  fs.mkdirSync(folder);
-  fs.writeFileSync(file, `${BEGINS[begins]}\n${script}\n`);
-  return { plugin: buildPluginWith(folder, '/bin/sh', file, settings), file };
-}
+const pluginWith = (script: string, settings: readonly string[] = [], begins: Begins = 'early') =>
+  buildPluginOf(bench.folder, script, settings, begins);
 
 /** CRIU failed, with these lines before its own; the process and its map are as before. */
 async function refused(t: Test, { witness, folder }: Held, ran: CriuRan, lines: readonly (string | RegExp)[]) {
@@ -162,8 +143,7 @@ for (const [script, line] of [
 const REAL = `exec ${process.execPath} ${BPFIMG} "$@"`;
 
 t.test('a helper that is killed while it waits is replaced', { skip }, async (t) => {
-  const { plugin, file } = pluginWith(REAL, [], 'late');
-  fs.writeFileSync(file, `[ $# = 3 ] && { echo ready; exit 3; }\n${REAL}\n`);
+  const { plugin } = pluginWith(`[ $# = 3 ] && { echo ready; exit 3; }\n${REAL}`, [], 'itself');
   const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5');
   const before = await witness.see();
   for (let round = 0; round < FEW; round++) {
@@ -175,8 +155,7 @@ t.test('a helper that is killed while it waits is replaced', { skip }, async (t)
 });
 
 t.test('a helper that takes long to get ready is not waited for', { skip }, async (t) => {
-  const { plugin, file } = pluginWith(REAL, [], 'late');
-  fs.writeFileSync(file, `[ $# = 3 ] && exec sleep ${FOR_EVER}\n${REAL}\n`);
+  const { plugin } = pluginWith(`[ $# = 3 ] && exec sleep ${FOR_EVER}\n${REAL}`, [], 'itself');
   const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5');
   const { status, log } = await dump(witness.pid, folder, { plugin, more: ['--leave-running'] });
   t.equal(status, 0, errors(log).join('; '));
@@ -185,8 +164,7 @@ t.test('a helper that takes long to get ready is not waited for', { skip }, asyn
 });
 
 t.test('a process without maps: no helper at all', { skip }, async (t) => {
-  const { plugin, file } = pluginWith('true');
-  fs.writeFileSync(file, `touch ${file}.ran\n`);
+  const { plugin, file } = pluginWith('touch "$0.ran"', [], 'itself');
   const { witness, folder } = await bench.witness(t);
   const { status } = await dump(witness.pid, folder, { plugin, more: ['--leave-running'] });
   t.equal(status, 0);
@@ -204,22 +182,21 @@ t.test('a child with a map: the helper is ready', { skip }, async (t) => {
 });
 
 t.test('CRIU is killed while the helper waits, and while it works: no helper stays', { skip }, async (t) => {
-  for (const work of ['', 'echo busy; ']) {
+  const works = path.join(bench.folder, 'works');
+  for (const begins of ['itself', 'early'] as const) {
     for (let round = 0; round < FEW; round++) {
-      const { plugin, file } = pluginWith(`${work}touch ${bench.folder}/working; exec sleep ${FOR_EVER}`);
-      if (work === '')
-        fs.writeFileSync(file, `[ $# = 3 ] && { touch ${bench.folder}/working; exec sleep ${FOR_EVER}; }\n`);
+      const { plugin } = pluginWith(`touch ${works}; exec sleep ${FOR_EVER}`, [], begins);
       const held = await bench.witness(t, 'map m', 'fill m 5');
       const before = await held.witness.see();
       const dumping = dump(held.witness.pid, held.folder, { plugin });
-      await until('the helper runs', () => fs.existsSync(`${bench.folder}/working`));
-      fs.rmSync(`${bench.folder}/working`);
+      await until('the helper runs', () => fs.existsSync(works));
+      fs.rmSync(works);
       for (const pid of processesOf(held.folder)) {
         if (fs.readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes('\0dump\0')) process.kill(pid, 'SIGKILL');
       }
       t.equal((await dumping).signal, 'SIGKILL');
       await until('no helper is left', () => processesOf(`sleep\x00${FOR_EVER}`).length === 0);
-      if (work === '') t.same(await held.witness.see(), before, 'it was not frozen yet');
+      if (begins === 'itself') t.same(await held.witness.see(), before, 'it was not frozen yet');
     }
   }
 });

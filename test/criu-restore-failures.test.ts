@@ -8,6 +8,7 @@ import {
   alive,
   Bench,
   buildPlugin,
+  buildPluginOf,
   buildPluginWith,
   type CriuRan,
   errors,
@@ -67,13 +68,8 @@ async function dumped(t: Test): Promise<Dumped> {
   return { ...held, before, names };
 }
 
-function pluginWith(script: string, settings: readonly string[] = []): { plugin: string; file: string } {
-  const folder = path.join(bench.folder, `helper${count++}`);
-  const file = path.join(folder, 'helper.sh');
-  fs.mkdirSync(folder);
-  fs.writeFileSync(file, `${script}\n`);
-  return { plugin: buildPluginWith(folder, '/bin/sh', file, settings), file };
-}
+const pluginWith = (script: string, settings: readonly string[] = []) =>
+  buildPluginOf(bench.folder, script, settings, 'itself');
 
 /** CRIU failed with these lines before those that name the maps, and before it made a process. */
 function refused(
@@ -213,7 +209,15 @@ const IMAGES: readonly [what: string, spoil: (folder: string) => void, message: 
   [
     'the table lacks a file',
     (folder) => fs.truncateSync(path.join(folder, TABLE), fs.readFileSync(path.join(folder, TABLE)).indexOf(10) + 1),
-    /Unable to restore 0x/,
+    /Error \(bpfimg\): files\.img: open file \d+ is in no line of bpfimg-files\.txt\n/,
+    FEW,
+  ],
+  [
+    'the table and the maps are lost',
+    (folder) => {
+      for (const name of [TABLE, 'bpfimg-file.img']) fs.rmSync(path.join(folder, name));
+    },
+    /Error \(bpfimg\): bpfimg-files\.txt is missing: it says which files of the dump are BPF maps\n/,
     FEW,
   ],
   [
@@ -261,6 +265,31 @@ for (const [what, spoil, message, rounds] of IMAGES) {
     await nothingLeft(t, held, HELPER);
   });
 }
+
+t.test('what only the meta image says is lost: the log names it', { skip }, async (t) => {
+  const held = await dumped(t);
+  fs.rmSync(path.join(held.folder, 'bpfimg-meta.img'));
+  const log = await bench.restored(t, held.folder);
+  t.match(log, /bpfimg: bpfimg-meta\.img is missing: what only it says of them is not restored/);
+  t.same(
+    (await held.witness.see()).map(({ items }) => items?.length),
+    held.before.map(({ items }) => items?.length),
+  );
+});
+
+const PIDS = '/sys/fs/cgroup/pids';
+t.test('too few processes are allowed: said at once', { skip: skip || !fs.existsSync(PIDS) }, async (t) => {
+  const held = await dumped(t);
+  const group = path.join(PIDS, `bpfimg-${process.pid}`);
+  fs.mkdirSync(group);
+  t.teardown(() => fs.rmdirSync(group));
+  fs.writeFileSync(path.join(group, 'pids.max'), '8');
+  const under = ['sh', '-c', `echo $$ > ${group}/cgroup.procs && exec "$@"`, 'sh'];
+  const ran = await restore(held.folder, { ...bench, under });
+  const line = /^Error \(bpfimg\): bpfimg needs 12 threads, but can start only \d: see pids\.max of the cgroup$/;
+  refused(t, held, ran, [line, failed]);
+  await nothingLeft(t, held, HELPER);
+});
 
 t.test('the plugin is missing', { skip }, async (t) => {
   const held = await dumped(t);

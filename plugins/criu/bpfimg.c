@@ -978,7 +978,7 @@ static int prepare_restore(void)
 		return error("a dump into this folder was interrupted: its images are not all from one dump");
 	failed = read_table();
 	/* If CRIU has no list of plugins (before 4.1), it seems to need every plugin. */
-	if (failed == 1 && faccessat(criu_get_image_dir(), "bpfimg-file.img", F_OK, 0) != 0)
+	if (failed == 1 && !check_and_remove_inventory_plugin && !is_there("bpfimg-file.img"))
 		return 0;
 	if (failed)
 		return failed == 1 ? error("%s is missing: it says which files of the dump are BPF maps", TABLE) : -1;

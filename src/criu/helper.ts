@@ -136,6 +136,7 @@ export async function restoreMaps(
   const open: BpfMap[] = [];
   const dump = await openDump(folder);
   try {
+    checkWhole(dump, answer);
     const reused = config.reuse ? reuse(sys, dump, types) : new Map<number, BpfMap>();
     for (const [id, map] of reused) {
       open.push(map);
@@ -166,6 +167,16 @@ export async function restoreMaps(
   } finally {
     dump.close();
   }
+}
+
+/** Says what the dump lacks that it had when it was made, and refuses it if a process would get fewer files. */
+function checkWhole(dump: Dump, answer: Answer): void {
+  const lost = dump.lost.plugin.find(({ code }) => code === 'plugin-lost' || code === 'plugin-map');
+  if (lost !== undefined) throw new BpfimgError('badImage', lost.message, { subject: lost.image });
+  const bare = dump.maps.filter(({ files, meta }) => files.length > 0 && meta === undefined);
+  const { meta } = dump.names;
+  const what = dump.present.has(meta) ? `has nothing about ${bare.length} of the maps` : 'is missing';
+  if (bare.length > 0) answer(`warn ${meta} ${what}: what only it says of them is not restored (types, inner maps, …)`);
 }
 
 /**

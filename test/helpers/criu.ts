@@ -87,6 +87,33 @@ export function buildPluginWith(
   return place;
 }
 
+/**
+ * How a helper of shell begins. Of a dump, one is started before CRIU freezes the tasks: `early` is ready then, and
+ * gets the words of the other one, so that `$1` is criu-dump, `$3` CRIU's pid, and `$5` the id of the map that is
+ * wanted; `late` is not, so that another one is started.
+ */
+const BEGINS = {
+  early: '[ "$1 $#" = "criu-dump 3" ] && { echo ready; read -r words || exit 0; set -- "$1" "$2" $words; }',
+  late: '[ "$1 $#" = "criu-dump 3" ] && exit 0',
+  itself: '',
+};
+export type Begins = keyof typeof BEGINS;
+
+let scripts = 0;
+/** The plugin with a script of shell as its helper. */
+export function buildPluginOf(
+  folder: string,
+  script: string,
+  settings: readonly string[] = [],
+  begins: Begins = 'early',
+): { readonly plugin: string; readonly file: string } {
+  const place = path.join(folder, `helper${scripts++}`);
+  const file = path.join(place, 'helper.sh');
+  fs.mkdirSync(place);
+  fs.writeFileSync(file, `${BEGINS[begins]}\n${script}\n`);
+  return { plugin: buildPluginWith(place, '/bin/sh', file, settings), file };
+}
+
 /** Compiles something, and says what the compiler says when it cannot. */
 export function compile(...args: readonly string[]): void {
   const { status, stderr, error } = spawnSync('cc', ['-O1', ...args], { encoding: 'utf8' });
