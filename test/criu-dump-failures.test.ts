@@ -1,6 +1,7 @@
 /** What fails while CRIU dumps: it says which map, the process goes on as it was, nothing is left. */
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
+import * as net from 'node:net';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { BPFIMG, bpfimg } from './helpers/command.js';
@@ -11,6 +12,7 @@ import {
   buildPluginOf,
   buildPluginWith,
   type CriuRan,
+  compile,
   dump,
   errors,
   type Held,
@@ -349,6 +351,51 @@ t.test('what fails after our part has worked', { skip }, async (t) => {
   t.same(await witness.see(), before);
   const [{ values }] = (await witness.tell('drain q')) as [{ values: string[] }];
   t.equal(values.length, 9, 'the queue is as it was');
+});
+
+t.test('a file that a later plugin dumps is no error of ours', { skip }, async (t) => {
+  const folder = t.testdir({
+    'other.c': `
+#include <stdbool.h>
+static int init(int stage) { (void)stage; return 0; }
+static void finish(int stage, int failed) { (void)stage; (void)failed; }
+static int take(int fd, int id) { (void)fd; (void)id; return 0; }
+__attribute__((visibility("default"))) struct {
+  const char *name; int (*init)(int); void (*exit)(int, int); unsigned int version, hooks; void *hook[4];
+} CR_PLUGIN_DESC = { "other", init, finish, 0x200, 4, { [2] = take } };`,
+  });
+  const plugin = buildPlugin(folder);
+  // CRIU asks plugins in the order in which the folder lists them.
+  const isLast = (name: string) => {
+    fs.writeFileSync(path.join(plugin, name), '');
+    const open = fs.opendirSync(plugin);
+    let last = '';
+    for (let one = open.readSync(); one !== null; one = open.readSync()) if (one.name.endsWith('.so')) last = one.name;
+    open.closeSync();
+    if (last !== name) fs.rmSync(path.join(plugin, name));
+    return last === name;
+  };
+  const name = Array.from({ length: 100 }, (_, i) => `other${i}.so`).find(isLast) ?? 'none.so';
+  compile('-fPIC', '-shared', '-fvisibility=hidden', '-o', path.join(plugin, name), path.join(folder, 'other.c'));
+  const { witness, folder: images } = await bench.witness(t, 'map m', 'prog p');
+  const { status, log } = await dump(witness.pid, images, { plugin, more: ['--leave-running'] });
+  t.equal(status, 0);
+  t.same(errors(log), []);
+});
+
+t.test('images that are streamed: refused before the process is frozen', { skip }, async (t) => {
+  const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5');
+  fs.mkdirSync(folder);
+  // CRIU connects to it and then sends its images; criu-image-streamer listens there.
+  const server = net.createServer().listen(path.join(folder, 'streamer-capture.sock'));
+  t.teardown(() => server.close());
+  const before = await witness.see();
+  const { status, log } = await dump(witness.pid, folder, { ...bench, more: ['--stream'] });
+  t.equal(status, 1);
+  t.match(log, /Error \(bpfimg\): BPF maps cannot be dumped with --stream/);
+  t.match(log, /Failed in init\(0\) of "bpfimg"/);
+  t.notMatch(log, /Seized task/);
+  t.same(await witness.see(), before);
 });
 
 t.test('50 dumps in a row that work', { skip }, async (t) => {
