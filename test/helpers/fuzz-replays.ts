@@ -377,9 +377,12 @@ const release = fs
   .readFileSync('/proc/sys/kernel/osrelease', 'latin1')
   .split('.')
   .map((part) => Number.parseInt(part, 10));
-function isHere({ type }: PlannedMap): boolean {
-  const [major = 0, minor = 0] = type.since.split('.').map(Number);
-  return major < (release[0] ?? 0) || (major === release[0] && minor <= (release[1] ?? 0));
+function isHere({ type, facts }: PlannedMap): boolean {
+  const kinds = facts.template === undefined ? [type] : [type, types.get(facts.template.type)];
+  return kinds.every(({ since }) => {
+    const [major = 0, minor = 0] = since.split('.').map(Number);
+    return major < (release[0] ?? 0) || (major === release[0] && minor <= (release[1] ?? 0));
+  });
 }
 
 /** Limits that are this machine's: NR_CPUS, kernel.perf_event_max_stack. */
