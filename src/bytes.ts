@@ -91,6 +91,39 @@ export function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
+/** From this many bytes on, a call is faster than a loop. */
+const LONG = 512;
+/** Copies bytes: short ones by four, which is faster than a call. */
+export function copyBytes(source: DataView, at: number, target: DataView, to: number, count: number): void {
+  if (count > LONG) {
+    const bytes = new Uint8Array(source.buffer, source.byteOffset + at, count);
+    new Uint8Array(target.buffer, target.byteOffset + to, count).set(bytes);
+    return;
+  }
+  let i = 0;
+  for (; i + 4 <= count; i += 4) target.setInt32(to + i, source.getInt32(at + i));
+  for (; i < count; i++) target.setUint8(to + i, source.getUint8(at + i));
+}
+
+/** Makes bytes zero. */
+export function clearBytes(target: DataView, to: number, count: number): void {
+  if (count > LONG) {
+    new Uint8Array(target.buffer, target.byteOffset + to, count).fill(0);
+    return;
+  }
+  let i = 0;
+  for (; i + 4 <= count; i += 4) target.setInt32(to + i, 0);
+  for (; i < count; i++) target.setUint8(to + i, 0);
+}
+
+/** Whether `size` bytes are equal. */
+export function equalRange(a: DataView, aAt: number, b: DataView, bAt: number, size: number): boolean {
+  let i = 0;
+  for (; i + 4 <= size; i += 4) if (a.getInt32(aAt + i, true) !== b.getInt32(bAt + i, true)) return false;
+  for (; i < size; i++) if (a.getUint8(aAt + i) !== b.getUint8(bAt + i)) return false;
+  return true;
+}
+
 /** Bytes as lower-case hex text. */
 export function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex');

@@ -1,24 +1,27 @@
-/** Hashes of keys that the author of an image cannot predict, so that no image can make its keys collide; sets of keys. */
+/** Hashes of keys, and sets of keys. */
 
-import { viewOf } from './bytes.js';
-
-/** 32 random bits, as a number with a sign. */
-export function randomWord(): number {
-  return (Math.random() * 0x1_0000_0000) | 0;
-}
-
-/** HalfSipHash-1-3 (Aumasson and Bernstein) with a random key. It uses 32-bit words, which are fast in JavaScript. */
+/**
+ * HalfSipHash-1-3 (Aumasson and Bernstein) with a random key, so that no author of an image can make its keys collide.
+ * It uses 32-bit words, which are fast in JavaScript.
+ */
 export class KeyHash {
   readonly #one = randomWord();
   readonly #two = randomWord();
+  /** The last hash: {@link of} returns this word, and the next two make it longer. */
+  a = 0;
+  b = 0;
+  c = 0;
 
-  /** The hash of `size` bytes at `at`, an unsigned number of 32 bits. */
-  of(view: DataView, at: number, size: number): number {
+  /**
+   * The hash of `size` bytes at `at`, an unsigned number of 32 bits.
+   * @param after whether the bytes follow those of the last call, and the hash is that of all
+   */
+  of(view: DataView, at: number, size: number, after = false): number {
     const words = size >>> 2;
-    let a = this.#one;
-    let b = this.#two;
-    let c = a ^ 0x6c796765;
-    let d = b ^ 0x74656462;
+    let v0 = after ? this.#one ^ this.a : this.#one;
+    let v1 = after ? this.#two ^ this.b : this.#two;
+    let v2 = v0 ^ 0x6c796765;
+    let v3 = v1 ^ 0x74656462;
     // The words, one more for the remaining bytes and the length, then three rounds.
     for (let i = 0; i < words + 4; i++) {
       let input = 0;
@@ -26,75 +29,7 @@ export class KeyHash {
       else if (i === words) {
         input = size << 24;
         for (let byte = 4 * words; byte < size; byte++) input |= view.getUint8(at + byte) << (8 * (byte & 3));
-      } else if (i === words + 1) c ^= 0xff;
-      d ^= input;
-      a = (a + b) | 0;
-      b = ((b << 5) | (b >>> 27)) ^ a;
-      a = (a << 16) | (a >>> 16);
-      c = (c + d) | 0;
-      d = ((d << 8) | (d >>> 24)) ^ c;
-      a = (a + d) | 0;
-      d = ((d << 7) | (d >>> 25)) ^ a;
-      c = (c + b) | 0;
-      b = ((b << 13) | (b >>> 19)) ^ c;
-      c = (c << 16) | (c >>> 16);
-      a ^= input;
-    }
-    return (b ^ d) >>> 0;
-  }
-}
-
-/**
- * Bytes one after another as words of 4 bytes, as far as they are aligned and whole; else as bytes. Of keys that are looked
- * for in a table: for bytes that have changed, make new ones.
- */
-export class Words {
-  readonly #words: Int32Array | undefined;
-  readonly #bytes: DataView;
-
-  /** @param size bytes of each key or value in `bytes` */
-  constructor(bytes: Uint8Array, size: number) {
-    this.#bytes = viewOf(bytes);
-    const aligned = bytes.byteOffset % 4 === 0 && size % 4 === 0;
-    this.#words = aligned ? new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length >>> 2) : undefined;
-  }
-
-  /** The word at byte `at`; at the end, of fewer bytes. */
-  at(at: number, left: number): number {
-    if (this.#words !== undefined) return this.#words[at >>> 2] as number;
-    if (left >= 4) return this.#bytes.getInt32(at, true);
-    let word = 0;
-    for (let byte = 0; byte < left; byte++) word |= this.#bytes.getUint8(at + byte) << (8 * byte);
-    return word;
-  }
-
-  /** Whether `size` bytes at `at` are the same as those of `other`. */
-  same(other: Words, at: number, size: number): boolean {
-    for (let done = 0; done < size; done += 4) {
-      if (this.at(at + done, size - done) !== other.at(at + done, size - done)) return false;
-    }
-    return true;
-  }
-}
-
-/** As {@link KeyHash}, of which three words are kept and not one; it reads words that are aligned faster. */
-export class WideKeyHash {
-  readonly #one = randomWord();
-  readonly #two = randomWord();
-  a = 0;
-  b = 0;
-  c = 0;
-
-  /** Sets {@link a}, {@link b} and {@link c} to the hash of `size` bytes at `at`. */
-  of(bytes: Words, at: number, size: number): void {
-    let v0 = this.#one;
-    let v1 = this.#two;
-    let v2 = v0 ^ 0x6c796765;
-    let v3 = v1 ^ 0x74656462;
-    // Sizes are all the same: nothing tells where one ends. Three rounds more in the end.
-    for (let done = 0; done < size + 12; done += 4) {
-      const input = done < size ? bytes.at(at + done, size - done) : 0;
-      if (done >= size && done < size + 4) v2 ^= 0xff;
+      } else if (i === words + 1) v2 ^= 0xff;
       v3 ^= input;
       v0 = (v0 + v1) | 0;
       v1 = ((v1 << 5) | (v1 >>> 27)) ^ v0;
@@ -111,6 +46,51 @@ export class WideKeyHash {
     this.a = v1 ^ v3;
     this.b = v0 ^ v2;
     this.c = v1;
+    return this.a >>> 0;
+  }
+}
+
+function randomWord(): number {
+  return (Math.random() * 0x1_0000_0000) | 0;
+}
+
+const QUICK_START = 0x3c6ef372;
+
+function mixed(hash: number, word: number): number {
+  const next = Math.imul(hash ^ word, 0x85ebca6b);
+  return next ^ (next >>> 13);
+}
+
+/** For hashes that cost time with every item, and where keys that collide cost little more: twice as fast. */
+export class QuickHash {
+  #keys: Uint8Array | undefined;
+  /** The keys as words, if they are aligned. */
+  #words: Int32Array | undefined;
+
+  /** The hash of `size` bytes at `at`, a multiple of `size`: an unsigned number of 32 bits. */
+  of(keys: Uint8Array, at: number, size: number): number {
+    if (keys !== this.#keys) {
+      this.#keys = keys;
+      this.#words =
+        keys.byteOffset % 4 === 0 ? new Int32Array(keys.buffer, keys.byteOffset, keys.length >>> 2) : undefined;
+    }
+    const words = this.#words;
+    let hash = QUICK_START;
+    if (words !== undefined && (size & 3) === 0) {
+      for (let i = at >>> 2; i < (at + size) >>> 2; i++) hash = mixed(hash, words[i] as number);
+    } else for (let i = at; i < at + size; i++) hash = mixed(hash, keys[i] as number);
+    const next = Math.imul(hash, 0xc2b2ae35);
+    return (next ^ (next >>> 16)) >>> 0;
+  }
+}
+
+/** Clears the bits after the prefix of a trie's key: keys that differ only there are one key to the kernel. */
+export function blankBeyondPrefix(view: DataView, at: number, size: number): void {
+  if (size < 4) return;
+  let left = view.getUint32(at, true);
+  for (let i = at + 4; i < at + size; i++, left -= 8) {
+    if (left >= 8) continue;
+    view.setUint8(i, left <= 0 ? 0 : view.getUint8(i) & (0xff << (8 - left)));
   }
 }
 

@@ -1,6 +1,6 @@
 /** What differs between the maps of two dumps: which maps there are, their attributes, their items. */
 
-import { hex } from '../bytes.js';
+import { equalRange, hex } from '../bytes.js';
 import { mapMembers } from '../dump/attributes.js';
 import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, dataShape, type MapData } from '../dump/model.js';
@@ -8,6 +8,7 @@ import type { TypeFinder } from '../dump/types.js';
 import type { Input } from '../io/input.js';
 import { equalBytes } from '../io/stream.js';
 import type { ItemShape } from '../json/forms.js';
+import { blankBeyondPrefix } from '../keyhash.js';
 import { isBare, type MapTypes, reportText } from '../maptype.js';
 import type { Json, JsonObject } from '../value.js';
 import { ItemDifferences } from './differences.js';
@@ -176,7 +177,7 @@ export class MapComparison {
 
   /** Whether two ids of inner maps are those of paired maps. */
   readonly #sameInner = (_key: BufferPart, a: BufferPart, b: BufferPart): boolean => {
-    if (a.size !== 4 || b.size !== 4) return a.size === b.size && sameBytes(a, b);
+    if (a.size !== 4 || b.size !== 4) return sameBytes(a, b);
     const id = a.view.getUint32(a.at, true);
     const other = b.view.getUint32(b.at, true);
     const partner = this.#partners.get(other);
@@ -241,20 +242,8 @@ function holders(map: DumpMap): Json {
   return all.sort(([a, x], [b, y]) => a - b || x - y).map(([pid, fd, access]) => `${pid}:${fd} ${access}`);
 }
 
-/** Clears the bits after the prefix of a trie's key: keys that differ only there are one key to the kernel. */
-function blankBeyondPrefix(view: DataView, at: number, size: number): void {
-  if (size < 4) return;
-  let left = view.getUint32(at, true);
-  for (let i = at + 4; i < at + size; i++, left -= 8) {
-    if (left >= 8) continue;
-    view.setUint8(i, left <= 0 ? 0 : view.getUint8(i) & (0xff << (8 - left)));
-  }
-}
-
 function sameBytes(a: BufferPart, b: BufferPart): boolean {
-  if (a.size !== b.size) return false;
-  for (let i = 0; i < a.size; i++) if (a.view.getUint8(a.at + i) !== b.view.getUint8(b.at + i)) return false;
-  return true;
+  return a.size === b.size && equalRange(a.view, a.at, b.view, b.at, a.size);
 }
 
 /** What an item refers to, and the numbers in its value that mean this on its own host only. */

@@ -6,7 +6,7 @@
  * same key, the last one counts, as in CRIU's restore and in a replay.
  */
 
-import { cpuParts, viewOf } from '../bytes.js';
+import { copyBytes, cpuParts, equalRange, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
@@ -94,14 +94,6 @@ function shorter(items: Items): BpfimgError {
 // ---------------------------------------------------------------------------------------------------
 // Many items
 
-/** Whether `size` bytes are equal. */
-function equalRange(a: DataView, aAt: number, b: DataView, bAt: number, size: number): boolean {
-  let i = 0;
-  for (; i + 4 <= size; i += 4) if (a.getInt32(aAt + i, true) !== b.getInt32(bAt + i, true)) return false;
-  for (; i < size; i++) if (a.getUint8(aAt + i) !== b.getUint8(bAt + i)) return false;
-  return true;
-}
-
 /** Bytes within a value. */
 interface ValuePart {
   readonly at: number;
@@ -112,12 +104,6 @@ interface ValuePart {
 function partsThatCount(valueSize: number, { perCpu }: ItemRules): readonly ValuePart[] {
   const { size, stride, cpus } = cpuParts(valueSize, perCpu);
   return Array.from({ length: cpus }, (_, cpu) => ({ at: cpu * stride, size }));
-}
-
-function copy(from: DataView, at: number, to: DataView, toAt: number, size: number): void {
-  let i = 0;
-  for (; i + 4 <= size; i += 4) to.setInt32(toAt + i, from.getInt32(at + i, true), true);
-  for (; i < size; i++) to.setUint8(toAt + i, from.getUint8(at + i));
 }
 
 /** Keys and values of an entry. */
@@ -199,12 +185,13 @@ class ItemTable {
     const known = this.#slots[slot] as number;
     if (known > 0) {
       const place = (known - 1) * this.#size;
-      if (from.getUint32(at, true) > this.view.getUint32(place, true)) copy(from, at, this.view, place, this.#size);
+      if (from.getUint32(at, true) > this.view.getUint32(place, true))
+        copyBytes(from, at, this.view, place, this.#size);
       return true;
     }
     if (this.count === this.limits.items || (this.count + 1) * this.#size > this.limits.bytes) return false;
     if (this.count === this.#hashes.length) this.#grow();
-    copy(from, at, this.view, this.count * this.#size, this.#size);
+    copyBytes(from, at, this.view, this.count * this.#size, this.#size);
     this.#hashes[this.count] = hash;
     this.#slots[slot] = ++this.count;
     if (this.count * 2 > this.#slots.length) this.#rehash();
@@ -307,8 +294,8 @@ class ManyItems {
       const parts = sides[side];
       const at = parts.slot(Math.floor((hash * parts.count) / 0x1_0000_0000));
       parts.view.setUint32(at, position, true);
-      copy(keys.view, keys.at + i * keySize, parts.view, at + 4, keySize);
-      copy(values.view, values.at + i * valueSize, parts.view, at + 4 + keySize, valueSize);
+      copyBytes(keys.view, keys.at + i * keySize, parts.view, at + 4, keySize);
+      copyBytes(values.view, values.at + i * valueSize, parts.view, at + 4 + keySize, valueSize);
     };
     let aside = 0;
     const differ = (side: 0 | 1, position: number, i: number) => {
@@ -467,7 +454,7 @@ class ManyItems {
           for (let at = 0; at < page.length; at += from.size) {
             const of = hash.of(view, at + 4, this.a.keySize);
             const to = parts.slot(Math.floor((of * parts.count) / 0x1_0000_0000));
-            copy(view, at, parts.view, to, from.size);
+            copyBytes(view, at, parts.view, to, from.size);
           }
           await pause();
         }
@@ -487,7 +474,7 @@ const PIECE = 64 * 1024;
 
 /** Items so large that there cannot be many: they are found by hashes of their keys and compared in place. */
 class WideItems {
-  readonly #hashes = [new KeyHash(), new KeyHash()] as const;
+  readonly #hash = new KeyHash();
 
   constructor(
     readonly a: Items,
@@ -550,20 +537,16 @@ class WideItems {
 
   async #digest(items: Items, position: number): Promise<number> {
     const { input, keysAt, keySize } = items;
-    const [one, two] = this.#hashes;
+    const hash = this.#hash;
     const whole = await this.#key(items, position);
-    // 53 bits of two hashes.
-    if (whole !== undefined) return one.of(whole, 0, keySize) * 0x20_0000 + (two.of(whole, 0, keySize) >>> 11);
-    const sums = viewOf(new Uint8Array(12));
-    for (let done = 0; done < keySize; done += PIECE) {
+    if (whole !== undefined) hash.of(whole, 0, keySize);
+    for (let done = 0; whole === undefined && done < keySize; done += PIECE) {
       const size = Math.min(PIECE, keySize - done);
-      const view = viewOf(await piece(items, input, keysAt + position * keySize + done, size));
-      sums.setUint32(8, one.of(view, 0, size));
-      sums.setUint32(0, one.of(sums, 0, 12));
-      sums.setUint32(8, two.of(view, 0, size));
-      sums.setUint32(4, two.of(sums, 0, 12));
+      const bytes = await piece(items, input, keysAt + position * keySize + done, size);
+      hash.of(viewOf(bytes), 0, size, done > 0);
     }
-    return sums.getUint32(0) * 0x20_0000 + (sums.getUint32(4) >>> 11);
+    // 53 bits.
+    return (hash.a >>> 0) * 0x20_0000 + (hash.b >>> 11);
   }
 
   async #sameKey(a: Items, position: number, b: Items, other: number): Promise<boolean> {

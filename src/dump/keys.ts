@@ -1,45 +1,15 @@
 /** Finds keys that occur twice in a data entry, in memory that does not grow with the map. */
 import { Cursor, type Input } from '../io/input.js';
 import { pause } from '../io/pause.js';
-import { randomWord } from '../keyhash.js';
+import { KeyHash } from '../keyhash.js';
 
 /** Keys held in one pass over the entry; more keys need further passes. */
 const KEYS_IN_PASS = 1 << 20;
-
-const SEED = randomWord();
 
 /** Two keys of an entry that are equal, by their positions in it. */
 export interface DuplicateKey {
   readonly first: number;
   readonly index: number;
-}
-
-/** Two 32-bit hashes of bytes that arrive in pieces. */
-class KeyHashPair {
-  one = 0;
-  two = 0;
-
-  start(): void {
-    this.one = SEED;
-    this.two = ~SEED;
-  }
-
-  add(bytes: Uint8Array, from: number, to: number): void {
-    let { one, two } = this;
-    for (let i = from; i < to; i++) {
-      const byte = bytes[i] as number;
-      one = Math.imul(one ^ byte, 0x01000193);
-      two = Math.imul(two ^ byte, 0x5bd1e995);
-      two ^= two >>> 15;
-    }
-    this.one = one;
-    this.two = two;
-  }
-
-  end(): void {
-    this.one = (this.one ^ (this.one >>> 16)) >>> 0;
-    this.two >>>= 0;
-  }
 }
 
 /**
@@ -63,25 +33,23 @@ export async function duplicateKeys(
   const slots = 1 << bits;
   // Each slot: both hashes, and the key's position + 1; 0 is free. Shares are even enough never to fill it.
   const table = new Uint32Array(slots * 3);
-  const hash = new KeyHashPair();
+  const hash = new KeyHash();
   for (let pass = 0; pass < passes; pass++) {
     table.fill(0);
     let held = 0;
     const cursor = new Cursor(input, at, at + count * keySize);
     for (let index = 0; index < count; index++) {
-      hash.start();
       for (let left = keySize; left > 0; ) {
         if (cursor.ready < Math.min(left, cursor.bytes.length)) {
           if ((await cursor.fill(Math.min(left, cursor.bytes.length))) === 0) return found;
           await pause();
         }
         const part = Math.min(left, cursor.ready);
-        hash.add(cursor.bytes, cursor.at, cursor.at + part);
+        hash.of(cursor.view, cursor.at, part, left < keySize);
         cursor.at += part;
         left -= part;
       }
-      hash.end();
-      const { one, two } = hash;
+      const [one, two] = [hash.a >>> 0, hash.b >>> 0];
       if (passes > 1 && one % passes !== pass) continue;
       let slot = Math.imul(one, 0x9e3779b1) >>> (32 - bits);
       let duplicate = false;

@@ -6,6 +6,7 @@
  */
 
 import { valueCodec } from '../btf/values.js';
+import { copyBytes } from '../bytes.js';
 import { type Node, pathOf } from './layout.js';
 
 /**
@@ -114,8 +115,6 @@ export const halves = (value: bigint): Halves => ({
   high: Number(BigInt.asIntN(32, value >> 32n)),
 });
 
-/** From this many bytes on, a call is faster than a loop. */
-const LONG = 512;
 /** Bytes of the longest value that is shown in a loss. */
 const SHOWN_BYTES = 1024;
 /** Characters of it. */
@@ -262,29 +261,6 @@ function storeWide(view: DataView, to: number, code: Int32Array, pc: number, val
     view.setUint8(there, view.getUint8(there) | Number(rest & 0xffn));
     rest >>= 8n;
   }
-}
-
-/** Copies bytes: short ones by four, which is faster than a call. */
-export function copyBytes(source: DataView, at: number, target: DataView, to: number, count: number): void {
-  if (count > LONG) {
-    const bytes = new Uint8Array(source.buffer, source.byteOffset + at, count);
-    new Uint8Array(target.buffer, target.byteOffset + to, count).set(bytes);
-    return;
-  }
-  let i = 0;
-  for (; i + 4 <= count; i += 4) target.setInt32(to + i, source.getInt32(at + i));
-  for (; i < count; i++) target.setUint8(to + i, source.getUint8(at + i));
-}
-
-/** Makes bytes zero. */
-export function clearBytes(target: DataView, to: number, count: number): void {
-  if (count > LONG) {
-    new Uint8Array(target.buffer, target.byteOffset + to, count).fill(0);
-    return;
-  }
-  let i = 0;
-  for (; i + 4 <= count; i += 4) target.setInt32(to + i, 0);
-  for (; i < count; i++) target.setUint8(to + i, 0);
 }
 
 const NOTHING = new DataView(new ArrayBuffer(0));

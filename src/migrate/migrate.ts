@@ -30,12 +30,10 @@
  */
 import type { EnumType } from '../btf/btf.js';
 import { valueCodec } from '../btf/values.js';
-import { exactInteger, hex, viewOf } from '../bytes.js';
+import { clearBytes, copyBytes, exactInteger, hex, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import type { Json } from '../value.js';
 import {
-  clearBytes,
-  copyBytes,
   type EnumTable,
   halves,
   type Loss,

@@ -2,8 +2,9 @@
  * Which keys a map has and which of them were there in the source, in memory that is bounded: not the keys, but 96 bits
  * of a hash that nobody who chooses keys can foresee.
  */
+import { copyBytes, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
-import { WideKeyHash, Words } from '../keyhash.js';
+import { blankBeyondPrefix, KeyHash } from '../keyhash.js';
 import type { MapType } from '../maptype.js';
 
 /** Keys that one table holds, in about 47 MiB. Of more, some parts are looked at one after the other. */
@@ -42,13 +43,13 @@ export class KeyTable {
   readonly #first: number;
   readonly #few: number;
   readonly #most: number;
-  readonly #hash: WideKeyHash;
-  readonly #valueHash = new WideKeyHash();
-  readonly #prefix: Buffer | undefined;
+  readonly #hash: KeyHash;
+  readonly #valueHash = new KeyHash();
+  readonly #prefix: DataView | undefined;
   /** Hashes of some keys that follow each other, and whose they are. */
   readonly #window = new Int32Array(WINDOW * 3);
   #from = 0;
-  #words: Words | undefined;
+  #view: DataView | undefined;
   /** Place of the last key in the window. */
   #at = 0;
   #keys = 0;
@@ -60,7 +61,7 @@ export class KeyTable {
   readonly part: number;
 
   /** @param hash the same for all parts */
-  constructor(hash: WideKeyHash, { keySize, type, most, parts = 1, part = 0, few = most }: KeyTableOptions) {
+  constructor(hash: KeyHash, { keySize, type, most, parts = 1, part = 0, few = most }: KeyTableOptions) {
     this.keySize = keySize;
     this.parts = parts;
     this.part = part;
@@ -72,7 +73,7 @@ export class KeyTable {
     this.#most = more > 0 ? this.#few + Math.floor(0.9 * more) : Math.floor(0.9 * this.#first);
     this.#slots = new Int32Array((this.#first + more) * WORDS);
     this.#hash = hash;
-    this.#prefix = type.key === 'prefix' ? Buffer.alloc(keySize) : undefined;
+    this.#prefix = type.key === 'prefix' ? viewOf(Buffer.alloc(keySize)) : undefined;
   }
 
   /** Keys that it holds. */
@@ -80,9 +81,12 @@ export class KeyTable {
     return this.#keys;
   }
 
-  /** Where key number `index` is or would be; {@link ELSEWHERE} for a key of another part. */
-  find(keys: Uint8Array, words: Words, index: number): number {
-    if (words !== this.#words || index < this.#from || index >= this.#from + WINDOW) this.#move(keys, words, index);
+  /**
+   * Where key number `index` is or would be; {@link ELSEWHERE} for a key of another part.
+   * @param keys one after the other; if they have changed, another view
+   */
+  find(keys: DataView, index: number): number {
+    if (keys !== this.#view || index < this.#from || index >= this.#from + WINDOW) this.#move(keys, index);
     const slots = this.#slots;
     const at = 3 * (index - this.#from);
     this.#at = at;
@@ -100,15 +104,19 @@ export class KeyTable {
   }
 
   /** Hashes the keys around number `index`, and has their slots read from memory: together, which is much faster. */
-  #move(keys: Uint8Array, words: Words, index: number): void {
+  #move(keys: DataView, index: number): void {
     const { keySize } = this;
-    const [hash, window, slots] = [this.#hash, this.#window, this.#slots];
+    const [hash, window, slots, prefix] = [this.#hash, this.#window, this.#slots, this.#prefix];
     const from = index - (index % WINDOW);
-    const count = Math.min(WINDOW, Math.floor(keys.length / keySize) - from);
+    const count = Math.min(WINDOW, Math.floor(keys.byteLength / keySize) - from);
     for (let i = 0; i < count; i++) {
       const at = (from + i) * keySize;
-      if (this.#prefix === undefined) hash.of(words, at, keySize);
-      else hash.of(new Words(masked(keys, at, this.#prefix), keySize), 0, keySize);
+      if (prefix === undefined) hash.of(keys, at, keySize);
+      else {
+        copyBytes(keys, at, prefix, 0, keySize);
+        blankBeyondPrefix(prefix, 0, keySize);
+        hash.of(prefix, 0, keySize);
+      }
       window[3 * i] = hash.a;
       window[3 * i + 1] = hash.b;
       window[3 * i + 2] = hash.c;
@@ -116,7 +124,7 @@ export class KeyTable {
     let touched = 0;
     for (let i = 0; i < count; i++) touched ^= slots[WORDS * place(window[3 * i + 2] as number, this.#first)] as number;
     this.touched = touched;
-    this.#words = words;
+    this.#view = keys;
     this.#from = from;
   }
 
@@ -136,7 +144,7 @@ export class KeyTable {
   }
 
   /** The map has a key, with this value: 61 bits of its hash. */
-  addThere(slot: number, values: Words, at: number, size: number): void {
+  addThere(slot: number, values: DataView, at: number, size: number): void {
     this.#set(slot, THERE);
     const [hash, slots] = [this.#valueHash, this.#slots];
     hash.of(values, at, size);
@@ -150,7 +158,7 @@ export class KeyTable {
   }
 
   /** Whether that was with this value. */
-  hadValue(slot: number, values: Words, at: number, size: number): boolean {
+  hadValue(slot: number, values: DataView, at: number, size: number): boolean {
     const [hash, slots] = [this.#valueHash, this.#slots];
     hash.of(values, at, size);
     return slots[slot + 2] === hash.a && (((slots[slot + 3] as number) ^ hash.b) & ~STATE) === 0;
@@ -179,14 +187,4 @@ export class KeyTable {
 /** One of `count` places, from a word of a hash. */
 function place(word: number, count: number): number {
   return Math.floor(((Math.imul(word, 0x9e3779b1) >>> 0) * count) / 2 ** 32);
-}
-
-/** A key of a trie, with zero for the bits behind its prefix, which make no difference. */
-function masked(keys: Uint8Array, at: number, into: Buffer): Buffer {
-  into.set(keys.subarray(at, at + into.length));
-  let left = into.readUInt32LE();
-  for (let i = 4; i < into.length; i++, left -= 8) {
-    if (left < 8) into[i] = left <= 0 ? 0 : (into[i] as number) & (0xff << (8 - left));
-  }
-  return into;
 }

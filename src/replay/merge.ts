@@ -5,13 +5,13 @@
  * there already is left out, and all keys that are written are different ones.
  */
 import { availableParallelism } from 'node:os';
-import { hex, isZero, roundUp8 } from '../bytes.js';
+import { cpuStride, equalRange, hex, isZero, viewOf } from '../bytes.js';
 import { pause } from '../io/pause.js';
 import { ELEM_FLAG } from '../kernel/abi.js';
 import { KernelError } from '../kernel/error.js';
 import type { Batch, BpfMap } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
-import { WideKeyHash, Words } from '../keyhash.js';
+import { KeyHash } from '../keyhash.js';
 import { blank, type IntoCounts, type IntoWork, type ItemSource } from '../maptype.js';
 import { countItems, evictingCpus, itemsInCall } from './fill.js';
 import { ELSEWHERE, KeyTable, MOST_KEYS } from './keytable.js';
@@ -295,7 +295,7 @@ async function mergeParts(
   places = ANYWHERE,
 ): Promise<void> {
   if (isSimple(map, items, work)) return fillEmpty(map, items, work);
-  const hash = new WideKeyHash();
+  const hash = new KeyHash();
   let parts = 1;
   while (items.count / parts > most / 2) parts *= 2;
   const done = { items: 0, held: undefined as number | undefined };
@@ -393,14 +393,14 @@ class Merge {
     const { table, map } = this;
     const compares = this.work.mode !== 'insert' && this.work.mode !== 'sum';
     await this.#each((keys, values, count) => {
-      const [keyWords, valueWords] = [new Words(keys, map.keySize), new Words(values, map.valueStride)];
+      const [keyView, valueView] = [viewOf(keys), viewOf(values)];
       for (let i = 0; i < count; i++) {
-        const slot = table.find(keys, keyWords, i);
+        const slot = table.find(keyView, i);
         if (slot === ELSEWHERE) continue;
         if (table.size + more > most * 1.25) throw new TooManyKeys();
         const at = i * map.valueStride;
         if (this.#blanks) blank(values, at, this.#ignored);
-        table.addThere(slot, valueWords, at, compares ? map.valueStride : 0);
+        table.addThere(slot, valueView, at, compares ? map.valueStride : 0);
       }
       this.held += count;
     });
@@ -452,10 +452,10 @@ class Merge {
   #classify(part: Part): void {
     const { table, map, work } = this;
     const { keys, values } = part.batch;
-    const [keyWords, valueWords] = [new Words(keys, map.keySize), new Words(values, map.valueStride)];
+    const [keyView, valueView] = [viewOf(keys), viewOf(values)];
     for (let i = part.count - 1; i >= 0; i--) {
       part.todo[i] = SKIP;
-      const slot = table.find(keys, keyWords, i);
+      const slot = table.find(keyView, i);
       if (slot === ELSEWHERE || table.isDone(slot)) continue;
       table.setDone(slot);
       const there = table.isThere(slot);
@@ -464,7 +464,7 @@ class Merge {
       if (there && work.mode === 'insert') work.counts.unchanged++;
       else if (!there && work.mode === 'update') drop(work.counts, DROPPED.absent);
       else if (!there) part.todo[i] = INSERT;
-      else if (work.mode === 'sum' || !table.hadValue(slot, valueWords, at, map.valueStride)) part.todo[i] = UPDATE;
+      else if (work.mode === 'sum' || !table.hadValue(slot, valueView, at, map.valueStride)) part.todo[i] = UPDATE;
       // To an LRU map, that it is written again makes it one of the newest.
       else if (work.type.evicts === true) part.todo[i] = SAME;
       else work.counts.unchanged++;
@@ -516,9 +516,9 @@ class Merge {
   async #deleteOthers(): Promise<void> {
     const { table, map, items, work } = this;
     const read = (part: Part) => {
-      const words = new Words(part.batch.keys, map.keySize);
+      const keys = viewOf(part.batch.keys);
       for (let i = 0; i < part.count; i++) {
-        const slot = table.find(part.batch.keys, words, i);
+        const slot = table.find(keys, i);
         if (slot !== ELSEWHERE) table.setKept(slot);
       }
     };
@@ -530,9 +530,9 @@ class Merge {
       let count = 0;
       more = false;
       await this.#each((keys, _values, all) => {
-        const words = new Words(keys, map.keySize);
+        const view = viewOf(keys);
         for (let i = 0; i < all; i++) {
-          const slot = table.find(keys, words, i);
+          const slot = table.find(view, i);
           // Only what was there when it was looked at: what others have put in since is not ours to delete.
           if (slot === ELSEWHERE || !table.isThere(slot) || table.isKept(slot)) continue;
           if (work.dry) work.counts.deleted++;
@@ -557,7 +557,7 @@ const DELETED_BYTES = 4 * 1024 * 1024;
 
 /** What fills each CPU's value up to a multiple of 8 bytes: some kernels keep it, some do not. */
 export function padding({ valueSize, valueStride }: BpfMap): IntoWork['ignored'] {
-  const stride = roundUp8(valueSize);
+  const stride = cpuStride(valueSize);
   if (valueStride === valueSize || stride === valueSize) return [];
   return [{ offset: valueSize, size: stride - valueSize, count: valueStride / stride, stride }];
 }
@@ -574,9 +574,9 @@ export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWor
   const done = new Int32Array(Math.ceil(Math.min(map.maxEntries, MOST_INDEXES) / 32));
   const isDone = (index: number) => ((done[index >>> 5] ?? 0) & (1 << (index & 31))) !== 0;
   const read = (part: Part) => {
-    const words = new Words(part.batch.keys, 4);
+    const keys = viewOf(part.batch.keys);
     for (let i = part.count - 1; i >= 0; i--) {
-      const index = words.at(4 * i, 4) >>> 0;
+      const index = keys.getUint32(4 * i, true);
       part.todo[i] = SKIP;
       if (index >= map.maxEntries) {
         // There is no place for it, nor need for one if it is zero.
@@ -647,7 +647,7 @@ class Compare {
       part.count = 0;
       return;
     }
-    const [words, oldWords] = [new Words(values, map.valueStride), new Words(olds, map.valueStride)];
+    const [view, oldView] = [viewOf(values), viewOf(olds)];
     for (let i = 0, at = 0; i < part.count; i++, at += map.valueStride) {
       if (this.#ignored.length > 0) blank(values, at, this.#ignored);
       if (work.mode === 'sum') {
@@ -656,7 +656,7 @@ class Compare {
         if (changed) continue;
       } else {
         if (this.#ignored.length > 0) blank(olds, at, this.#ignored);
-        if (!words.same(oldWords, at, map.valueStride)) continue;
+        if (!equalRange(view, at, oldView, at, map.valueStride)) continue;
       }
       work.counts.unchanged++;
       part.todo[i] = SKIP;
@@ -667,10 +667,10 @@ class Compare {
 
 /** Reads the values that the keys of `part` have now into the same places of `old`. */
 async function readOld({ map, batch, count }: Part, old: Batch): Promise<void> {
-  const words = new Words(batch.keys, 4);
-  const first = words.at(0, 4) >>> 0;
+  const keys = viewOf(batch.keys);
+  const first = keys.getUint32(0, true);
   let i = 1;
-  while (i < count && words.at(4 * i, 4) >>> 0 === first + i) i++;
+  while (i < count && keys.getUint32(4 * i, true) === first + i) i++;
   // Where a part begins, a whole run of indexes is read at once.
   const run = i === 1 ? undefined : await map.lookupBatchAsync(map.cursor(first === 0 ? undefined : first - 1), old, i);
   if (run?.error !== undefined || run?.count !== i) i = 0;

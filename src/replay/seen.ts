@@ -1,7 +1,8 @@
 /** Remembers which keys came before, in memory that does not grow with the image. */
 
+import { viewOf } from '../bytes.js';
 import type { BpfMap } from '../kernel/map.js';
-import { KeyFilter } from '../keyhash.js';
+import { blankBeyondPrefix, KeyFilter, QuickHash } from '../keyhash.js';
 import type { ItemSource, MapType } from '../maptype.js';
 
 /** Whether key number `index` of `keys` came before, and remembers it. May wrongly say yes, never no. */
@@ -15,8 +16,15 @@ export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pic
   const { count, keySize } = items;
   if (keySize === 0) return () => false;
   const filter = new KeyFilter(count, MOST_WORDS);
-  const hashOf = type.key === 'prefix' ? prefixHash : keySize % 4 === 0 ? new WordHash().of : byteHash;
-  return (keys, index) => filter.add(hashOf(keys, index * keySize, keySize));
+  const hash = new QuickHash();
+  if (type.key !== 'prefix') return (keys, index) => filter.add(hash.of(keys, index * keySize, keySize));
+  const key = Buffer.alloc(keySize);
+  const view = viewOf(key);
+  return (keys, index) => {
+    key.set(keys.subarray(index * keySize, (index + 1) * keySize));
+    blankBeyondPrefix(view, 0, keySize);
+    return filter.add(hash.of(key, 0, keySize));
+  };
 }
 
 /** Most indexes to remember, as a power of two: 64 MiB of bits. */
@@ -58,51 +66,4 @@ class BitWords {
     }
     return this.#words[index] as number;
   }
-}
-
-function mixed(hash: number, word: number): number {
-  const next = Math.imul(hash ^ word, 0x85ebca6b);
-  return next ^ (next >>> 13);
-}
-
-const START = 0x3c6ef372;
-
-function finalHash(hash: number): number {
-  const next = Math.imul(hash, 0xc2b2ae35);
-  return (next ^ (next >>> 16)) >>> 0;
-}
-
-/** Of keys that are words of 4 bytes. */
-class WordHash {
-  #keys: Buffer | undefined;
-  #words: Int32Array = new Int32Array(0);
-
-  readonly of = (keys: Buffer, at: number, size: number): number => {
-    if (keys !== this.#keys) {
-      if (keys.byteOffset % 4 !== 0) return byteHash(keys, at, size);
-      this.#keys = keys;
-      this.#words = new Int32Array(keys.buffer, keys.byteOffset, keys.length >>> 2);
-    }
-    const words = this.#words;
-    let hash = START;
-    for (let i = at >>> 2; i < (at + size) >>> 2; i++) hash = mixed(hash, words[i] as number);
-    return finalHash(hash);
-  };
-}
-
-function byteHash(keys: Buffer, at: number, size: number): number {
-  let hash = START;
-  for (let i = at; i < at + size; i++) hash = mixed(hash, keys[i] as number);
-  return finalHash(hash);
-}
-
-/** For keys of a trie, in which bits after the prefix do not count. */
-function prefixHash(keys: Buffer, at: number, size: number): number {
-  let left = keys.readUInt32LE(at);
-  let hash = mixed(START, left);
-  for (let i = at + 4; i < at + size && left > 0; i++, left -= 8) {
-    const byte = keys[i] as number;
-    hash = mixed(hash, left >= 8 ? byte : byte & (0xff << (8 - left)));
-  }
-  return finalHash(hash);
 }

@@ -6,7 +6,7 @@ import { viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
 import { type BpfMap, valueParts } from '../kernel/map.js';
-import { WideKeyHash, Words } from '../keyhash.js';
+import { KeyHash } from '../keyhash.js';
 import { FULL, type IntoWork, type ItemSource, type Report, type Span } from '../maptype.js';
 import { addNumber, type Step, stepOf, stepsOf } from './items.js';
 import { ELSEWHERE, KeyTable, MOST_KEYS } from './keytable.js';
@@ -106,19 +106,19 @@ export async function sumCollisions(map: BpfMap, plan: PlannedMap, old: ItemSour
   const blob = facts.types === undefined ? undefined : await btf?.read();
   const type = blob && { btf: Btf.parse(blob, { name: btf?.name ?? '' }), id: facts.types?.value ?? 0 };
   const add = summing(map, type === undefined || type.id === 0 ? undefined : type);
-  const hash = new WideKeyHash();
+  const hash = new KeyHash();
   let parts = 1;
   while (old.count / parts > MOST_KEYS) parts *= 2;
   const number = Buffer.alloc(8);
-  const numbered = new Words(number, 8);
+  const numbered = viewOf(number);
   const step = Math.min(stepOf(old), stepOf(items));
   for (let part = 0; part < parts; part++) {
     const most = Math.ceil(old.count / parts);
     const last = new KeyTable(hash, { keySize: old.keySize, type: plan.type, most, parts, part });
     const each = async ({ from, count, keys }: Step, see: (slot: number, i: number) => void) => {
-      const words = new Words(keys, old.keySize);
+      const view = viewOf(keys);
       for (let i = 0; i < count; i++) {
-        const slot = last.find(keys, words, i);
+        const slot = last.find(view, i);
         number.writeDoubleLE(from + i);
         if (slot !== ELSEWHERE) see(slot, i);
         if (i % 1024 === 0) await pause();

@@ -2,10 +2,11 @@
  * Maps that are written while their items are carried over: the old maps are read again, and what has changed in them
  * since the last reading follows into the fresh ones. What others have put into a fresh map meanwhile is kept.
  */
+import { viewOf } from '../bytes.js';
 import { pause } from '../io/pause.js';
 import { ELEM_FLAG } from '../kernel/abi.js';
 import type { BpfMap } from '../kernel/map.js';
-import { WideKeyHash, Words } from '../keyhash.js';
+import { KeyHash } from '../keyhash.js';
 import { blank, type ItemSource, type Span } from '../maptype.js';
 import { readLive, stepsOf } from './items.js';
 import { ELSEWHERE, KeyTable, MOST_KEYS } from './keytable.js';
@@ -155,7 +156,7 @@ class Follower {
 
   async run(before: ItemSource, now: ItemSource): Promise<SweepCounts> {
     const { map, plan } = this;
-    const hash = new WideKeyHash();
+    const hash = new KeyHash();
     const all = before.count + now.count;
     let parts = 1;
     while (all / parts > MOST_KEYS) parts *= 2;
@@ -174,9 +175,9 @@ class Follower {
     await readLive(map, plan.plugin, plan.type, {
       count: 0,
       async put(keys, _values, count) {
-        const words = new Words(keys, map.keySize);
+        const view = viewOf(keys);
         for (let i = 0; i < count; i++) {
-          const slot = table.find(keys, words, i);
+          const slot = table.find(view, i);
           if (slot !== ELSEWHERE) table.setDone(slot);
         }
       },
@@ -212,15 +213,15 @@ class Follower {
   async #each(table: KeyTable, items: ItemSource, see: (slot: number, item: Seen, i: number) => void): Promise<void> {
     const { keySize, valueStride } = this.map;
     for await (const { count, keys, values } of stepsOf(items)) {
-      const words = new Words(keys, keySize);
+      const view = viewOf(keys);
       for (let i = 0; i < count; i++) blank(values, i * valueStride, this.#ignored);
       const item: Seen = {
-        values: new Words(values, valueStride),
+        values: viewOf(values),
         key: (i) => keys.subarray(i * keySize, (i + 1) * keySize),
         value: (i) => values.subarray(i * valueStride, (i + 1) * valueStride),
       };
       for (let i = 0; i < count; i++) {
-        const slot = table.find(keys, words, i);
+        const slot = table.find(view, i);
         if (slot !== ELSEWHERE) see(slot, item, i);
         if (i % 1024 === 0) await pause();
       }
@@ -230,7 +231,7 @@ class Follower {
   /** The value that the fresh map has now; undefined if it has none. */
   #current(key: Buffer, there: KeyTable | undefined): Buffer | undefined {
     const { map } = this;
-    if (there !== undefined && !there.isDone(there.find(key, new Words(key, map.keySize), 0))) return undefined;
+    if (there !== undefined && !there.isDone(there.find(viewOf(key), 0))) return undefined;
     const { valueRoom } = map;
     if (map.lookup(key, 0, valueRoom) === undefined) return undefined;
     blank(valueRoom, 0, this.#ignored);
@@ -239,8 +240,7 @@ class Follower {
 
   /** Whether `value` is what the fresh map has got from us. */
   #isOurs(old: KeyTable, slot: number, value: Buffer): boolean {
-    const { valueStride } = this.map;
-    return old.isThere(slot) && old.hadValue(slot, new Words(value, valueStride), 0, valueStride);
+    return old.isThere(slot) && old.hadValue(slot, viewOf(value), 0, this.map.valueStride);
   }
 
   #delete(old: KeyTable, slot: number, key: Buffer, there: KeyTable | undefined): void {
@@ -285,7 +285,7 @@ class Follower {
 
 /** Items as they are looked at. */
 interface Seen {
-  readonly values: Words;
+  readonly values: DataView;
   key(i: number): Buffer;
   value(i: number): Buffer;
 }
