@@ -229,14 +229,22 @@ if (!options.criu && unable() === undefined) {
 if (!options.into) {
   const why = await criuUnable();
   if (why === undefined) {
-    const runs = quick ? 3 : 15;
-    table('A process that CRIU dumps and restores', 'maps', 'frozen, ms', 'capture, ms', 'replay, ms');
-    for (const { maps, ...ms } of await measureCriu(folder, runs)) {
-      line(maps, ms.frozen.toFixed(0), ms.capture.toFixed(0), ms.replay.toFixed(0));
+    const runs = quick ? 3 : 31;
+    const rows = await measureCriu(folder, runs);
+    const none = rows.find(({ maps }) => maps === 'none')?.frozen ?? 0;
+    table('A process that CRIU dumps and restores', 'maps', 'frozen, ms', 'added', 'budget', 'dump, ms', 'replay, ms');
+    for (const { maps, frozen, dump, capture, replay } of rows) {
+      const budget = /^none/.test(maps)
+        ? ''
+        : /300,000/.test(maps)
+          ? `≤ 1.3 × capture: ${(1.3 * capture).toFixed(0)}`
+          : `≤ ${/200/.test(maps) ? 60 : 15}`;
+      const ms = [dump, replay].map((time) => time.toFixed(0));
+      line(maps, frozen.toFixed(0), /^none/.test(maps) ? '' : (frozen - none).toFixed(0), budget, ...ms);
     }
     process.stdout.write(
-      `\nMedians of ${runs} dumps and restores; \`node -e 0\` takes ${nodeStart(runs).toFixed(0)} ms. Frozen is what CRIU says, ` +
-        'capture is the first call of the plugin, replay its work before the first process is made.\n',
+      `\nMedians of ${runs} dumps and restores of each in turn; \`node -e 0\` takes ${nodeStart(runs).toFixed(0)} ms. Frozen is ` +
+        'what CRIU says; added is what is more than without maps; replay is the work before the first process is made.\n',
     );
   } else process.stdout.write(`\nThe CRIU plugin was not measured: ${why}.\n`);
 }
