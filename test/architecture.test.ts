@@ -17,7 +17,7 @@ const TSC = path.join(TOP, 'node_modules/typescript/lib/tsc.js');
 const LAYERS: Readonly<Record<string, readonly string[]>> = {
   errors: [],
   value: [],
-  keyhash: ['bytes', 'errors'],
+  keyhash: [],
   bytes: ['errors'],
   io: ['bytes', 'errors'],
   archive: ['io', 'bytes', 'errors'],
@@ -109,7 +109,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
 const NOTES: Readonly<Record<string, string>> = {
   errors: 'the one error class, its kinds, exit codes',
   value: 'JSON as values',
-  keyhash: 'hashes of keys that nobody can predict, sets of keys',
+  keyhash: 'hashes of keys, sets of keys',
   bytes: 'hex, base64, numbers in buffers',
   io: 'inputs, outputs, spools',
   archive: 'tar archives: read, written, some files replaced; compression, digests',

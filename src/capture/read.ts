@@ -5,7 +5,6 @@
  * It is not a snapshot of one moment: no kernel offers that.
  */
 import { availableParallelism } from 'node:os';
-import { roundUp8 } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { MAP_FLAG } from '../kernel/abi.js';
 import { KernelError } from '../kernel/error.js';
@@ -372,7 +371,7 @@ const MAPPED_WINDOW = 64 * 1024 * 1024;
 export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   // The memory exposes fields that only the kernel may see (locks, timers, lists); a batch hides them.
   if ((map.flags & MAP_FLAG.MMAPABLE) === 0 || map.info.btfId !== 0) return readIndexes(map, sink, work);
-  const stride = roundUp8(map.valueSize);
+  const stride = map.memoryStride;
   const step = Math.max(1, Math.floor(MAPPED_WINDOW / stride));
   for (let from = 0; from < map.maxEntries; from += step) {
     const count = Math.min(step, map.maxEntries - from);
@@ -396,7 +395,7 @@ export async function readMemory(map: BpfMap, sink: ItemSink, work: Work): Promi
 
 /** Puts `count` values of a mapping, whose first value is that of index `from`. */
 async function putMemory(map: BpfMap, sink: ItemSink, memory: Buffer, from: number, count: number): Promise<void> {
-  const stride = roundUp8(map.valueSize);
+  const stride = map.memoryStride;
   const part = room(map);
   for (let done = 0; done < count; done += part) {
     const items = Math.min(part, count - done);

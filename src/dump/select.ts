@@ -60,7 +60,7 @@ const SAME: readonly ((a: MapNames, b: MapNames) => boolean)[] = [
 ];
 
 /** Those of `others` that have the name of a map: by its pins, its whole name, or what the kernel keeps of that. */
-export function sameNamed<T>(map: DumpMap, others: readonly T[], names: (other: T) => MapNames): T[] {
+function sameNamed<T>(map: DumpMap, others: readonly T[], names: (other: T) => MapNames): T[] {
   const own = namesOf(map);
   for (const same of SAME) {
     const found = others.filter((other) => same(own, names(other)));
@@ -69,15 +69,28 @@ export function sameNamed<T>(map: DumpMap, others: readonly T[], names: (other: 
   return [];
 }
 
+/** How the counterpart of a map is found. */
+export interface CounterpartRule<T> {
+  /** The one that a user has named for it. */
+  readonly byHand: T | undefined;
+  /** Whether no other map looks for one. */
+  readonly alone: boolean;
+  readonly names: (other: T) => MapNames;
+  /** What to say if several have its name. */
+  readonly several: (found: readonly T[]) => string;
+}
+
 /**
- * The map of another dump that has the name of `map`.
- * @throws BpfimgError `usage` if there are several
+ * The map of another source that goes with `map`: the one that a user has named, the only one if both sides have one
+ * map, else the one that has its name.
+ * @throws BpfimgError `usage` if several have
  */
-export function counterpart(map: DumpMap, others: readonly DumpMap[]): DumpMap | undefined {
-  const [found, another] = sameNamed(map, others, namesOf);
-  if (another === undefined) return found;
-  const what = `maps ${found?.mapId} and ${another.mapId} both have its name: --map ${map.mapId}=ID says which it is`;
-  throw new BpfimgError('usage', what, { subject: mapSubject(map.mapId, wholeName(map) ?? '') });
+export function counterpart<T>(map: DumpMap, others: readonly T[], rule: CounterpartRule<T>): T | undefined {
+  if (rule.byHand !== undefined) return rule.byHand;
+  if (rule.alone && others.length === 1) return others[0];
+  const found = sameNamed(map, others, rule.names);
+  if (found.length < 2) return found[0];
+  throw new BpfimgError('usage', rule.several(found), { subject: mapSubject(map.mapId, wholeName(map) ?? '') });
 }
 
 /** Which maps a selector means, better matches first: a whole name wins over a truncated one. */

@@ -465,6 +465,11 @@ export class BpfMap implements Disposable {
     return this.valueStride > LONG;
   }
 
+  /** Bytes from one value to the next in the memory of an array. */
+  get memoryStride(): number {
+    return roundUp8(this.valueSize);
+  }
+
   /**
    * Room for one value, always the same buffer: {@link lookup} and {@link update} do not copy it. The next call on
    * a single item overwrites it.
@@ -677,7 +682,7 @@ export class BpfMap implements Disposable {
   // Memory, freezing, pinning
 
   /**
-   * Maps the map's memory: BPF_F_MMAPABLE arrays (values {@link roundUp8} bytes apart), ring buffers, arenas.
+   * Maps the map's memory: BPF_F_MMAPABLE arrays (values {@link memoryStride} bytes apart), ring buffers, arenas.
    * @param offset need not be at a page boundary
    * @param length bytes; a whole array by default. At most 4 GiB: the limit of a Buffer in Node 20
    * @param populate read in every page at once: for reading all of it
@@ -691,7 +696,7 @@ export class BpfMap implements Disposable {
     readonly address?: bigint;
   }): Mapping {
     const { writable = false, offset = 0, populate = false, address = 0n } = options;
-    const length = options.length ?? this.maxEntries * roundUp8(this.valueSize) - offset;
+    const length = options.length ?? this.maxEntries * this.memoryStride - offset;
     const skip = offset % this.sys.pageSize;
     const size = skip + length;
     const at = this.sys.mmap(this.fd, offset - skip, size, { writable, populate, address });

@@ -1,6 +1,6 @@
 /** Ways to fill a fresh map, fastest first. Plugins choose among them. */
 import { availableParallelism } from 'node:os';
-import { hex, isZero, roundUp8 } from '../bytes.js';
+import { hex, isZero } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
 import { ELEM_FLAG, MAP_FLAG } from '../kernel/abi.js';
@@ -274,7 +274,7 @@ class Window {
   #from = 0;
 
   constructor(readonly map: BpfMap) {
-    this.#stride = roundUp8(map.valueSize);
+    this.#stride = map.memoryStride;
   }
 
   /** Maps the part from byte `from` on, at least `least` bytes. */

@@ -2,7 +2,7 @@
  * Plans whose maps become like maps of another source: a new program's, or maps that are pinned. Type, sizes, flags
  * and BTF are theirs, the items are those of the dump, converted from the old types to the new.
  */
-import { roundUp8 } from '../bytes.js';
+import { cpuStride } from '../bytes.js';
 import type { Dump, DumpBtf, DumpMap } from '../dump/model.js';
 import { counterpart, mapsNamed, namesOf, wholeName } from '../dump/select.js';
 import { type NamedTypes, TypeFinder } from '../dump/types.js';
@@ -78,17 +78,22 @@ export async function reshape(
   const inner = new Set(plans.flatMap(({ needed }) => needed));
   const outermost = plans.filter(({ mapId }) => !inner.has(mapId));
   const byId = new Map(dump.maps.map((map) => [map.mapId, map]));
-  // If both sides have one map, names do not matter.
-  const named = (plan: PlannedMap, map: DumpMap) => {
-    const only =
-      options.byName !== true && outermost.length === 1 && model.dump.maps.length === 1 && outermost[0] === plan;
-    return only ? model.dump.maps[0] : counterpart(map, model.dump.maps);
-  };
   const made: PlannedMap[] = [];
   const templates = new Map<number, InnerModel>();
   for (const plan of plans) {
     const map = byId.get(plan.mapId) as DumpMap;
-    const like = paired(dump, map, model, options.pairs) ?? (options.onlyPairs ? undefined : named(plan, map));
+    const byHand = paired(dump, map, model, options.pairs);
+    const like = options.onlyPairs
+      ? byHand
+      : counterpart(map, model.dump.maps, {
+          byHand,
+          alone: options.byName !== true && outermost.length === 1 && outermost[0] === plan,
+          names: namesOf,
+          several: (found) => {
+            const ids = found.slice(0, 2).map(({ mapId }) => mapId);
+            return `maps ${ids.join(' and ')} both have its name: --map ${map.mapId}=ID says which it is`;
+          },
+        });
     if (like === undefined && inner.has(plan.mapId)) made.push(plan);
     else if (like === undefined) {
       const names = model.dump.maps.map((one) => wholeName(one) ?? String(one.mapId)).join(', ');
@@ -258,8 +263,8 @@ function itemsOf(
     value,
     cpus: { from: wasPerCpu && perCpu ? cpus : 1, to: perCpu ? cpus : 1 },
     stride: {
-      from: wasPerCpu ? roundUp8(was.valueSize) : was.valueSize,
-      to: perCpu ? roundUp8(spec.valueSize) : spec.valueSize,
+      from: wasPerCpu ? cpuStride(was.valueSize) : was.valueSize,
+      to: perCpu ? cpuStride(spec.valueSize) : spec.valueSize,
     },
     subject,
     lossy: options.lossy === true,

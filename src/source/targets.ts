@@ -1,7 +1,7 @@
 /** The maps that a replay writes into: which there are, and which map of the source goes into which. */
 import * as fs from 'node:fs';
 import type { Dump, DumpMap } from '../dump/model.js';
-import { mapsNamed, pinNames, sameNamed, wholeName } from '../dump/select.js';
+import { counterpart, mapsNamed, pinNames, wholeName } from '../dump/select.js';
 import { BpfimgError } from '../errors.js';
 import { mapSubject } from '../kernel/flags.js';
 import { type LiveMap, LiveMaps, type Selectors } from '../kernel/live.js';
@@ -49,8 +49,7 @@ export function mapChoice(words: readonly string[]): MapChoice {
 }
 
 /**
- * Finds the live map for each map of the source: one that `pairs` names, the only one if both sides have one map, else
- * by name.
+ * Finds the live map for each map of the source.
  * @param missing called with a map that has none, and what to say of it
  */
 export function matchTargets(
@@ -64,13 +63,16 @@ export function matchTargets(
   for (const [old, fresh] of pairs) {
     for (const map of mapsNamed(dump.maps, old)) byHand.set(map, targetNamed(targets, old, fresh));
   }
-  const [only] = targets;
-  const single = maps.length === 1 && targets.length === 1 ? only : undefined;
   const taken = new Map<LiveMap, DumpMap>();
   const matched: Matched[] = [];
   for (const map of maps) {
     const subject = mapSubject(map.mapId, wholeName(map) ?? '');
-    const found = byHand.get(map) ?? single ?? named(map, targets, subject);
+    const found = counterpart(map, targets, {
+      byHand: byHand.get(map),
+      alone: maps.length === 1,
+      names: ({ pins, name }) => ({ pins: pinNames(pins), name }),
+      several: (all) => `several maps have its name: ${listed(all)}; --map OLD=NEW says which`,
+    });
     if (found === undefined) {
       const why = `--into has no map of that name, but ${listed(targets)}; --map OLD=NEW names one`;
       missing(map, new BpfimgError('notFound', why, { subject }));
@@ -87,16 +89,6 @@ export function matchTargets(
     matched.push({ map, live: found });
   }
   return matched;
-}
-
-function named(map: DumpMap, targets: readonly LiveMap[], subject: string): LiveMap | undefined {
-  const found = sameNamed(map, targets, ({ pins, name }) => ({ pins: pinNames(pins), name }));
-  if (found.length > 1) {
-    throw new BpfimgError('usage', `several maps have its name: ${listed(found)}; --map OLD=NEW says which`, {
-      subject,
-    });
-  }
-  return found[0];
 }
 
 function targetNamed(targets: readonly LiveMap[], old: string, fresh: string): LiveMap {
