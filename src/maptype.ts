@@ -7,10 +7,12 @@
 import { SMALLEST_PAGE } from './bytes.js';
 import { MAP_FLAG, type MapShape } from './kernel/flags.js';
 import type { BpfMap, MapSpec } from './kernel/map.js';
+import type { ProgramFacts } from './kernel/objects.js';
 import type { Counted, CreateRule, KnownTypes } from './kernel/rules.js';
 import type { Sys } from './kernel/sys.js';
 
 export { idAndName, mapSubject, NAME_MOST } from './kernel/flags.js';
+export type { ProgramFacts } from './kernel/objects.js';
 export { listed } from './kernel/pattern.js';
 export { type KnownTypes, typesRefused } from './kernel/rules.js';
 
@@ -239,18 +241,6 @@ export interface Template {
   readonly flags: number;
   /** The types of their keys and values, if a program defines them. */
   readonly types?: TypeFacts | undefined;
-}
-
-/** A loaded program, as far as it is known. */
-export interface ProgramFacts {
-  readonly id?: number | undefined;
-  /** BPF_PROG_TYPE_*. */
-  readonly type?: number | undefined;
-  readonly name?: string | undefined;
-  /** The kernel's hash of its instructions, 8 bytes: the same on every host. */
-  readonly tag?: Uint8Array | undefined;
-  /** As `pathText` writes them. */
-  readonly pins?: readonly string[] | undefined;
 }
 
 /** What an item's value refers to, if it is a number that has no meaning elsewhere. */

@@ -13,3 +13,8 @@ export const VALUES_OF_WHOLE = 8;
 export interface JsonObject {
   [name: string]: Json;
 }
+
+/** Whether a value is an object and not a list. */
+export function isObject(value: Json | undefined): value is JsonObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}

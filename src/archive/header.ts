@@ -2,6 +2,7 @@
  * Headers of tar archives, as blocks of 512 bytes: ustar, GNU's and older ones. Names are bytes, one character
  * each, and nothing in them is trusted.
  */
+import { untilNul } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 
 /** Headers and the bytes of entries come in blocks of this size. */
@@ -42,14 +43,8 @@ function field(block: Uint8Array, [from, to]: readonly [number, number]): Buffer
   return Buffer.from(block.buffer, block.byteOffset + from, to - from);
 }
 
-/** The text before the first NUL, one character per byte. */
-function text(bytes: Buffer): string {
-  const end = bytes.indexOf(0);
-  return bytes.toString('latin1', 0, end < 0 ? bytes.length : end);
-}
-
 function octal(bytes: Buffer): number | undefined {
-  const digits = text(bytes).trim();
+  const digits = untilNul(bytes).trim();
   return /^[0-7]*$/.test(digits) ? Number.parseInt(digits || '0', 8) : undefined;
 }
 
@@ -97,8 +92,8 @@ export function parseHeader(block: Uint8Array): Header {
   const magic = field(block, FIELD.magic).toString('latin1');
   const star = field(block, [508, 512]).toString('latin1') === 'tar\0';
   const [from, to] = FIELD.prefix;
-  const prefix = magic.startsWith('ustar\0') ? text(field(block, [from, star ? from + 131 : to])) : '';
-  const name = text(field(block, FIELD.name));
+  const prefix = magic.startsWith('ustar\0') ? untilNul(field(block, [from, star ? from + 131 : to])) : '';
+  const name = untilNul(field(block, FIELD.name));
   return {
     name: prefix === '' ? name : `${prefix}/${name}`,
     type: String.fromCharCode(block[156] as number),

@@ -7,7 +7,7 @@
 
 import { exactInteger, hex, unhex, utf8 } from '../bytes.js';
 import { type PointerError, pointerPart } from '../errors.js';
-import type { Json, JsonObject } from '../value.js';
+import { isObject, type Json, type JsonObject } from '../value.js';
 import type { EnumType } from './btf.js';
 import { phrase, putInteger, putPhrase, putQuoted64, type Sink } from './sink.js';
 
@@ -52,11 +52,6 @@ export function foundText(value: Json | undefined): string {
   if (typeof value === 'object' && value !== null) return 'an object';
   if (typeof value !== 'string') return String(value);
   return JSON.stringify(value.length > 40 ? `${value.slice(0, 40)}…` : value);
-}
-
-/** Whether a value is an object and not a list. */
-export function isObject(value: Json): value is JsonObject {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 /** The bytes of `{"$raw": "hex"}`, which can represent a value of any type; undefined for any other JSON. */

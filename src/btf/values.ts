@@ -25,7 +25,7 @@
  */
 import { hex } from '../bytes.js';
 import { PointerError, pointerPart } from '../errors.js';
-import type { Json, JsonObject } from '../value.js';
+import { isObject, type Json, type JsonObject } from '../value.js';
 import {
   type ArrayType,
   type Btf,
@@ -50,7 +50,6 @@ import {
   floatCodec,
   foundText,
   intCodec,
-  isObject,
   looseCodec,
   oneOf,
   opaqueCodec,

@@ -3,8 +3,8 @@ import { viewOf } from '../bytes.js';
 import type { MapDifference } from '../diff/diff.js';
 import type { DumpMap } from '../dump/model.js';
 import type { ItemForms } from '../json/forms.js';
-import type { Json } from '../value.js';
-import { ItemsView, isJsonObject, partChanges } from './diff-report.js';
+import { isObject, type Json } from '../value.js';
+import { ItemsView, partChanges } from './diff-report.js';
 
 /** A part of a value that has changed. */
 export interface ChangedPart {
@@ -173,7 +173,7 @@ function together(values: readonly Json[]): Json {
   if (Array.isArray(first) && values.every((one) => Array.isArray(one) && one.length === first.length)) {
     return first.map((_, i) => together(values.map((one) => (one as Json[])[i] as Json)));
   }
-  if (isJsonObject(first) && values.every((one) => isJsonObject(one))) {
+  if (isObject(first) && values.every((one) => isObject(one))) {
     return Object.fromEntries(
       Object.keys(first).map((name) => [
         name,

@@ -11,7 +11,7 @@ import { FORM_MOST, formsThatFit, type ItemForms, type JsonForm } from '../json/
 import { COMPACT, print } from '../json/print.js';
 import { flagWords, type MapTypes } from '../maptype.js';
 import { type Colours, DUMP_WIDTH, hexGroups, nameText, plural } from '../render.js';
-import type { Json } from '../value.js';
+import { isObject, type Json } from '../value.js';
 import { printLines } from './written.js';
 
 /** A map of one side, and how it is printed. */
@@ -118,16 +118,11 @@ export interface PartChange {
 export function* partChanges(a: Json | undefined, b: Json | undefined, path = ''): Generator<PartChange> {
   if (Array.isArray(a) && Array.isArray(b)) {
     for (let i = 0; i < Math.max(a.length, b.length); i++) yield* partChanges(a[i], b[i], `${path}[${i}]`);
-  } else if (isJsonObject(a) && isJsonObject(b)) {
+  } else if (isObject(a) && isObject(b)) {
     for (const name of new Set([...Object.keys(a), ...Object.keys(b)])) {
       yield* partChanges(a[name], b[name], `${path}.${name}`);
     }
   } else if (JSON.stringify(a) !== JSON.stringify(b)) yield { path, a, b };
-}
-
-/** Whether a value is a JSON object. */
-export function isJsonObject(value: Json | undefined): value is { [name: string]: Json } {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 /** `map 377 flows`, with both ids if they differ. */
@@ -366,7 +361,7 @@ function attributeText({ name, a, b }: AttributeChange): string {
 }
 
 function typesText(value: Json): string {
-  if (!isJsonObject(value)) return 'none';
+  if (!isObject(value)) return 'none';
   const name = (one: Json | undefined) => (typeof one === 'string' ? nameText(one) : 'bytes');
   return `${name(value.key)}: ${name(value.value)}`;
 }

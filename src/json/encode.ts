@@ -24,7 +24,7 @@ import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
 import { copyInput } from '../io/stream.js';
-import type { Json, JsonObject } from '../value.js';
+import { isObject, type Json, type JsonObject } from '../value.js';
 import { check } from './check.js';
 import type { ItemForms } from './forms.js';
 import { type ExpectedItems, ItemReader, type ReadItems } from './items.js';
@@ -306,8 +306,7 @@ function withProtoNames(message: string, object: JsonObject): JsonObject {
   for (const [member, value] of Object.entries(object)) {
     const name = messageFields(message).some((field) => field.name === member) ? member : protoName(message, member);
     const field = messageFields(message).find((one) => one.name === name);
-    const inner = (one: Json): Json =>
-      typeof one === 'object' && one !== null && !Array.isArray(one) ? withProtoNames(field?.of as string, one) : one;
+    const inner = (one: Json): Json => (isObject(one) ? withProtoNames(field?.of as string, one) : one);
     // A duplicate is kept, for the check to find.
     const free = name !== undefined && (name === member || object[name] === undefined);
     named[free ? name : member] =

@@ -13,7 +13,7 @@ import { Cursor, type Input, WINDOW } from '../io/input.js';
 import type { Output } from '../io/output.js';
 import { pause } from '../io/pause.js';
 import { Spool } from '../io/spool.js';
-import type { Json, JsonObject } from '../value.js';
+import { isObject, type Json, type JsonObject } from '../value.js';
 import { FORM_MOST, formsThatFit, type ItemForms, type ItemShape, type JsonForm, type JsonPrinter } from './forms.js';
 import { PRETTY, print } from './print.js';
 import { isBlank, type JsonReader } from './reader.js';
@@ -143,7 +143,7 @@ export function rawForm(size: number): JsonPrinter {
 /** The bytes of hex text, or of `{"$raw": "hex"}`, if there are `size` of them. */
 export function itemBytes(value: Json, size: number): Uint8Array | undefined {
   let text = value;
-  if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+  if (isObject(value)) {
     text = Object.keys(value).length === 1 ? (value.$raw ?? null) : null;
   }
   return typeof text === 'string' && text.length === size * 2 ? unhex(text) : undefined;

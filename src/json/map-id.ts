@@ -1,6 +1,6 @@
 /** Values of maps of maps: the id of an inner map. */
 import { PointerError } from '../errors.js';
-import type { Json } from '../value.js';
+import { isObject, type Json } from '../value.js';
 import type { JsonForm } from './forms.js';
 import { itemBytes } from './items.js';
 
@@ -19,8 +19,7 @@ export const mapIdForm: JsonForm = {
 };
 
 function idOf(value: Json): number {
-  const { map_id: id, ...more } =
-    typeof value === 'object' && value !== null && !Array.isArray(value) ? value : { map_id: undefined };
+  const { map_id: id, ...more } = isObject(value) ? value : { map_id: undefined };
   if (
     Object.keys(more).length === 0 &&
     typeof id === 'number' &&

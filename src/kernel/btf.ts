@@ -1,7 +1,7 @@
 /** BTF objects of the kernel: reads their bytes and loads them again. */
+import { untilNul } from '../bytes.js';
 import { ATTR, BTF_INFO } from './abi.js';
 import { KernelError } from './error.js';
-import { kernelName } from './map.js';
 import { Attr, ERRNO, pinned, type Sys } from './sys.js';
 
 /** A BTF object as it was loaded. */
@@ -43,7 +43,7 @@ export function readBtf(sys: Sys, id: number): LoadedBtf {
     const name = pinned(128);
     const blob = pinned(ask(pinned(1), name).get('btf_size'));
     const info = ask(blob, name);
-    return { id, name: kernelName(name), kernel: info.get('kernel_btf') !== 0, blob };
+    return { id, name: untilNul(name), kernel: info.get('kernel_btf') !== 0, blob };
   } finally {
     sys.close(fd);
   }
@@ -71,7 +71,7 @@ export function loadBtf(sys: Sys, blob: Uint8Array): number {
   );
   if (again >= 0) return again;
   const errno = again === -ERRNO.ENOSPC ? -fd : -again;
-  const lines = kernelName(log).trim().split('\n');
+  const lines = untilNul(log).trim().split('\n');
   const said = lines.at(-1);
   throw new KernelError('BTF', 'BPF_BTF_LOAD', errno, said === undefined || said === '' ? undefined : said);
 }

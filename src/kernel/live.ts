@@ -6,13 +6,13 @@
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { pathBytes, pathText } from '../bytes.js';
+import { pathBytes, pathText, untilNul } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
 import { KernelError } from './error.js';
 import { mapSubject } from './flags.js';
 import { type KernelMap, kernelMaps } from './iter.js';
-import { BpfMap, InfoReader, kernelName, openPin } from './map.js';
+import { BpfMap, InfoReader, openPin } from './map.js';
 import { isPattern, listed, matcher, similarNames } from './pattern.js';
 import {
   type Access,
@@ -482,7 +482,7 @@ export function programsByMap(sys: Sys, wanted: ReadonlySet<number>): Map<number
           ids = pinned(4 * count);
           continue;
         }
-        const program = { id, name: kernelName(info.getBytes('name')) };
+        const program = { id, name: untilNul(info.getBytes('name')) };
         for (let i = 0; i < count; i++) {
           const map = ids.readUInt32LE(4 * i);
           if (wanted.has(map)) users.set(map, [...(users.get(map) ?? []), program]);

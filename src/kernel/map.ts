@@ -5,7 +5,7 @@
  * Failures throw a {@link KernelError}; expected outcomes (no such key, the end) are return values.
  * values.
  */
-import { type CpuParts, cpuParts, cpuStride, isZero, pathBytes, pathText, roundUp8 } from '../bytes.js';
+import { type CpuParts, cpuParts, cpuStride, isZero, pathBytes, pathText, roundUp8, untilNul } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { ATTR, type BpfCommand, ELEM_FLAG, MAP_FLAG, MAP_INFO, MAP_LINK, mapSubject, type StructField } from './abi.js';
 import { causeOf, KernelError } from './error.js';
@@ -90,12 +90,6 @@ const LONG = 4 * 1024 * 1024;
 /** How often in a row a batch may come back empty because the map changed (EINTR) before that is an error. */
 const EMPTY_BATCHES = 100;
 
-/** A name from the kernel, up to its NUL, one character per byte. */
-export function kernelName(bytes: Buffer): string {
-  const end = bytes.indexOf(0);
-  return bytes.toString('latin1', 0, end < 0 ? bytes.length : end);
-}
-
 /** Asks the kernel about maps. One instance serves many maps. */
 export class InfoReader {
   readonly #sys: Sys;
@@ -125,7 +119,7 @@ export class InfoReader {
       valueSize: info.get('value_size'),
       maxEntries: info.get('max_entries'),
       flags: info.get('map_flags'),
-      name: kernelName(info.getBytes('name')),
+      name: untilNul(info.getBytes('name')),
       ifindex: info.get('ifindex'),
       extra: info.get64('map_extra'),
       btfId: info.get('btf_id'),

@@ -5,11 +5,11 @@
  * Cgroups and perf events are missing: the kernel reveals nothing about them.
  */
 import * as fs from 'node:fs';
-import { hex, pathBytes, pathText } from '../bytes.js';
+import { hex, pathBytes, pathText, untilNul } from '../bytes.js';
 import { ATTR, PROG_INFO, PROG_LINK } from './abi.js';
 import { KernelError } from './error.js';
 import { walkIds } from './live.js';
-import { kernelName, openPin } from './map.js';
+import { openPin } from './map.js';
 import { fdLink, interfacesOf, networkOf, openMaps, pinFiles, processes } from './proc.js';
 import { Attr, ERRNO, type Result, type Sys } from './sys.js';
 
@@ -24,11 +24,13 @@ export interface LoadedProgram {
   readonly tag: Uint8Array;
 }
 
-/** What is known of the program to find. */
-export interface WantedProgram {
+/** A loaded program, as far as it is known. */
+export interface ProgramFacts {
   readonly id?: number | undefined;
+  /** BPF_PROG_TYPE_*. */
   readonly type?: number | undefined;
   readonly name?: string | undefined;
+  /** The kernel's hash of its instructions, 8 bytes: the same on every host. */
   readonly tag?: Uint8Array | undefined;
   /** As {@link pathText} writes them. */
   readonly pins?: readonly string[] | undefined;
@@ -42,7 +44,7 @@ export interface Candidate {
 }
 
 /** How messages name a program, from what is known of it: `program 57 xdp_main tag 3b185187f1855c4c`. */
-export function programText({ id, name, tag }: WantedProgram): string {
+export function programText({ id, name, tag }: ProgramFacts): string {
   const parts = ['program', id, name === '' ? undefined : name, tag && `tag ${hex(tag)}`];
   return parts.filter((part) => part !== undefined).join(' ');
 }
@@ -56,7 +58,7 @@ export function programInfo(sys: Sys, fd: number): LoadedProgram | undefined {
   return {
     id: info.get('id'),
     type: info.get('type'),
-    name: kernelName(info.getBytes('name')),
+    name: untilNul(info.getBytes('name')),
     tag: Uint8Array.from(info.getBytes('tag')),
   };
 }
@@ -99,7 +101,7 @@ export class Programs {
    * Programs that may be the wanted one, the likeliest first: pinned at the same place with the same tag; same id, tag,
    * name and type; then the newest with the same tag, name and type. None without a tag: names and ids are too weak.
    */
-  find(wanted: WantedProgram): Candidate[] {
+  find(wanted: ProgramFacts): Candidate[] {
     const { tag, pins = [] } = wanted;
     if (tag === undefined) return [];
     const same = (one: LoadedProgram) =>

@@ -276,8 +276,8 @@ export function pathOf(node: Node): string {
 }
 
 /** The names by which C knows what is in an anonymous union. */
-export function namesIn(node: Node): string[] {
-  return node.children.flatMap((child) => (child.name === '' ? namesIn(child) : [child.name]));
+export function namesIn({ children }: Pick<Node, 'children'>): string[] {
+  return children.flatMap((child) => (child.name === '' ? namesIn(child) : [child.name]));
 }
 
 /** The type of a node as C spells it. */

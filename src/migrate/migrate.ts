@@ -468,7 +468,7 @@ class Plan {
   #chosen(union: Node, frame: Frame, counts: readonly number[]): void {
     const chosen = union.children.filter((child) => this.#isTouched(child));
     if (chosen.length > 1) {
-      const names = chosen.flatMap((child) => (child.name === '' ? namesIn(child) : [child.name]));
+      const names = namesIn({ children: chosen });
       throw this.#usage(`${names.join(' and ')} are members of one union`, '--rename or --set');
     }
     for (const child of chosen) this.#place(child, undefined, frame, counts);

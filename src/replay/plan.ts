@@ -246,6 +246,11 @@ export async function planMaps(
     const { needed, missing } = plan;
     return resized && isSizable(plan) ? { ...planMap(dump, map, types, options), needed, missing } : plan;
   });
+  return withInnerSpecs(plans);
+}
+
+/** Plans whose inner maps have the attributes that these plans give them. */
+export function withInnerSpecs(plans: readonly PlannedMap[]): PlannedMap[] {
   const specs = new Map(plans.map(({ mapId, spec }) => [mapId, spec]));
   return plans.map((plan) => ({
     ...plan,

@@ -12,7 +12,7 @@ import { type MigrationOptions, type MigrationStep, migration, type UnusedOption
 import { type CpuFold, foldCpus } from './items.js';
 import { memoryNeed } from './memory.js';
 import { type Conversion, copied, Losses, migratedItems } from './migrated.js';
-import { type Collisions, mapFacts, mapSpec, type PlannedMap } from './plan.js';
+import { type Collisions, mapFacts, mapSpec, type PlannedMap, withInnerSpecs } from './plan.js';
 
 /** What is asked of reshaped maps. */
 export interface ReshapeOptions extends MigrationOptions {
@@ -327,9 +327,5 @@ async function withInner(
     const typed = fresh === undefined ? {} : { btf, facts: { ...plan.facts, types: fresh } };
     made.push({ ...plan, spec, ...converted, memory, ...typed });
   }
-  const specs = new Map(made.map(({ mapId, spec }) => [mapId, spec]));
-  return made.map((plan) => ({
-    ...plan,
-    inner: new Map([...plan.inner.keys()].map((id) => [id, specs.get(id) as PlannedMap['spec']])),
-  }));
+  return withInnerSpecs(made);
 }
