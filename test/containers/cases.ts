@@ -134,6 +134,18 @@ if (all) {
     });
   }
 
+  t.test('runc: a limit that is too low for bpfimg is said at once', async (t) => {
+    const linux = { resources: { pids: { limit: 4 } } };
+    const container = Container.start(t, 'runc', root, { linux });
+    await container.witness.tell(...MAPS);
+    container.checkpoint();
+    container.delete();
+    const before = Date.now();
+    t.not(container.tryRestore().status, 0);
+    t.ok(Date.now() - before < 20_000, 'without a minute of silence');
+    t.match(container.log(), /Error \(bpfimg\): .*(threads|processes)/);
+  });
+
   // Not crun: of 1.21, CRIU refuses the device files in a user namespace, with maps or without.
   t.test('runc: a user namespace, with maps that it inherits', async (t) => {
     const sys = await openSys(types);
