@@ -1,4 +1,4 @@
-/** What has changed in a map from one look to the next: the largest changes, and how fast numbers grow. */
+/** What has changed in a map between two looks: the largest changes, and how fast numbers grow. */
 import { viewOf } from '../bytes.js';
 import type { MapDifference } from '../diff/diff.js';
 import type { DumpMap } from '../dump/model.js';
@@ -36,7 +36,7 @@ export interface MapTick {
   readonly removed: number;
   /** The largest changes first, then items that are new or gone, as far as the limit allows. */
   readonly shown: readonly ChangedItem[];
-  /** Changed items that were not looked at, so that they are not among those shown. */
+  /** Changed items that were not looked at and so cannot be among those shown. */
   readonly skipped: number;
 }
 

@@ -67,7 +67,7 @@ export function limitOf(text: string | undefined): number | undefined {
 const NAMED = 5;
 
 /**
- * Says which maps are fuller than `limit`, and of which that is not known.
+ * Says which maps are fuller than `limit`, and for which that is unknown.
  * @returns the exit code
  */
 export function judged(maps: readonly Fullness[], limit: number, types: MapTypes, say: (line: string) => void): number {

@@ -1,4 +1,4 @@
-/** `replay --into`: which maps, what is written before, and what is told afterwards. */
+/** `replay --into`: which maps, what is saved first, and what is printed afterwards. */
 import * as path from 'node:path';
 import { capture } from '../capture/capture.js';
 import { folderFiles } from '../dump/files.js';
@@ -20,7 +20,7 @@ import { findTargets, type Matched, mapChoice, matchTargets } from '../source/ta
 import { Progress } from './progress.js';
 import type { ReplayRun } from './reshaping.js';
 
-/** What the command line says of it. */
+/** What the command line says about it. */
 export interface IntoArguments {
   readonly into: string;
   readonly mode: IntoMode;
@@ -141,7 +141,7 @@ async function modelOf(sys: Sys, matched: readonly Matched[], types: MapTypes, n
     const dump = path.join(folder.path, 'dump');
     const maps = matched.map(({ live }) => live).sort((a, b) => a.id - b.id);
     if (maps.length > 0) await capture(sys, maps, dump, types, { bare: true });
-    // Without items, all of it is in memory, but for types, which are read when they are needed.
+    // Without items, everything is in memory except types, which are read when they are needed.
     const model = await openDump(folderFiles(dump, name));
     const close = () => {
       model.close();
@@ -163,7 +163,7 @@ async function likeTargets(
   { args: { migration, percpu, into }, sys, types }: ReplayRun<IntoArguments>,
 ): Promise<PlannedMap[]> {
   const pairs = new Map(matched.map(({ map, live }) => [String(map.mapId), String(live.id)]));
-  // Those without a target are left out, and have been told.
+  // Those without a target are left out, and have been reported.
   const skip = () => {};
   const options = { ...migration, types, pairs, onlyPairs: true, perCpu: percpu, cpus: sys.cpus, skip };
   const reshaped = await reshape(dump, plans, { dump: model, name: into }, options);
@@ -195,7 +195,7 @@ async function backup(
 // ---------------------------------------------------------------------------------------------------
 // Signals
 
-/** Listens to signals in place of those who would end the process at once; a second one does. */
+/** Handles signals instead of the listeners that would end the process at once; a second signal ends it. */
 function interrupted(): { readonly signal: AbortSignal; code(): number | undefined; end(): void } {
   const abort = new AbortController();
   let code: number | undefined;
@@ -212,7 +212,7 @@ function interrupted(): { readonly signal: AbortSignal; code(): number | undefin
       for (const listener of listeners) if (!process.listeners(name).includes(listener)) process.on(name, listener);
     }
   };
-  // Each signal is listened to all the time: Node would end at once.
+  // There is always a listener for each signal: without one, Node would end at once.
   for (const [name, listeners] of before) {
     process.on(name, heard);
     for (const listener of listeners) process.off(name, listener);
@@ -221,7 +221,7 @@ function interrupted(): { readonly signal: AbortSignal; code(): number | undefin
 }
 
 // ---------------------------------------------------------------------------------------------------
-// What is told
+// Output
 
 function known({ plan }: IntoRow) {
   return { map_id: plan.mapId, name: plan.name, type: plan.type.name };

@@ -1,4 +1,4 @@
-/** A source as a document that people edit, and their changes on its way back. */
+/** Makes a source a document that people edit, and writes their changes back. */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { cpuParts, hex, viewOf } from '../bytes.js';
@@ -221,7 +221,7 @@ class LiveEditing extends DumpEditing {
 const refused = (subject: string, what: string) => new BpfimgError('conflict', what, { subject });
 
 /**
- * Puts the changes of one map, but for items that a program has changed since they were read.
+ * Makes the changes of one map, except to items that a program has changed since they were read.
  * @param lines receives what was done, and what was not
  * @returns how many items were left alone
  */

@@ -95,7 +95,7 @@ export async function openItems(
     items?.close();
     throw error;
   }
-  // What bpf(2) reads of such a map is not what an item of it is: a capture has its items.
+  // What bpf(2) reads from such a map is not its items; a capture has them.
   dump.close();
   source.close();
   return openCaptured(other as number, host, types, options);
@@ -425,7 +425,7 @@ class LiveItems extends Items {
         else if (this.type?.holdsReferences === true) throw indirect(this.map, this.types);
         else this.#live.update(key, value);
       } catch (error) {
-        // What is written stays.
+        // What has been written stays.
         throw done === 0 ? error : followed(error, `${done} of ${edits.length} changes had been made`);
       }
     }

@@ -1,6 +1,6 @@
 /**
- * Items into maps that exist. All maps are held against their sources before the first write; a live map cannot be
- * undone, so whatever ends a run, the error says what has been written.
+ * Puts items into maps that exist. All maps are compared with their sources before the first write. What is written
+ * to a live map cannot be undone, so whatever ends a run, the error says what has been written.
  */
 import { Btf } from '../btf/btf.js';
 import { BpfimgError, followed } from '../errors.js';
@@ -36,11 +36,11 @@ export interface IntoOptions {
   readonly mode: IntoMode;
   /** Count what would be written, and write nothing. */
   readonly dry?: boolean;
-  /** `sync` may delete more than it puts. */
+  /** Let `sync` delete more items than it writes. */
   readonly force?: boolean;
-  /** Look at the maps afterwards: nothing may be left to do. */
+  /** Check the maps afterwards: nothing may be left to do. */
   readonly verify?: boolean;
-  /** Called with each map whose type takes no items; it is left out. When not given, it is an error. */
+  /** Called with each map whose type takes no items; it is left out. Without it, that is an error. */
   readonly skip?: ((pair: IntoPair, why: string) => void) | undefined;
   /** Called when all maps are known to fit, before the first write. */
   readonly before?: (() => Promise<void>) | undefined;
@@ -78,7 +78,7 @@ export async function replayInto(
       throw new BpfimgError('unsupported', `${none}; --skip-unsupported leaves it out`, { subject: pair.plan.subject });
     } else chosen.push(await target(sys, pair, mode));
   }
-  // These show only when they are looked at whether they fit.
+  // For these, only a dry run shows whether they fit.
   const looked = (one: Target) => mode === 'sync' || one.type.inner === true;
   for (const one of dry ? [] : chosen.filter(looked)) {
     const [{ counts } = one] = await new Run(sys, [one], plans, { ...options, dry: true }).run();
@@ -155,7 +155,7 @@ function parsed(value: ValueBlob | undefined): ValueType | undefined {
   return value && { btf: Btf.parse(value.blob, { name: value.name }), id: value.id };
 }
 
-/** @throws BpfimgError if a sync would delete more than it puts */
+/** @throws BpfimgError if a sync would delete more items than it writes */
 function checkSync({ plan, map }: Target, { inserted, updated, unchanged, deleted }: IntoCounts): void {
   const puts = inserted + updated + unchanged;
   if (deleted <= puts) return;
@@ -285,7 +285,7 @@ export function lacksItems({ counts: { dropped } }: IntoRow): boolean {
   return [...dropped.keys()].some((why) => why !== DROPPED.absent);
 }
 
-/** Runs it all again without writing: whatever there is left to do was not written, unless it was dropped. */
+/** Runs everything again without writing: whatever is left to do was not written, unless it was dropped. */
 async function verify(sys: Sys, targets: readonly Target[], plans: readonly PlannedMap[], options: IntoOptions) {
   for (const one of targets.filter(({ type }) => type.key !== 'none')) {
     const again = { ...one, counts: noCounts() };

@@ -1,13 +1,13 @@
 /**
- * Which keys a map has and which of them were there in the source, in memory that is bounded: not the keys, but 96 bits
- * of a hash that nobody who chooses keys can foresee.
+ * Remembers which keys a map has and which of them the source has, in bounded memory: instead of the keys it keeps
+ * 96 bits of a hash that nobody who chooses keys can predict.
  */
 import { copyBytes, viewOf } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { blankBeyondPrefix, KeyHash } from '../keyhash.js';
 import type { MapType } from '../maptype.js';
 
-/** Keys that one table holds, in about 47 MiB. Of more, some parts are looked at one after the other. */
+/** Keys that one table holds, in about 47 MiB. If there are more, they are handled in several parts, one by one. */
 export const MOST_KEYS = 2 ** 21;
 
 const WORDS = 4;
@@ -27,12 +27,12 @@ const STATE = THERE | KEPT | DONE;
 export interface KeyTableOptions {
   readonly keySize: number;
   readonly type: Pick<MapType, 'key'>;
-  /** Keys, about: there is room for some more. */
+  /** About how many keys; there is room for some more. */
   readonly most: number;
   /** The table holds only the keys of one of so many parts, a power of two. */
   readonly parts?: number;
   readonly part?: number;
-  /** Keys there probably are: memory that is never used costs nothing. */
+  /** How many keys there probably are: memory that is never used costs nothing. */
   readonly few?: number;
 }
 
@@ -53,7 +53,7 @@ export class KeyTable {
   /** Place of the last key in the window. */
   #at = 0;
   #keys = 0;
-  /** Means nothing: without it, V8 would leave out reading what it is made of. */
+  /** Not used: it keeps V8 from leaving out the reads that make it. */
   touched = 0;
 
   readonly keySize: number;
@@ -157,7 +157,7 @@ export class KeyTable {
     return ((this.#slots[slot + 3] as number) & THERE) !== 0;
   }
 
-  /** Whether that was with this value. */
+  /** Whether it had the key with this value. */
   hadValue(slot: number, values: DataView, at: number, size: number): boolean {
     const [hash, slots] = [this.#valueHash, this.#slots];
     hash.of(values, at, size);

@@ -155,7 +155,7 @@ export function refused(error: unknown, key: Uint8Array): unknown {
   return error instanceof KernelError && key.length > 0 ? error.of(`item ${hex(key)}`) : error;
 }
 
-/** Why the kernel does not take an item that it might take another time; undefined for real failures. */
+/** Why the kernel refuses an item that it might accept at another time; undefined for real failures. */
 export function dropReason(error: unknown): string | undefined {
   if (!(error instanceof KernelError)) return undefined;
   if (error.errno === ERRNO.E2BIG || error.errno === ERRNO.ENOSPC) return DROPPED.full;
@@ -163,7 +163,7 @@ export function dropReason(error: unknown): string | undefined {
   return undefined;
 }
 
-/** Writes items `from` to the end one by one, with these flags. What is there, or is not, against `flags` is no error. */
+/** Writes items `from` to the end one by one. A key that is there or missing, contrary to `flags`, is no error. */
 async function putEach(part: Part, from: number, { counts }: IntoWork, flags = 0): Promise<void> {
   for (let i = from; i < part.count; i++) {
     try {
@@ -171,7 +171,7 @@ async function putEach(part: Part, from: number, { counts }: IntoWork, flags = 0
     } catch (error) {
       const why = dropReason(error);
       if (why === undefined) throw refused(error, part.key(i));
-      // Others were faster.
+      // Another process was faster.
       if (flags === ELEM_FLAG.NOEXIST && why === DROPPED.absent) counts.unchanged++;
       else drop(counts, why);
       continue;
@@ -205,10 +205,10 @@ function isSimple(map: BpfMap, items: ItemSource, { mode, dry, type }: IntoWork)
   return items.count <= Math.min(map.maxEntries, MOST_SIMPLE) && map.nextKey(undefined) === undefined;
 }
 
-/** Items that need no table of keys, so that those that may be there twice can be remembered. */
+/** Most items that are written without a table of keys: of these, repeated keys can be remembered. */
 const MOST_SIMPLE = 16 * 1024 * 1024;
 
-/** Puts items into an empty map. Those whose key was there before, perhaps, come last, and only if it was not. */
+/** Puts items into an empty map. Those whose keys may have come before are written last, and only if they had not. */
 async function fillEmpty(map: BpfMap, items: ItemSource, work: IntoWork): Promise<void> {
   const seen = seenKeys(items, work.type);
   const again: number[] = [];
@@ -237,7 +237,7 @@ async function fillEmpty(map: BpfMap, items: ItemSource, work: IntoWork): Promis
       work.counts.inserted++;
     } catch (error) {
       if (!(error instanceof KernelError)) throw error;
-      // The later one is there: that counts.
+      // The later one is there, and that one counts.
       if (error.errno === ERRNO.EEXIST) continue;
       const why = dropReason(error);
       if (why === undefined) throw refused(error, part.key(0));
@@ -259,8 +259,8 @@ class TooManyKeys extends Error {}
  */
 export async function mergeItems(map: BpfMap, items: ItemSource, work: IntoWork, most = MOST_KEYS): Promise<void> {
   if (work.type.evicts !== true || work.dry) return mergeParts(map, items, work, most);
-  // The kernel has free elements for each CPU, and evicts when those of one are used up: so all is written from one, or
-  // from each its share where each CPU has a share of the map.
+  // The kernel has free elements for each CPU, and evicts when one CPU's are used up. So everything is written from one
+  // CPU, or, if each CPU has its own share of the map, each share from its CPU.
   const before = map.sys.getAffinity();
   const cpus = evictingCpus(map, before);
   const places: Places = {
@@ -277,7 +277,7 @@ export async function mergeItems(map: BpfMap, items: ItemSource, work: IntoWork,
   }
 }
 
-/** From which CPU items are written. */
+/** The CPUs from which items are written. */
 interface Places {
   /** Parts of the source, each of which has its own. */
   readonly shares: number;
@@ -300,7 +300,7 @@ async function mergeParts(
   while (items.count / parts > most / 2) parts *= 2;
   const done = { items: 0, held: undefined as number | undefined };
   for (let part = 0; part < parts; ) {
-    // Of an empty map, a smaller table will do.
+    // For an empty map, a smaller table will do.
     const held = map.nextKey(undefined) === undefined ? SOME : map.maxEntries;
     const [more, few] = [items.count / parts, Math.max(items.count, held) / parts];
     const table = new KeyTable(hash, {
@@ -448,7 +448,7 @@ class Merge {
     await eachPart(this.map, items, work, { writers, shares, read, write, progress });
   }
 
-  /** Says what is to be done with each item of a part, and leaves out those with which nothing is. */
+  /** Decides what to do with each item of a part, and leaves out those with nothing to do. */
   #classify(part: Part): void {
     const { table, map, work } = this;
     const { keys, values } = part.batch;
@@ -465,7 +465,7 @@ class Merge {
       else if (!there && work.mode === 'update') drop(work.counts, DROPPED.absent);
       else if (!there) part.todo[i] = INSERT;
       else if (work.mode === 'sum' || !table.hadValue(slot, valueView, at, map.valueStride)) part.todo[i] = UPDATE;
-      // To an LRU map, that it is written again makes it one of the newest.
+      // In an LRU map, writing an item again makes it one of the newest.
       else if (work.type.evicts === true) part.todo[i] = SAME;
       else work.counts.unchanged++;
     }
@@ -512,7 +512,7 @@ class Merge {
     }
   }
 
-  /** Deletes all keys of this part that the source does not have. First of all: it makes room. */
+  /** Deletes all keys of this part that the source does not have. This comes first because it makes room. */
   async #deleteOthers(): Promise<void> {
     const { table, map, items, work } = this;
     const read = (part: Part) => {
@@ -523,7 +523,7 @@ class Merge {
       }
     };
     await eachPart(map, items, work, { read });
-    // Not while they are read: that would begin again, or miss some.
+    // Not while the keys are read: the reading would start again, or miss some.
     const most = Math.max(1, Math.floor(DELETED_BYTES / map.keySize));
     for (let more = true; more; ) {
       const others: Buffer[] = [];
@@ -533,7 +533,7 @@ class Merge {
         const view = viewOf(keys);
         for (let i = 0; i < all; i++) {
           const slot = table.find(view, i);
-          // Only what was there when it was looked at: what others have put in since is not ours to delete.
+          // Only keys that were there when we looked: what others have added since is not ours to delete.
           if (slot === ELSEWHERE || !table.isThere(slot) || table.isKept(slot)) continue;
           if (work.dry) work.counts.deleted++;
           else if (count === most) more = true;
@@ -616,7 +616,7 @@ export async function mergeIndexes(map: BpfMap, items: ItemSource, work: IntoWor
     part.todo.fill(UPDATE);
     part.batch.values.fill(0);
     await put(part);
-    // To people that is neither an update nor an item that stays.
+    // People would call that neither an update nor an unchanged item.
     counts.deleted += counts.updated - before.updated;
     Object.assign(counts, { updated: before.updated, unchanged: before.unchanged });
     await pause();
@@ -705,7 +705,7 @@ export async function appendItems(map: BpfMap, items: ItemSource, work: IntoWork
           counts.inserted++;
         } catch (error) {
           if (dropReason(error) === undefined) throw error;
-          // Nothing behind it may come in before it.
+          // No later item may overtake it.
           drop(counts, DROPPED.full, items.count - done - i);
           return;
         }

@@ -1,4 +1,4 @@
-/** Items as the items of a map with other types: converted while a replay reads them. */
+/** Converts items to those of a map with other types, while a replay reads them. */
 import { hex } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import type { ItemSource } from '../maptype.js';
@@ -8,7 +8,7 @@ import { stepsOf } from './items.js';
 /** How a key or a value is converted. */
 export type Conversion = Pick<Migration, 'from' | 'to' | 'same' | 'mayLose' | 'convert'>;
 
-/** Items of one map before they are converted, and how they lie in it. */
+/** Items of one map before they are converted, and their layout. */
 export interface MigratedItems {
   readonly items: ItemSource;
   readonly key: Conversion;
@@ -77,7 +77,7 @@ export class Losses {
     return `lost: ${[...this.#times].map(([what, times]) => `${what} (${times === 1 ? 'once' : `${times} times`})`).join(', ')}`;
   }
 
-  /** How often what was lost. */
+  /** What was lost, and how often. */
   get times(): ReadonlyMap<string, number> {
     return this.#times;
   }

@@ -14,7 +14,7 @@ import { memoryNeed } from './memory.js';
 import { type Conversion, copied, Losses, migratedItems } from './migrated.js';
 import { type Collisions, mapFacts, mapSpec, type PlannedMap, withInnerSpecs } from './plan.js';
 
-/** What is asked of reshaped maps. */
+/** How maps are reshaped. */
 export interface ReshapeOptions extends MigrationOptions {
   readonly types: MapTypes;
   /** Names of maps there, by what a user calls maps of the dump. */
@@ -23,7 +23,7 @@ export interface ReshapeOptions extends MigrationOptions {
   readonly onlyPairs?: boolean | undefined;
   /** Names matter even if both sides have one map: there are others. */
   readonly byName?: boolean | undefined;
-  /** What is lost is counted; else it is an error. */
+  /** What is lost is only counted; otherwise it is an error. */
   readonly lossy?: boolean | undefined;
   /** What to do with two old keys that become the same; `error` by default. */
   readonly onCollision?: Collisions | undefined;
@@ -174,7 +174,7 @@ function reshaped(plan: PlannedMap, like: DumpMap, model: Model, pair: TypePair,
     plugin: types.plugin(spec.type),
     spec: { ...spec, numaNode: spec.numaNode ?? -1 },
     items,
-    // All that it lacked is known from there.
+    // Everything that was missing is known from there.
     lacks:
       plan.items.count === 0 && plan.facts.template === undefined && facts.template !== undefined ? [] : plan.lacks,
     facts: {
@@ -299,7 +299,7 @@ interface InnerModel {
   readonly types: NamedTypes | undefined;
 }
 
-/** Inner maps of reshaped maps become what those expect. */
+/** Makes the inner maps of reshaped maps as those expect them. */
 async function withInner(
   plans: readonly PlannedMap[],
   models: ReadonlyMap<number, InnerModel>,

@@ -30,7 +30,7 @@ export function seenKeys(items: Pick<ItemSource, 'count' | 'keySize'>, type: Pic
 /** Most indexes to remember, as a power of two: 64 MiB of bits. */
 const MOST_INDEXES = 29;
 
-/** For indexes of an array, exact; for an array with too many, none is remembered. */
+/** For indexes of an array, exact; if there are too many, none are remembered. */
 export function seenIndexes(map: Pick<BpfMap, 'maxEntries'>): Seen {
   const { maxEntries } = map;
   if (maxEntries > 2 ** MOST_INDEXES) return () => false;

@@ -1,4 +1,4 @@
-/** Values as numbers that are added. */
+/** Adds values as numbers. */
 import { Btf, MAX_TYPE_DEPTH } from '../btf/btf.js';
 import { declaredOrder } from '../btf/meaning.js';
 import { specialKind } from '../btf/special.js';
@@ -24,7 +24,7 @@ const MOST_NUMBERS = 65_536;
 
 /**
  * How the values of `map` are added: their integer members where they have a type, else the whole value if it has 1, 2,
- * 4 or 8 bytes, else its words of 8 or 4 bytes. Sums wrap. Of per-CPU maps, CPU by CPU.
+ * 4 or 8 bytes, else its words of 8 or 4 bytes. Sums wrap. In per-CPU maps, CPU by CPU.
  * @throws BpfimgError `unsupported` for values without numbers
  */
 export function summing(map: BpfMap, type: ValueType | undefined): IntoWork['add'] {
@@ -99,7 +99,7 @@ function integers({ btf, id }: ValueType, subject: string): Span[] {
 
 /**
  * Fills a fresh map with items whose keys may have become the same: their values are added.
- * @param old the items before: of one that was read twice there, the last counts
+ * @param old the items before they were converted; of several with the same key, the last counts
  */
 export async function sumCollisions(map: BpfMap, plan: PlannedMap, old: ItemSource): Promise<Report> {
   const { btf, facts, items } = plan;

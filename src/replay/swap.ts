@@ -66,7 +66,7 @@ function changed(file: string, what: string, change: () => void): void {
 /** The pins of one run that change hands. Everything is as before unless {@link keep} is called. */
 export class Swap {
   readonly #coming: { readonly replaced: Replaced; readonly file: Buffer }[] = [];
-  /** What takes back the changes so far. */
+  /** What undoes the changes so far. */
   readonly #back: (() => void)[] = [];
   #unregister: (() => void) | undefined;
 
@@ -163,7 +163,7 @@ export function commitSwap(given: readonly string[]): string[] {
   return all.map(({ pin }) => pin);
 }
 
-/** Takes swaps back, finished or not: the old maps have their names again. Else as {@link commitSwap}. */
+/** Undoes swaps, finished or not: the old maps get their names back. Otherwise like {@link commitSwap}. */
 export function rollBackSwap(given: readonly string[]): string[] {
   const all = given.flatMap(pending);
   for (const { pin, kept } of all) {

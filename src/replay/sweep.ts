@@ -1,6 +1,6 @@
 /**
- * Maps that are written while their items are carried over: the old maps are read again, and what has changed in them
- * since the last reading follows into the fresh ones. What others have put into a fresh map meanwhile is kept.
+ * Maps that are still written to while their items are copied: the old maps are read again, and what has changed in
+ * them since the last reading is copied as well. What others have put into a fresh map in the meantime is kept.
  */
 import { viewOf } from '../bytes.js';
 import { pause } from '../io/pause.js';
@@ -20,7 +20,7 @@ export interface SweepCounts {
   inserted: number;
   updated: number;
   deleted: number;
-  /** Changed in the old map, but by others in the fresh one as well, which stays as it is. */
+  /** Changed in the old map, but others have changed them in the fresh one too, which stays as it is. */
   kept: number;
   /** Items that the fresh map does not take, by reason. */
   readonly dropped: Map<string, number>;
@@ -112,7 +112,7 @@ class Sweeping implements SweptMap {
     return counts.inserted + counts.updated + counts.deleted > 0;
   }
 
-  /** There will be no further sweep, though the last one has found something. */
+  /** There will be no further sweep, although the last one found something. */
   end(): void {
     const { inserted = 0, updated = 0, deleted = 0 } = this.sweeps.at(-1) ?? {};
     if (inserted + updated + deleted > 0) this.note = 'the old map was still changing';
@@ -186,14 +186,14 @@ class Follower {
   }
 
   /**
-   * Has the changes of some keys follow.
+   * Copies the changes of some keys.
    * @param old becomes a table of what the fresh map has got from us
    * @param there the keys that it has, if looking them up does not tell
    */
   async #part(old: KeyTable, before: ItemSource, now: ItemSource, there: KeyTable | undefined): Promise<void> {
     const { map } = this;
     const size = map.valueStride;
-    // Of an item that was read twice, the last counts.
+    // If an item was read twice, the last one counts.
     await this.#each(old, before, (slot, { values }, i) => old.addThere(slot, values, i * size, size));
     await this.#each(old, now, (slot) => {
       if (old.isThere(slot)) old.setKept(slot);
@@ -271,19 +271,19 @@ class Follower {
     } catch (error) {
       const why = dropReason(error);
       if (why === undefined) throw refused(error, key);
-      // Others were there in the moment since we looked.
+      // Another process was faster than we were.
       if (why === DROPPED.absent) counts.kept++;
       else drop(counts, why);
       return;
     }
     if (known) counts.updated++;
     else counts.inserted++;
-    // An item that comes once more finds what we have put.
+    // If the same key comes again, it finds what we have written.
     old.addThere(slot, item.values, i * map.valueStride, map.valueStride);
   }
 }
 
-/** Items as they are looked at. */
+/** The items that are being looked at. */
 interface Seen {
   readonly values: DataView;
   key(i: number): Buffer;

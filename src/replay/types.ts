@@ -69,7 +69,7 @@ export interface ValueBlob {
   readonly id: number;
 }
 
-/** The type of the map's values; undefined if it has none, or may not be asked. */
+/** The type of the map's values; undefined if it has none, or if the kernel does not let us see it. */
 export function valueType(sys: Sys, map: BpfMap): ValueBlob | undefined {
   const { btfId, btfValueType } = map.info;
   if (btfId === 0 || btfValueType === 0) return undefined;

@@ -289,7 +289,7 @@ class Diff {
       throw new BpfimgError('notFound', `no such map in ${this.#labels.join(' or ')}`, { subject: `--type ${lost}` });
     }
     const forms = [];
-    // If both sides lack the same, it is said once.
+    // If both sides lack the same thing, it is said once.
     const said = new Set<string>();
     let unused = new Set(args.as);
     for (const [side, dump] of [this.a, this.b].entries()) {

@@ -48,7 +48,7 @@ async function run(args: EditArguments, io: Io): Promise<number> {
   // Nobody else may see what is in maps.
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-edit-'));
   const file = path.join(folder, name);
-  // An interrupted user does not lose what has been typed.
+  // If interrupted, what the user has typed is not lost.
   const end = whenInterrupted(() => `what you have edited is in ${file}`);
   try {
     const code = await edit(editing, file, io);

@@ -42,7 +42,7 @@ export async function helpOn(words: readonly string[], io: Io): Promise<void> {
   await run({ command: [nameAt(plain, at) ?? first] }, io);
 }
 
-/** For a command line without a command: it is not what anybody wanted on standard output. */
+/** For a command line without a command: not on standard output, because nobody asked for it. */
 export async function shortHelp(io: Io): Promise<number> {
   for (const line of (await helpText('', io)).trimEnd().split('\n')) io.say(line);
   return EXIT.usage;

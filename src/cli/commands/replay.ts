@@ -289,7 +289,7 @@ async function create(
 /** First file descriptor a command gets, as sd_listen_fds(3) has it. */
 const LISTEN_FDS_START = 3;
 
-/** An fd for whoever gets the map, good for what the original was. */
+/** An fd for whoever gets the map, with the access that the original gave. */
 interface HandedMaps {
   readonly fd: number;
   readonly note?: string;
@@ -303,7 +303,7 @@ function hand(sys: Sys, { map, plan }: FreshMap): HandedMaps {
   const mode = plan.access === 'ro' ? 'read-only' : 'write-only';
   try {
     const reopened = BpfMap.openById(sys, map.id, plan.access);
-    // Nothing else may be done with the map from here on.
+    // From here on, the map must not be used for anything else.
     map.close();
     return { fd: reopened.fd, close: () => reopened.close() };
   } catch (error) {
@@ -350,10 +350,10 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 /** The exit code of a child that `start` starts; signals that are meant for it are passed on. */
 function outcome(start: () => ChildProcess): Promise<number> {
   let child: ChildProcess | undefined;
-  // A terminal sends SIGINT to both; a second one does no harm to a command that is ending.
+  // A terminal sends SIGINT to both; another one does no harm to a command that is ending.
   const pass = (signal: NodeJS.Signals) => child?.kill(signal);
   const before = SIGNALS.map((signal) => [signal, process.listeners(signal)] as const);
-  // In this order, so that each signal is listened to all the time: Node would lose one that comes between.
+  // In this order, so that each signal always has a listener: Node would lose one that comes in between.
   for (const [signal, listeners] of before) {
     process.on(signal, pass);
     for (const listener of listeners) process.off(signal, listener as () => void);
@@ -372,7 +372,7 @@ function outcome(start: () => ChildProcess): Promise<number> {
 }
 
 // ---------------------------------------------------------------------------------------------------
-// What is told
+// Output
 
 const COLUMNS = [
   { title: 'OLD ID', right: true },
@@ -448,7 +448,7 @@ function pinsText({ pin, pins }: ReturnType<typeof pinMembers>): string {
   return pins?.join(' ') ?? pin ?? '';
 }
 
-/** Tells of pins; that nobody reads it to the end is no reason to remove them. */
+/** Reports pins. If nobody reads the report to its end, that is no reason to remove them. */
 async function tellPins(
   fresh: readonly FreshMap[],
   skipped: readonly Skipped[],
@@ -535,7 +535,7 @@ async function dryRun(plans: readonly PlannedMap[], foresight: Foresight, run: R
   return problems.length > 0 ? EXIT.failed : EXIT.ok;
 }
 
-/** What of a map's items will be lost, found by reading them; undefined for nothing. */
+/** What will be lost of a map's items, found by reading them; undefined for nothing. */
 async function lossesOf({ items, reshaped }: PlannedMap, skips: boolean): Promise<string | undefined> {
   if (reshaped === undefined || skips) return undefined;
   await countLosses(items);
@@ -566,7 +566,7 @@ interface Shown {
   readonly reshaped?: readonly PlannedMap[];
 }
 
-/** Rows as a table or as JSON: on standard output, which with a command is the command's. */
+/** Rows as a table or as JSON: on standard output, unless that is for a command. */
 async function show({ rows, columns, cells, reshaped = [] }: Shown, { args, io }: Run): Promise<void> {
   const look = colours(args.command.length === 0 && coloured(io, args.color));
   const lines = args.json

@@ -76,7 +76,7 @@ async function verified(args: VerifyArguments, io: Io): Promise<Pick<Verifier, '
     }
     const { findings, notes } = verifier;
     if (hasImages(source)) return verifier;
-    // The images of what has none are nothing that the user has seen.
+    // The user has never seen the images that were made for it.
     return { notes, findings: findings.map((finding) => ({ ...finding, image: source.name })) };
   } finally {
     source.close();
