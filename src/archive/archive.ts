@@ -6,8 +6,9 @@ import * as fs from 'node:fs';
 import { BpfimgError, errnoOf } from '../errors.js';
 import { bufferInput, Cursor, type Input, peeked, sliceInput } from '../io/input.js';
 import { pause } from '../io/pause.js';
-import { Spool, spoolFolder } from '../io/spool.js';
+import { Spool } from '../io/spool.js';
 import { copyInput } from '../io/stream.js';
+import { temporaryFolder } from '../io/temporary.js';
 import { archiveFormat, decompressed, type Format, HEAD } from './compression.js';
 import { type ArrivingEntry, type Entry, entryText, TarReader } from './reader.js';
 import { differs, parseSums, SUMS_MOST, SumsCheck, sumOf, sumsFolder } from './sums.js';
@@ -149,7 +150,7 @@ export async function openArchive(input: Input, wanted: (name: string) => boolea
 /** Bytes that may be put aside: some free space is left for others. */
 function roomAside(): number {
   try {
-    const { bavail, bsize } = fs.statfsSync(spoolFolder());
+    const { bavail, bsize } = fs.statfsSync(temporaryFolder());
     return Math.min(MOST_ASIDE, Math.floor(bavail * bsize * 0.9));
   } catch (error) {
     if (errnoOf(error) === undefined) throw error;
@@ -158,7 +159,7 @@ function roomAside(): number {
 }
 
 function tooLarge(subject: string, { name, size }: Entry, before: number, room: number): BpfimgError {
-  const text = `too large to put aside: ${before + size} bytes with those before it, at most ${room} in ${spoolFolder()}`;
+  const text = `too large to put aside: ${before + size} bytes with those before it, at most ${room} in ${temporaryFolder()}`;
   return new BpfimgError('unsupported', text, { subject, part: entryText(name) });
 }
 

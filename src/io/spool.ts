@@ -7,14 +7,10 @@ import { ioError } from '../errors.js';
 import { bufferInput, Cursor, fileInput, type Input } from './input.js';
 import { Output } from './output.js';
 import { Folder } from './place.js';
+import { temporaryFolder } from './temporary.js';
 
 /** Bytes kept in memory before a spool moves to a file. */
 const IN_MEMORY = 4 * 1024 * 1024;
-
-/** Folder of large temporary files: TMPDIR if set; else /var/tmp, because /tmp is often in memory. */
-export function spoolFolder(): string {
-  return process.env.TMPDIR ?? (fs.existsSync('/var/tmp') ? '/var/tmp' : '/tmp');
-}
 
 /** A temporary file to write and then read. Once opened, it has no name in the file system. */
 export class Spool extends Output {
@@ -43,19 +39,19 @@ export class Spool extends Output {
     try {
       for (let done = 0; done < length; ) done += fs.writeSync(this.#fd as number, bytes, done, length - done);
     } catch (error) {
-      throw ioError(`${this.name} in ${spoolFolder()}`, 'write it', error);
+      throw ioError(`${this.name} in ${temporaryFolder()}`, 'write it', error);
     }
   }
 
   #moveToFile(): void {
     let folder: Folder | undefined;
     try {
-      folder = new Folder(spoolFolder());
+      folder = new Folder(temporaryFolder());
       const file = folder.at(`.bpfimg-${process.pid}-${Math.random().toString(36).slice(2)}`);
       this.#fd = fs.openSync(file, 'wx+', 0o600);
       fs.unlinkSync(file);
     } catch (error) {
-      throw ioError(`${this.name} in ${spoolFolder()}`, 'create it', error);
+      throw ioError(`${this.name} in ${temporaryFolder()}`, 'create it', error);
     } finally {
       folder?.close();
     }

@@ -1,10 +1,15 @@
 /**
- * Temporary names. They identify their process, so that leftovers of a killed run can be removed when their target is
- * written again.
+ * Temporary files: their folder, and their names, which identify their process, so that leftovers of a killed run can
+ * be removed when their target is written again.
  */
 import * as fs from 'node:fs';
 import { errnoOf } from '../errors.js';
 import type { Folder } from './place.js';
+
+/** Folder of large temporary files: TMPDIR if set; else /var/tmp, because /tmp is often in memory. */
+export function temporaryFolder(): string {
+  return process.env.TMPDIR ?? (fs.existsSync('/var/tmp') ? '/var/tmp' : '/tmp');
+}
 
 /** Bytes of the target's name that are kept: the system allows 255 in total. */
 const NAME_BYTES = 150;

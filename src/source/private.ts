@@ -3,8 +3,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { ioError } from '../errors.js';
 import { Folder } from '../io/place.js';
-import { spoolFolder } from '../io/spool.js';
-import { noLongerScratch, removeLeft, scratchFolder, temporaryName } from '../io/temporary.js';
+import { noLongerScratch, removeLeft, scratchFolder, temporaryFolder, temporaryName } from '../io/temporary.js';
 import { noLongerUnfinished, unfinished } from '../io/unfinished.js';
 
 /** A folder that is removed when it is closed, or when the process ends. */
@@ -18,7 +17,7 @@ const TARGET = 'dump';
 
 /** Makes one in the folder for large temporary files; removes those that killed runs left there. */
 export function privateFolder(): PrivateFolder {
-  const parent = spoolFolder();
+  const parent = temporaryFolder();
   const folder = path.join(parent, temporaryName(TARGET));
   try {
     const inside = new Folder(parent);
