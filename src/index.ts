@@ -99,7 +99,7 @@ export {
   type PluginDump,
   type PluginProblem,
 } from './dump/model.js';
-export type { TableLine } from './dump/plugin-table.js';
+export type { KeptLine, TableLine } from './dump/plugin-table.js';
 export { mapName, mapsNamed, selectMaps, wholeName } from './dump/select.js';
 export { type Definitions, TypeFinder, type TypeOptions, type TypeProblem } from './dump/types.js';
 export { BpfimgError, type ErrorDetails, type ErrorKind, EXIT, PointerError } from './errors.js';

@@ -77,7 +77,7 @@ t.test('wrong usage', async (t) => {
     [['diff', file], /^bpfimg: diff needs B: what to compare it with/],
     [['criu', 'convert', 'x'], /^bpfimg: criu convert needs --to native\|plugin: /],
     [['encode', file, '-o', 'a', '-D', 'b'], /--out and --dir exclude each other/],
-    [['criu'], /criu needs a command: check, convert, build \(see bpfimg help\)/],
+    [['criu'], /criu needs a command: check, convert, forget, build \(see bpfimg help\)/],
     [['criu', 'chek', '1'], /unknown command criu chek: did you mean criu check\?/],
     [['criu', 'check', '1', '2'], /criu check: unexpected word 2 \(see bpfimg help criu check\)/],
     [['swap', 'comit', 'x'], /swap comit: expected commit or rollback: did you mean commit\?/],

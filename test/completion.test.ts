@@ -53,7 +53,7 @@ t.test('what may come next', async (t) => {
     [['nothing', ''], []],
     [
       ['criu', ''],
-      ['check', 'convert', 'build'],
+      ['check', 'convert', 'forget', 'build'],
     ],
     [['help', 'cri'], ['criu']],
     [

@@ -27,6 +27,7 @@ t.test('settings', async (t) => {
     percpu: undefined,
     libdir: [],
     takeOver: false,
+    keepPrograms: false,
   };
   t.same(readConfig(path.join(folder, 'none')), usual, 'no file is no settings');
   t.same(read(''), usual);
@@ -38,6 +39,7 @@ t.test('settings', async (t) => {
     unresolved: 'skip',
     percpu: 'sum',
   });
+  t.match(read('keep-programs yes'), { keepPrograms: true, reuse: true });
   t.same(read('take-over yes\ndump-timeout 5\nrestore-timeout 600\nrestore-hook-arguments 2').takeOver, true);
   t.same(read('libdir /a\nlibdir /b').libdir, ['/a', '/b'], 'every one counts');
   t.same(read('reuse yes\nreuse no').reuse, false, 'the last one counts');

@@ -111,13 +111,14 @@ static const struct {
 	{ "percpu", "first, sum, spread" },
 	{ "libdir", "an absolute path" },
 	{ "take-over", "yes, no" },
+	{ "keep-programs", "yes, no" },
 	{ "dump-timeout", "seconds" },
 	{ "restore-timeout", "seconds" },
 	{ "restore-hook-arguments", "1, 2" },
 };
 
 static struct {
-	bool take_over;
+	bool take_over, keep_programs;
 	int dump_timeout, restore_timeout; /* seconds without a sign of life */
 	int hook_arguments;                /* number of arguments of the restore hook; 0: find out */
 	char problem[512];                 /* what is wrong with the file; then no map is dumped or restored */
@@ -141,6 +142,8 @@ static void set(const char *name, const char *value)
 {
 	if (strcmp(name, "take-over") == 0)
 		settings.take_over = strcmp(value, "yes") == 0;
+	else if (strcmp(name, "keep-programs") == 0)
+		settings.keep_programs = strcmp(value, "yes") == 0;
 	else if (strcmp(name, "dump-timeout") == 0)
 		settings.dump_timeout = atoi(value);
 	else if (strcmp(name, "restore-timeout") == 0)
@@ -212,11 +215,24 @@ static void read_settings(void)
 
 /* ---------------------------------------------------------------- tables */
 
-/* An open file of a map. */
+/* What an open file of a BPF object is: its name in /proc/PID/fd, in the table, and the command that opens its id. */
+static const struct kind {
+	const char *link, *name;
+	int command;
+} kinds[] = {
+	{ "anon_inode:bpf-map", "map", BPF_MAP_GET_FD_BY_ID },
+	{ "anon_inode:bpf-prog", "prog", BPF_PROG_GET_FD_BY_ID },
+	{ "anon_inode:bpf_link", "link", BPF_LINK_GET_FD_BY_ID },
+	{ "anon_inode:btf", "btf", BPF_BTF_GET_FD_BY_ID },
+};
+#define MAP (&kinds[0])
+
+/* An open file of a map, or of an object that is kept. */
 struct file {
-	unsigned int id, map, flags; /* CRIU's id, the dumped map's, and fcntl(F_GETFL) */
-	unsigned int fresh;          /* id of the map that replaces it now */
-	int fd;                      /* keeps that map alive */
+	const struct kind *kind;
+	unsigned int id, map, flags; /* CRIU's id, the dumped object's, and fcntl(F_GETFL) */
+	unsigned int fresh;          /* id of the map that replaces it now, or of the object */
+	int fd;                      /* keeps that alive */
 };
 static struct file *files;
 static size_t file_count;
@@ -281,8 +297,8 @@ static int map_info(int fd, struct info *info)
 	return bpf(BPF_OBJ_GET_INFO_BY_FD, &attr);
 }
 
-/* Opens the map of a file with the access that the file had. It has the signature that __userns_call needs. */
-static int open_map(void *arg, int unused_fd, pid_t unused_pid)
+/* Opens the object of a file with the access that the file had. It has the signature that __userns_call needs. */
+static int open_object(void *arg, int unused_fd, pid_t unused_pid)
 {
 	const struct file *file = arg;
 	union bpf_attr attr;
@@ -290,12 +306,44 @@ static int open_map(void *arg, int unused_fd, pid_t unused_pid)
 	(void)unused_fd;
 	(void)unused_pid;
 	memset(&attr, 0, sizeof(attr));
-	attr.map_id = file->fresh;
-	if ((file->flags & O_ACCMODE) == O_RDONLY)
+	attr.map_id = file->fresh; /* ids of all kinds are at the same offset */
+	if (file->kind == MAP && (file->flags & O_ACCMODE) == O_RDONLY)
 		attr.open_flags = BPF_F_RDONLY;
-	else if ((file->flags & O_ACCMODE) == O_WRONLY)
+	else if (file->kind == MAP && (file->flags & O_ACCMODE) == O_WRONLY)
 		attr.open_flags = BPF_F_WRONLY;
-	return bpf(BPF_MAP_GET_FD_BY_ID, &attr);
+	return bpf(file->kind->command, &attr);
+}
+
+static const struct kind *find_kind(int fd)
+{
+	char path[64], link[64] = "";
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (readlink(path, link, sizeof(link) - 1) > 0)
+		for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
+			if (strcmp(kinds[i].link, link) == 0)
+				return &kinds[i];
+	return NULL;
+}
+
+/* What fdinfo says of an object: its id, and the hash of the instructions of a program. */
+static int object_info(int fd, const struct kind *kind, unsigned int *id, char tag[17])
+{
+	char path[64], name[16], line[128];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	snprintf(name, sizeof(name), "%s_id: %%u", kind->name);
+	strcpy(tag, "-");
+	*id = 0;
+	file = fopen(path, "re");
+	while (file && fgets(line, sizeof(line), file)) {
+		sscanf(line, name, id);
+		sscanf(line, "prog_tag: %16[0-9a-f]", tag);
+	}
+	if (file)
+		fclose(file);
+	return *id ? 0 : -1;
 }
 
 /* --------------------------------------------------------------- helpers */
@@ -624,6 +672,119 @@ static bool adopts(void)
 	return getpid() == 1 || prctl(PR_GET_CHILD_SUBREAPER, &reaper) != 0 || reaper;
 }
 
+/* -------------------------------------------------------- kept objects */
+
+/*
+ * Programs, links and BTF cannot be made again from images. They can stay in the kernel until the restore, on the same
+ * host and in the same boot: a folder of this BPF file system has pins of them. The table names folder and objects, a
+ * line `ID KIND OBJECT TAG FOLDER` each.
+ */
+#define KEPT "/sys/fs/bpf/bpfimg-kept"
+#define KEPT_LINE "%x %4[a-z] %u %16[0-9a-f-] %32[0-9a-f-]%n"
+
+/* Name of this dump's folder; empty if there is none. */
+static char kept[33];
+
+static const struct kind *kind_named(const char *name)
+{
+	for (size_t i = 1; i < sizeof(kinds) / sizeof(*kinds); i++)
+		if (strcmp(kinds[i].name, name) == 0)
+			return &kinds[i];
+	return NULL;
+}
+
+static int make_kept(void)
+{
+	char path[96];
+	unsigned int random = 0;
+
+	if (*kept)
+		return 0;
+	syscall(SYS_getrandom, &random, sizeof(random), 0);
+	snprintf(kept, sizeof(kept), "%x-%x", getpid(), random);
+	snprintf(path, sizeof(path), KEPT "/%s", kept);
+	if ((mkdir(KEPT, 0700) == 0 || errno == EEXIST) && mkdir(path, 0700) == 0)
+		return 0;
+	*kept = '\0';
+	return error("keep-programs: %s: %s (a BPF file system is needed there)", path, strerror(errno));
+}
+
+/* A map with these types, because BTF itself cannot be pinned: -1 if they have no 32-bit number, or on failure. */
+static int make_holder(int btf)
+{
+	union bpf_attr attr;
+
+	for (unsigned int type = 1; type < 65536; type++) {
+		int fd;
+
+		memset(&attr, 0, sizeof(attr));
+		attr.map_type = BPF_MAP_TYPE_ARRAY;
+		attr.key_size = attr.value_size = 4;
+		attr.max_entries = 1;
+		attr.btf_fd = btf;
+		attr.btf_key_type_id = attr.btf_value_type_id = type;
+		strcpy(attr.map_name, "bpfimg_kept");
+		fd = bpf(BPF_MAP_CREATE, &attr);
+		if (fd >= 0 || errno != EINVAL)
+			return fd;
+	}
+	return -1;
+}
+
+static int pin(int fd, const struct kind *kind, unsigned int id)
+{
+	bool types = kind->command == BPF_BTF_GET_FD_BY_ID;
+	int target = types ? make_holder(fd) : fd, failed = -1;
+	char path[128];
+	union bpf_attr attr;
+
+	snprintf(path, sizeof(path), KEPT "/%s/%s_%u", kept, kind->name, id);
+	memset(&attr, 0, sizeof(attr));
+	attr.pathname = (unsigned long)path;
+	attr.bpf_fd = target;
+	/* It is there already if the object was opened twice. */
+	if (target >= 0 && (bpf(BPF_OBJ_PIN, &attr) == 0 || errno == EEXIST))
+		failed = 0;
+	if (failed)
+		error("keep-programs: %s: %s", path, strerror(errno));
+	if (types && target >= 0)
+		close(target);
+	return failed;
+}
+
+static void unpin(const char *folder)
+{
+	char path[96];
+	DIR *pins;
+	struct dirent *entry;
+
+	snprintf(path, sizeof(path), KEPT "/%s", folder);
+	pins = opendir(path);
+	while (pins && (entry = readdir(pins)))
+		unlinkat(dirfd(pins), entry->d_name, 0);
+	if (pins)
+		closedir(pins);
+	rmdir(path);
+	rmdir(KEPT); /* if it was the last */
+}
+
+/* Lets go of what a table keeps, which is about to be removed. */
+static void forget(int folder, const char *name)
+{
+	int fd = openat(folder, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC), at;
+	FILE *from = fd < 0 ? NULL : fdopen(fd, "r");
+	char line[128], kind[5], tag[17], place[33];
+	unsigned int id, object;
+
+	while (from && fgets(line, sizeof(line), from)) {
+		at = 0;
+		if (sscanf(line, KEPT_LINE, &id, kind, &object, tag, place, &at) == 5 && line[at] == '\n')
+			unpin(place);
+	}
+	if (from)
+		fclose(from);
+}
+
 /* ---------------------------------------------------------------- images */
 
 /*
@@ -676,7 +837,10 @@ static int move(const char *from, const char *to)
 			continue;
 		if (fstatat(dirfd(source), name, &file, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(file.st_mode))
 			failed = error("%s: it is a folder", name);
-		else if (target ? renameat(dirfd(source), name, dirfd(target), name) : unlinkat(dirfd(source), name, 0))
+		else if (!target && strcmp(name, TABLE) == 0)
+			forget(dirfd(source), name);
+		if (!failed &&
+		    (target ? renameat(dirfd(source), name, dirfd(target), name) : unlinkat(dirfd(source), name, 0)))
 			failed = error("%s: %s", name, strerror(errno));
 	}
 	if (source)
@@ -719,8 +883,11 @@ static int remove_new(void)
 		if (fnmatch(ASIDE "*", entry->d_name, 0) == 0) {
 			DIR *part = open_folder(entry->d_name);
 
-			while (part && (file = readdir(part)))
+			while (part && (file = readdir(part))) {
+				if (strcmp(file->d_name, TABLE) == 0)
+					forget(dirfd(part), TABLE);
 				unlinkat(dirfd(part), file->d_name, 0);
+			}
 			if (part)
 				closedir(part);
 			unlinkat(dirfd(folder), entry->d_name, AT_REMOVEDIR);
@@ -740,19 +907,25 @@ static int put_back(void)
 	return remove_new();
 }
 
-/* Gives the helper's images their names. */
-static int put_in_place(void)
+/* Moves the old images away. */
+static int make_place(void)
 {
 	if (!in_place && (make_folder(MOVING) || move(".", MOVING) || rename_folder(MOVING, OLD)))
 		return -1;
 	in_place = true;
-	return move(NEW, ".") || remove_folder(NEW);
+	return 0;
+}
+
+/* Gives the helper's images their names. */
+static int put_in_place(void)
+{
+	return make_place() || move(NEW, ".") || remove_folder(NEW);
 }
 
 /* After a dump. If it succeeded without maps, it removes those of an older dump, too. */
 static void end_dump(bool failed)
 {
-	if (failed ? helper_ran : !in_place)
+	if (failed ? helper_ran || in_place : !in_place)
 		put_back();
 	if (!failed && !in_place)
 		move(".", NULL);
@@ -763,8 +936,8 @@ static void end_dump(bool failed)
 /* ------------------------------------------------------------------ dump */
 
 static FILE *table;
-/* Files that we do not dump: what to say about the first of them if no other plugin does. */
-static char foreign[128];
+/* The first file that we do not dump: an error unless another plugin does. */
+static const char *foreign;
 
 /* The images then go through a socket in the folder; what plugins write in the folder would be lost. */
 static int check_stream(void)
@@ -828,7 +1001,7 @@ static int capture(unsigned int wanted)
 	char (*numbers)[16] = calloc(map_count + 3, sizeof(*numbers));
 	int failed = -1;
 
-	if (args && numbers && (helper_ran || put_back() == 0)) {
+	if (args && numbers && (helper_ran || in_place || put_back() == 0)) {
 		const char *fixed[] = { NODE, BPFIMG, "criu-dump", CONFIG };
 
 		memcpy(args, fixed, sizeof(fixed));
@@ -856,6 +1029,24 @@ static int open_table(void)
 	return 0;
 }
 
+/* Adds a line to the table. */
+__attribute__((format(printf, 1, 2))) static int note(const char *format, ...)
+{
+	va_list args;
+	int wrote;
+
+	if (!table && open_table() != 0)
+		return -1;
+	va_start(args, format);
+	wrote = vfprintf(table, format, args);
+	va_end(args);
+	if (wrote < 0 || fflush(table) != 0)
+		return error("%s: %s", TABLE, strerror(errno));
+	if (file_count++ == 0 && add_inventory_plugin && add_inventory_plugin(NAME) != 0)
+		return error("CRIU failed to record that the dump needs the plugin");
+	return 0;
+}
+
 static int dump_map(int fd, unsigned int id, const struct info *info)
 {
 	const struct map *map = find_map(info->id);
@@ -873,34 +1064,46 @@ static int dump_map(int fd, unsigned int id, const struct info *info)
 	}
 	if (map->problem)
 		return error("%s", map->problem);
-	if (!table && open_table() != 0)
+	return note("%x %u %#o\n", id, info->id, fcntl(fd, F_GETFL));
+}
+
+/* Keeps an object that no image can hold. */
+static int keep(int fd, unsigned int id, const struct kind *kind)
+{
+	unsigned int object;
+	char tag[17];
+
+	if (*settings.problem)
+		return error("%s", settings.problem);
+	if (check_stream() != 0 || object_info(fd, kind, &object, tag) != 0)
 		return -1;
-	if (fprintf(table, "%x %u %#o\n", id, info->id, fcntl(fd, F_GETFL)) < 0 || fflush(table) != 0)
-		return error("%s: %s", TABLE, strerror(errno));
-	if (file_count++ == 0 && add_inventory_plugin && add_inventory_plugin(NAME) != 0)
-		return error("CRIU failed to record that the dump needs the plugin");
-	return 0;
+	/* Old images first: they may include a table. */
+	if ((!helper_ran && !in_place && put_back() != 0) || make_place() != 0)
+		return -1;
+	if (make_kept() != 0 || pin(fd, kind, object) != 0)
+		return -1;
+	return note("%x %s %u %s %s\n", id, kind->name, object, tag, kept);
 }
 
 static int dump_ext_file(int fd, int id)
 {
-	char path[64], link[64] = "";
+	const struct kind *kind = find_kind(fd);
 	struct info info;
 
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	if (readlink(path, link, sizeof(link) - 1) < 0)
+	if (!kind)
 		return -ENOTSUP;
-	if (strcmp(link, "anon_inode:bpf-map") != 0) {
-		/* Another plugin may dump it. */
-		if (!*foreign && (strncmp(link, "anon_inode:bpf", 14) == 0 || strcmp(link, "anon_inode:btf") == 0))
-			strcpy(foreign, link);
-		return -ENOTSUP;
-	}
-	if (map_info(fd, &info) != 0)
+	if (kind == MAP && map_info(fd, &info) != 0)
 		return error("a BPF map: %s", strerror(errno));
-	if (dump_map(fd, id, &info) == 0)
-		return 0;
-	return error("BPF map %u (%.16s, type %u) was not dumped", info.id, info.name, info.type);
+	if (kind == MAP)
+		return dump_map(fd, id, &info) == 0 ?
+			       0 :
+			       error("BPF map %u (%.16s, type %u) was not dumped", info.id, info.name, info.type);
+	if (settings.keep_programs)
+		return keep(fd, id, kind) == 0 ? 0 : error("%s was not kept", kind->link);
+	/* Another plugin may dump it. */
+	if (!foreign)
+		foreign = kind->link;
+	return -ENOTSUP;
 }
 
 /* ---------------------------------------------------------------- restore */
@@ -914,15 +1117,47 @@ static int restore_line(char *text)
 	for (size_t i = 0; i < file_count; i++) {
 		struct file *file = &files[i];
 
-		if (file->map != from)
+		if (file->map != from || file->kind != MAP)
 			continue;
 		file->fresh = to;
 		/* Now, while the helper keeps it open. */
-		file->fd = open_map(file, -1, 0);
+		file->fd = open_object(file, -1, 0);
 		if (file->fd < 0)
 			return error("map %u, created from map %u: %s", to, from, strerror(errno));
 	}
 	return 0;
+}
+
+/* Opens an object that was kept: its pin proves that it is the same. */
+static int open_kept(struct file *file, const char *tag, const char *folder)
+{
+	unsigned int id = 0;
+	char path[128], now[17];
+
+	snprintf(path, sizeof(path), KEPT "/%s/%s_%u", folder, file->kind->name, file->map);
+	file->fresh = file->map;
+	if (access(path, F_OK) == 0)
+		file->fd = open_object(file, -1, 0);
+	if (file->fd >= 0 && object_info(file->fd, file->kind, &id, now) == 0 && strcmp(tag, now) == 0)
+		return 0;
+	return error("%s %u, which was kept in %s, is not there: kept for one boot of one host, until `criu forget`",
+		     file->kind->name, file->map, path);
+}
+
+/* Reads a line of the table. Returns -1 if it is not one, 1 after another error. */
+static int read_file(const char *line, struct file *file)
+{
+	char kind[5], tag[17], folder[33];
+	int at = 0;
+
+	file->kind = MAP;
+	file->fd = -1;
+	if (sscanf(line, "%x %u %o%n", &file->id, &file->map, &file->flags, &at) == 3 && line[at] == '\n')
+		return 0;
+	if (sscanf(line, KEPT_LINE, &file->id, kind, &file->map, tag, folder, &at) != 5 || line[at] != '\n')
+		return -1;
+	file->kind = kind_named(kind);
+	return !file->kind ? -1 : open_kept(file, tag, folder) != 0 ? 1 : 0;
 }
 
 /* Reads the table; returns 1 if there is none. */
@@ -930,20 +1165,18 @@ static int read_table(void)
 {
 	int fd = openat(criu_get_image_dir(), TABLE, O_RDONLY | O_CLOEXEC);
 	FILE *from = fd < 0 ? NULL : fdopen(fd, "r");
-	char line[64];
-	int at;
+	char line[128];
 
 	if (!from)
 		return errno == ENOENT ? 1 : error("%s: %s", TABLE, strerror(errno));
 	while (fgets(line, sizeof(line), from)) {
 		struct file *file = longer((void **)&files, &file_count, sizeof(*files));
+		int read = file ? read_file(line, file) : -1;
 
-		at = 0;
-		if (!file || sscanf(line, "%x %u %o%n", &file->id, &file->map, &file->flags, &at) != 3 || line[at] != '\n') {
+		if (read != 0) {
 			fclose(from);
-			return error("%s: line %zu: expected `ID MAP_ID FLAGS`", TABLE, file_count);
+			return read > 0 ? -1 : error("%s: line %zu: expected `ID MAP_ID FLAGS`", TABLE, file_count);
 		}
-		file->fd = -1;
 	}
 	fclose(from);
 	return 0;
@@ -969,7 +1202,7 @@ static int prepare_restore(void)
 {
 	char *args[] = { NODE, BPFIMG, "criu-restore", CONFIG, NULL };
 	bool needed = !check_and_remove_inventory_plugin || check_and_remove_inventory_plugin(NAME, strlen(NAME));
-	bool two = false;
+	bool two = false, maps = false;
 	int failed, missing = 0;
 
 	if (!needed)
@@ -988,9 +1221,12 @@ static int prepare_restore(void)
 		dl_iterate_phdr(find_argument, &two);
 		settings.hook_arguments = two ? 2 : 1;
 	}
-	failed = run_helper(args, RESTORE, settings.restore_timeout, restore_line);
 	for (size_t i = 0; i < file_count; i++)
-		if (failed || files[i].fd < 0)
+		maps |= files[i].kind == MAP;
+	if (maps)
+		failed = run_helper(args, RESTORE, settings.restore_timeout, restore_line);
+	for (size_t i = 0; i < file_count; i++)
+		if (files[i].kind == MAP && (failed || files[i].fd < 0))
 			missing = error("BPF map %u (file 0x%x) was not restored", files[i].map, files[i].id);
 	return failed | missing;
 }
@@ -1004,11 +1240,12 @@ static int restore_ext_file(int id, bool *retry)
 		say(LOG_WARNING, "file 0x%x: probably not a BPF map, but %s is missing", id, TABLE);
 	if (!file)
 		return -ENOTSUP;
-	fd = open_map(file, -1, 0);
+	fd = open_object(file, -1, 0);
 	if (fd < 0 && errno == EPERM && __userns_call) /* ids belong to the initial user namespace, where CRIU has a daemon */
-		fd = __userns_call("bpfimg", open_map, FD_OUT, file, sizeof(*file), -1);
+		fd = __userns_call("bpfimg", open_object, FD_OUT, file, sizeof(*file), -1);
 	if (fd < 0)
-		return error("BPF map %u, now %u: cannot be opened: %s", file->map, file->fresh, strerror(errno));
+		return error("BPF %s %u, now %u: cannot be opened: %s", file->kind->name, file->map, file->fresh,
+			     strerror(errno));
 	if (file->flags & (O_APPEND | O_NONBLOCK))
 		fcntl(fd, F_SETFL, file->flags & (O_APPEND | O_NONBLOCK));
 	/*
@@ -1172,7 +1409,7 @@ static void finish(int stage, int failed)
 		end_dump(failed);
 	if (stage == DUMP && failed)
 		tell_of_mappings();
-	if (failed && *foreign)
+	if (failed && foreign)
 		error("%s: of BPF objects, only maps can be dumped: close it before the dump", foreign);
 	for (size_t i = 0; stage == RESTORE && i < file_count; i++)
 		close(files[i].fd);

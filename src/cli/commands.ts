@@ -21,6 +21,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<{ readonly command:
   completion: () => import('./commands/completion.js'),
   'criu check': () => import('./commands/criu-check.js'),
   'criu convert': () => import('./commands/criu-convert.js'),
+  'criu forget': () => import('./commands/criu-forget.js'),
   'criu build': () => import('./commands/criu-build.js'),
 };
 

@@ -22,6 +22,8 @@ export interface CriuConfig {
   readonly libdir: readonly string[];
   /** The plugin replaces the BPF support of a CRIU built with libbpf. Only the plugin reads this. */
   readonly takeOver: boolean;
+  /** Programs, links and BTF of a dumped process stay in the kernel for its restore. Live maps are reused then. */
+  readonly keepPrograms: boolean;
 }
 
 const yesNo = ['yes', 'no'] as const;
@@ -36,6 +38,7 @@ const SETTINGS: Readonly<Record<string, readonly string[] | RegExp>> = {
   percpu: ['first', 'sum', 'spread'],
   libdir: /^\//,
   'take-over': yesNo,
+  'keep-programs': yesNo,
   'dump-timeout': seconds,
   'restore-timeout': seconds,
   'restore-hook-arguments': ['1', '2'],
@@ -77,14 +80,17 @@ function parseConfig(file: string, text: string): CriuConfig {
     said.set(name, [...(said.get(name) ?? []), value]);
   }
   const last = (name: string) => said.get(name)?.at(-1);
+  const keepPrograms = last('keep-programs') === 'yes';
   return {
-    reuse: last('reuse') === 'yes',
+    // The programs go on with the maps that they have.
+    reuse: keepPrograms || last('reuse') === 'yes',
     drain: last('drain') !== 'no',
     partial: last('partial') === 'fail' ? 'fail' : 'warn',
     unresolved: last('unresolved') === 'skip' ? 'skip' : 'fail',
     percpu: last('percpu') as CpuFold | undefined,
     libdir: said.get('libdir') ?? [],
     takeOver: last('take-over') === 'yes',
+    keepPrograms,
   };
 }
 

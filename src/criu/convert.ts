@@ -65,6 +65,11 @@ export async function convert(folder: string, to: DumpForm, types: MapTypes): Pr
       const who = to === 'native' ? 'CRIU built with libbpf' : 'the CRIU plugin';
       return { nothing: `${who} restores it already` };
     }
+    const [kept] = dump.plugin?.kept.values() ?? [];
+    if (kept !== undefined) {
+      const what = `open file ${kept.id} is a BPF ${kept.kind}, which only the plugin restores`;
+      throw new BpfimgError('unsupported', what, { subject: folder });
+    }
     const maps = dump.maps.map((map) => (to === 'native' ? nativeRow : pluginRow)(dump, map, types));
     const refused = maps.filter(({ problem }) => problem !== undefined);
     if (refused.length > 0) {

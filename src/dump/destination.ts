@@ -592,7 +592,7 @@ class ChangedPluginDump extends ChangedDump {
 
   protected override async finish(output: FolderOutput): Promise<void> {
     await super.finish(output);
-    const { files } = this.plugin;
+    const { files, kept } = this.plugin;
     const changed = ({ id, flags }: TableLine) => (this.#flags.get(id) ?? flags) !== flags;
     if (![...files.values()].some(changed)) return;
     // Unchanged lines keep their spelling.
@@ -601,5 +601,6 @@ class ChangedPluginDump extends ChangedDump {
       out.text(changed(line) ? tableText({ ...line, flags: this.#flags.get(line.id) as number }) : line.text);
       await out.turn();
     }
+    for (const { text } of kept.values()) out.text(text);
   }
 }

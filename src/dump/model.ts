@@ -35,7 +35,7 @@ import { type ItemShape, itemShape } from '../json/forms.js';
 import type { MapType, MapTypes } from '../maptype.js';
 import type { JsonObject } from '../value.js';
 import { type DumpFiles, folderFiles } from './files.js';
-import { readTable, type TableLine } from './plugin-table.js';
+import { type KeptLine, readTable, type TableLine } from './plugin-table.js';
 import { commandOf } from './process.js';
 
 /** A descriptor that leads to an open file. */
@@ -110,6 +110,8 @@ export const PLUGIN = 'bpfimg';
 export interface PluginDump {
   /** The table's lines, by the id of the open file. */
   readonly files: ReadonlyMap<number, TableLine>;
+  /** Lines of objects that stay in the kernel, by the same id. */
+  readonly kept: ReadonlyMap<number, KeptLine>;
   /** The entry of each map, by its id: the facts that all of the map's open files share. */
   readonly maps: ReadonlyMap<number, BpfmapFileEntry>;
 }
@@ -352,6 +354,7 @@ class DumpBuilder {
   #plugin = false;
   readonly #pluginMaps = new Map<number, { readonly entry: number; readonly message: BpfmapFileEntry }>();
   readonly #table = new Map<number, TableLine>();
+  readonly #kept = new Map<number, KeptLine>();
   names: ImageNames = IMAGE;
 
   constructor(
@@ -460,11 +463,11 @@ class DumpBuilder {
     const taken = new Set([...this.files.keys(), ...this.external.keys()]);
     if (table !== undefined) {
       const whole = await this.#guarded(PLUGIN_TABLE, async () => {
-        await readTable(table, (line) => this.#tableLine(line));
+        await readTable(table, (line) => ('kind' in line ? this.#keptLine(line) : this.#tableLine(line)));
       });
-      for (const id of this.#table.keys()) taken.add(id);
+      for (const lines of [this.#table, this.#kept]) for (const id of lines.keys()) taken.add(id);
       for (const id of others || !whole ? [] : this.external.keys()) {
-        if (!this.#table.has(id))
+        if (!this.#table.has(id) && !this.#kept.has(id))
           this.#problem('plugin-lost', IMAGE.files, `open file ${id} is in no line of ${PLUGIN_TABLE}`);
       }
     } else if (named || this.external.size > 0) {
@@ -482,28 +485,43 @@ class DumpBuilder {
     }
   }
 
+  #keptLine(line: KeptLine): void {
+    if (this.#listedTwice(line)) return;
+    this.#kept.set(line.id, line);
+    this.#checkOwner(line);
+  }
+
   #tableLine(line: TableLine): void {
-    this.#count();
     const { id, mapId, flags } = line;
-    const bad = (code: PluginProblem['code'], what: string) =>
-      this.#problem(code, PLUGIN_TABLE, `line ${line.line}: ${what}`);
+    if (this.#listedTwice(line)) return;
+    this.#table.set(id, line);
+    if (!this.#checkOwner(line)) return;
     const map = this.#pluginMaps.get(mapId);
-    const owner = this.external.get(id);
-    if (this.#table.has(id)) {
-      bad('plugin-file', `open file ${id} is listed twice`);
+    if (map === undefined) {
+      const message = `line ${line.line}: map ${mapId} is not in ${PLUGIN_IMAGE.bpfmapFile}`;
+      this.#problem('plugin-map', PLUGIN_TABLE, message);
       return;
     }
-    if (this.#images.has(IMAGE.files) && owner === undefined) {
-      bad('plugin-file', `open file ${id} is no plugin's in ${IMAGE.files}`);
-    } else if (map === undefined) bad('plugin-map', `map ${mapId} is not in ${PLUGIN_IMAGE.bpfmapFile}`);
-    else {
-      const message: BpfmapFileEntry = { ...map.message, id, flags };
-      if (owner?.fown !== undefined) message.fown = owner.fown;
-      const file: MapFile = { image: PLUGIN_IMAGE.bpfmapFile, entry: map.entry, message, holders: [] };
-      this.files.set(id, file);
-      this.#map(mapId).files.push(file);
-    }
-    this.#table.set(id, line);
+    const message: BpfmapFileEntry = { ...map.message, id, flags };
+    const owner = this.external.get(id);
+    if (owner?.fown !== undefined) message.fown = owner.fown;
+    const file: MapFile = { image: PLUGIN_IMAGE.bpfmapFile, entry: map.entry, message, holders: [] };
+    this.files.set(id, file);
+    this.#map(mapId).files.push(file);
+  }
+
+  #listedTwice({ id, line }: Pick<TableLine, 'id' | 'line'>): boolean {
+    this.#count();
+    const twice = this.#table.has(id) || this.#kept.has(id);
+    if (twice) this.#problem('plugin-file', PLUGIN_TABLE, `line ${line}: open file ${id} is listed twice`);
+    return twice;
+  }
+
+  /** Whether the file is one of a plugin, as far as there is an image that says so. */
+  #checkOwner({ id, line }: Pick<TableLine, 'id' | 'line'>): boolean {
+    if (!this.#images.has(IMAGE.files) || this.external.has(id)) return true;
+    this.#problem('plugin-file', PLUGIN_TABLE, `line ${line}: open file ${id} is no plugin's in ${IMAGE.files}`);
+    return false;
   }
 
   meta({ index, message }: Entry<BpfmapMetaEntry>): void {
@@ -549,7 +567,11 @@ class DumpBuilder {
       maps: [...this.#maps].map(([mapId, map]) => ({ mapId, ...map })),
       names: this.names,
       plugin: this.#plugin
-        ? { files: this.#table, maps: new Map([...this.#pluginMaps].map(([id, { message }]) => [id, message])) }
+        ? {
+            files: this.#table,
+            kept: this.#kept,
+            maps: new Map([...this.#pluginMaps].map(([id, { message }]) => [id, message])),
+          }
         : undefined,
       data: this.#data,
       btf: this.btf,

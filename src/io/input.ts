@@ -216,6 +216,9 @@ function deviceInput(fd: number, name: string, owned: boolean): Input {
 /** Size of the window a {@link Cursor} reads through, by default. */
 export const WINDOW = 256 * 1024;
 
+/** Bytes that can be asked for at once, however small the input is. */
+const LEAST_WINDOW = 128;
+
 /**
  * A moving window over a part of an input. `bytes[at..end)` are read but not yet consumed. So inner
  * loops work on plain buffers, and only the refill is asynchronous.
@@ -241,7 +244,7 @@ export class Cursor {
     this.#next = position;
     // Never larger than what there is to read, so that small images do not cost large buffers.
     const most = Math.min(limit, input.size ?? limit) - position;
-    this.bytes = new Uint8Array(Math.max(64, Math.min(window, most)));
+    this.bytes = new Uint8Array(Math.max(LEAST_WINDOW, Math.min(window, most)));
     this.view = viewOf(this.bytes);
   }
 

@@ -493,6 +493,42 @@ static void do_prog(void)
 	keep(word(1), bpf(BPF_PROG_LOAD, &attr));
 }
 
+/* count NAME MAP: a program that adds 1 to the first value of an array, for each process that is made */
+static void do_count(void)
+{
+	struct bpf_insn code[] = {
+		{ .code = BPF_ST | BPF_MEM | BPF_W, .dst_reg = BPF_REG_10, .off = -4 },
+		{ .code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = BPF_REG_2, .src_reg = BPF_REG_10 },
+		{ .code = BPF_ALU64 | BPF_ADD | BPF_K, .dst_reg = BPF_REG_2, .imm = -4 },
+		{ .code = BPF_LD | BPF_DW | BPF_IMM, .dst_reg = BPF_REG_1, .src_reg = BPF_PSEUDO_MAP_FD, .imm = fd_of(word(2)) },
+		{ .code = 0 },
+		{ .code = BPF_JMP | BPF_CALL, .imm = BPF_FUNC_map_lookup_elem },
+		{ .code = BPF_JMP | BPF_JEQ | BPF_K, .dst_reg = BPF_REG_0, .off = 2 },
+		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_1, .imm = 1 },
+		{ .code = BPF_STX | BPF_ATOMIC | BPF_DW, .dst_reg = BPF_REG_0, .src_reg = BPF_REG_1, .imm = BPF_ADD },
+		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0 },
+		{ .code = BPF_JMP | BPF_EXIT },
+	};
+	union bpf_attr attr = { 0 };
+
+	attr.prog_type = BPF_PROG_TYPE_RAW_TRACEPOINT;
+	attr.insns = (uintptr_t)code;
+	attr.insn_cnt = sizeof(code) / sizeof(*code);
+	attr.license = (uintptr_t) "GPL";
+	snprintf(attr.prog_name, sizeof(attr.prog_name), "%s", word(1));
+	keep(word(1), bpf(BPF_PROG_LOAD, &attr));
+}
+
+/* attach NAME PROG: a link that runs it for each process that is made */
+static void do_attach(void)
+{
+	union bpf_attr attr = { 0 };
+
+	attr.raw_tracepoint.name = (uintptr_t) "sched_process_fork";
+	attr.raw_tracepoint.prog_fd = fd_of(word(2));
+	keep(word(1), bpf(BPF_RAW_TRACEPOINT_OPEN, &attr));
+}
+
 /* link NAME PROG: a program of type sk_lookup that lets everything pass, on the own network namespace */
 static void do_link(void)
 {
@@ -680,7 +716,7 @@ static const struct {
 	{ "drain", do_drain }, { "put", do_put },     { "freeze", do_freeze },   { "open", do_open },
 	{ "dup", do_dup },     { "close", do_close }, { "cloexec", do_cloexec }, { "nonblock", do_nonblock },
 	{ "mmap", do_mmap },   { "munmap", do_munmap }, { "btf", do_btf },	 { "prog", do_prog },
-	{ "link", do_link },   { "pin", do_pin },     { "see", do_see },	 { "kcmp", do_kcmp },
+	{ "count", do_count }, { "attach", do_attach }, { "link", do_link },   { "pin", do_pin },     { "see", do_see },	 { "kcmp", do_kcmp },
 	{ "fork", do_fork },   { "pair", do_pair },
 };
 
