@@ -577,6 +577,30 @@ t.test('plugin folders: who says which', { skip }, async (t) => {
   fs.rmSync(path.join(etc, 'default.conf'));
   fs.writeFileSync(path.join(etc, 'runc.conf'), 'libdir /opt/criu\n');
   t.match(findings(look(criu, {}, etc)), [/^nothing: .*runc\.conf: containers use the plugins in \/opt\/criu/]);
+
+  // Runtimes may pass on neither the environment nor the user's own file.
+  const PATH = path.join(folder, 'runtimes');
+  fs.mkdirSync(PATH);
+  for (const name of ['runc', 'crun']) {
+    fs.writeFileSync(path.join(PATH, name), '');
+    fs.chmodSync(path.join(PATH, name), 0o755);
+  }
+  const main = path.join(etc, 'default.conf');
+  const text = (libdir: string) =>
+    `may not pass it on to CRIU, which then uses the plugins in ${libdir}; all read ${main}`;
+  const set = { CRIU_LIBS_DIR: named, PATH };
+  fs.writeFileSync(path.join(etc, 'runc.conf'), `libdir ${named}\n`);
+  t.same(findings(look(criu, set, etc)), [`nothing: libdir from CRIU_LIBS_DIR: crun ${text(builtIn)}`]);
+  fs.rmSync(path.join(etc, 'runc.conf'));
+  t.same(findings(look(criu, set, etc)), [`nothing: libdir from CRIU_LIBS_DIR: runc and crun ${text(builtIn)}`]);
+  t.same(findings(look(criu, { CRIU_LIBS_DIR: named }, etc)), [], 'none is installed');
+  t.same(findings(look(criu, { PATH }, etc)), [], 'they use the same');
+  fs.writeFileSync(main, `libdir ${named}\n`);
+  t.same(findings(look(criu, set, etc)), [], 'they read this');
+  const own = path.join(home, '.criu/default.conf');
+  t.same(findings(look(criu, { HOME: home, PATH }, etc)), [
+    `nothing: libdir from ${own}: runc and crun ${text(named)}`,
+  ]);
 });
 
 /** Files in the plugin folder that stop every dump, and why. */

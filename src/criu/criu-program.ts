@@ -97,6 +97,8 @@ export function inspectCriu(options: HostOptions): CriuHost {
 
 class CriuInspection {
   readonly #findings: HostFinding[] = [];
+  /** `libdir` in each file that was read: what is wrong with one is said once. */
+  readonly #libdirs = new Map<string, { readonly libdir: string | undefined }>();
 
   constructor(readonly options: HostOptions) {}
 
@@ -127,7 +129,7 @@ class CriuInspection {
       const text = `bpfimg's plugin is not in ${folder.path} (${folder.from}), where CRIU looks for plugins`;
       this.#note('maps', `${text}; "bpfimg criu build" builds it`);
     }
-    this.#checkContainers(folder);
+    this.#checkContainers(folder, said?.folder);
     return {
       program,
       version: said?.version,
@@ -149,9 +151,8 @@ class CriuInspection {
   // The program
 
   #find(): string | undefined {
-    const { program = 'criu', env } = this.options;
-    const folders = [...(env.PATH ?? '').split(':').filter((one) => one !== ''), ...SYSTEM_FOLDERS];
-    const places = program.includes('/') ? [path.resolve(program)] : folders.map((one) => path.join(one, program));
+    const { program = 'criu' } = this.options;
+    const places = program.includes('/') ? [path.resolve(program)] : this.#places(program);
     const found = places.find(isProgram);
     if (found !== undefined) return found;
     if (this.options.program !== undefined) {
@@ -159,6 +160,12 @@ class CriuInspection {
     }
     this.#note('every dump', 'criu is not in PATH; name the program with --criu');
     return undefined;
+  }
+
+  /** Where a program may be. */
+  #places(program: string): string[] {
+    const folders = (this.options.env.PATH ?? '').split(':').filter((one) => one !== '');
+    return [...folders, ...SYSTEM_FOLDERS].map((one) => path.join(one, program));
   }
 
   /** What CRIU prints about itself. */
@@ -287,6 +294,14 @@ class CriuInspection {
 
   /** `libdir` in one of CRIU's configuration files; the last one counts. */
   #libdirIn(file: string): string | undefined {
+    const known = this.#libdirs.get(file);
+    if (known !== undefined) return known.libdir;
+    const libdir = this.#readLibdir(file);
+    this.#libdirs.set(file, { libdir });
+    return libdir;
+  }
+
+  #readLibdir(file: string): string | undefined {
     let text: string;
     try {
       text = readTrusted(file);
@@ -299,14 +314,23 @@ class CriuInspection {
     return libdirOf(text);
   }
 
-  /** Container runtimes give CRIU a configuration file of their own. */
-  #checkContainers(folder: PluginFolder | undefined): void {
-    for (const name of ['runc.conf', 'crun.conf']) {
-      const file = path.join(this.options.etc ?? ETC, name);
+  /** Container runtimes give CRIU a configuration file of their own, and may not pass on the user's settings. */
+  #checkContainers(folder: PluginFolder | undefined, builtIn: string | undefined): void {
+    const { etc = ETC } = this.options;
+    const other = (libdir: string) => folder === undefined || path.resolve(libdir) !== path.resolve(folder.path);
+    const main = path.join(etc, 'default.conf');
+    const usual = this.#libdirIn(main) ?? builtIn;
+    const unaware: string[] = [];
+    for (const runtime of ['runc', 'crun']) {
+      const file = path.join(etc, `${runtime}.conf`);
       const libdir = this.#libdirIn(file);
-      if (libdir === undefined || path.resolve(libdir) === (folder && path.resolve(folder.path))) continue;
-      this.#note('nothing', `${file}: containers use the plugins in ${libdir}, not in the folder checked here`);
+      if (libdir !== undefined && other(libdir)) {
+        this.#note('nothing', `${file}: containers use the plugins in ${libdir}, not in the folder checked here`);
+      } else if (libdir === undefined && this.#places(runtime).some(isProgram)) unaware.push(runtime);
     }
+    if (unaware.length === 0 || folder === undefined || usual === undefined || !other(usual)) return;
+    const text = `${unaware.join(' and ')} may not pass it on to CRIU, which then uses the plugins in ${usual}`;
+    this.#note('nothing', `libdir from ${folder.from}: ${text}; all read ${main}`);
   }
 }
 
