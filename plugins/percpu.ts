@@ -1,7 +1,7 @@
 import type { Plugin } from '../src/maptype.js';
 import { toolkit } from '../src/toolkit.js';
 import { indexText } from './array.js';
-import { ELEMENTS, FLAG, HASH, indexed, PERCPU_VALUE, PROG, RW, TYPES } from './rules.js';
+import { ELEMENTS, FLAG, HASH, indexed, NUMA_RW, PERCPU_VALUE, PROG, TYPES } from './rules.js';
 
 const { fillHash, fillIndexes, readBuckets, readIndexes } = toolkit;
 
@@ -16,7 +16,7 @@ export const percpu: Plugin = {
       key: 'bytes',
       perCpu: true,
       counted: ELEMENTS,
-      create: { ...HASH, ...TYPES, value: PERCPU_VALUE, flags: FLAG.NO_PREALLOC | RW | FLAG.ZERO_SEED | PROG },
+      create: { ...HASH, ...TYPES, value: PERCPU_VALUE, flags: FLAG.NO_PREALLOC | NUMA_RW | FLAG.ZERO_SEED | PROG },
     },
     {
       number: 6,
@@ -25,7 +25,7 @@ export const percpu: Plugin = {
       key: 'index',
       perCpu: true,
       dense: true,
-      create: { ...indexed(PERCPU_VALUE), ...TYPES, flags: RW | PROG, keyType: 'INT' },
+      create: { ...indexed(PERCPU_VALUE), ...TYPES, flags: NUMA_RW | PROG, keyType: 'INT' },
     },
     {
       number: 10,
@@ -35,7 +35,7 @@ export const percpu: Plugin = {
       perCpu: true,
       evicts: true,
       counted: ELEMENTS,
-      create: { ...HASH, ...TYPES, value: PERCPU_VALUE, flags: FLAG.NO_COMMON_LRU | RW | FLAG.ZERO_SEED | PROG },
+      create: { ...HASH, ...TYPES, value: PERCPU_VALUE, flags: FLAG.NO_COMMON_LRU | NUMA_RW | FLAG.ZERO_SEED | PROG },
     },
   ],
   capture: (map, sink, work) => (work.type.dense ? readIndexes : readBuckets)(map, sink, work),

@@ -18,7 +18,7 @@ export const HASH_ITEM = 4_194_255;
 /** Bytes of one CPU's value: PCPU_MIN_UNIT_SIZE, the most that one per-CPU allocation takes. */
 export const PERCPU_VALUE: SizeRange = { min: 1, max: 32_768 };
 const STORAGE_VALUE: SizeRange = { min: 1, max: 65_527 };
-/** Flags that nearly every type takes. */
+/** Flags that nearly every type takes. Per-CPU maps take NUMA_NODE only without a node, which is how a replay asks. */
 export const NUMA_RW = FLAG.NUMA_NODE | RW;
 
 type ValueSizes = Pick<CreateRule, 'key' | 'value' | 'entries'>;

@@ -427,9 +427,9 @@ t.test('--dry-run finds what would fail', { skip }, async (t) => {
     ['sizes', [{ id: 5, type: ARRAY, key: 8 }], {}, /^bpfimg: map 5 \(m\): key_size 8, expected 4$/],
     [
       'flags',
-      [{ id: 5, type: PERCPU_ARRAY, flags: MAP_FLAG.NUMA_NODE }],
+      [{ id: 5, type: PERCPU_ARRAY, flags: MAP_FLAG.NO_PREALLOC }],
       {},
-      /^bpfimg: map 5 \(m\): map_flags BPF_F_NUMA_NODE not accepted$/,
+      /^bpfimg: map 5 \(m\): map_flags BPF_F_NO_PREALLOC not accepted$/,
     ],
     ['a name', [{ id: 5, name: 'x y' }], {}, /^bpfimg: map 5 \(x y\): byte 0x20 is not allowed in the name$/],
     [

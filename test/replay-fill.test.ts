@@ -11,6 +11,7 @@ import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { memoryAvailable } from '../src/kernel/memory.js';
 import { ERRNO, openSys, type Sys } from '../src/kernel/sys.js';
 import { FULL, type ItemSource, MapTypes, type Plugin } from '../src/maptype.js';
+import { createProblems } from '../src/replay/foresight.js';
 import { type CpuFold, foldCpus } from '../src/replay/items.js';
 import { memoryNeed, memoryShort } from '../src/replay/memory.js';
 import { type PlannedMap, planMap } from '../src/replay/plan.js';
@@ -435,6 +436,12 @@ t.test('NUMA_NODE is kept, with any node', { skip }, async (t) => {
   t.equal(plan?.spec.numaNode, -1);
   const { map } = await replayed(t, plan as PlannedMap);
   t.equal(map.flags, MAP_FLAG.NUMA_NODE);
+  // The kernel refuses a node for these, but not the flag without one.
+  for (const type of [PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH]) {
+    const [perCpu] = await plansOf(t, [{ id: 2, type, flags: MAP_FLAG.NUMA_NODE }]);
+    t.equal((await replayed(t, perCpu as PlannedMap)).map.flags, MAP_FLAG.NUMA_NODE);
+    t.same(createProblems(perCpu as PlannedMap), [], 'foreseen');
+  }
 });
 
 t.test('a hash with a fixed seed has the order of its image', { skip }, async (t) => {
