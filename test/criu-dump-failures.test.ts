@@ -294,6 +294,28 @@ t.test('a helper that others may write is not run as root', { skip }, async (t) 
   }
 });
 
+t.test('a dump with fewer rights than its restore needs: a warning', { skip }, async (t) => {
+  const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5');
+  const [map] = await witness.see();
+  fs.mkdirSync(folder);
+  const images = fs.openSync(folder, 'r');
+  t.teardown(() => fs.closeSync(images));
+  const config = path.join(folder, 'criu.conf');
+  fs.writeFileSync(config, '');
+  // As the plugin runs it: nobody traces the process.
+  const words = [process.execPath, BPFIMG, 'criu-dump', config, '0', `${witness.pid}`, `${map?.id}`];
+  for (const [under, warns] of [
+    [['setpriv', '--bounding-set=-sys_admin'], true],
+    [['setpriv'], false],
+  ] as const) {
+    const [program = '', ...rest] = [...under, ...words];
+    const stdio = ['ignore', 'pipe', 'pipe', images] as const;
+    const { stdout } = spawnSync(program, rest, { cwd: folder, encoding: 'utf8', stdio: [...stdio] });
+    t.match(stdout, new RegExp(`^map ${map?.id}\n(.*\n)*end\n$`));
+    t.equal(stdout.includes('warn maps can be restored only with CAP_SYS_ADMIN'), warns, stdout);
+  }
+});
+
 t.test('partial fail: what would be carried in part only is refused', { skip }, async (t) => {
   const plugin = buildPlugin(path.join(bench.folder, 'strict'), ['partial fail']);
   const { witness, folder } = await bench.witness(t, 'map m', 'map b type=30 key=0 value=8 name=bloom');

@@ -9,10 +9,11 @@ import { capture } from '../capture/capture.js';
 import { captureReport, factsOf } from '../dump/facts.js';
 import { type Dump, type DumpMap, openDump, PLUGIN_IMAGE } from '../dump/model.js';
 import { BpfimgError } from '../errors.js';
+import { KernelError } from '../kernel/error.js';
 import { type LiveMap, LiveMaps, openLive } from '../kernel/live.js';
 import { BpfMap } from '../kernel/map.js';
 import { bootId, processes, tracerOf, treeOf } from '../kernel/proc.js';
-import type { Sys } from '../kernel/sys.js';
+import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type MapTypes, reportText } from '../maptype.js';
 import { type PlannedMap, planMap, planMaps } from '../replay/plan.js';
 import { replay } from '../replay/replay.js';
@@ -57,7 +58,20 @@ export async function dumpMaps(sys: Sys, types: MapTypes, request: DumpRequest):
   // Without its root, the tree has to be looked for among all processes, which can be many.
   const seen = root > 0 ? treeOf(root, sys.proc) : processes(sys.proc);
   const tasks = seen.filter((pid) => tracerOf(pid, sys.proc) === criu);
-  await dumpHeld(sys, types, tasks, request);
+  const [id] = await dumpHeld(sys, types, tasks, request);
+  if (id !== undefined && !mayOpen(sys, id)) {
+    request.answer('warn maps can be restored only with CAP_SYS_ADMIN, which CRIU does not have here');
+  }
+}
+
+/** Whether this map may be opened by its id, as during a restore. (A dump reaches maps through their holders.) */
+function mayOpen(sys: Sys, id: number): boolean {
+  try {
+    BpfMap.openById(sys, id).close();
+    return true;
+  } catch (error) {
+    return !(error instanceof KernelError && error.errno === ERRNO.EPERM);
+  }
 }
 
 /** Code that has run only a few times is slow, so a warm-up has as many maps as the dump, up to a limit, a few times. */
@@ -90,7 +104,8 @@ export async function warmUp(sys: Sys, types: MapTypes, root: number, folder: st
   }
 }
 
-async function dumpHeld(sys: Sys, types: MapTypes, tasks: readonly number[], request: DumpRequest): Promise<void> {
+/** @returns the ids of the maps */
+async function dumpHeld(sys: Sys, types: MapTypes, tasks: readonly number[], request: DumpRequest): Promise<number[]> {
   const { folder, wanted, config, answer } = request;
   const live = LiveMaps.ofProcesses(sys, tasks);
   // Looking at the whole machine would take longer, and the tasks are frozen meanwhile.
@@ -120,6 +135,7 @@ async function dumpHeld(sys: Sys, types: MapTypes, tasks: readonly number[], req
     answer(fails ? `skip ${id} ${lacks}` : `map ${id}`);
     if (!fails && lacks !== '') answer(`warn BPF map ${id} (${name}): ${lacks}`);
   }
+  return rows.map(({ id }) => id);
 }
 
 /**
