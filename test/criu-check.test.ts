@@ -318,6 +318,15 @@ t.test('what blocks a dump: programs, links, BTF', { skip }, async (t) => {
       new RegExp(`^process ${held.pid} \\(node\\), fd ${program} \\(program \\d+ held_prog\\): programs`),
     );
     t.match(out, /\nit will not dump: 3 lines above say why\n$/);
+
+    const [settings, place] = [path.join(folder, 'keeping.conf'), path.join(folder, 'keeping')];
+    fs.writeFileSync(settings, 'keep-programs yes\n');
+    buildPlugin(place, { version, config: settings });
+    const kept = await check(held.pid, fakeCriu(place));
+    t.same([kept.status, kept.json.dumps], [0, true]);
+    for (const object of kept.json.processes[0]?.objects.slice(1) ?? []) {
+      t.match(object, { report: /^partial: it stays in the kernel/ });
+    }
   } finally {
     await held.stop();
   }

@@ -34,6 +34,9 @@ import {
 } from '../maptype.js';
 import type { CriuHost } from './criu-program.js';
 
+/** Objects that `keep-programs` keeps. */
+const KEPT_KINDS: readonly HeldObject['kind'][] = ['program', 'link', 'btf'];
+
 /** What will happen to an object. */
 export type Outcome =
   | { readonly kind: 'full' }
@@ -524,10 +527,13 @@ class TreeChecker {
         name: program === undefined ? undefined : this.#programs.get(program)?.name,
         type:
           row.kind === 'program' ? (PROGRAM_TYPES[Number(typeText)] ?? typeText) : (typeText ?? otherName(row, kind)),
-        outcome: {
-          kind: 'blocked',
-          why: `${row.what} cannot be dumped: close it before the dump and open it again after the restore`,
-        },
+        outcome:
+          this.criu.config.keepPrograms && KEPT_KINDS.includes(row.kind)
+            ? { kind: 'partial', why: 'it stays in the kernel: the restore must be on this host, before its next boot' }
+            : {
+                kind: 'blocked',
+                why: `${row.what} cannot be dumped: close it before the dump and open it again after the restore`,
+              },
       });
     }
     return [...held.values()];
