@@ -314,15 +314,18 @@ static int open_object(void *arg, int unused_fd, pid_t unused_pid)
 	return bpf(file->kind->command, &attr);
 }
 
-static const struct kind *find_kind(int fd)
+/* The kind of an open file, or NULL; `link` gets its name in /proc/PID/fd. */
+static const struct kind *find_kind(int fd, char link[64])
 {
-	char path[64], link[64] = "";
+	char path[64];
+	ssize_t size;
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	if (readlink(path, link, sizeof(link) - 1) > 0)
-		for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
-			if (strcmp(kinds[i].link, link) == 0)
-				return &kinds[i];
+	size = readlink(path, link, 63);
+	link[size < 0 ? 0 : size] = '\0';
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(*kinds); i++)
+		if (strcmp(kinds[i].link, link) == 0)
+			return &kinds[i];
 	return NULL;
 }
 
@@ -937,7 +940,7 @@ static void end_dump(bool failed)
 
 static FILE *table;
 /* The first file that we do not dump: an error unless another plugin does. */
-static const char *foreign;
+static char foreign[64];
 
 /* The images then go through a socket in the folder; what plugins write in the folder would be lost. */
 static int check_stream(void)
@@ -1087,22 +1090,21 @@ static int keep(int fd, unsigned int id, const struct kind *kind)
 
 static int dump_ext_file(int fd, int id)
 {
-	const struct kind *kind = find_kind(fd);
+	char link[64];
+	const struct kind *kind = find_kind(fd, link);
 	struct info info;
 
-	if (!kind)
-		return -ENOTSUP;
 	if (kind == MAP && map_info(fd, &info) != 0)
 		return error("a BPF map: %s", strerror(errno));
 	if (kind == MAP)
 		return dump_map(fd, id, &info) == 0 ?
 			       0 :
 			       error("BPF map %u (%.16s, type %u) was not dumped", info.id, info.name, info.type);
-	if (settings.keep_programs)
-		return keep(fd, id, kind) == 0 ? 0 : error("%s was not kept", kind->link);
-	/* Another plugin may dump it. */
-	if (!foreign)
-		foreign = kind->link;
+	if (kind && settings.keep_programs)
+		return keep(fd, id, kind) == 0 ? 0 : error("%s was not kept", link);
+	/* Another plugin may dump it: what else there is of BPF are iterators and tokens. */
+	if (!*foreign && (kind || strncmp(link, "anon_inode:bpf", 14) == 0))
+		strcpy(foreign, link);
 	return -ENOTSUP;
 }
 
@@ -1409,7 +1411,7 @@ static void finish(int stage, int failed)
 		end_dump(failed);
 	if (stage == DUMP && failed)
 		tell_of_mappings();
-	if (failed && foreign)
+	if (failed && *foreign)
 		error("%s: of BPF objects, only maps can be dumped: close it before the dump", foreign);
 	for (size_t i = 0; stage == RESTORE && i < file_count; i++)
 		close(files[i].fd);

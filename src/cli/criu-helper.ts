@@ -52,6 +52,7 @@ export async function helper(argv: readonly string[], io: Io): Promise<number> {
         answer('ready');
         request = await readWords();
         if (request.length === 0) return EXIT.ok;
+        if (!areIds(request)) throw new BpfimgError('usage', `expected pids and ids, got ${request.join(' ')}`);
       }
       const [criu = 0, root = 0, ...wanted] = request.map(Number);
       await dumpMaps(sys, types, { folder: NEW, criu, root, wanted, config, answer });
