@@ -75,7 +75,7 @@ function mayOpen(sys: Sys, id: number): boolean {
 }
 
 /** Code that has run only a few times is slow, so a warm-up has as many maps as the dump, up to a limit, a few times. */
-const [WARM_MAPS, WARM_ROUNDS] = [32, 4];
+const [WARM_MAPS, WARM_ROUNDS] = [128, 6];
 
 /**
  * Does the work of a dump with small maps of its own, so that the dump of `root` and its descendants is quick. If
