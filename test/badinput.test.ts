@@ -11,8 +11,9 @@ import { decode, encode, piped, type Source } from './helpers/codec.js';
 import { TOP } from './helpers/command.js';
 import { fixture } from './helpers/fixtures.js';
 import { blob, COMMON, dataMessage, entry, image, item, MAGIC, mapData, scalar, words } from './helpers/images.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 
 /** The message of the failure that `run` must end in. */
 async function news(run: Promise<unknown>, kind: BpfimgError['kind'], name: string): Promise<string> {

@@ -13,9 +13,10 @@ import { placeOf } from '../src/io/place.js';
 import { removeUnfinished } from '../src/io/unfinished.js';
 import { dataMessage, entry, image, mapData } from './helpers/images.js';
 import { fdCount } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 
 /** A folder for the test: in memory where that is, for each file is brought to disk. */
 function workFolder(t: Test): string {

@@ -16,8 +16,9 @@ import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { Attr, ERRNO, openSys, type Sys } from '../src/kernel/sys.js';
 import { Recorder, work } from './helpers/capture.js';
 import { FakeSys, fakeMap } from './helpers/kernel-fake.js';
-import { fillNumbers, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
+import { fillNumbers, skipWithoutMaps, u32, updateAll, witness } from './helpers/kernel-live.js';
 import { type Element, FakeHash } from './helpers/kernel-tables.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 import { types } from './helpers/types.js';
 
@@ -25,7 +26,7 @@ const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 const [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, TRIE] = [1, 2, 5, 6, 9, 11] as const;
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 
 const create = (spec: Partial<MapSpec>) =>
   BpfMap.create(sys, { type: HASH, keySize: 4, valueSize: 8, maxEntries: 100, ...spec });
@@ -384,7 +385,7 @@ t.test('rule 12: per-CPU values, those of all possible CPUs, padding and all', {
         batch.values.fill(16 * i + cpu, (i * sys.cpus + cpu) * 16, (i * sys.cpus + cpu + 1) * 16);
       }
     }
-    map.updateBatch(batch, 700);
+    updateAll(map, batch, 700);
     const sink = new Recorder(map, true);
     await read(map, sink, work({ perCpu: true }), SMALL);
     const items = sink.items();

@@ -19,13 +19,14 @@ import { itemsOf } from './helpers/capture.js';
 import { BPFIMG } from './helpers/command.js';
 import { fdCount, fillNumbers, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { keyOf, type Task, valueIn, written } from './helpers/kernel-writing.js';
+import { patience } from './helpers/needs.js';
 import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 const [HASH, LRU_HASH, TRIE] = [1, 9, 11] as const;
 
-t.setTimeout(180_000);
+t.setTimeout(patience(180_000));
 
 /** In memory where that is: images are brought to disk each time. */
 const cwd = fs.mkdtempSync(path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir(), 'bpfimg-torture-'));

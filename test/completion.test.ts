@@ -12,9 +12,10 @@ import { MemoryOutput } from '../src/io/output.js';
 import { BPFIMG, workFolder } from './helpers/command.js';
 import { skipWithout } from './helpers/crit.js';
 import { bpffs, HolderProcess, skipWithoutMaps } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 const cwd = workFolder();
 t.teardown(() => fs.rmSync(cwd, { recursive: true }));
 fs.writeFileSync(path.join(cwd, 'x y.img'), '');

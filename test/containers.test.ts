@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { TOP } from './helpers/command.js';
 import { skipWithoutMaps } from './helpers/kernel-live.js';
-import { required } from './helpers/needs.js';
+import { patience, required } from './helpers/needs.js';
 
 /** All of it may take this long, on a busy machine. */
 const SECONDS = 900;
@@ -31,7 +31,7 @@ async function getRoot(): Promise<{ readonly root: string } | { readonly skip: s
 const got = await getRoot();
 if ('skip' in got) t.pass('containers', { skip: got.skip });
 else {
-  t.setTimeout(SECONDS * 1000);
+  t.setTimeout(patience(SECONDS * 1000));
   const cases = fileURLToPath(new URL('./containers/cases.js', import.meta.url));
   const enter = path.join(TOP, 'test/containers/enter');
   const args = [got.root, process.execPath, process.execPath, cases, ...(all ? ['all'] : [])];

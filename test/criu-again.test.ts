@@ -22,8 +22,9 @@ import {
   until,
   zombies,
 } from './helpers/criu.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(240_000);
+t.setTimeout(patience(240_000));
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 /** Seconds that nobody else sleeps. */

@@ -15,12 +15,13 @@ import {
   skipWithoutCriu,
   zombies,
 } from './helpers/criu.js';
+import { patience } from './helpers/needs.js';
 
 /** More of both, for a long run. */
 const CYCLES = Number(process.env.BPFIMG_CYCLES ?? 25);
 const PAIRS = Number(process.env.BPFIMG_PAIRS ?? 5);
 
-t.setTimeout(60_000 + (CYCLES + PAIRS) * 6000);
+t.setTimeout(patience(60_000 + (CYCLES + PAIRS) * 6000));
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 

@@ -7,8 +7,9 @@ import { KEPT } from '../src/dump/plugin-table.js';
 import { bpfimg } from './helpers/command.js';
 import { Bench, buildPlugin, dump, errors, type Held, restore, skipWithoutCriu, TYPES } from './helpers/criu.js';
 import { bpftool } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(240_000);
+t.setTimeout(patience(240_000));
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 const plugin = skip === false ? buildPlugin(path.join(bench.folder, 'keeping'), ['keep-programs yes']) : '';

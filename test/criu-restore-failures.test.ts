@@ -25,8 +25,9 @@ import {
   until,
   zombies,
 } from './helpers/criu.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(600_000);
+t.setTimeout(patience(600_000));
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 

@@ -1,8 +1,9 @@
 /** Types of maps, dumped and restored by real CRIU with the plugin. */
 import t from 'tap';
 import { Bench, dump, idsOf, lasting, skipWithoutCriu, TYPED, TYPES } from './helpers/criu.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(180_000);
+t.setTimeout(patience(180_000));
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 

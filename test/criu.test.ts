@@ -19,8 +19,9 @@ import {
   zombies,
 } from './helpers/criu.js';
 import { bpffs, bpftool } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(180_000);
+t.setTimeout(patience(180_000));
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 const { plugin } = bench;

@@ -28,9 +28,10 @@ import {
   words,
 } from './helpers/images.js';
 import { bytesOf, messageOf } from './helpers/messages.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 fc.configureGlobal({ seed: 4, numRuns: 120 });
 
 /** Runs a property as one assertion of its test. */

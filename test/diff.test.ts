@@ -18,11 +18,12 @@ import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, copyDump, shell, TOP } from './helpers/command.js';
 import { blob, entry, type Item, image, item, mapData, scalar } from './helpers/images.js';
 import { bpffs, fillNumbers, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 import { cli, dumpOf, hexOf, someItems } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 const skip = await skipWithoutMaps();
 const FLOWD = path.join(TOP, 'fixtures/flowd');
 const FLOWD_OBJECT = path.join(TOP, 'fixtures/btf/flowd.o');

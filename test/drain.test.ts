@@ -18,6 +18,7 @@ import { type Drain, MapTypes } from '../src/maptype.js';
 import { dataOf } from './helpers/capture.js';
 import { BPFIMG, bpfimg, denying, measured } from './helpers/command.js';
 import { fdCount, skipWithoutMaps } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { type Meddle, MeddledSys } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
@@ -30,7 +31,7 @@ const KINDS = [
 ] as const;
 const { EOPNOTSUPP, EPERM } = os.constants.errno;
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 
 /** A folder that goes away, and maps that do. */
 function place(t: Test) {

@@ -7,9 +7,10 @@ import { crit, critKnows, skipWithout } from './helpers/crit.js';
 import { dumpImages, fixture } from './helpers/fixtures.js';
 import { blob, entry, image, item, mapData, scalar } from './helpers/images.js';
 import { bytesOf, messageOf } from './helpers/messages.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 
 /** Kinds of a dump that bpfimg leaves to crit. */
 const FOREIGN = /^(core|fs|mm|pagemap|seccomp|timens)/;

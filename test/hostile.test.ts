@@ -4,12 +4,13 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { FORMS } from './helpers/codec.js';
 import { SEEDS, tryImage } from './helpers/mutate.js';
+import { patience } from './helpers/needs.js';
 
 /** Cases a process; each breaks one image and one JSON text. */
 const CASES = 50_000;
 const MOST_MIB = 200;
 
-t.setTimeout(800_000);
+t.setTimeout(patience(800_000));
 
 t.test('the images that are broken are good to begin with', async (t) => {
   for (const [i, bytes] of SEEDS.entries()) {

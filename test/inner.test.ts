@@ -14,12 +14,13 @@ import { MapTypes } from '../src/maptype.js';
 import { dataOf } from './helpers/capture.js';
 import { BPFIMG, bpfimg, workFolder } from './helpers/command.js';
 import { bpffs, fdCount, fillNumbers, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 const cwd = workFolder();
 t.teardown(() => fs.rmSync(cwd, { recursive: true }));
 

@@ -15,6 +15,7 @@ import { BpfMap, InfoReader, type MapSpec } from '../src/kernel/map.js';
 import { mapFdinfo } from '../src/kernel/proc.js';
 import type { CreateRule } from '../src/kernel/rules.js';
 import { Attr, ERRNO, openSys } from '../src/kernel/sys.js';
+import { features } from './helpers/features.js';
 import {
   bpffs,
   bpftool,
@@ -29,6 +30,7 @@ import { MeddledSys } from './helpers/replay.js';
 import { RULES, types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
+const has = await features();
 const sys = await openSys(types);
 const [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, TRIE, QUEUE, STACK] = [1, 2, 5, 6, 9, 11, 22, 23] as const;
 
@@ -112,7 +114,11 @@ t.test('create, items one by one, and what bpftool sees', { skip }, async (t) =>
   t.equal(Buffer.from(into).toString(), 'abc');
   t.equal(map.delete(u32(1)), true);
   t.equal(map.delete(u32(1)), false);
-  t.same(map.lookupAndDelete(u32(2)), new Uint8Array(Buffer.from('def')));
+  if (has.takingFromHashes) t.same(map.lookupAndDelete(u32(2)), new Uint8Array(Buffer.from('def')));
+  else {
+    t.match(refusal(t, () => map.lookupAndDelete(u32(2))).message, /ENOTSUPP \(not supported for maps of this type\)$/);
+    map.delete(u32(2));
+  }
   t.same(witness(map), { '03000000': '090807' });
   t.equal(refusal(t, () => map.update(u32(3), Buffer.alloc(3), ELEM_FLAG.NOEXIST)).code, 'EEXIST');
   t.equal(refusal(t, () => map.update(u32(9), Buffer.alloc(3), ELEM_FLAG.EXIST)).code, 'ENOENT');
@@ -178,6 +184,10 @@ function witnessed(map: BpfMap): Record<string, string> {
   return Object.fromEntries(Object.entries(witness(map)).map(([key, value]) => [key, value.replaceAll(' ', '')]));
 }
 
+/** Whether the running kernel is too old for batches of this type. */
+const isBatchless = (type: number | undefined) =>
+  (type === TRIE && !has.trieBatches) || (type === PERCPU_ARRAY && !has.perCpuArrayBatches);
+
 t.test('batches of every type that has them agree with bpftool', { skip }, async (t) => {
   const cases: readonly Partial<MapSpec>[] = [
     { type: HASH, keySize: 3, valueSize: 5 },
@@ -195,6 +205,10 @@ t.test('batches of every type that has them agree with bpftool', { skip }, async
     const count = Math.min(60, map.maxEntries);
     if (spec.type !== TRIE) fill(map, count);
     else for (let i = 0; i < count; i++) map.update(u32(32, i), Buffer.alloc(5, i));
+    if (isBatchless(spec.type)) {
+      t.match(map.lookupBatch(map.cursor(), map.batch(7)), { count: 0, end: false, error: { errno: ERRNO.ENOTSUPP } });
+      continue;
+    }
     const { items, keys } = readAll(map, 7);
     t.equal(keys.length, spec.type === ARRAY || spec.type === PERCPU_ARRAY ? map.maxEntries : count);
     t.same(items, witnessed(map), JSON.stringify(spec));
@@ -339,8 +353,7 @@ t.test('rule 12: per-CPU values, of all possible CPUs', { skip }, async (t) => {
     const value = Buffer.from(Array.from({ length: map.valueStride }, (_, i) => i + 1));
     map.update(u32(1), value);
     t.same(map.lookup(u32(1)), new Uint8Array(value), 'padding comes back as it was');
-    const { items } = readAll(map, 2);
-    t.equal(items['01000000'], value.toString('hex'));
+    if (!isBatchless(type)) t.equal(readAll(map, 2).items['01000000'], value.toString('hex'));
     const cpus = Array.from({ length: sys.cpus }, (_, cpu) => hex(value.subarray(16 * cpu, 16 * cpu + 12)));
     t.equal(witness(map)['01000000'], cpus.join(' '));
   }

@@ -18,13 +18,14 @@ import { replay } from '../src/replay/replay.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { dataOf } from './helpers/capture.js';
 import { skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { MeddledSys } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 /** In memory where that is: images are brought to disk each time. */
 const cwd = fs.mkdtempSync(path.join(fs.existsSync('/dev/shm') ? '/dev/shm' : os.tmpdir(), 'bpfimg-lock-'));
 t.teardown(() => fs.rmSync(cwd, { recursive: true }));

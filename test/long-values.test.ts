@@ -14,11 +14,12 @@ import { replay } from '../src/replay/replay.js';
 import { bpfimg, denying, measured, type RunOptions } from './helpers/command.js';
 import { blob, COMMON, entry, scalar, words } from './helpers/images.js';
 import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 import { dumpOf } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 const [HASH, ARRAY] = [1, 2];

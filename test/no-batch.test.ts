@@ -8,12 +8,13 @@ import { BpfMap, type MapSpec } from '../src/kernel/map.js';
 import { ERRNO, openSys } from '../src/kernel/sys.js';
 import { bpfimg, denying, workFolder } from './helpers/command.js';
 import { bpffs, fillNumbers, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 
 const SPECS: readonly MapSpec[] = [
   { type: 1, keySize: 4, valueSize: 8, maxEntries: 300, name: 'hash' },

@@ -10,9 +10,10 @@ import { bpfimg, shell } from './helpers/command.js';
 import { folderOf, mapFile, mapsImage } from './helpers/dumps.js';
 import { blob, entry, image, scalar } from './helpers/images.js';
 import { bpffs, skipWithoutMaps } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { types } from './helpers/types.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 const skip = await skipWithoutMaps();
 
 /** What of the command's answers is used here. */

@@ -6,8 +6,9 @@ import t, { type Test } from 'tap';
 import { folderAt, placeOf } from '../src/io/place.js';
 import { BPFIMG, bpfimg, contents, copyDump, type Ran, TOP } from './helpers/command.js';
 import { fixture } from './helpers/fixtures.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 
 const KILLER = path.join(TOP, 'test/helpers/kill-at.cjs');
 const JSON_TEXT = bpfimg(['decode', path.join(TOP, 'fixtures/flowd/pstree.img')]).stdout;

@@ -27,11 +27,12 @@ import { dataOf, Recorder } from './helpers/capture.js';
 import { skipWithout } from './helpers/crit.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, withoutCapabilities } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { ATTACH, loadProgram, must, PROG_TYPE, pinFd, SocketHolder, vethPair } from './helpers/objects.js';
 import { dumpOf, hexOf, MeddledSys, sourceOf } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 const [PROG_ARRAY, PERF_EVENT_ARRAY, CGROUP_ARRAY, DEVMAP, SOCKMAP, CPUMAP, XSKMAP, SOCKHASH, REUSEPORT, DEVMAP_HASH] =
   [3, 4, 8, 14, 15, 16, 17, 18, 20, 25] as const;
 

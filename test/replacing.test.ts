@@ -4,8 +4,9 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { BPFIMG, bpfimg, contents, copyDump, TOP } from './helpers/command.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 
 const KILLER = path.join(TOP, 'test/helpers/kill-at.cjs');
 

@@ -14,6 +14,7 @@ import { openSys } from '../src/kernel/sys.js';
 import { BPFIMG, bpfimg, type Ran, TOP } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import {
   cli,
   dumpOf,
@@ -26,7 +27,7 @@ import {
 } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 const [HASH, ARRAY, PERCPU_ARRAY, LRU_HASH, TRIE] = [1, 2, 6, 9, 11] as const;

@@ -8,9 +8,10 @@ import { mapsOfProcess } from '../src/kernel/proc.js';
 import { dataOf } from './helpers/capture.js';
 import { skipWithout } from './helpers/crit.js';
 import { bpffs, bpftool, skipWithoutMaps } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { cli } from './helpers/replay.js';
 
-t.setTimeout(60_000);
+t.setTimeout(patience(60_000));
 
 /** Events that are counted; then the maps stay as they are while the script runs on. */
 const EVENTS = 40;

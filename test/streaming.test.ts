@@ -6,9 +6,10 @@ import { Output } from '../src/io/output.js';
 import { type Dialect, decodeImage } from '../src/json/decode.js';
 import { encodeImage } from '../src/json/encode.js';
 import { dataMessage, image, words } from './helpers/images.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 
 const MIB = 1024 * 1024;
 /** Growth of the heap and of buffers that is still called flat. */

@@ -10,10 +10,11 @@ import { type ReplayOptions, replay } from '../src/replay/replay.js';
 import { mapsOf, openSource } from '../src/source/source.js';
 import { BPFIMG, bpfimg, TOP } from './helpers/command.js';
 import { bpffs, HolderProcess, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { MeddledSys } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 const skip = await skipWithoutMaps();
 if (skip !== false) {
   t.plan(0, skip);

@@ -6,9 +6,10 @@ import { TypedTable } from '../src/cli/typed-table.js';
 import { colours, table } from '../src/render.js';
 import { width, wrapped } from '../src/width.js';
 import { bpfimg, TOP, workFolder } from './helpers/command.js';
+import { patience } from './helpers/needs.js';
 import { onTerminal } from './helpers/pty.js';
 
-t.setTimeout(180_000);
+t.setTimeout(patience(180_000));
 const cwd = workFolder();
 t.teardown(() => fs.rmSync(cwd, { recursive: true }));
 const FLOWD = path.join(TOP, 'fixtures/flowd');

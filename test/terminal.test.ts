@@ -6,9 +6,10 @@ import { COMPACT, print } from '../src/json/print.js';
 import { colours, lineText, nameText, onSameLine, table } from '../src/render.js';
 import { cut, padEnd, padStart, width } from '../src/width.js';
 import { bpfimg, workFolder } from './helpers/command.js';
+import { patience } from './helpers/needs.js';
 import { dumpOf, someItems } from './helpers/replay.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 const cwd = workFolder();
 t.teardown(() => fs.rmSync(cwd, { recursive: true }));
 

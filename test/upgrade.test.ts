@@ -7,10 +7,10 @@ import t, { type Test } from 'tap';
 import { BPFIMG, TOP } from './helpers/command.js';
 import { examples, packed, quoted } from './helpers/examples.js';
 import { skipWithoutMaps } from './helpers/kernel-live.js';
-import { required } from './helpers/needs.js';
+import { patience, required } from './helpers/needs.js';
 import { Host } from './helpers/sandbox.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 
 function without(tool: string, missing: boolean): string | false {
   return missing && !required(tool) ? `needs ${tool}` : false;

@@ -4,10 +4,10 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import t, { type Test } from 'tap';
 import { alive, Bench, dump, errors, lasting, restore, type Seen, skipWithoutCriu, until } from './helpers/criu.js';
-import { required } from './helpers/needs.js';
+import { patience, required } from './helpers/needs.js';
 import { cli } from './helpers/replay.js';
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 const skip = await skipWithoutCriu();
 const bench = await Bench.set(t.testdir(), skip);
 

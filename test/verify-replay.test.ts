@@ -10,6 +10,7 @@ import { folderOf, mapFile, mapsImage } from './helpers/dumps.js';
 import { fuzzReplays } from './helpers/fuzz-replays.js';
 import { image, item, mapData } from './helpers/images.js';
 import { skipWithoutMaps } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 import { cli } from './helpers/replay.js';
 import { types } from './helpers/types.js';
@@ -17,7 +18,7 @@ import { types } from './helpers/types.js';
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 
-t.setTimeout(300_000);
+t.setTimeout(patience(300_000));
 
 /** Dumps that are tried; `npm run fuzz -- replays` tries more. */
 const CASES = 200;

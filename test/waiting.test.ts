@@ -6,8 +6,9 @@ import t, { type Test } from 'tap';
 import { BPFIMG, bpfimg, copyDump } from './helpers/command.js';
 import { fixture } from './helpers/fixtures.js';
 import { image, mapData } from './helpers/images.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 
 const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 

@@ -11,9 +11,10 @@ import { width } from '../src/width.js';
 import { BPFIMG, bpfimg, shell, TOP } from './helpers/command.js';
 import { skipWithout } from './helpers/crit.js';
 import { fillNumbers, HolderProcess, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { types } from './helpers/types.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);
 /** Its captures, which nothing may be left of. */

@@ -11,8 +11,9 @@ import type { Json, JsonObject } from '../src/value.js';
 import { sameBytes } from './helpers/codec.js';
 import { blob, dataMessage, scalar, varint } from './helpers/images.js';
 import { allMessages, bytesOf, jsonOf, type Model, messageOf } from './helpers/messages.js';
+import { patience } from './helpers/needs.js';
 
-t.setTimeout(120_000);
+t.setTimeout(patience(120_000));
 
 fc.configureGlobal({ seed: 2, numRuns: 60 });
 

@@ -437,7 +437,8 @@ const VMLINUX = 1;
 /** The kernel's type of a map's values, with its name, because its id differs in another kernel. */
 function kernelTypeOf({ btfVmlinuxValueType: id, btfVmlinuxId }: MapInfo): KernelTypeFacts | undefined {
   if (id === 0) return undefined;
-  if (btfVmlinuxId !== VMLINUX) return { id, name: undefined };
+  // Before Linux 6.9 there is no such id, and no module has such types.
+  if (btfVmlinuxId !== VMLINUX && btfVmlinuxId !== 0) return { id, name: undefined };
   try {
     const blob = fs.readFileSync('/sys/kernel/btf/vmlinux');
     return { id, name: Btf.parse(blob, { name: 'vmlinux' }).nameOf(id) };

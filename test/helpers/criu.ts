@@ -9,7 +9,7 @@ import { openSys, type Sys } from '../../src/kernel/sys.js';
 import { BtfWriter } from './btf-writer.js';
 import { bpfimg, type Ran, TOP } from './command.js';
 import { bpftool, skipWithoutMaps } from './kernel-live.js';
-import { required } from './needs.js';
+import { patience, required } from './needs.js';
 import { types } from './types.js';
 
 /** Milliseconds after which something that should have happened has not. */
@@ -19,7 +19,7 @@ const asleep = (ms: number) => new Promise((go) => setTimeout(go, ms));
 
 /** Waits until `ready` is true, and says what did not happen when it never is. */
 export async function until(what: string, ready: () => boolean): Promise<void> {
-  const end = Date.now() + PATIENCE;
+  const end = Date.now() + patience(PATIENCE);
   for (let wait = 1; !ready(); wait = Math.min(2 * wait, 20)) {
     if (Date.now() > end) throw new Error(`waited in vain: ${what}`);
     await asleep(wait);

@@ -9,3 +9,11 @@ export function required(what: string): boolean {
 export function skipWithoutRoot(): string | false {
   return process.getuid?.() === 0 || required('root') ? false : 'needs root';
 }
+
+/**
+ * A time limit for a test, in milliseconds: longer on a machine that BPFIMG_SLOW says is so many times slower than usual,
+ * such as a virtual one.
+ */
+export function patience(ms: number): number {
+  return ms * Number(process.env.BPFIMG_SLOW ?? 1);
+}

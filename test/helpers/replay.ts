@@ -9,7 +9,7 @@ import { bufferInput } from '../../src/io/input.js';
 import { MemoryOutput, type Output } from '../../src/io/output.js';
 import type { BpfCommand } from '../../src/kernel/abi.js';
 import type { BpfMap } from '../../src/kernel/map.js';
-import type { Attr, MapResult, Result, Sys } from '../../src/kernel/sys.js';
+import { type Attr, ERRNO, type MapResult, type Result, type Sys } from '../../src/kernel/sys.js';
 import type { ItemSource, KnownTypes } from '../../src/maptype.js';
 import type { Ran } from './command.js';
 import { blob, dataMessage, entry, type Item, image, mapData, scalar } from './images.js';
@@ -99,12 +99,21 @@ export function itemsObject(items: readonly Item[]): Record<string, string> {
   return Object.fromEntries(items.map(([key, value]) => [hexOf(key), hexOf(value)]));
 }
 
-/** All items of a live map, by the kernel's own batches: for maps that are too large for bpftool's JSON. */
+/**
+ * All items of a live map: for maps that are too large for bpftool's JSON. By the kernel's own batches, or key by key where
+ * it has none for the type.
+ */
 export function readBack(map: BpfMap): Record<string, string> {
   const [cursor, batch] = [map.cursor(), map.batch(1024)];
   const items: Record<string, string> = {};
   for (;;) {
     const { count, end, error } = map.lookupBatch(cursor, batch);
+    if (error?.errno === ERRNO.ENOTSUPP) {
+      for (let key = map.nextKey(undefined); key !== undefined; key = map.nextKey(key)) {
+        items[hexOf(key)] = hexOf(map.lookup(key) as Uint8Array);
+      }
+      return items;
+    }
     if (error) throw error;
     for (let i = 0; i < count; i++) {
       const key = batch.keys.toString('hex', i * map.keySize, (i + 1) * map.keySize);

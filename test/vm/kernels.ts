@@ -14,6 +14,8 @@ import { Parser } from 'tap-parser';
 const PROJECT = path.resolve(import.meta.dirname, '../../..');
 const BOOT = path.join(PROJECT, 'test/vm/boot');
 
+const say = (line: string) => process.stdout.write(`${line}\n`);
+
 /** Releases of Debian, with the kernels that they have: oldest first. */
 const KERNELS = { bullseye: '5.10', bookworm: '6.1', trixie: '6.12', sid: 'newest' } as const;
 type Kernel = keyof typeof KERNELS;
@@ -145,7 +147,7 @@ async function boot({ kernel, shape, tests }: Run, io: string): Promise<Map<stri
   const one =
     `timeout -k 10 ${EACH} node build/test/$1.test.js >/io/$1.tap 2>/io/$1.errors </dev/null; ` +
     'echo "$1: exit $? after $(cut -d. -f1 /proc/uptime) s"';
-  const all = `${first}\nuname -r >/io/version\nexport TAP_TIMEOUT=${EACH}\nprintf '%s\\n' "$@" | xargs -P "$(nproc)" -I{} bash -c '${one}' - {}`;
+  const all = `${first}\nuname -r >/io/version\nexport TAP_TIMEOUT=${EACH} BPFIMG_SLOW=8\nprintf '%s\\n' "$@" | xargs -P "$(nproc)" -I{} bash -c '${one}' - {}`;
   const child = spawn(BOOT, [kernel, 'bash', '-c', all, '-', ...tests], {
     env: { ...process.env, LIMIT: String(EACH * 4), ...env, IO: io },
     stdio: ['ignore', 'inherit', 'inherit'],
@@ -181,16 +183,16 @@ async function main(words: readonly string[]): Promise<number> {
     const name = run.shape === undefined ? run.kernel : `${run.kernel} ${run.shape}`;
     const io = path.join(place, name.replace(' ', '-'));
     fs.mkdirSync(io, { recursive: true });
-    console.log(`== ${name}`);
+    say(`== ${name}`);
     const started = Date.now();
     const outcomes = await boot(run, io);
     const version = fs.readFileSync(path.join(io, 'version'), 'utf8').trim();
-    console.log(`${name}: ${version}, ${Math.round((Date.now() - started) / 1000)} s`);
+    say(`${name}: ${version}, ${Math.round((Date.now() - started) / 1000)} s`);
     columns.set(`${/^\d+\.\d+/.exec(version)?.[0]}${run.shape === undefined ? '' : ` ${run.shape}`}`, outcomes);
   }
   const failed = report(columns);
   if (failed === 0 && process.env.IO === undefined) fs.rmSync(place, { recursive: true });
-  else console.log(`what the tests printed is in ${place}`);
+  else say(`what the tests printed is in ${place}`);
   return failed === 0 ? 0 : 1;
 }
 
@@ -202,27 +204,27 @@ function report(columns: ReadonlyMap<string, ReadonlyMap<string, Outcome>>): num
     const skips = [...one.skipped.values()].reduce((sum, n) => sum + n, 0);
     return `${one.passed}${one.failures.length > 0 ? ` ✗${one.failures.length}` : ''}${skips > 0 ? ` –${skips}` : ''}`;
   };
-  console.log(`\n| test | ${[...columns.keys()].join(' | ')} |\n| --- |${' ---: |'.repeat(columns.size)}`);
+  say(`\n| test | ${[...columns.keys()].join(' | ')} |\n| --- |${' ---: |'.repeat(columns.size)}`);
   for (const name of names) {
-    console.log(`| ${name} | ${[...columns.values()].map((outcomes) => cell(outcomes.get(name))).join(' | ')} |`);
+    say(`| ${name} | ${[...columns.values()].map((outcomes) => cell(outcomes.get(name))).join(' | ')} |`);
   }
   let [passed, failed, skips] = [0, 0, 0];
   for (const [column, outcomes] of columns) {
     for (const [name, one] of outcomes) {
       passed += one.passed;
       failed += one.failures.length;
-      for (const failure of one.failures) console.log(`FAILED on ${column}: ${name}: ${failure}`);
+      for (const failure of one.failures) say(`FAILED on ${column}: ${name}: ${failure}`);
       for (const [why, count] of one.skipped) {
         skips += count;
-        console.log(`skipped on ${column}: ${name}: ${count} × ${why}`);
+        say(`skipped on ${column}: ${name}: ${count} × ${why}`);
       }
     }
   }
-  console.log(`\n${passed} passed, ${failed} failed${skips > 0 ? `, ${skips} skipped` : ''}`);
+  say(`\n${passed} passed, ${failed} failed${skips > 0 ? `, ${skips} skipped` : ''}`);
   return failed;
 }
 
 process.exitCode = await main(process.argv.slice(2)).catch((error: Error) => {
-  console.error(`test:kernels: ${error.message}`);
+  process.stderr.write(`test:kernels: ${error.message}\n`);
   return 1;
 });

@@ -1,0 +1,75 @@
+/** What kernels differ in, found by trying, never by version: distributions carry features back. */
+import * as fs from 'node:fs';
+import { KernelError } from '../../src/kernel/error.js';
+import { MAP_FLAG } from '../../src/kernel/flags.js';
+import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
+import { ERRNO, openSys, type Sys } from '../../src/kernel/sys.js';
+import { skipWithoutRoot } from './needs.js';
+import { types } from './types.js';
+
+/** Whether the kernel can count the items of a hash by itself (bpf_map_sum_elem_count), since Linux 6.6. */
+export function countsItems(): boolean {
+  return fs.readFileSync('/proc/kallsyms', 'latin1').includes(' bpf_map_sum_elem_count\n');
+}
+
+/** What the running kernel says of a map of a type or with attributes that it does not know; undefined if it makes it. */
+export function lacking(sys: Sys, spec: MapSpec): string | undefined {
+  try {
+    BpfMap.create(sys, spec).close();
+    return undefined;
+  } catch (error) {
+    if (error instanceof KernelError && /: E(INVAL|2BIG) \(perhaps this kernel lacks /.test(error.message))
+      return error.message;
+    throw error;
+  }
+}
+
+/** Each uses a feature, and throws a KernelError where it is missing. */
+const USES = {
+  /** LOOKUP_AND_DELETE_ELEM for hashes, since Linux 5.14. */
+  takingFromHashes(sys: Sys) {
+    using map = open(sys, { type: 1 });
+    map.lookupAndDelete(Buffer.alloc(4));
+  },
+  /** Batches of LPM tries, since Linux 5.16. */
+  trieBatches: (sys: Sys) => readBatch(sys, { type: 11, keySize: 8, flags: MAP_FLAG.NO_PREALLOC }),
+  /** Batches of per-CPU arrays, since Linux 5.13. */
+  perCpuArrayBatches: (sys: Sys) => readBatch(sys, { type: 6 }),
+  /** Tries that may have any number of items, since Linux 5.16 or so: before, what they could need was charged at once. */
+  hugeTries: (sys: Sys) =>
+    open(sys, { type: 11, keySize: 8, maxEntries: 2 ** 32 - 1, flags: MAP_FLAG.NO_PREALLOC }).close(),
+};
+
+/** A feature that some kernels lack. */
+export type Feature = keyof typeof USES;
+
+function open(sys: Sys, spec: Pick<MapSpec, 'type'> & Partial<MapSpec>): BpfMap {
+  return BpfMap.create(sys, { keySize: 4, valueSize: 8, maxEntries: 8, name: 'probe', ...spec });
+}
+
+function readBatch(sys: Sys, spec: Pick<MapSpec, 'type'> & Partial<MapSpec>): void {
+  using map = open(sys, spec);
+  const { error } = map.lookupBatch(map.cursor(), map.batch(8));
+  if (error !== undefined) throw error;
+}
+
+/** What a kernel that lacks a feature says. */
+const REFUSALS: readonly number[] = [ERRNO.EINVAL, ERRNO.E2BIG, ERRNO.ENOTSUPP];
+
+/** What the running kernel has; all of it where nothing can be tried, for then no test of it runs either. */
+export async function features(): Promise<Readonly<Record<Feature, boolean>>> {
+  const all = Object.entries(USES);
+  if (skipWithoutRoot() !== false)
+    return Object.fromEntries(all.map(([name]) => [name, true])) as Record<Feature, boolean>;
+  const sys = await openSys(types);
+  const has = ([name, use]: [string, (sys: Sys) => void]) => {
+    try {
+      use(sys);
+      return [name, true];
+    } catch (error) {
+      if (error instanceof KernelError && REFUSALS.includes(error.errno)) return [name, false];
+      throw error;
+    }
+  };
+  return Object.fromEntries(all.map(has)) as Record<Feature, boolean>;
+}
