@@ -60,7 +60,7 @@ const TESTS = [
   'kernel-map',
   'kernel-proc',
   'kernel-sys',
-  'no-batch',
+  'old-kernels',
   'families',
   'inner',
   'drain',
