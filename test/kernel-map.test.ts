@@ -15,7 +15,7 @@ import { BpfMap, InfoReader, type MapSpec } from '../src/kernel/map.js';
 import { mapFdinfo } from '../src/kernel/proc.js';
 import type { CreateRule } from '../src/kernel/rules.js';
 import { Attr, ERRNO, openSys } from '../src/kernel/sys.js';
-import { features } from './helpers/features.js';
+import { asKept, features } from './helpers/features.js';
 import {
   bpffs,
   bpftool,
@@ -352,8 +352,9 @@ t.test('rule 12: per-CPU values, of all possible CPUs', { skip }, async (t) => {
     t.equal(map.valueStride, 16 * sys.cpus);
     const value = Buffer.from(Array.from({ length: map.valueStride }, (_, i) => i + 1));
     map.update(u32(1), value);
-    t.same(map.lookup(u32(1)), new Uint8Array(value), 'padding comes back as it was');
-    if (!isBatchless(type)) t.equal(readAll(map, 2).items['01000000'], value.toString('hex'));
+    const kept = asKept(value, 12, has);
+    t.same(map.lookup(u32(1)), new Uint8Array(kept), 'padding comes back as it was, or zero');
+    if (!isBatchless(type)) t.equal(readAll(map, 2).items['01000000'], kept.toString('hex'));
     const cpus = Array.from({ length: sys.cpus }, (_, cpu) => hex(value.subarray(16 * cpu, 16 * cpu + 12)));
     t.equal(witness(map)['01000000'], cpus.join(' '));
   }

@@ -35,6 +35,20 @@ const USES = {
   trieBatches: (sys: Sys) => readBatch(sys, { type: 11, keySize: 8, flags: MAP_FLAG.NO_PREALLOC }),
   /** Batches of per-CPU arrays, since Linux 5.13. */
   perCpuArrayBatches: (sys: Sys) => readBatch(sys, { type: 6 }),
+  /** The padding of per-CPU values comes back as it was; Linux 7.2 zeroes it. */
+  perCpuPadding(sys: Sys) {
+    using map = open(sys, { type: 5, valueSize: 4 });
+    const value = new Uint8Array(map.valueStride).fill(7);
+    map.update(Buffer.alloc(4), value);
+    if (map.lookup(Buffer.alloc(4))?.[4] !== 7) throw new KernelError('probe', 'BPF_MAP_LOOKUP_ELEM', ERRNO.EINVAL);
+  },
+  /** Per-CPU arrays of any length in one map of maps; Linux 7.2 wants one length, as of arrays. */
+  unlikePerCpuArrays(sys: Sys) {
+    using inner = open(sys, { type: 6, maxEntries: 4 });
+    using longer = open(sys, { type: 6, maxEntries: 8 });
+    using outer = open(sys, { type: 12, valueSize: 4, inner });
+    outer.update(Buffer.alloc(4), Uint8Array.of(longer.fd, longer.fd >> 8, 0, 0));
+  },
   /** Tries that may have any number of items, since Linux 5.16 or so: before, what they could need was charged at once. */
   hugeTries: (sys: Sys) =>
     open(sys, { type: 11, keySize: 8, maxEntries: 2 ** 32 - 1, flags: MAP_FLAG.NO_PREALLOC }).close(),
@@ -72,4 +86,16 @@ export async function features(): Promise<Readonly<Record<Feature, boolean>>> {
     }
   };
   return Object.fromEntries(all.map(has)) as Record<Feature, boolean>;
+}
+
+/** A per-CPU value as a map gives it back: with zeroes for the padding of each CPU's `size` bytes where the kernel does so. */
+export function asKept(
+  value: Uint8Array,
+  size: number,
+  { perCpuPadding }: { readonly perCpuPadding: boolean },
+): Buffer {
+  const kept = Buffer.from(value);
+  const stride = (size + 7) & ~7;
+  for (let at = 0; !perCpuPadding && at < kept.length; at += stride) kept.fill(0, at + size, at + stride);
+  return kept;
 }
