@@ -400,12 +400,12 @@ static void do_freeze(void)
 	done(bpf(BPF_MAP_FREEZE, &attr));
 }
 
-/* open NEW OLD MODE: once more, by the id */
+/* open NEW OLD MODE: once more, by the id; or a map of another process, of which OLD is the id */
 static void do_open(void)
 {
-	struct bpf_map_info info;
+	struct bpf_map_info info = { .id = atoi(word(2)) };
 
-	if (map_info(fd_of(word(2)), &info))
+	if (!info.id && map_info(fd_of(word(2)), &info))
 		done(-1);
 	else
 		keep(word(1), open_map(info.id, mode_flags(word(3))));
