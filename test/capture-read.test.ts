@@ -572,8 +572,7 @@ function fillTrie(map: BpfMap, keys: readonly Buffer[]): void {
     batch.keys.set(key, i * map.keySize);
     batch.values.writeUInt32LE(i, 4 * i);
   }
-  const { error } = map.updateBatch(batch, keys.length);
-  if (error) throw error;
+  updateAll(map, batch, keys.length);
 }
 
 /** The keys as the kernel walks them. */
