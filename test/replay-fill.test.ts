@@ -274,7 +274,8 @@ t.test('rule 11: the estimate is what the kernel then takes', { skip }, async (t
     const plan = planned(spec, items);
     const { map } = await replayed(t, plan);
     const { memlock = 0 } = map.state();
-    t.ok(plan.memory > 0.8 * memlock && plan.memory < 3 * memlock, `${plan.memory} for ${memlock}`);
+    const enough = !has.memoryInUse || plan.memory > 0.8 * memlock;
+    t.ok(enough && plan.memory < 3 * memlock, `${plan.memory} for ${memlock}`);
   }
 });
 

@@ -49,6 +49,11 @@ const USES = {
     using outer = open(sys, { type: 12, valueSize: 4, inner });
     outer.update(Buffer.alloc(4), Uint8Array.of(longer.fd, longer.fd >> 8, 0, 0));
   },
+  /** `memlock` of maps that are not preallocated is what their items take, since Linux 6.4; before, what all could take. */
+  memoryInUse(sys: Sys) {
+    using map = open(sys, { type: 1, maxEntries: 10_000, flags: MAP_FLAG.NO_PREALLOC });
+    if ((map.state().memlock ?? 0) > 500_000) throw new KernelError('probe', 'BPF_MAP_CREATE', ERRNO.EINVAL);
+  },
   /** Tries that may have any number of items, since Linux 5.16 or so: before, what they could need was charged at once. */
   hugeTries: (sys: Sys) =>
     open(sys, { type: 11, keySize: 8, maxEntries: 2 ** 32 - 1, flags: MAP_FLAG.NO_PREALLOC }).close(),
