@@ -96,7 +96,7 @@ function refused(
 /** Nothing of these maps and of this helper is there; restored in the usual way, everything is. */
 async function nothingLeft(t: Test, { witness, folder, before, names }: Dumped, helper: string) {
   await until('the maps are gone', () => !LiveMaps.look(bench.sys).maps.some(({ name = '' }) => names.includes(name)));
-  t.same(processesOf(helper), [], 'no helper');
+  t.same(processesOf(path.dirname(helper)), [], 'no helper');
   t.same(zombies(), []);
   await bench.restored(t, folder);
   t.same(lasting(await witness.see()), lasting(before));
@@ -173,7 +173,7 @@ t.test('CRIU is killed: the helper ends with it, at any point', { skip }, async 
     const { plugin, file } = pluginWith(script);
     const { signal } = await restore(held.folder, { plugin });
     t.equal(signal, 'SIGKILL');
-    await until('the helper ends', () => processesOf(file).length === 0);
+    await until('the helper ends', () => processesOf(path.dirname(file)).length === 0);
   }
   await until('the real one ends', () => processesOf(HELPER).length === 0);
   await nothingLeft(t, held, HELPER);

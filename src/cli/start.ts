@@ -27,8 +27,10 @@ export function reported(error: unknown, io: Io, debug: boolean, help?: string):
 /** Runs the process's own command line. */
 export async function start(main: Main): Promise<void> {
   const io = processIo();
+  let finished = false;
   for (const [signal, code] of Object.entries(SIGNAL_EXIT)) {
     process.on(signal, () => {
+      if (finished) process.exit(); // what it was to do is done
       for (const line of removeUnfinished()) io.say(`bpfimg: ${line}`);
       if (!isWaiting()) process.exit(code);
       // Exiting would wait for the blocked thread. A shell makes the same code of the signal itself.
@@ -37,6 +39,7 @@ export async function start(main: Main): Promise<void> {
     });
   }
   process.exitCode = await main(process.argv.slice(2), io);
+  finished = true;
   // Commands clean up after themselves; this removes what failed before any command owned it.
   removeUnfinished();
 }

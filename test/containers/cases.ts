@@ -68,7 +68,7 @@ async function exported(t: Test, podman: Podman, archive: string, ...options: re
   await podman.witness('box').tell(...MAPS);
   const before = await podman.witness('box').see();
   podman.checkpoint('box', archive, ...options);
-  podman.wipe();
+  await podman.wipe();
   t.match(must('show', archive, '--map', 'cfg').stdout, /09 ?00/, 'bpfimg reads the archive');
   podman.restore(archive);
   same(t, await podman.witness('box').see(), before);
@@ -126,7 +126,7 @@ if (all) {
       const before = await witness.see();
       podman.checkpoint('box', '/tmp/running.tar', '--leave-running');
       t.same(await witness.see(), before);
-      podman.wipe();
+      await podman.wipe();
       podman.restore('/tmp/running.tar');
       same(t, await podman.witness('box').see(), before);
       t.ok(fs.existsSync(`${folder}/flows`));
@@ -182,12 +182,12 @@ if (all) {
     };
     t.equal(await value(), '0900000000000000');
 
-    podman.wipe();
+    await podman.wipe();
     must('set', archive, 'cfg', '01000000', '0500000000000000');
     podman.restore(archive);
     t.equal(await value(), '0500000000000000', 'by set');
 
-    podman.wipe();
+    await podman.wipe();
     const document = must('decode', archive).stdout;
     t.match(document, '0500000000000000');
     fs.writeFileSync('/tmp/maps.json', document.replaceAll('0500000000000000', '0700000000000000'));

@@ -4,7 +4,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import type { Test } from 'tap';
 import { TOP } from '../helpers/command.js';
-import { compile, errors, idsOf, lasting, type Seen, until } from '../helpers/criu.js';
+import { compile, errors, idsOf, lasting, processesOf, type Seen, until } from '../helpers/criu.js';
 
 /** Milliseconds that a runtime may take. */
 const PATIENCE = 60_000;
@@ -183,9 +183,9 @@ export class Podman {
     t: Test,
   ) {
     this.#folder = `/var/lib/bpfimg-podman${Podman.#count++}`;
-    t.teardown(() => {
+    t.teardown(async () => {
       this.#run('rm', '--force', '--all', '--time', '0');
-      this.#forget();
+      await this.#forget();
     });
     this.#importImage();
   }
@@ -221,14 +221,16 @@ export class Podman {
     this.#must('import', '--quiet', IMAGE, 'witness');
   }
 
-  #forget(): void {
+  async #forget(): Promise<void> {
+    // What conmon starts when its container ends still writes here.
+    await until('podman cleans up', () => processesOf(`${this.#folder}/`).length === 0);
     fs.rmSync(this.#folder, { recursive: true });
   }
 
   /** All containers end, and the whole storage is as on another host, but for the image. */
-  wipe(): void {
+  async wipe(): Promise<void> {
     this.#must('rm', '--force', '--all', '--time', '0');
-    this.#forget();
+    await this.#forget();
     this.#importImage();
   }
 
