@@ -217,7 +217,7 @@ function picture(): string {
   });
   const width = Math.max(...lines.map(([arrows]) => arrows.length));
   return lines
-    .toReversed()
+    .reverse()
     .map(([arrows, note]) => `${arrows.padEnd(width)}  ${note}\n`)
     .join('');
 }

@@ -52,7 +52,7 @@ class Batches {
 
   take(room: number): Batch {
     this.#asked.add(room);
-    const found = this.#free.findLastIndex((batch) => batch.room === room || (room === 1 && this.#grown(batch)));
+    const found = this.#free.findIndex((batch) => batch.room === room || (room === 1 && this.#grown(batch)));
     return found < 0 ? this.map.batch(room) : (this.#free.splice(found, 1)[0] as Batch);
   }
 

@@ -144,7 +144,7 @@ const VALUES: Readonly<Record<string, Loader>> = {
     (await live(io)).flatMap((map) => (map.name ? [[map.name, `map ${map.id}`] as const] : [])),
   PID: async (_, { io }) => holders(await live(io)),
   FD: async (_, { parts, io }) => {
-    const pid = parts.findLast(({ name }) => name === 'pid')?.value;
+    const pid = parts.filter(({ name }) => name === 'pid').at(-1)?.value;
     return fds(await live(io), pid ?? '');
   },
 };
@@ -198,7 +198,7 @@ async function sources(current: string, { parts, io, command }: Asked): Promise<
     }
     default: {
       // Words after the value of a selector are more values of it.
-      const selector = parts.findLast(({ name }) => ['id', 'name', 'pinned', 'pid'].includes(name ?? ''));
+      const selector = parts.filter(({ name }) => ['id', 'name', 'pinned', 'pid'].includes(name ?? '')).at(-1);
       const kind = selector === undefined ? undefined : valueName(selector.option as Option);
       if (kind !== undefined && command.words?.sources !== undefined) {
         return (VALUES[kind] as Loader)(current, { parts, io, command });

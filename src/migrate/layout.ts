@@ -213,7 +213,7 @@ class Builder {
 
   #checkApart(id: number, members: readonly Node[]): void {
     let end = 0;
-    for (const { bit, bits, name } of members.toSorted((a, b) => a.bit - b.bit)) {
+    for (const { bit, bits, name } of [...members].sort((a, b) => a.bit - b.bit)) {
       if (bit < end) throw this.#btf.bad(id, `member ${name} overlaps the one before it`);
       end = bit + bits;
     }

@@ -11,6 +11,9 @@ export const TOP = fileURLToPath(new URL('../../../', import.meta.url));
 /** The executable that the package installs. */
 export const BPFIMG = path.join(TOP, 'dist/bpfimg');
 
+/** What runs it: this Node, or another version of it, to try. */
+const NODE = process.env.BPFIMG_NODE ?? process.execPath;
+
 export interface Ran {
   readonly status: number | null;
   readonly signal: string | null;
@@ -29,7 +32,7 @@ export interface RunOptions {
 /** Runs `bpfimg ARGS`. */
 export function bpfimg(args: readonly string[], options: RunOptions = {}): Ran {
   const words = [...(options.node ?? []), BPFIMG, ...args];
-  return finished(spawnSync(process.execPath, words, { maxBuffer: 1 << 28, ...inFolder(options) }));
+  return finished(spawnSync(NODE, words, { maxBuffer: 1 << 28, ...inFolder(options) }));
 }
 
 /** Options of {@link bpfimg} that have the kernel refuse calls: see deny.ts. */

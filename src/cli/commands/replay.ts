@@ -529,7 +529,8 @@ async function dryRun(plans: readonly PlannedMap[], foresight: Foresight, run: R
     ...(pins === undefined ? [] : [pinsText(row)]),
     row.report,
   ]);
-  const columns = pins === undefined ? PLAN_COLUMNS : PLAN_COLUMNS.toSpliced(-1, 0, { title: 'PIN' });
+  const columns =
+    pins === undefined ? PLAN_COLUMNS : [...PLAN_COLUMNS.slice(0, -1), { title: 'PIN' }, ...PLAN_COLUMNS.slice(-1)];
   await show({ rows, columns, cells, reshaped: plans }, run);
   for (const problem of problems) io.say(`bpfimg: ${problem}`);
   return problems.length > 0 ? EXIT.failed : EXIT.ok;
