@@ -8,6 +8,7 @@ import * as path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build, transform } from 'esbuild';
 import { writeManPages } from './man.mjs';
+import { billOfMaterials } from './sbom.mjs';
 
 const here = import.meta.dirname ?? path.dirname(fileURLToPath(import.meta.url));
 const top = path.resolve(here, '../..');
@@ -51,7 +52,7 @@ const { metafile, outputFiles } = await build({
   absWorkingDir: top,
   bundle: true,
   platform: 'node',
-  target: 'node20',
+  target: 'node18',
   splitting: true,
   format: 'esm',
   entryPoints: ['src/cli/bin.ts', 'src/cli/criu-bin.ts'],
@@ -64,6 +65,7 @@ const { metafile, outputFiles } = await build({
   define: {
     BPFIMG_VERSION: JSON.stringify(version),
     'import.meta.url': 'URL_OF_CHUNK',
+    'process.env.YARGS_MIN_NODE_VERSION': '"18"', // yargs-parser refuses older ones than it is tested with
     fetch: 'undefined', // zstddec would load its own code through Node's HTTP client
   },
   plugins: [parts],
@@ -86,7 +88,7 @@ for (const { path: file, text } of outputFiles) {
   const { code, map } = await transform(plain, {
     ...options,
     minifyWhitespace: true,
-    sourcefile: file,
+    sourcefile: path.basename(file),
     sourcemap: 'external',
   });
   fs.writeFileSync(file, `${code}//# sourceMappingURL=${path.basename(file)}.map\n`);
@@ -104,6 +106,8 @@ const licences = [...bundled].sort().map((name) => {
   return `${name}\n\n${fs.readFileSync(path.join(folder, file), 'utf8').trim()}\n`;
 });
 fs.writeFileSync(path.join(dist, 'THIRD-PARTY.txt'), licences.join(`\n${'-'.repeat(80)}\n`));
+const bill = billOfMaterials(top, [...bundled].sort());
+fs.writeFileSync(path.join(dist, 'sbom.cdx.json'), `${JSON.stringify(bill, null, 2)}\n`);
 
 const { SOURCE_DATE_EPOCH: seconds } = process.env;
 const built = seconds === undefined ? new Date() : new Date(Number(seconds) * 1000);
