@@ -7,6 +7,7 @@ import { BpfMap } from '../src/kernel/map.js';
 import { openSys } from '../src/kernel/sys.js';
 import { bpfimg, type Ran, shell, TOP, workFolder } from './helpers/command.js';
 import { skipWithout } from './helpers/crit.js';
+import { until } from './helpers/criu.js';
 import { bpffs, fillNumbers, skipWithoutBpftool, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { types } from './helpers/types.js';
 
@@ -394,7 +395,9 @@ t.test('from one host to another: whole or not at all', { skip: skip || namespac
     fs.rmSync(path.join(folder, 'other'), { recursive: true });
   }
   t.ok(whole.includes(false), `made: ${whole.join(', ')}`);
-  // What the killed ones have put aside goes with the next run.
+  // What the killed ones have put aside goes with the next run. They may end later than `timeout`.
+  const pids = () => fs.readdirSync(spool).map((name) => /bpfimg-(\d+)-/.exec(name)?.[1]);
+  await until('the killed ones are gone', () => !pids().some((pid) => fs.existsSync(`/proc/${pid}`)));
   t.equal(shell(`bpfimg show "pinned:${folder}/moved" --limit 1`, { cwd, env }).status, 0);
   t.strictSame(fs.readdirSync(spool), []);
 });
