@@ -25,7 +25,14 @@ export const percpu: Plugin = {
       key: 'index',
       perCpu: true,
       dense: true,
-      create: { ...indexed(PERCPU_VALUE), ...TYPES, flags: NUMA_RW | PROG, keyType: 'INT' },
+      create: {
+        ...indexed(PERCPU_VALUE),
+        ...TYPES,
+        flags: NUMA_RW | PROG,
+        // Linux 7.2 wants it, Linux 6.18 does not.
+        within: 'same entries on some kernels',
+        keyType: 'INT',
+      },
     },
     {
       number: 10,

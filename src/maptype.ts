@@ -368,6 +368,8 @@ export interface Planned {
   readonly inner: ReadonlyMap<number, MapSpec & { readonly flags: number }>;
   /** The whole table of map types. */
   readonly types: KnownTypes;
+  /** The kernel that is to make the map, to be asked what kernels differ in; undefined if the dump alone counts. */
+  readonly sys?: Sys | undefined;
 }
 
 /** What a replay will do, as far as the dump alone shows. */

@@ -25,6 +25,9 @@ import { UnresolvedItems } from '../resolve.js';
 /** Inner map's id, or file descriptor: u32. */
 const VALUE = 4;
 
+/** BPF_MAP_TYPE_ARRAY_OF_MAPS */
+const ARRAY_OF_MAPS = 12;
+
 /** Reads the items, and keeps their inner maps open until they are captured. */
 export async function captureOuter(map: BpfMap, sink: ItemSink, work: CaptureWork): Promise<Report> {
   const inner = new InnerMaps(map, work);
@@ -49,7 +52,7 @@ export async function innerIds(items: ItemSource): Promise<readonly number[]> {
 }
 
 /** What the kernel will say about the inner maps. */
-export async function outerForeseen({ facts, inner, types }: Planned): Promise<Foreseen | undefined> {
+export async function outerForeseen({ facts, inner, types, sys }: Planned): Promise<Foreseen | undefined> {
   const maps = [...inner];
   const [first] = maps;
   const wanted = wantedOf(facts.template, [...inner.values()]);
@@ -58,6 +61,11 @@ export async function outerForeseen({ facts, inner, types }: Planned): Promise<F
   const kind = types.row(template.type);
   if (kind?.create?.within === 'never') return { problems: [neverInner(kind.name)], report: FULL };
   const problems: string[] = [];
+  let answer: boolean | undefined;
+  const stricter = () => {
+    answer ??= sys !== undefined && wantsOneLength(sys, template.type);
+    return answer;
+  };
   if (first === undefined || misfits(first[1], template, types).length > 0) {
     // Created for a moment, without a name or types.
     const asked = { ...template, extra: 0n, ifindex: 0, name: Buffer.alloc(0), btf: false, inner: false };
@@ -66,10 +74,31 @@ export async function outerForeseen({ facts, inner, types }: Planned): Promise<F
     );
   }
   for (const [id, map] of problems.length > 0 ? [] : maps) {
-    const odd = misfits(map, template, types);
+    const odd = misfits(map, template, types, stricter);
     if (odd.length > 0) problems.push(`inner map ${id} does not fit: ${odd.join(', ')}`);
   }
   return { problems, report: FULL };
+}
+
+/** Whether this kernel wants inner maps of an array type to have the same max_entries: tried with small ones. */
+function wantsOneLength(sys: Sys, type: number): boolean {
+  const small = { type, keySize: 4, valueSize: 8, name: 'bpfimg_probe' };
+  let placing = false;
+  try {
+    using template = BpfMap.create(sys, { ...small, maxEntries: 1 });
+    using longer = BpfMap.create(sys, { ...small, maxEntries: 2 });
+    const shape = { type: ARRAY_OF_MAPS, keySize: VALUE, valueSize: VALUE, maxEntries: 1, name: small.name };
+    using outer = BpfMap.create(sys, { ...shape, inner: template });
+    const value = Buffer.alloc(VALUE);
+    value.writeInt32LE(longer.fd);
+    placing = true;
+    outer.update(Buffer.alloc(VALUE), value);
+    return false;
+  } catch (error) {
+    // Without permission to create maps, the kernel cannot be asked.
+    if (error instanceof KernelError) return placing && error.errno === ERRNO.EINVAL;
+    throw error;
+  }
 }
 
 /** Creates a map for inner maps like those it had. */

@@ -32,9 +32,10 @@ export interface CreateRule {
   readonly item?: number;
   /**
    * As an inner map: besides type, sizes and flags, max_entries must match the template of the outer map
-   * (map_meta_equal of the kernel), always or unless that has BPF_F_INNER_MAP. `never`: it cannot be an inner map.
+   * (map_meta_equal of the kernel), always, unless that has BPF_F_INNER_MAP, or on some kernels. `never`: it cannot be
+   * an inner map.
    */
-  readonly within?: 'same entries' | 'same entries unless flagged' | 'never';
+  readonly within?: 'same entries' | 'same entries unless flagged' | 'same entries on some kernels' | 'never';
   /** Needs CAP_NET_ADMIN in addition to CAP_BPF. */
   readonly network?: true;
   /**
@@ -120,12 +121,16 @@ export interface CreateRequest extends MapShape {
   readonly inner: boolean;
 }
 
-/** Why an outer map whose template was like `template` refuses `map`. Each reason is a clause. */
-export function misfits(map: MapShape, template: MapShape, types: KnownTypes): string[] {
+/**
+ * Why an outer map whose template was like `template` refuses `map`. Each reason is a clause.
+ * @param stricter whether the kernel wants what only some kernels want; it is asked only if that matters
+ */
+export function misfits(map: MapShape, template: MapShape, types: KnownTypes, stricter = () => false): string[] {
   const within = types.row(template.type)?.create?.within;
   const flagged = within === 'same entries unless flagged' && (template.flags & F.INNER_MAP) === 0;
+  const some = within === 'same entries on some kernels' && map.maxEntries !== template.maxEntries;
   const same: (keyof MapShape)[] = ['type', 'keySize', 'valueSize', 'flags'];
-  if (within === 'same entries' || flagged) same.push('maxEntries');
+  if (within === 'same entries' || flagged || (some && stricter())) same.push('maxEntries');
   return same
     .filter((member) => map[member] !== template[member])
     .map(

@@ -1,9 +1,10 @@
-/** Predicts the outcome of a replay without creating any map. */
+/** Predicts the outcome of a replay without creating its maps. */
 import { isZero } from '../bytes.js';
 import type { Dump } from '../dump/model.js';
 import type { TypeFinder } from '../dump/types.js';
 import { breaches } from '../kernel/rules.js';
-import { type Foreseen, FULL, leftEmpty, type MapType, type Report } from '../maptype.js';
+import type { Sys } from '../kernel/sys.js';
+import { type Foreseen, FULL, leftEmpty, type MapType, type Planned, type Report } from '../maptype.js';
 import { findKey } from './items.js';
 import type { PlannedMap } from './plan.js';
 
@@ -33,7 +34,7 @@ export function unsupported(plan: PlannedMap): string[] {
 
 /** The outcome of filling the map once it is created. */
 export async function fillForeseen(
-  plan: Pick<PlannedMap, 'spec' | 'type' | 'types' | 'plugin' | 'items' | 'facts' | 'inner'>,
+  plan: Pick<PlannedMap, 'spec' | 'type' | 'types' | 'plugin' | 'items' | 'facts' | 'inner'> & Pick<Planned, 'sys'>,
 ): Promise<Foreseen> {
   const { spec, type, items, plugin } = plan;
   const { maxEntries } = spec;
@@ -62,9 +63,11 @@ export async function fillForeseen(
 export class Foresight {
   #finder: TypeFinder | undefined;
 
+  /** @param sys the kernel that is to make the maps; without one, what kernels differ in is not foreseen */
   constructor(
     readonly dump: Dump,
     readonly unresolved: 'fail' | 'skip' = 'fail',
+    readonly sys?: Sys,
   ) {}
 
   /** The outcome of a replay. */
@@ -75,7 +78,7 @@ export class Foresight {
     if (missing.length > 0 && this.unresolved === 'fail') problems.push(lostInner(missing));
     if (plan.type.create?.btf === 'required') problems.push(...faults);
     if (problems.length > 0) return { problems, report: FULL };
-    const filled = await fillForeseen(plan);
+    const filled = await fillForeseen({ ...plan, sys: this.sys });
     if (filled.problems.length > 0 || filled.report.kind === 'metadata only') return filled;
     const lacks = [
       ...plan.lacks,

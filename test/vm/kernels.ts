@@ -141,28 +141,40 @@ function testFile(name: string): string {
 /** Seconds that a test may take in a guest, which is ten times slower than this machine. */
 const EACH = 1800;
 
-/** Boots a guest that runs the tests, a CPU each. @returns the outcome of every test */
-async function boot({ kernel, shape, tests }: Run, io: string): Promise<Map<string, Outcome>> {
+/** What exit codes mean that are not the test's own. */
+const ENDED: ReadonlyMap<string, string> = new Map([
+  ['', 'the guest ended before it'],
+  ['124', `it took more than ${EACH} s`],
+  ['137', 'it was killed'],
+]);
+
+/** Boots a guest that runs the tests, a CPU each. @returns the outcome of every test; undefined if the guest did not boot */
+async function boot({ kernel, shape, tests }: Run, io: string): Promise<Map<string, Outcome> | undefined> {
   const { env = {}, first = ':' } = shape === undefined ? {} : (SHAPES[shape] ?? {});
   const one =
     `timeout -k 10 ${EACH} node build/test/$1.test.js >/io/$1.tap 2>/io/$1.errors </dev/null; ` +
-    'echo "$1: exit $? after $(cut -d. -f1 /proc/uptime) s"';
+    'echo $? >/io/$1.exit; echo "$1: exit $(cat /io/$1.exit) after $(cut -d. -f1 /proc/uptime) s"';
   const all = `${first}\nuname -r >/io/version\nexport TAP_TIMEOUT=${EACH} BPFIMG_SLOW=8\nprintf '%s\\n' "$@" | xargs -P "$(nproc)" -I{} bash -c '${one}' - {}`;
   const child = spawn(BOOT, [kernel, 'bash', '-c', all, '-', ...tests], {
     env: { ...process.env, LIMIT: String(EACH * 4), ...env, IO: io },
     stdio: ['ignore', 'inherit', 'inherit'],
   });
-  const code = await new Promise<number | null>((resolve, reject) => child.on('error', reject).on('close', resolve));
-  if (code !== 0 && !fs.existsSync(path.join(io, 'version'))) throw new Error(`${kernel} did not boot`);
-  return new Map(tests.map((test) => [test, outcome(path.join(io, `${test}.tap`))]));
+  await new Promise((resolve, reject) => child.on('error', reject).on('close', resolve));
+  if (!fs.existsSync(path.join(io, 'version'))) return undefined;
+  return new Map(tests.map((test) => [test, outcome(path.join(io, test))]));
 }
 
+/** What a test file said, and how its process ended: the plan may be complete before something goes wrong. */
 function outcome(file: string): Outcome {
-  const text = fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : '';
+  const read = (name: string) => (fs.existsSync(name) ? fs.readFileSync(name, 'utf8') : '');
+  const text = read(`${file}.tap`);
+  const code = read(`${file}.exit`).trim();
   const parser = new Parser();
   parser.end(text);
   const { results } = parser;
-  if (results === null || text === '') return { passed: 0, failures: ['it printed nothing'], skipped: new Map() };
+  if (results === null || text === '') {
+    return { passed: 0, failures: [code === '' ? 'it was not run' : 'it printed nothing'], skipped: new Map() };
+  }
   const skipped = new Map<string, number>();
   const leaves = { passed: 0, failures: [] as string[] };
   for (const result of Parser.parse(text, { flat: true })) {
@@ -172,6 +184,8 @@ function outcome(file: string): Outcome {
     else if (ok) leaves.passed++;
     else leaves.failures.push(`${fullname} > ${name}`);
   }
+  if (code !== '0' && leaves.failures.length === 0)
+    leaves.failures.push(ENDED.get(code) ?? `it ended with exit code ${code}`);
   if (!results.ok && leaves.failures.length === 0) leaves.failures.push('it was cut off');
   return { ...leaves, skipped };
 }
@@ -179,18 +193,26 @@ function outcome(file: string): Outcome {
 async function main(words: readonly string[]): Promise<number> {
   const place = process.env.IO ?? fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-kernels-'));
   const columns = new Map<string, Map<string, Outcome>>();
+  const missing: string[] = [];
   for (const run of runs(words)) {
     const name = run.shape === undefined ? run.kernel : `${run.kernel} ${run.shape}`;
     const io = path.join(place, name.replace(' ', '-'));
+    // Nothing of an earlier run.
+    fs.rmSync(io, { recursive: true, force: true });
     fs.mkdirSync(io, { recursive: true });
     say(`== ${name}`);
     const started = Date.now();
     const outcomes = await boot(run, io);
+    if (outcomes === undefined) {
+      missing.push(name);
+      continue;
+    }
     const version = fs.readFileSync(path.join(io, 'version'), 'utf8').trim();
     say(`${name}: ${version}, ${Math.round((Date.now() - started) / 1000)} s`);
     columns.set(`${/^\d+\.\d+/.exec(version)?.[0]}${run.shape === undefined ? '' : ` ${run.shape}`}`, outcomes);
   }
-  const failed = report(columns);
+  const failed = report(columns) + missing.length;
+  for (const name of missing) say(`FAILED: ${name} could not be fetched or did not boot`);
   if (failed === 0 && process.env.IO === undefined) fs.rmSync(place, { recursive: true });
   else say(`what the tests printed is in ${place}`);
   return failed === 0 ? 0 : 1;

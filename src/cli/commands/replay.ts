@@ -213,7 +213,7 @@ async function replaySource(given: Source, reshaping: Reshaping | undefined, run
     const planned = await plansOf(dump, run);
     const plans = (await reshaping?.plans(dump, planned, run, skipped, args.dryRun)) ?? planned;
     for (const { subject, notes } of plans) for (const note of notes) io.say(`bpfimg: note: ${subject}: ${note}`);
-    if (args.dryRun) return await dryRun(plans, new Foresight(dump, args.unresolved), run);
+    if (args.dryRun) return await dryRun(plans, new Foresight(dump, args.unresolved, run.sys), run);
     const swept = async (fresh: readonly FreshMap[]) => {
       if (sweeps === 0 || given.kind !== 'dump') return [];
       const chosen = new Set(planned.map(({ mapId }) => mapId));
