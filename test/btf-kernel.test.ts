@@ -8,11 +8,12 @@ import { declaredOrder } from '../src/btf/meaning.js';
 import { SPECIAL_FIELDS, type SpecialKind, specialFields } from '../src/btf/special.js';
 import { valueCodec } from '../src/btf/values.js';
 import { isZero, viewOf } from '../src/bytes.js';
-import { ATTR } from '../src/kernel/abi.js';
+import { loadBtf } from '../src/kernel/btf.js';
 import { BpfMap } from '../src/kernel/map.js';
-import { Attr, openSys, pinned, type Sys } from '../src/kernel/sys.js';
+import { openSys, type Sys } from '../src/kernel/sys.js';
 import type { Json, JsonObject } from '../src/value.js';
 import { type BtfMember, BtfWriter } from './helpers/btf-writer.js';
+import { unknownTypes } from './helpers/features.js';
 import { fixture } from './helpers/fixtures.js';
 import { fdCount, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { Random } from './helpers/random.js';
@@ -20,22 +21,14 @@ import { types } from './helpers/types.js';
 
 const skip = await skipWithoutMaps();
 
-/** Gives types to the kernel; the caller closes the result. */
-function load(sys: Sys, btf: Btf): number {
-  const blob = pinned(btf.bytes.length);
-  blob.set(btf.bytes);
-  const log = pinned(1 << 16);
-  const attr = new Attr(ATTR.btfLoad, sys).point('btf', blob).set('btf_size', blob.length);
-  attr.point('btf_log_buf', log).set('btf_log_size', log.length).set('btf_log_level', 1);
-  const fd = sys.bpf('BTF_LOAD', attr);
-  if (fd < 0)
-    throw new Error(
-      `BTF_LOAD: ${fd}: ${log
-        .toString('latin1')
-        .replace(/\0[\s\S]*/, '')
-        .slice(-500)}`,
-    );
-  return fd;
+/** Gives types to the kernel; the caller closes the result. Undefined if that does not know all of them, and says so. */
+function load(t: Test, sys: Sys, btf: Btf): number | undefined {
+  const unknown = unknownTypes(sys, btf);
+  if (unknown.length > 0) {
+    t.throws(() => loadBtf(sys, btf.bytes), { message: /BPF_BTF_LOAD: EINVAL \(.*\)/ }, `unknown here: ${unknown}`);
+    return undefined;
+  }
+  return loadBtf(sys, btf.bytes);
 }
 
 function create(sys: Sys, fd: number, definition: MapDefinition): BpfMap {
@@ -183,9 +176,12 @@ t.test('maps of every kind of value read as bpftool reads them', { skip }, async
   const before = fdCount();
   const random = new Random(11);
   const seen: string[] = [];
+  let files = 0;
   for (const name of ['values.o', 'special.o']) {
     const file = readBtfFile(fixture(`btf/${name}`), { name });
-    const fd = load(sys, file.btf);
+    const fd = load(t, sys, file.btf);
+    if (fd === undefined) continue;
+    files++;
     try {
       for (const definition of file.maps) {
         // bpftool prints no floating point: `"f64":(unsupported-kind`, which is not even JSON.
@@ -198,14 +194,15 @@ t.test('maps of every kind of value read as bpftool reads them', { skip }, async
       sys.close(fd);
     }
   }
-  t.ok(seen.length >= 11, seen.join(' '));
+  t.ok(files < 2 || seen.length >= 11, seen.join(' '));
   t.equal(fdCount(), before, 'nothing is left open');
 });
 
 t.test('where bpftool and we differ, the bytes show who is right', { skip }, async (t) => {
   const sys = await openSys(types);
   const file = readBtfFile(fixture('btf/values.o'), { name: 'values.o' });
-  const fd = load(sys, file.btf);
+  const fd = load(t, sys, file.btf);
+  if (fd === undefined) return;
   /** One value of a map: what we make of these bytes, and what bpftool does. */
   const both = (name: string, hex: string) => {
     const definition = file.find(name) as MapDefinition;
@@ -283,7 +280,8 @@ t.test('special fields read as the table says', { skip }, async (t) => {
       specialFields(btf, value).find((field) => field.kind === kind),
       { offset: 8, size },
     );
-    const fd = load(sys, btf);
+    const fd = load(t, sys, btf);
+    if (fd === undefined) continue;
     try {
       const valueSize = 16 + size;
       const names = { keyType: key, valueType: value };

@@ -20,10 +20,13 @@ import { folderOf, mapFile, pluginDump } from './helpers/dumps.js';
 import { fixture } from './helpers/fixtures.js';
 import { blob, dataMessage, entry, image, item, mapData, scalar } from './helpers/images.js';
 import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 import { bigDump, cli, dumpOf, hexOf, someItems } from './helpers/replay.js';
 import { keyHex, randomStruct, randomValue, shapeText, typedDocument, typesOf, valueHex } from './helpers/shapes.js';
 import { types } from './helpers/types.js';
+
+t.setTimeout(patience(120_000));
 
 const skip = await skipWithoutMaps();
 

@@ -20,9 +20,11 @@ import { Attr, openSys } from '../src/kernel/sys.js';
 import { version } from '../src/version.js';
 import type { Told, Wanted } from './helpers/criu-holder.js';
 import { bpffs, fdCount, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
-import { required } from './helpers/needs.js';
+import { patience, required } from './helpers/needs.js';
 import { loadProgram } from './helpers/objects.js';
 import { types } from './helpers/types.js';
+
+t.setTimeout(patience(120_000));
 
 const sys = await openSys(types);
 const cc = spawnSync('cc', ['--version']).error === undefined || required('cc');

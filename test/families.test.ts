@@ -17,7 +17,10 @@ import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, bpfimg, TOP, workFolder } from './helpers/command.js';
 import { lacking } from './helpers/features.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { types } from './helpers/types.js';
+
+t.setTimeout(patience(120_000));
 
 const skip = await skipWithoutMaps();
 const sys = await openSys(types);

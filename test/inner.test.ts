@@ -87,8 +87,10 @@ for (const spec of OUTER) {
       const before = fdCount();
       const { stop } = await replacer(outer, pause);
       let [whole, rounds, lost] = [0, 0, 0];
+      // Captures may be much faster than the replacer, which has to come around.
+      const enough = Date.now() + patience(pause * SLOTS * 3);
       try {
-        for (; rounds < 6; rounds++) {
+        for (; rounds < 6 || Date.now() < enough; rounds++) {
           const live = LiveMaps.look(sys);
           const maps = live.select({ ids: [other.id, outer.id], names: [], pins: [], pids: [] });
           // With --all, those that are there just now are asked for as well.

@@ -20,8 +20,11 @@ import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, contents } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, fdCount, HolderProcess, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
+import { patience } from './helpers/needs.js';
 import { cli, dumpOf, hexOf, type MapImage, MeddledSys, readBack, sourceOf } from './helpers/replay.js';
 import { types } from './helpers/types.js';
+
+t.setTimeout(patience(120_000));
 
 const skip = await skipWithoutMaps();
 if (skip !== false) {

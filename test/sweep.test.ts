@@ -18,8 +18,11 @@ import { type Reading, sweep } from '../src/replay/sweep.js';
 import { BPFIMG, bpfimg } from './helpers/command.js';
 import { bpffs, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { keyOf, valueIn, written } from './helpers/kernel-writing.js';
+import { patience } from './helpers/needs.js';
 import { hexOf, sourceOf } from './helpers/replay.js';
 import { types } from './helpers/types.js';
+
+t.setTimeout(patience(120_000));
 
 const skip = await skipWithoutMaps();
 if (skip !== false) {

@@ -1,5 +1,5 @@
 /** `bpfimg watch` of real maps that change while it looks. */
-import { spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
@@ -51,13 +51,20 @@ interface Watched {
   readonly said: string;
 }
 
+/** A process's exit code, as a shell has it: one that ends while its output is being written ends by the signal. */
+function codeOf(child: ChildProcess): Promise<number | null> {
+  return new Promise((resolve) =>
+    child.once('close', (code, signal) => resolve(signal === null ? code : 128 + os.constants.signals[signal])),
+  );
+}
+
 /** Runs `watch --json`, and `step` after each look; it ends when that returns true. */
 async function watch(
   args: readonly string[],
   step: (looks: number, tick: Tick) => boolean | Promise<boolean>,
 ): Promise<Watched> {
   const child = spawn(process.execPath, [BPFIMG, 'watch', '--json', '-n', '0.2', ...args], { env });
-  const closed = new Promise<number | null>((resolve) => child.once('close', (code) => resolve(code)));
+  const closed = codeOf(child);
   let said = '';
   child.stderr.on('data', (text) => {
     said += String(text);
@@ -66,7 +73,8 @@ async function watch(
   for await (const line of createInterface({ input: child.stdout })) {
     const tick = JSON.parse(line) as Tick;
     ticks.push(tick);
-    if (await step(ticks.length, tick)) child.kill('SIGINT');
+    // Once: a second one may meet a process that no longer handles it.
+    if ((await step(ticks.length, tick)) && !child.killed) child.kill('SIGINT');
   }
   return { ticks, code: await closed, said };
 }
@@ -177,7 +185,7 @@ t.test('on a terminal of 80 columns, ended by Ctrl-C', { skip: skip || skipWitho
   fillNumbers(map, 500);
   const line = `stty cols 80 rows 24; exec ${process.execPath} ${BPFIMG} watch --id ${map.id} -n 0.2 --limit 100`;
   const child = spawn('script', ['-qec', line, '/dev/null'], { env: { ...env, TERM: 'xterm' } });
-  const closed = new Promise<number | null>((resolve) => child.once('close', (code) => resolve(code)));
+  const closed = codeOf(child);
   let out = '';
   let steps = 0;
   child.stdout.on('data', (text) => {
@@ -211,14 +219,14 @@ t.test('lines elsewhere; a closed pipe and signals end it', { skip }, async (t) 
   map.update(u32(1), Buffer.alloc(100));
   const args = `watch --id ${map.id} -n 0.2`;
   const child = spawn(process.execPath, [BPFIMG, ...args.split(' ')], { env });
-  const closed = new Promise<number | null>((resolve) => child.once('close', (code) => resolve(code)));
+  const closed = codeOf(child);
   let out = '';
   child.stdout.on('data', (text) => {
     out += String(text);
     const value = Buffer.alloc(100);
     value[70] = 0xab;
     if (out.includes('no change')) map.update(u32(1), value);
-    if (out.includes('1 changed')) child.kill('SIGINT');
+    if (out.includes('1 changed') && !child.killed) child.kill('SIGINT');
   });
   t.equal(await closed, 130);
   t.match(out, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ {2}the last 0\.\d s$/m);

@@ -36,15 +36,28 @@ let able: string | false | undefined;
 /** Why a test that needs CRIU with the plugin should be skipped, or false when it should run. */
 export async function skipWithoutCriu(): Promise<string | false> {
   if (able !== undefined) return able;
-  able = (await skipWithoutMaps()) || skipWithoutCompiler();
-  if (able !== false || command !== '') return able;
+  able = (await skipWithoutMaps()) || skipWithoutCompiler() || fetched() || unfit();
+  return able;
+}
+
+/** Gets CRIU where no other is named. @returns why there is none */
+function fetched(): string | false {
+  if (command !== '') return false;
   const got = spawnSync(path.join(TOP, '.ci/criu'), ['--once'], { encoding: 'utf8' });
   command = String(got.stdout).trim();
-  if (got.status === 0) return able;
+  if (got.status === 0) return false;
   const why = got.error?.message ?? String(got.stderr).trim();
   if (required('criu')) throw new Error(why);
-  able = why;
-  return able;
+  return why;
+}
+
+/** Why CRIU does not run on this kernel, as it says itself. */
+function unfit(): string | false {
+  if (required('criu')) return false;
+  const { status, stderr, error } = spawnSync(command, ['check'], { encoding: 'utf8' });
+  if (status === 0) return false;
+  const said = error?.message ?? /Error \([^)]*\): (.*)/.exec(stderr)?.[1] ?? stderr.trim();
+  return `CRIU does not run on this kernel: ${said}`;
 }
 
 function skipWithoutCompiler(): string | false {

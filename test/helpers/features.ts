@@ -1,9 +1,12 @@
 /** What kernels differ in, found by trying, never by version: distributions carry features back. */
 import * as fs from 'node:fs';
+import type { Btf } from '../../src/btf/btf.js';
+import { loadBtf } from '../../src/kernel/btf.js';
 import { KernelError } from '../../src/kernel/error.js';
 import { MAP_FLAG } from '../../src/kernel/flags.js';
 import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
 import { ERRNO, openSys, type Sys } from '../../src/kernel/sys.js';
+import { BtfWriter } from './btf-writer.js';
 import { skipWithoutRoot } from './needs.js';
 import { types } from './types.js';
 
@@ -70,6 +73,36 @@ function readBatch(sys: Sys, spec: Pick<MapSpec, 'type'> & Partial<MapSpec>): vo
   using map = open(sys, spec);
   const { error } = map.lookupBatch(map.cursor(), map.batch(8));
   if (error !== undefined) throw error;
+}
+
+/** Types that kernels did not always know, each in a blob with nothing else new. */
+const NEW_TYPES: Readonly<Record<string, (writer: BtfWriter, word: number) => void>> = {
+  FLOAT: (writer) => writer.float('double', 8),
+  DECL_TAG: (writer, word) => writer.declTag('tag', writer.typedef('word', word)),
+  TYPE_TAG: (writer, word) => writer.ptr(writer.typeTag('tag', word)),
+  ENUM64: (writer) => writer.enum64('wide', 8, { FIRST: 1n }),
+  'signed ENUM': (writer) => writer.enum('signs', 4, { FIRST: 1 }, true),
+};
+
+/** The types among those of `btf` that the running kernel does not know. */
+export function unknownTypes(sys: Sys, btf: Btf): string[] {
+  const unknown = Object.entries(NEW_TYPES).filter(([, write]) => {
+    const writer = new BtfWriter();
+    write(writer, writer.int('int', 4, { encoding: 1 }));
+    try {
+      sys.close(loadBtf(sys, writer.bytes()));
+      return false;
+    } catch (error) {
+      if (error instanceof KernelError && error.errno === ERRNO.EINVAL) return true;
+      throw error;
+    }
+  });
+  const used = new Set<string>();
+  for (let id = 1; id <= btf.typeCount; id++) {
+    const type = btf.type(id);
+    used.add(type.kind === 'ENUM' && type.signed ? 'signed ENUM' : type.kind);
+  }
+  return unknown.map(([name]) => name).filter((name) => used.has(name));
 }
 
 /** What a kernel that lacks a feature says. */

@@ -80,6 +80,8 @@ connected = [socket.create_connection(listening[0].getsockname()), listening[0].
 first = shared(0)
 reuseport = [first, shared(first.getsockname()[1])]
 xdp = [socket.socket(44, socket.SOCK_RAW, 0)]
+# With a receive ring: Linux 7.2 lets no other into a map.
+xdp[0].setsockopt(283, 2, struct.pack('I', 64))
 attr = ctypes.create_string_buffer(struct.pack('IIQ', 1, 112, 0), 112)
 perf = ctypes.CDLL(None).syscall(298, attr, -1, 0, -1, 0)
 kinds = {'listening': listening, 'connected': connected, 'reuseport': reuseport, 'xdp': xdp}
