@@ -242,6 +242,15 @@ t.test('where bpftool and we differ, the bytes show who is right', { skip }, asy
   }
 });
 
+t.test('a kind of type that the kernel does not know', { skip }, async (t) => {
+  const sys = await openSys(types);
+  const writer = new BtfWriter();
+  writer.add(31, 'newer', 4, 0, false, []);
+  t.throws(() => loadBtf(sys, writer.bytes()), {
+    message: 'BTF: BPF_BTF_LOAD: EINVAL ([1] Invalid kind:31, which this kernel does not know)',
+  });
+});
+
 // ---------------------------------------------------------------------------------------------------
 // Special fields
 

@@ -19,7 +19,7 @@ import { asKept, features } from './helpers/features.js';
 import { FakeSys, fakeMap } from './helpers/kernel-fake.js';
 import { fillNumbers, skipWithoutMaps, u32, updateAll, witness } from './helpers/kernel-live.js';
 import { type Element, FakeHash } from './helpers/kernel-tables.js';
-import { patience } from './helpers/needs.js';
+import { load, patience } from './helpers/needs.js';
 import { Random } from './helpers/random.js';
 import { types } from './helpers/types.js';
 
@@ -297,8 +297,9 @@ t.test('rule 2: a full map in one batch, and batches that are too small', { skip
 });
 
 t.test('a large hash in many parts: every key once, in the order of one reading', { skip }, async (t) => {
-  using map = create({ keySize: 8, valueSize: 4, maxEntries: 300_000 });
-  fillNumbers(map, 300_000);
+  const count = load(300_000);
+  using map = create({ keySize: 8, valueSize: 4, maxEntries: count });
+  fillNumbers(map, count);
   const order = keysInOrder(map);
   for (const parts of [undefined, { first: 100, bytes: 1 << 20, items: 3000, head: 100 }]) {
     const sink = new Recorder(map);

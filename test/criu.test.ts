@@ -19,7 +19,7 @@ import {
   zombies,
 } from './helpers/criu.js';
 import { bpffs, bpftool } from './helpers/kernel-live.js';
-import { patience } from './helpers/needs.js';
+import { load, patience } from './helpers/needs.js';
 
 t.setTimeout(patience(180_000));
 const skip = await skipWithoutCriu();
@@ -170,17 +170,18 @@ t.test('200 maps', { skip }, async (t) => {
   for (const i of [0, 77, 199]) t.match(bpftool('map', 'show', 'id', `${after[i]?.id}`), { name: `m${i}` });
 });
 
-t.test('300,000 items', { skip }, async (t) => {
-  const held = await bench.witness(t, 'map m key=16 value=32 max=300000', 'fill m 300000');
+const COUNT = load(300_000);
+t.test(`${COUNT} items`, { skip }, async (t) => {
+  const held = await bench.witness(t, `map m key=16 value=32 max=${COUNT}`, `fill m ${COUNT}`);
   const before = await held.witness.see();
-  t.equal(before[0]?.count, 300_000);
+  t.equal(before[0]?.count, COUNT);
   await bench.dumped(t, held);
   await bench.freed(idsOf(before));
   await bench.restored(t, held.folder);
   const after = await held.witness.see();
   t.same(lasting(after), lasting(before));
   const items = bpftool('map', 'dump', 'id', `${after[0]?.id}`) as unknown[];
-  t.equal(items.length, 300_000);
+  t.equal(items.length, COUNT);
 });
 
 // ---------------------------------------------------------------------------------------------------

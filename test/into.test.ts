@@ -20,7 +20,7 @@ import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, contents } from './helpers/command.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, fdCount, HolderProcess, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
-import { patience } from './helpers/needs.js';
+import { load, patience } from './helpers/needs.js';
 import { cli, dumpOf, hexOf, type MapImage, MeddledSys, readBack, sourceOf } from './helpers/replay.js';
 import { types } from './helpers/types.js';
 
@@ -267,8 +267,9 @@ t.test('LRU: what fits is there, and what the kernel evicts is counted', async (
 
 t.test('many items: several writers, several batches, the last of duplicates counts', async (t) => {
   const kind = KINDS[1] as Kind;
-  const source: Item[] = Array.from({ length: 60_000 }, (_, i) => [keyOf(kind, i % 50_000), valueFor(kind, i + 1)]);
-  const old: Item[] = Array.from({ length: 20_000 }, (_, i) => [keyOf(kind, i * 5), valueFor(kind, i * 5 + 1)]);
+  const [distinct, most] = [load(50_000), load(60_000)];
+  const source: Item[] = Array.from({ length: most }, (_, i) => [keyOf(kind, i % distinct), valueFor(kind, i + 1)]);
+  const old: Item[] = Array.from({ length: load(20_000) }, (_, i) => [keyOf(kind, i * 5), valueFor(kind, i * 5 + 1)]);
   const dump = dumpKind(kind, source, { max: 100_000 });
   for (const mode of ['upsert', 'sync', 'sum'] as const) {
     for (const before of [old, []]) {

@@ -20,7 +20,7 @@ import { type Seen, seenIndexes, seenKeys } from '../src/replay/seen.js';
 import { asKept, features } from './helpers/features.js';
 import type { Item } from './helpers/images.js';
 import { fdCount, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
-import { patience } from './helpers/needs.js';
+import { load, patience } from './helpers/needs.js';
 import {
   dumpOf,
   hexOf,
@@ -121,7 +121,7 @@ for (const type of [LRU_HASH, LRU_PERCPU_HASH]) {
   const { name } = types.get(type);
   t.test(`rule 6: a full ${name} map holds all of its items after a replay`, { skip }, async (t) => {
     const stride = type === LRU_PERCPU_HASH ? 8 * sys.cpus : 8;
-    for (const count of [1000, 5000, 10_000, 100_000]) {
+    for (const count of [1000, 5000, 10_000, load(100_000)]) {
       const items = someItems(count, 4, stride);
       const { map, report } = await replayed(t, planned({ type, maxEntries: count }, items), sys, true);
       t.same(report, FULL, `${count}`);
@@ -478,7 +478,7 @@ const numbered = (keys: readonly Buffer[], size = 8) =>
 
 t.test('of several items with one key the last counts, and the report says so', { skip }, async (t) => {
   // Far apart, so that several writers have them at once; some of them more than twice.
-  const keys = range(30_000).map((i) => u32(i));
+  const keys = range(load(30_000)).map((i) => u32(i));
   const doubled = [...keys, ...keys.filter((_, i) => i % 100 === 0), ...keys.filter((_, i) => i % 300 === 0)];
   const kinds: [string, Partial<MapSpec>][] = [
     ['hash', { type: HASH }],

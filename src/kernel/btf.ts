@@ -71,7 +71,8 @@ export function loadBtf(sys: Sys, blob: Uint8Array): number {
   );
   if (again >= 0) return again;
   const errno = again === -ERRNO.ENOSPC ? -fd : -again;
-  const lines = untilNul(log).trim().split('\n');
-  const said = lines.at(-1);
-  throw new KernelError('BTF', 'BPF_BTF_LOAD', errno, said === undefined || said === '' ? undefined : said);
+  const said = untilNul(log).trim().split('\n').at(-1) ?? '';
+  // Kinds of types came with Linux 5.13, 5.16, 5.17 and 6.0.
+  const newer = /Invalid kind:\d+$/.test(said) ? `${said}, which this kernel does not know` : said;
+  throw new KernelError('BTF', 'BPF_BTF_LOAD', errno, said === '' ? undefined : newer);
 }

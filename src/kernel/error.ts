@@ -70,7 +70,7 @@ const CAUSES: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   BPF_MAP_GET_FD_BY_ID: { EPERM: 'needs the capability CAP_SYS_ADMIN', ENOENT: 'no map has this id' },
   BPF_PROG_GET_FD_BY_ID: { EPERM: 'needs the capability CAP_SYS_ADMIN', ENOENT: 'no program has this id' },
   BPF_BTF_GET_FD_BY_ID: { EPERM: 'needs the capability CAP_SYS_ADMIN', ENOENT: 'no BTF object has this id' },
-  BPF_BTF_LOAD: { EPERM: 'needs the capability CAP_BPF', EINVAL: 'this is not valid BTF' },
+  BPF_BTF_LOAD: { EPERM: 'needs the capability CAP_BPF', EINVAL: 'this is not valid BTF, or newer than this kernel' },
   BPF_PROG_LOAD: {
     EPERM:
       'needs the capabilities CAP_BPF and CAP_PERFMON, before Linux 5.11 also room under RLIMIT_MEMLOCK (ulimit -l)',

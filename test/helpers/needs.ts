@@ -17,3 +17,8 @@ export function skipWithoutRoot(): string | false {
 export function patience(ms: number): number {
   return ms * Number(process.env.BPFIMG_SLOW ?? 1);
 }
+
+/** A number of items, smaller on such a machine: for tests to which it is not important how many there are. */
+export function load(count: number): number {
+  return Math.ceil(count / Number(process.env.BPFIMG_SLOW ?? 1));
+}
