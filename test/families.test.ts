@@ -17,7 +17,7 @@ import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, bpfimg, TOP, workFolder } from './helpers/command.js';
 import { lacking } from './helpers/features.js';
 import { bpffs, bpftool, skipWithoutMaps, u32, witness } from './helpers/kernel-live.js';
-import { patience } from './helpers/needs.js';
+import { load, patience } from './helpers/needs.js';
 import { types } from './helpers/types.js';
 
 t.setTimeout(patience(120_000));
@@ -291,7 +291,7 @@ for (const type of [QUEUE, STACK]) {
 
   t.test(`Ctrl-C while a ${name} is drained puts everything back`, { skip }, async (t) => {
     const here = place(t);
-    const count = 500_000;
+    const count = load(500_000);
     const map = pushed(here, type, count);
     await interrupted(map, 'SIGINT', here.dump('a'));
     t.notOk(fs.existsSync(here.dump('a')));
@@ -315,10 +315,11 @@ async function interrupted(map: BpfMap, signal: NodeJS.Signals, dump: string): P
 
 t.test('kill -9 while a queue is drained loses what was popped, and nothing else', { skip }, async (t) => {
   const here = place(t);
-  const map = pushed(here, QUEUE, 500_000);
+  const count = load(500_000);
+  const map = pushed(here, QUEUE, count);
   await interrupted(map, 'SIGKILL', here.dump('a'));
   const left = pops(map);
-  t.ok(left.length < 500_000, `${500_000 - left.length} items are lost, as docs/map-types.md says`);
+  t.ok(left.length < count, `${count - left.length} items are lost, as docs/map-types.md says`);
   // What is left is the end of it, whole and in order, or the beginning of what was being put back.
   t.ok(left.every((number, i) => i === 0 || number === (left[i - 1] as number) + 1));
 });

@@ -56,7 +56,7 @@ const SHAPED: Kernel = 'trixie';
 
 /**
  * Tests of live maps that depend on the kernel. Others can be named, but take long and show nothing new: what bpfimg does
- * with pins, commands, sources, keys and later changes. The longest first, so that all CPUs end at about the same time.
+ * with pins, commands, sources, keys, queues that are interrupted, and later changes. The longest first, so that all CPUs end at about the same time.
  */
 const TESTS = [
   'criu',
@@ -64,7 +64,6 @@ const TESTS = [
   'replay',
   'inner',
   'families',
-  'drain',
   'capture',
   'capture-read',
   'criu-check',
