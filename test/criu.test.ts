@@ -77,7 +77,7 @@ for (const [what, commands, message] of REFUSED) {
   t.test(`${what}: a plain message, and the process continues`, { skip }, async (t) => {
     const { witness, folder } = await bench.witness(t, 'map m', 'fill m 5', ...commands);
     const before = await witness.see();
-    for (let round = 0; round < 3; round++) {
+    for (let round = 0; round < load(3); round++) {
       const { status, log } = await dump(witness.pid, `${folder}${round}`, bench);
       t.equal(status, 1);
       t.match(log, message);

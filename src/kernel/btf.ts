@@ -72,7 +72,9 @@ export function loadBtf(sys: Sys, blob: Uint8Array): number {
   if (again >= 0) return again;
   const errno = again === -ERRNO.ENOSPC ? -fd : -again;
   const said = untilNul(log).trim().split('\n').at(-1) ?? '';
-  // Kinds of types came with Linux 5.13, 5.16, 5.17 and 6.0.
-  const newer = /Invalid kind:\d+$/.test(said) ? `${said}, which this kernel does not know` : said;
+  // Kinds from 16 on came with Linux 5.13 and later; before that, their numbers had four bits.
+  const newer = /Invalid (kind:\d+|btf_info:[19][0-9a-f]{7})$/.test(said)
+    ? `${said}, which this kernel does not know`
+    : said;
   throw new KernelError('BTF', 'BPF_BTF_LOAD', errno, said === '' ? undefined : newer);
 }

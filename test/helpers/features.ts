@@ -21,7 +21,7 @@ export function lacking(sys: Sys, spec: MapSpec): string | undefined {
     BpfMap.create(sys, spec).close();
     return undefined;
   } catch (error) {
-    if (error instanceof KernelError && /: E(INVAL|2BIG) \(perhaps this kernel lacks /.test(error.message))
+    if (error instanceof KernelError && /: E(INVAL|2BIG) \((perhaps|.*; or) this kernel lacks /.test(error.message))
       return error.message;
     throw error;
   }
