@@ -18,6 +18,7 @@ import { summing } from '../src/replay/sum.js';
 import { mapsOf, openSource } from '../src/source/source.js';
 import { BtfWriter } from './helpers/btf-writer.js';
 import { BPFIMG, contents } from './helpers/command.js';
+import { features, lacking } from './helpers/features.js';
 import type { Item } from './helpers/images.js';
 import { bpffs, fdCount, HolderProcess, skipWithoutMaps, u32 } from './helpers/kernel-live.js';
 import { load, patience } from './helpers/needs.js';
@@ -32,6 +33,7 @@ if (skip !== false) {
   process.exit();
 }
 const sys = await openSys(types);
+const has = await features();
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-into-'));
 t.teardown(() => fs.rmSync(folder, { recursive: true, force: true }));
 
@@ -59,6 +61,9 @@ const KINDS: readonly Kind[] = [
   { name: 'percpu_array', type: 6, key: 4, value: 8, perCpu: true, dense: true },
   { name: 'lpm_trie', type: 11, key: 8, value: 8, flags: 1 },
 ];
+
+/** Whether a small map of this kind may lose items long before it is full. */
+const evictsEarly = ({ type }: Kind) => (type === 9 || type === 10) && !has.smallLru;
 
 const stride = ({ value, perCpu }: Kind) => (perCpu ? Math.ceil(value / 8) * 8 * sys.cpus : value);
 
@@ -173,7 +178,7 @@ for (const kind of KINDS) {
       const old = [...some(0, 20, 1)];
       const source = [...some(10, 15, 1), ...some(15, 40, 3), ...some(38, 39, 5), ...some(12, 13, 7)];
       const dump = dumpKind(kind, source);
-      const map = makeKind(kind, old);
+      const map = makeKind(kind, old, evictsEarly(kind) ? 4096 : 64);
       const wanted = expected(kind, mode, here(map), source);
       const dry = await into(dump, `id:${map.id}`, '--mode', mode, '--dry-run');
       t.same(countsOf(dry.maps[0]), wanted.counts, `${mode}: a dry run counts the same: ${dry.stderr}`);
@@ -184,7 +189,7 @@ for (const kind of KINDS) {
       t.same(readBack(map), wanted.after, `${mode}: what the map has`);
       map.close();
     }
-    const empty = makeKind(kind, some(0, 20, 1));
+    const empty = makeKind(kind, some(0, 20, 1), evictsEarly(kind) ? 4096 : 64);
     const before = readBack(empty);
     for (const mode of ['upsert', 'sum'] as const) {
       const ran = await into(dumpKind(kind, []), `id:${empty.id}`, '--mode', mode);
@@ -466,7 +471,13 @@ t.test('queues and stacks get their items behind, or on top, in order', async (t
 });
 
 t.test('a Bloom filter gets elements', async (t) => {
-  const map = make({ type: 30, keySize: 0, valueSize: 4, maxEntries: 100 });
+  const bloom = { type: 30, keySize: 0, valueSize: 4, maxEntries: 100, name: 'm' };
+  const lacks = lacking(sys, bloom);
+  if (lacks !== undefined) {
+    t.match(lacks, 'this kernel lacks bloom_filter');
+    return;
+  }
+  const map = make(bloom);
   map.update(undefined, u32(1));
   const items: Item[] = [1, 2].map((n) => [Buffer.alloc(0), u32(n)]);
   const dump = dumpOf(folder, { id: 7, type: 30, key: 0, value: 4, items });

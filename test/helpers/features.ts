@@ -57,6 +57,21 @@ const USES = {
     using map = open(sys, { type: 1, maxEntries: 10_000, flags: MAP_FLAG.NO_PREALLOC });
     if ((map.state().memlock ?? 0) > 500_000) throw new KernelError('probe', 'BPF_MAP_CREATE', ERRNO.EINVAL);
   },
+  /** Small LRU hashes hold what they have room for, whatever CPU puts it there; older kernels give all of it to the first. */
+  smallLru(sys: Sys) {
+    const cpus = sys.getAffinity();
+    if (typeof cpus === 'number') throw new KernelError('probe', 'sched_getaffinity', -cpus);
+    using map = open(sys, { type: 9, maxEntries: 64 });
+    try {
+      for (let i = 0; i < 40; i++) {
+        if (i % 20 === 0) sys.setAffinity([cpus[(i / 20) % cpus.length] as number]);
+        map.update(Buffer.from(Uint32Array.of(i).buffer), Buffer.alloc(8));
+      }
+    } finally {
+      sys.setAffinity(cpus);
+    }
+    if (map.lookup(Buffer.alloc(4)) === undefined) throw new KernelError('probe', 'BPF_MAP_LOOKUP_ELEM', ERRNO.EINVAL);
+  },
   /** Tries that may have any number of items, since Linux 5.16 or so: before, what they could need was charged at once. */
   hugeTries: (sys: Sys) =>
     open(sys, { type: 11, keySize: 8, maxEntries: 2 ** 32 - 1, flags: MAP_FLAG.NO_PREALLOC }).close(),

@@ -3,7 +3,8 @@
  *
  * Kernels are Debian's, named by its releases; a shape is what else can differ between machines; a test is a file of
  * this folder's parent. Without words, all kernels run all tests, and one kernel all shapes. The table at the end is
- * what docs/reliability.md shows.
+ * what docs/reliability.md shows. The environment's IO names a folder for what the tests print; what is there of earlier
+ * runs counts, too, so that tests can be run again one by one.
  */
 import { spawn } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -156,7 +157,9 @@ async function boot({ kernel, shape, tests }: Run, io: string): Promise<Map<stri
   });
   await new Promise((resolve, reject) => child.on('error', reject).on('close', resolve));
   if (!fs.existsSync(path.join(io, 'version'))) return undefined;
-  return new Map(tests.map((test) => [test, outcome(path.join(io, test))]));
+  // With those of earlier runs in this folder.
+  const earlier = fs.readdirSync(io).flatMap((name) => /^(.*)\.tap$/.exec(name)?.[1] ?? []);
+  return new Map([...new Set([...tests, ...earlier])].map((test) => [test, outcome(path.join(io, test))]));
 }
 
 /** What a test file said, and how its process ended: the plan may be complete before something goes wrong. */
@@ -192,9 +195,10 @@ async function main(words: readonly string[]): Promise<number> {
   for (const run of runs(words)) {
     const name = run.shape === undefined ? run.kernel : `${run.kernel} ${run.shape}`;
     const io = path.join(place, name.replace(' ', '-'));
-    // Nothing of an earlier run.
-    fs.rmSync(io, { recursive: true, force: true });
     fs.mkdirSync(io, { recursive: true });
+    for (const test of run.tests)
+      for (const end of ['tap', 'exit', 'errors']) fs.rmSync(path.join(io, `${test}.${end}`), { force: true });
+    fs.rmSync(path.join(io, 'version'), { force: true });
     say(`== ${name}`);
     const started = Date.now();
     const outcomes = await boot(run, io);
