@@ -2,6 +2,7 @@
 
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
+import * as os from 'node:os';
 import * as path from 'node:path';
 import type { Test } from 'tap';
 import { isLive } from '../../src/kernel/live.js';
@@ -51,13 +52,22 @@ function fetched(): string | false {
   return why;
 }
 
-/** Why CRIU does not run on this kernel, as it says itself. */
+/** Why CRIU does not run on this kernel, as it says when it dumps a process without anything; `criu check` does not know. */
 function unfit(): string | false {
   if (required('criu')) return false;
-  const { status, stderr, error } = spawnSync(command, ['check'], { encoding: 'utf8' });
-  if (status === 0) return false;
-  const said = error?.message ?? /Error \([^)]*\): (.*)/.exec(stderr)?.[1] ?? stderr.trim();
-  return `CRIU does not run on this kernel: ${said}`;
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'bpfimg-criu-'));
+  const child = spawn('sleep', ['1000'], { detached: true, stdio: 'ignore' });
+  try {
+    const args = ['dump', '-t', `${child.pid}`, '-D', folder, '-o', 'log'];
+    const { status, error } = spawnSync(command, args, { env: { ...process.env, ...NO_BREAKPOINTS } });
+    if (error) return error.message;
+    if (status === 0) return false;
+    const log = fs.readFileSync(path.join(folder, 'log'), 'latin1');
+    return `CRIU does not run on this kernel: ${/Error \([^)]*\): (.*)/.exec(log)?.[1] ?? log.trim()}`;
+  } finally {
+    child.kill('SIGKILL');
+    fs.rmSync(folder, { recursive: true });
+  }
 }
 
 function skipWithoutCompiler(): string | false {

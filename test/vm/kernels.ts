@@ -177,10 +177,10 @@ function outcome(file: string): Outcome {
   const leaves = { passed: 0, failures: [] as string[] };
   for (const result of Parser.parse(text, { flat: true })) {
     if (result[0] !== 'assert') continue;
-    const { ok, skip, fullname, name } = result[1];
+    const { ok, skip, fullname } = result[1];
     if (skip !== false) skipped.set(String(skip), (skipped.get(String(skip)) ?? 0) + 1);
     else if (ok) leaves.passed++;
-    else leaves.failures.push(`${fullname} > ${name}`);
+    else leaves.failures.push(fullname);
   }
   if (code !== '0' && leaves.failures.length === 0)
     leaves.failures.push(ENDED.get(code) ?? `it ended with exit code ${code}`);
