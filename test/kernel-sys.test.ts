@@ -461,8 +461,13 @@ t.test('MAP_CREATE that fails is explained', async (t) => {
     [E.EINVAL, { type: 99 }, '(map_type 99 is unknown to bpfimg, and maybe to this kernel)'],
     [
       E.EINVAL,
-      { type: 34, valueSize: 16, since: '6.19' },
-      '(perhaps this kernel lacks insn_array, which came with Linux 6.19',
+      { type: 34, valueSize: 16, since: '6.19', name: 'jumps' },
+      '(perhaps this kernel lacks insn_array, which came with Linux 6.19)',
+    ],
+    [
+      E.EINVAL,
+      { since: '3.19', name: 'flows' },
+      '(perhaps this kernel lacks hash, which came with Linux 3.19, or map_name, which came with Linux 4.15)',
     ],
     [E.EINVAL, { name: 'flows' }, '(perhaps this kernel lacks hash, or map_name, which came with Linux 4.15)'],
     [E.E2BIG, { valueSize: 4_194_254 }, '(key_size and value_size together 4194258, expected at most 4194255)'],

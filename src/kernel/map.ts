@@ -775,8 +775,18 @@ function createCause(sys: Sys, spec: MapSpec, name: Buffer, attr: Attr, errno: n
   const newest = Object.entries<StructField>(attr.layout.fields)
     .filter(([, { offset, size, since }]) => since !== undefined && !isZero(attr.bytes, offset, offset + size))
     .at(-1);
-  const parts = newest === undefined ? '' : `, or ${newest[0]}, which came with Linux ${newest[1].since}`;
+  // A kernel that has no such member has no such type either, if that came later.
+  const parts =
+    newest === undefined || isOlder(newest[1].since, spec.since)
+      ? ''
+      : `, or ${newest[0]}, which came with Linux ${newest[1].since}`;
   return `perhaps ${lacks}${parts}`;
+}
+
+/** Whether one version of Linux comes before the other. */
+function isOlder(version = '', other = ''): boolean {
+  const [[a = 0, b = 0], [c = 0, d = 0]] = [version.split('.').map(Number), other.split('.').map(Number)] as const;
+  return a < c || (a === c && b < d);
 }
 
 /** Why a pin was refused: the kernel returns EPERM both for a wrong place and for a wrong name. */
