@@ -63,7 +63,9 @@ function unfit(): string | false {
     if (error) return error.message;
     if (status === 0) return false;
     const log = fs.readFileSync(path.join(folder, 'log'), 'latin1');
-    return `CRIU does not run on this kernel: ${/Error \([^)]*\): (.*)/.exec(log)?.[1] ?? log.trim()}`;
+    // The last one is fatal; after it comes only that the dump has failed.
+    const said = [...log.matchAll(/Error \([^)]*\): (.*)/g)].map(([, what = '']) => what);
+    return `CRIU does not run on this kernel: ${said.filter((what) => !what.includes('FAILED')).at(-1) ?? log.trim()}`;
   } finally {
     child.kill('SIGKILL');
     fs.rmSync(folder, { recursive: true });
