@@ -57,7 +57,7 @@ const USES = {
     using map = open(sys, { type: 1, maxEntries: 10_000, flags: MAP_FLAG.NO_PREALLOC });
     if ((map.state().memlock ?? 0) > 500_000) throw new KernelError('probe', 'BPF_MAP_CREATE', ERRNO.EINVAL);
   },
-  /** Small LRU hashes hold what they have room for, whatever CPU puts it there; older kernels give all of it to the first. */
+  /** Small LRU hashes hold what they have room for, whatever CPU puts it there; older kernels give all of the room to the first CPU. */
   smallLru(sys: Sys) {
     const cpus = sys.getAffinity();
     if (typeof cpus === 'number') throw new KernelError('probe', 'sched_getaffinity', -cpus);
@@ -70,7 +70,10 @@ const USES = {
     } finally {
       sys.setAffinity(cpus);
     }
-    if (map.lookup(Buffer.alloc(4)) === undefined) throw new KernelError('probe', 'BPF_MAP_LOOKUP_ELEM', ERRNO.EINVAL);
+    const gone = Array.from({ length: 40 }, (_, i) => map.lookup(Buffer.from(Uint32Array.of(i).buffer))).includes(
+      undefined,
+    );
+    if (gone) throw new KernelError('probe', 'BPF_MAP_LOOKUP_ELEM', ERRNO.EINVAL);
   },
   /** Tries that may have any number of items, since Linux 5.16 or so: before, what they could need was charged at once. */
   hugeTries: (sys: Sys) =>
