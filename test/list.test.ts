@@ -142,10 +142,9 @@ t.test('holders, pins and attributes agree with bpftool', { skip }, async (t) =>
     await holder.stop();
     const after = await list({ id: [String(cfg)], json: true });
     t.match(after.maps, [{ name: 'list_cfg', frozen: true, holders: [], programs: [] }], 'only its pins hold it');
-    t.match(
-      await only({}),
-      all.filter((id) => id !== flows),
-    );
+    // Maps of others come and go meanwhile.
+    const left = await only({});
+    t.same([left.includes(flows), left.includes(cfg)], [false, true]);
   } finally {
     await holder.stop();
     remove();
