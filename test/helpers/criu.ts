@@ -63,9 +63,10 @@ function unfit(): string | false {
     if (error) return error.message;
     if (status === 0) return false;
     const log = fs.readFileSync(path.join(folder, 'log'), 'latin1');
-    // The last one is fatal; after it comes only that the dump has failed.
+    // What the kernel lacks; failing that, whatever the first error is.
     const said = [...log.matchAll(/Error \([^)]*\): (.*)/g)].map(([, what = '']) => what);
-    return `CRIU does not run on this kernel: ${said.filter((what) => !what.includes('FAILED')).at(-1) ?? log.trim()}`;
+    const why = said.find((what) => what.includes('lacks')) ?? said[0] ?? log.trim();
+    return `CRIU does not run on this kernel: ${why}`;
   } finally {
     child.kill('SIGKILL');
     fs.rmSync(folder, { recursive: true });
