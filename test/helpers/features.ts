@@ -1,11 +1,12 @@
 /** What kernels differ in, found by trying, never by version: distributions carry features back. */
 import * as fs from 'node:fs';
 import type { Btf } from '../../src/btf/btf.js';
+import { ATTR } from '../../src/kernel/abi.js';
 import { loadBtf } from '../../src/kernel/btf.js';
 import { KernelError } from '../../src/kernel/error.js';
 import { MAP_FLAG } from '../../src/kernel/flags.js';
 import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
-import { ERRNO, openSys, type Sys } from '../../src/kernel/sys.js';
+import { Attr, ERRNO, openSys, pinned, type Sys } from '../../src/kernel/sys.js';
 import { BtfWriter } from './btf-writer.js';
 import { skipWithoutRoot } from './needs.js';
 import { types } from './types.js';
@@ -13,6 +14,19 @@ import { types } from './types.js';
 /** Whether the kernel can count the items of a hash by itself (bpf_map_sum_elem_count), since Linux 6.6. */
 export function countsItems(): boolean {
   return fs.readFileSync('/proc/kallsyms', 'latin1').includes(' bpf_map_sum_elem_count\n');
+}
+
+/** Whether programs may read the kernel's memory (bpf_probe_read_kernel), as a locked-down kernel does not allow. */
+export function readsKernel(sys: Sys): boolean {
+  // r1 = r10 - 8; r2 = 8; r3 = 0; call 113; r0 = 0; exit
+  const code =
+    'bfa1000000000000 07010000f8ffffff b702000008000000 b703000000000000 8500000071000000 b700000000000000 9500000000000000';
+  const insns = pinned(7 * 8);
+  insns.write(code.replaceAll(' ', ''), 'hex');
+  const attr = new Attr(ATTR.progLoad, sys).set('prog_type', 2).point('insns', insns).set('insn_cnt', 7);
+  const fd = sys.bpf('PROG_LOAD', attr.point('license', Buffer.from('GPL\0')));
+  if (fd >= 0) sys.close(fd);
+  return fd >= 0;
 }
 
 /** What the running kernel says of a map of a type or with attributes that it does not know; undefined if it makes it. */
