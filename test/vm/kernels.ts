@@ -6,7 +6,7 @@
  * what docs/reliability.md shows. The environment's IO names a folder for what the tests print; what is there of earlier
  * runs counts, too, so that tests can be run again one by one.
  */
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import * as path from 'node:path';
@@ -29,6 +29,10 @@ interface Shape {
   readonly first?: string;
   /** Where it makes a difference. */
   readonly kernel?: Kernel;
+  /** {@link SHAPE_TESTS} if not given. */
+  readonly tests?: readonly string[];
+  /** Another processor than this machine's, as npm calls it: koffi has a package for each. */
+  readonly cpu?: string;
 }
 
 const SHAPES: Readonly<Record<string, Shape>> = {
@@ -50,6 +54,12 @@ const SHAPES: Readonly<Record<string, Shape>> = {
   'unprivileged-bpf': { first: 'echo 0 >/proc/sys/kernel/unprivileged_bpf_disabled' },
   // Until 5.11 maps counted against it.
   'small-memlock': { first: 'ulimit -l 64', kernel: 'bullseye' },
+  arm64: {
+    env: { ARCHITECTURE: 'arm64' },
+    cpu: 'arm64',
+    first: 'modprobe tun; cp -r /io/node_modules/@koromix node_modules/; export BPFIMG_CRIU=/usr/sbin/criu',
+    tests: ['criu', 'replay', 'capture', 'kernel-map', 'list', 'kernel-abi'],
+  },
 };
 
 /** The kernel that all shapes run on, as far as they do not name another. */
@@ -124,7 +134,7 @@ function runs(words: readonly string[]): Run[] {
     (kernels.length > 0 ? kernels : [SHAPES[shape]?.kernel ?? SHAPED]).map((kernel) => ({
       kernel,
       shape,
-      tests: tests.length > 0 ? tests : SHAPE_TESTS,
+      tests: tests.length > 0 ? tests : (SHAPES[shape]?.tests ?? SHAPE_TESTS),
     })),
   );
   return [...plain, ...shaped];
@@ -146,7 +156,8 @@ const ENDED: ReadonlyMap<string, string> = new Map([
 
 /** Boots a guest that runs the tests, a CPU each. @returns the outcome of every test; undefined if the guest did not boot */
 async function boot({ kernel, shape, tests }: Run, io: string): Promise<Map<string, Outcome> | undefined> {
-  const { env = {}, first = ':' } = shape === undefined ? {} : (SHAPES[shape] ?? {});
+  const { env = {}, first = ':', cpu } = shape === undefined ? {} : (SHAPES[shape] ?? {});
+  if (cpu !== undefined) fetchKoffi(cpu, io);
   const one =
     `timeout -k 10 ${EACH} node build/test/$1.test.js >/io/$1.tap 2>/io/$1.errors </dev/null; ` +
     'echo $? >/io/$1.exit; echo "$1: exit $(cat /io/$1.exit) after $(cut -d. -f1 /proc/uptime) s"';
@@ -160,6 +171,17 @@ async function boot({ kernel, shape, tests }: Run, io: string): Promise<Map<stri
   // With those of earlier runs in this folder.
   const earlier = fs.readdirSync(io).flatMap((name) => /^(.*)\.tap$/.exec(name)?.[1] ?? []);
   return new Map([...new Set([...tests, ...earlier])].map((test) => [test, outcome(path.join(io, test))]));
+}
+
+/** Gets koffi's library for a processor, of the version that is installed here. */
+function fetchKoffi(cpu: string, folder: string): void {
+  const own = fs.readFileSync(path.join(PROJECT, 'node_modules/koffi/package.json'), 'utf8');
+  const { version } = JSON.parse(own) as { version: string };
+  const options = ['--silent', '--no-save', '--no-package-lock', '--force', `--cpu=${cpu}`, '--prefix', folder];
+  const done = spawnSync('npm', ['install', ...options, `@koromix/koffi-linux-${cpu}@${version}`], {
+    stdio: 'inherit',
+  });
+  if (done.status !== 0) throw new Error(`npm could not install koffi for ${cpu}`);
 }
 
 /** What a test file said, and how its process ended: the plan may be complete before something goes wrong. */
