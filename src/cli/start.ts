@@ -30,7 +30,7 @@ export async function start(main: Main): Promise<void> {
   let finished = false;
   for (const [signal, code] of Object.entries(SIGNAL_EXIT)) {
     process.on(signal, () => {
-      if (finished) process.exit(); // what it was to do is done
+      if (finished && !isWaiting()) process.exit(); // what it was to do is done
       for (const line of removeUnfinished()) io.say(`bpfimg: ${line}`);
       if (!isWaiting()) process.exit(code);
       // Exiting would wait for the blocked thread. A shell makes the same code of the signal itself.
