@@ -11,9 +11,15 @@ import { BtfWriter } from './btf-writer.js';
 import { skipWithoutRoot } from './needs.js';
 import { types } from './types.js';
 
-/** Whether the kernel can count the items of a hash by itself (bpf_map_sum_elem_count), since Linux 6.6. */
+/** Whether the kernel has an iterator over maps, since Linux 5.8, and shows the BTF by which a program reads what it gives. */
+export function iteratesMaps(): boolean {
+  const btf = '/sys/kernel/btf/vmlinux';
+  return fs.existsSync(btf) && fs.readFileSync(btf, 'latin1').includes('\0bpf_iter_bpf_map\0');
+}
+
+/** Whether that iterator can count the items of a hash (bpf_map_sum_elem_count), since Linux 6.6. */
 export function countsItems(): boolean {
-  return fs.readFileSync('/proc/kallsyms', 'latin1').includes(' bpf_map_sum_elem_count\n');
+  return iteratesMaps() && fs.readFileSync('/proc/kallsyms', 'latin1').includes(' bpf_map_sum_elem_count\n');
 }
 
 /** Whether programs may read the kernel's memory (bpf_probe_read_kernel), as a locked-down kernel does not allow. */
