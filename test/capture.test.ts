@@ -773,7 +773,7 @@ t.test('bad input: one line, and nothing is created', { skip }, async (t) => {
         2,
         new RegExp(`^--name capture_twin: 2 maps have that name, choose by id: ${one.id}, ${two.id}$`),
       ],
-      [['--pinned', path.join(folder, 'none'), '-D', 'new'], 1, /none: nothing is pinned there$/],
+      [['--pinned', path.join(folder, 'xyzzy'), '-D', 'new'], 1, /xyzzy: nothing is pinned there$/],
       [['--pinned', 'file', '-D', 'new'], 1, /^file: BPF_OBJ_GET: .*not on a BPF file system; one is mounted at/],
       [['--pid', '4194399', '-D', 'new'], 1, /^process 4194399: no such process$/],
       [['--pid', String(process.pid), '--fd', '0', '-D', 'new'], 1, /^process \d+: its fd 0 is not a BPF map$/],

@@ -171,7 +171,7 @@ t.test('maps that are missing, and maps that are named twice', { skip }, async (
     await fails({ name: ['no_such'] }, 'notFound', /^--name no_such: no map has this name$/);
     const twins = new RegExp(`^--name list_twin: 2 maps have that name, choose by id: ${one.id}, ${two.id}$`);
     await fails({ name: ['list_twin'] }, 'usage', twins, 2);
-    await fails({ pinned: [path.join(folder, 'none')] }, 'notFound', /none: nothing is pinned there$/);
+    await fails({ pinned: [path.join(folder, 'xyzzy')] }, 'notFound', /xyzzy: nothing is pinned there$/);
     await fails(
       { pinned: ['/etc/passwd'] },
       'io',
