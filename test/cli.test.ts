@@ -147,7 +147,27 @@ t.test('failures are exit code 1 and one line, with a stack only for --debug', a
     t.equal(status, 1, args.join(' '));
     t.match(stderr, /^bpfimg: [^\n]+\n$/);
   }
-  t.match(bpfimg(['decode', 'nothing-here.img', '--debug'], { cwd }).stderr, /\n\s+at /);
+  t.match(
+    bpfimg(['decode', 'nothing-here.img', '--debug'], { cwd }).stderr,
+    /\n\s+at .*\(src\/io\/input\.ts:\d+:\d+\)/,
+  );
+});
+
+t.test('--debug shows where the time went', async (t) => {
+  const { status, stdout, stderr } = bpfimg(['decode', IMAGE, '--debug'], { cwd });
+  t.same([status, stdout], [0, bpfimg(['decode', IMAGE], { cwd }).stdout]);
+  const lines = stderr.trimEnd().split('\n');
+  const phases = lines.map((line) => /^bpfimg: +(\d+\.\d) ms, +(\d+\.\d) ms of CPUs: (.*)$/.exec(line));
+  t.same(
+    phases.map((phase) => phase?.[3]),
+    ['starting Node', 'loading bpfimg', 'reading the command line', 'the command', 'all'],
+  );
+  for (const column of [1, 2]) {
+    const times = phases.map((phase) => Number(phase?.[column]));
+    const sum = times.slice(0, -1).reduce((all, time) => all + time, 0);
+    t.ok(Math.abs(sum - Number(times.at(-1))) < 0.3, `${times.join(' + ')}`);
+    t.ok(times[0], 'Node takes time to start');
+  }
 });
 
 t.test('names from outside cannot write to the terminal', async (t) => {

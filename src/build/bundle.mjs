@@ -13,7 +13,17 @@ import { billOfMaterials } from './sbom.mjs';
 const here = import.meta.dirname ?? path.dirname(fileURLToPath(import.meta.url));
 const top = path.resolve(here, '../..');
 const dist = path.join(top, `.dist-${process.pid}`); // becomes dist/ when it is whole
-const { version } = JSON.parse(fs.readFileSync(path.join(top, 'package.json'), 'utf8'));
+const own = JSON.parse(fs.readFileSync(path.join(top, 'package.json'), 'utf8'));
+const { version } = own;
+
+// All that koffi itself does on Linux is to find its library and to add old names, which takes 7 ms.
+const koffi = `
+  let library;
+  try {
+    library = REQUIRE('@koromix/koffi-' + process.platform + '-' + process.arch);
+  } catch {}
+  export default library?.version === '${own.dependencies.koffi}' ? library : REQUIRE('koffi');
+`;
 
 const parts = {
   name: 'parts',
@@ -25,12 +35,15 @@ const parts = {
     }));
     onResolve({ filter: /^\.\/import\.js$/ }, ({ path: name }) => ({ path: name, namespace: 'launcher' }));
     virtual('launcher', () => ({
-      contents: 'export const importModule = REQUIRE.importModule ?? ((url) => import(url));',
+      contents:
+        'export const importModule = REQUIRE.importModule ?? ((url) => import(url));\nexport const { launched } = REQUIRE;',
     }));
     onResolve({ filter: /^node:module$/ }, ({ path: name }) => ({ path: name, namespace: 'absent' }));
     virtual('absent', () => ({ contents: 'export const createRequire = undefined;' })); // yargs-parser reads no files
     onResolve({ filter: /^(koffi|@bokuweb\/zstd-wasm)$/ }, ({ path: name }) => ({ path: name, namespace: 'package' }));
-    virtual('package', ({ path: name }) => ({ contents: `export default REQUIRE('${name}');` }));
+    virtual('package', ({ path: name }) => ({
+      contents: name === 'koffi' ? koffi : `export default REQUIRE('${name}');`,
+    }));
     onResolve({ filter: /^/ }, ({ path: name, kind }) =>
       isBuiltin(name) && kind === 'import-statement' ? { path: name, namespace: 'node' } : undefined,
     );
@@ -133,12 +146,27 @@ const json = bpfimg(['decode', 'bpfmap-data.img']);
 bpfimg(['encode'], json);
 bpfimg(['--version']);
 const empty = fs.mkdtempSync(path.join(dist, 'dump-'));
+const saved = path.join(empty, 'capture');
 for (const [args, cwd] of [
   [['info', 'inventory.img']],
   [['show', '.']],
   [['verify', '.']],
   [['diff', '.', '.']],
   [['list']],
+  // Fresh maps that are gone at the end, and a capture of them; where that is not possible, what goes without them.
+  [
+    [
+      'replay',
+      '.',
+      '--',
+      '/bin/sh',
+      '-c',
+      `exec "$0" "$1" capture --pid $$ -D "$2"`,
+      process.execPath,
+      launcher,
+      saved,
+    ],
+  ],
   [['replay', '.', '--dry-run']],
   // What the CRIU plugin runs, for a CRIU that traces nobody: the maps of no task.
   [['criu-dump', 'none.conf', String(process.pid)], empty],

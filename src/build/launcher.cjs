@@ -9,6 +9,7 @@
 // or a shared temporary folder. V8 checks little of what it loads: the file is synced before it gets its name, and has
 // everything twice, for what a disk does to it later (comparing is several times as fast as a checksum in JavaScript).
 // A file that is missing, damaged, or that V8 rejects costs milliseconds and nothing else: no failure here is an error.
+const launched = { wall: process.uptime() * 1000, cpu: process.cpuUsage() };
 const fs = require('node:fs');
 const vm = require('node:vm');
 
@@ -31,11 +32,12 @@ function load(name) {
 }
 // Code from the cache cannot do it itself.
 load.importModule = (url) => import(url);
+load.launched = () => launched;
 
 function run(name) {
   const filename = `${__dirname}/${name.slice(2)}`;
   const { text = wrapped(fs.readFileSync(filename, 'latin1')), code: cachedData } = kept[name] ?? {};
-  const script = new vm.Script(text, { filename, cachedData });
+  const script = new vm.Script(text, { filename, cachedData, columnOffset: -HEAD.length });
   const chunk = { module: { exports: {} }, text, script };
   chunks.set(name, chunk);
   script.runInThisContext()(chunk.module.exports, load, chunk.module, filename, __dirname);
@@ -43,7 +45,8 @@ function run(name) {
 }
 
 /** As Node's own loader wraps a module. */
-const wrapped = (text) => `(function (exports, require, module, __filename, __dirname) { ${text}\n});`;
+const HEAD = '(function (exports, require, module, __filename, __dirname) { ';
+const wrapped = (text) => `${HEAD}${text}\n});`;
 
 /** Reads what is kept: a table of names and lengths, the code of each, the texts, and all of that again. */
 function readKept() {
@@ -117,18 +120,30 @@ function keep() {
   }
 }
 
-if (process.argv.includes('--debug')) {
-  // Traces are wanted, which shall name the sources.
-  process.setSourceMapsEnabled(true);
-  require(entry);
-} else {
-  try {
-    readKept();
-  } catch {}
-  const whole = kept[entry] !== undefined;
-  process.once('exit', (code) => {
-    const rejected = [...chunks.values()].some(({ script }) => script.cachedDataRejected);
-    if (code === 0 && (!whole || rejected)) keep();
-  });
-  load(entry);
+const maps = {};
+
+/** A frame of a trace, with its place in the sources as far as the chunks' maps tell it: Node reads only those of its own loader. */
+function inSources(frame) {
+  const [file, line, column] = [frame.getFileName() ?? '', frame.getLineNumber(), frame.getColumnNumber()];
+  // Code from the cache has the path that it was compiled under.
+  const map = `${__dirname}/${file.slice(file.lastIndexOf('/') + 1)}.map`;
+  if (!file.endsWith('.cjs') || !fs.existsSync(map)) return String(frame);
+  const { SourceMap } = require('node:module');
+  maps[map] ??= new SourceMap(JSON.parse(fs.readFileSync(map, 'utf8')));
+  const { originalSource, originalLine, originalColumn } = maps[map].findEntry(line - 1, column - 1);
+  const place = `${originalSource?.replace(/^(\.\.\/)+/, '')}:${originalLine + 1}:${originalColumn + 1}`;
+  return originalSource === undefined ? String(frame) : String(frame).replace(`${file}:${line}:${column}`, place);
 }
+
+if (process.argv.includes('--debug')) {
+  Error.prepareStackTrace = (error, frames) => [error, ...frames.map(inSources)].join('\n    at ');
+}
+try {
+  readKept();
+} catch {}
+const whole = kept[entry] !== undefined;
+process.once('exit', (code) => {
+  const rejected = [...chunks.values()].some(({ script }) => script.cachedDataRejected);
+  if (code === 0 && (!whole || rejected)) keep();
+});
+load(entry);

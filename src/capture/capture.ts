@@ -38,6 +38,7 @@ import {
   type TypeFacts,
   withMissing,
 } from '../maptype.js';
+import { during } from '../phases.js';
 import type { JsonObject } from '../value.js';
 import { type ChosenFrom, ChosenSink, type ItemChoice } from './chosen.js';
 import { EntryLimit, EntryWriter } from './entry.js';
@@ -100,7 +101,7 @@ export async function capture(
     const rows: (() => CapturedMap)[] = [];
     let left = maps.length === 0;
     for (const turn of wanted.turns()) {
-      const row = await writer.map(turn);
+      const row = await during('reading and writing items', () => (writer as DumpWriter).map(turn));
       left ||= row !== undefined;
       if (row !== undefined) rows.push(row);
       else if (options.lenient !== true) rows.push(() => goneRow(turn.live));
@@ -403,7 +404,7 @@ class DumpWriter {
   }
 
   async commit(): Promise<void> {
-    await this.#images.commit();
+    await during('syncing and naming the images', () => this.#images.commit());
     this.#end(true);
   }
 

@@ -30,10 +30,14 @@ export function coloured(io: Io, option: boolean | undefined): boolean {
   return option ?? (io.terminal && !io.env.NO_COLOR);
 }
 
+/** Major number of /dev/null and its like. */
+const MEMORY = 1;
+
 /** Whether a file descriptor may be a terminal: a cheap test before the expensive one. */
 function isDevice(fd: number): boolean {
   try {
-    return fs.fstatSync(fd).isCharacterDevice();
+    const stat = fs.fstatSync(fd);
+    return stat.isCharacterDevice() && stat.rdev >> 8 !== MEMORY;
   } catch {
     return false;
   }

@@ -1,6 +1,7 @@
 /** The command line: parses, runs one command, turns the outcome into an exit code. */
 import { EXIT } from '../errors.js';
 import type { Output } from '../io/output.js';
+import { phase } from '../phases.js';
 import type { Io } from './io.js';
 import { type Learnt, parseCommandLine } from './parse.js';
 import { reported } from './start.js';
@@ -18,6 +19,7 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
       out = io.stdout();
       return out;
     };
+    phase('the command');
     const code = await run(Object.create(io, { stdout: { value: stdout } }) as Io);
     return typeof code === 'number' ? code : EXIT.ok;
   } catch (error) {

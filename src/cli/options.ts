@@ -122,7 +122,7 @@ export const libdir = {
 
 /** Options of every command. */
 export const COMMON = {
-  debug: { ...boolean, group: 'Other', describe: 'show where an error came from' },
+  debug: { ...boolean, group: 'Other', describe: 'show where an error came from, and where the time went' },
   color: { type: 'boolean', group: 'Other', describe: 'use colours; --no-color or NO_COLOR turns them off' },
 } as const satisfies Record<string, Option>;
 

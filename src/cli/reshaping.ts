@@ -6,7 +6,6 @@ import type { MapTypes } from '../maptype.js';
 import type { MigrationOptions, MigrationStep } from '../migrate/migrate.js';
 import { type Colours, nameText, table } from '../render.js';
 import type { Collisions, PlannedMap } from '../replay/plan.js';
-import { reshape } from '../replay/reshape.js';
 import { mapsOf, type Source } from '../source/source.js';
 import type { Json } from '../value.js';
 import type { Io } from './io.js';
@@ -147,6 +146,7 @@ export class Reshaping {
     counting: boolean,
   ): Promise<PlannedMap[]> {
     const args = this.#args;
+    const { reshape } = await import('../replay/reshape.js');
     const reshaped = await reshape(
       dump,
       plans,

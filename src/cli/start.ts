@@ -2,6 +2,8 @@
 import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine, SIGNAL_EXIT } from '../errors.js';
 import { removeUnfinished } from '../io/unfinished.js';
 import { isWaiting } from '../io/waiting.js';
+import { phase, phaseLines } from '../phases.js';
+import { launched } from './import.js';
 import { type Io, processIo } from './io.js';
 
 /** Runs a command line (without node and script name); resolves to the exit code of the process. */
@@ -26,6 +28,8 @@ export function reported(error: unknown, io: Io, debug: boolean, help?: string):
 
 /** Runs the process's own command line. */
 export async function start(main: Main): Promise<void> {
+  phase('loading bpfimg', launched());
+  phase('reading the command line');
   const io = processIo();
   let finished = false;
   for (const [signal, code] of Object.entries(SIGNAL_EXIT)) {
@@ -42,4 +46,5 @@ export async function start(main: Main): Promise<void> {
   finished = true;
   // Commands clean up after themselves; this removes what failed before any command owned it.
   removeUnfinished();
+  if (process.argv.includes('--debug')) for (const line of phaseLines()) io.say(`bpfimg: ${line}`);
 }

@@ -6,7 +6,7 @@ import { BpfimgError, followed } from '../errors.js';
 import { mapSubject } from '../kernel/flags.js';
 import type { PlannedMap } from '../replay/plan.js';
 import type { FreshMap } from '../replay/replay.js';
-import { type Reading, type SweepCounts, type SweptMap, sweep } from '../replay/sweep.js';
+import type { Reading, SweepCounts, SweptMap } from '../replay/sweep.js';
 import type { DumpSource, Source } from '../source/source.js';
 
 /** Sweeps with `--swap`, at most, unless the command line says otherwise. */
@@ -36,7 +36,7 @@ export function mostSweeps({ sweeps, swap, pin, pinBack, dryRun }: SweepArgument
  * Sweeps.
  * @param plan plans the maps of a dump as those of `fresh` were planned
  */
-export function sweepMaps(
+export async function sweepMaps(
   fresh: readonly FreshMap[],
   given: DumpSource,
   most: number,
@@ -59,6 +59,7 @@ export function sweepMaps(
       throw followed(error, 'nothing has been changed; --sweeps 0 does not read the old maps again');
     }
   };
+  const { sweep } = await import('../replay/sweep.js');
   return sweep(fresh, { most, read });
 }
 

@@ -8,6 +8,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { pathBytes, pathText, untilNul } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
+import { during } from '../phases.js';
 import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
 import { KernelError } from './error.js';
 import { mapSubject } from './flags.js';
@@ -175,6 +176,10 @@ export class LiveMaps {
 
   /** Inspects the machine. Opens each map at most once and closes it at once. */
   static look(sys: Sys): LiveMaps {
+    return during('finding the live maps', () => LiveMaps.#look(sys));
+  }
+
+  static #look(sys: Sys): LiveMaps {
     // Ids first: a map that is held now and stays held shows up in what is read afterwards.
     const ids = walkIds(sys, 'MAP_GET_NEXT_ID');
     const found = new MapCollector(sys);

@@ -10,6 +10,7 @@
 import { readdirSync } from 'node:fs';
 import { endianness, constants as os } from 'node:os';
 import { BpfimgError, firstLine } from '../errors.js';
+import { during } from '../phases.js';
 import { BPF_COMMAND, type BpfCommand, type StructLayout, SYSCALL } from './abi.js';
 import { PROC, possibleCpus } from './proc.js';
 import type { KnownTypes } from './rules.js';
@@ -484,7 +485,7 @@ export async function openSys(
   }
   let koffi: Koffi;
   try {
-    koffi = (await load()).default as Koffi;
+    koffi = (await during('loading koffi', load)).default as Koffi;
   } catch (error) {
     throw new BpfimgError(
       'unsupported',

@@ -9,12 +9,12 @@ import { BpfMap, type MapSpec } from '../kernel/map.js';
 import type { Available } from '../kernel/memory.js';
 import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
+import { during } from '../phases.js';
 import { compareItems } from './compare.js';
 import { noReplay } from './foresight.js';
 import { memoryShort } from './memory.js';
 import { type PinPlace, Pins, type PinsOfMap } from './pins.js';
 import type { PlannedMap } from './plan.js';
-import { sumCollisions } from './sum.js';
 import { kernelFields, ReplayTypes } from './types.js';
 
 /** How to create and fill the maps. */
@@ -91,11 +91,13 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
       throw new BpfimgError('unsupported', noReplay(plan.type), { subject: plan.subject });
     }
     const work = workOf(plan, options, (id) => made.find((one) => one.plan.mapId === id)?.map);
-    const { map, untyped, hidden } = await createMap(sys, plan, work, types, options.requireBtf === true);
+    const { map, untyped, hidden } = await during('creating maps', () =>
+      createMap(sys, plan, work, types, options.requireBtf === true),
+    );
     const one = { plan, map, hidden, report: FULL };
     made.push(one);
     one.report = await asDumpMap(plan, map, () =>
-      fillMap(plan, map, work, untyped, options.verify === true ? hidden : undefined),
+      during('filling maps', () => fillMap(plan, map, work, untyped, options.verify === true ? hidden : undefined)),
     );
   };
   try {
@@ -200,7 +202,7 @@ async function fillMap(
   const { items, plugin, type } = plan;
   const filled =
     plan.reshaped?.collisions === 'sum'
-      ? await sumCollisions(map, plan, plan.reshaped.source)
+      ? await (await import('./sum.js')).sumCollisions(map, plan, plan.reshaped.source)
       : ((await plugin.replay?.(map, items, work)) as Report);
   // In a map known to lack items, a comparison finds only that; keys that are file descriptors identify nothing.
   const keyed =

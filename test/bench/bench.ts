@@ -17,7 +17,16 @@ import { writeHead, writeMessage } from '../../src/image/writer.js';
 import { openOutput } from '../../src/io/output.js';
 import { BPFIMG, TOP } from '../helpers/command.js';
 import { criuUnable, measureCriu, nodeStart } from './criu.js';
-import { measureInto, measureLive, measureSources, measureTyped, unable } from './live.js';
+import {
+  KINDS,
+  type LiveRow,
+  measureFixed,
+  measureInto,
+  measureKinds,
+  measureSources,
+  measureTyped,
+  unable,
+} from './live.js';
 import { inTurn, type Measured, median, run, sameFiles } from './measure.js';
 
 const { values: options } = parseArgs({
@@ -171,23 +180,24 @@ if (!options.live && !options.into && !options.criu) {
 // ---------------------------------------------------------------------------------------------------
 if (!options.into && !options.criu) {
   const why = unable();
-  const sizes = quick ? [100_000] : [1_000_000, 8_000_000];
-  for (const count of why === undefined ? sizes : []) {
-    const budget = count === 1_000_000 ? '≤ 1.0, ≤ 200 MiB' : '≤ 200 MiB';
-    table(`${count.toLocaleString('en')} items of live maps`, 'work', 's', 'C, s', 'ratio', 'peak MiB', 'budget');
-    const typed = count > 1_000_000 ? [] : await measureTyped(folder, count, 5);
-    for (const row of [...(await measureLive(folder, count, count > 1_000_000 ? 3 : 7)), ...typed]) {
-      const { work, ms, reference, ratio, peak } = row;
-      const compared =
-        ratio === undefined || reference === undefined ? ['', ''] : [seconds(reference), ratio.toFixed(2)];
-      line(
-        work,
-        seconds(ms),
-        ...compared,
-        mib(peak),
-        ratio === undefined ? '' : typed.includes(row) ? '≤ 2.5 s' : budget,
-      );
-    }
+  const part = quick ? 10 : 1;
+  const runs = quick ? 3 : 9;
+  const title = (count: number) => `${(count / part).toLocaleString('en')} items`;
+  const measured = async (name: string, what: string, rows: Promise<LiveRow[]>) => {
+    table(name, 'work', 's', `${what}, s`, 'ratio', 'peak MiB', 'budget');
+    for (const { work, ms, reference = 0, ratio = 0, peak, budget = 0 } of await rows)
+      line(work, seconds(ms), seconds(reference), ratio.toFixed(2), mib(peak), `≤ ${budget.toFixed(2)}, ≤ 200 MiB`);
+  };
+  if (why === undefined) {
+    const { large, many, slow } = KINDS;
+    await measured('Small live maps', '`node -e 0`', measureFixed(folder, runs));
+    await measured(title(1e6), 'C', measureKinds(folder, large(1e6 / part, 0.7, 0.75), runs));
+    await measured(title(8e6), 'C', measureKinds(folder, large(8e6 / part, 0.55, 0.6), runs));
+    await measured(`${title(1e6)}, one CPU busy`, 'C', measureKinds(folder, large(1e6 / part, 1, 1), runs, true));
+    await measured('Many maps of 100 items', 'C', measureKinds(folder, many(1000 / part), runs));
+    await measured('Slow types', 'C', measureKinds(folder, slow(200_000 / part), runs));
+    const typed = measureTyped(folder, 1e6 / part, quick ? 1 : 5);
+    await measured(`${title(1e6)} with types, to JSON`, '`bpftool -j map dump`', typed);
   }
   if (why === undefined) {
     const count = quick ? 100_000 : 1_000_000;

@@ -1,11 +1,12 @@
 /** Capture and replay of live maps, against one thread of C that makes the same system calls. */
 
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { loadBtf } from '../../src/kernel/btf.js';
 import { BpfMap, type MapSpec } from '../../src/kernel/map.js';
+import { possibleCpus } from '../../src/kernel/proc.js';
 import { openSys, type Sys } from '../../src/kernel/sys.js';
 import { BtfWriter } from '../helpers/btf-writer.js';
 import { BPFIMG, TOP } from '../helpers/command.js';
@@ -22,6 +23,8 @@ export interface LiveRow {
   readonly ratio: number | undefined;
   /** Peak memory in MiB. */
   readonly peak: number;
+  /** The largest ratio that was promised. */
+  readonly budget?: number;
 }
 
 interface Size {
@@ -39,89 +42,220 @@ export function unable(): string | undefined {
   return undefined;
 }
 
-function makeMap(sys: Sys, { type, keySize, valueSize, count }: Size, btf?: MapSpec['btf']): BpfMap {
-  const map = BpfMap.create(sys, {
-    type: type === 'hash' ? 1 : 2,
-    keySize,
-    valueSize,
-    maxEntries: count,
-    name: 'bench',
-    ...(btf ? { btf } : {}),
-  });
-  const batch = map.batch(10_000);
+/** Fills a map with random values, and keys or indexes that are all different. */
+function fillAtRandom(map: BpfMap, count: number): BpfMap {
+  const batch = map.batch(Math.min(count, 10_000));
   for (let done = 0; done < count; done += batch.room) {
+    const some = Math.min(batch.room, count - done);
     randomFillSync(batch.keys);
     randomFillSync(batch.values);
-    // Keys that are all different, and the indexes of an array.
-    for (let i = 0; i < batch.room; i++) batch.keys.writeUInt32LE(done + i, i * keySize);
-    const { error } = map.updateBatch(batch, Math.min(batch.room, count - done));
+    for (let i = 0; i < some; i++) {
+      const at = i * map.keySize;
+      if (map.type === TRIE) {
+        batch.keys.writeUInt32LE(32, at);
+        batch.keys.writeUInt32BE(((done + i) * 2_654_435_761) >>> 0, at + 4);
+      } else if (map.keySize > 0) batch.keys.writeUInt32LE(done + i, at);
+      else map.update(undefined, batch.values.subarray(i * map.valueStride, (i + 1) * map.valueStride));
+    }
+    const { error } = map.keySize === 0 ? {} : map.updateBatch(batch, some);
     if (error) throw error;
   }
   return map;
 }
 
-/** Measures capture and replay of `count` items, `runs` times each. */
-export async function measureLive(folder: string, count: number, runs: number): Promise<LiveRow[]> {
-  const reference = compileReference(folder);
-  const sys = await openSys(types);
+function makeMap(sys: Sys, { type, keySize, valueSize, count }: Size, btf?: MapSpec['btf']): BpfMap {
+  const spec = { type: type === 'hash' ? HASH : ARRAY, keySize, valueSize, maxEntries: count, name: 'bench' };
+  return fillAtRandom(BpfMap.create(sys, { ...spec, ...(btf && { btf }) }), count);
+}
+
+const [HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, TRIE, ARRAY_OF_MAPS, QUEUE] = [1, 2, 5, 6, 11, 12, 22];
+const NO_PREALLOC = 1;
+
+/** Maps of one kind, which are captured and replayed. */
+interface Kind {
+  readonly work: string;
+  readonly type: number;
+  readonly keySize: number;
+  readonly valueSize: number;
+  readonly flags?: number;
+  /** In each map. */
+  readonly count: number;
+  /** 1 by default. */
+  readonly maps?: number;
+  /** The maps are in one of these. */
+  readonly outer?: boolean;
+  /** What C does to read them, see reference.c. */
+  readonly reads?: 'capture' | 'twice' | 'drain';
+  readonly capture: number;
+  readonly replay: number;
+}
+
+/** Capture and replay of one hash and one array, with a large part of the time for reading and writing items. */
+const large = (count: number, capture: number, replay: number): Kind[] => [
+  { work: 'hash 16+64', type: HASH, keySize: 16, valueSize: 64, count, capture, replay },
+  // Arrays stay small: the kernel allocates all of one at once.
+  ...(count > 1_000_000
+    ? []
+    : [{ work: 'array 4+64', type: ARRAY, keySize: 4, valueSize: 64, count, capture, replay }]),
+];
+
+const many = (maps: number): Kind[] => [
+  { work: `${maps} hashes`, type: HASH, keySize: 16, valueSize: 64, count: 100, maps, capture: 1.5, replay: 1.5 },
+];
+
+/** Types that take more than one call for a batch of items, or much memory for an item. */
+const slow = (count: number): Kind[] => {
+  const budgets = { capture: 1.2, replay: 1.2 };
+  const trie = { type: TRIE, keySize: 8, valueSize: 8, flags: NO_PREALLOC, reads: 'twice' as const };
+  const queue = { type: QUEUE, keySize: 0, valueSize: 64, reads: 'drain' as const };
+  const maps = { type: HASH, keySize: 4, valueSize: 8, maps: count / 100, outer: true };
+  // As large as 64 CPUs with values of 8 bytes.
+  const perCpu = { keySize: 4, valueSize: 512 / possibleCpus() };
+  return [
+    { work: 'trie 8+8', ...trie, count, ...budgets },
+    { work: 'queue 64', ...queue, count, ...budgets },
+    { work: `array of ${count / 100} maps of 10 items`, ...maps, count: 10, ...budgets },
+    { work: 'percpu_hash 4+512', type: PERCPU_HASH, ...perCpu, count: count / 2, ...budgets },
+    { work: 'percpu_array 4+512', type: PERCPU_ARRAY, ...perCpu, count: 60_000, ...budgets },
+  ];
+};
+
+/** Where everything is while something is measured. */
+interface Bench {
+  readonly sys: Sys;
+  readonly folder: string;
+  /** On a BPF file system. */
+  readonly pins: string;
+  /** The reference, compiled. */
+  readonly reference: string;
+  readonly runs: number;
+}
+
+async function benching<T>(folder: string, runs: number, work: (bench: Bench) => Promise<T>): Promise<T> {
   const pins = bpffs();
   try {
-    const rows: LiveRow[] = [];
-    const sizes: Size[] = [{ name: 'hash 16+64', type: 'hash', keySize: 16, valueSize: 64, count }];
-    // Arrays stay small: the kernel allocates all of one at once.
-    if (count <= 1_000_000) sizes.push({ name: 'array 4+64', type: 'array', keySize: 4, valueSize: 64, count });
-    for (const size of sizes) rows.push(...(await measureSize(sys, size, folder, pins.folder, reference, runs)));
-    return rows;
+    return await work({
+      sys: await openSys(types),
+      folder,
+      pins: pins.folder,
+      reference: compileReference(folder),
+      runs,
+    });
   } finally {
     pins.remove();
   }
 }
 
-async function measureSize(
-  sys: Sys,
-  size: Size,
-  folder: string,
-  pins: string,
-  reference: string,
-  runs: number,
-): Promise<LiveRow[]> {
-  const map = makeMap(sys, size);
-  const pin = path.join(pins, 'source');
-  map.pin(pin);
-  const [dump, raw, null_] = [path.join(folder, 'live'), path.join(folder, 'live.raw'), '/dev/null'];
-  const { name, type, keySize, valueSize, count } = size;
+/** What costs the same however little there is to do, against starting Node. */
+export function measureFixed(folder: string, runs: number): Promise<LiveRow[]> {
+  return benching(folder, runs, async ({ sys, pins }) => {
+    const [dump, fresh] = [path.join(folder, 'small'), path.join(pins, 'fresh')];
+    const names = Array.from({ length: 10 }, (_, i) => path.join(pins, `small-${i}`));
+    for (const name of names) {
+      using map = makeMap(sys, { name: '', type: 'hash', keySize: 4, valueSize: 8, count: 16 });
+      map.pin(name);
+    }
+    const against = async (work: string, clear: () => void, ...args: string[]): Promise<LiveRow> => {
+      const pairs = await inPairs(
+        runs,
+        clear,
+        () => run([BPFIMG, ...args], undefined, '/dev/null'),
+        () => run(['node', '-e', '0'], undefined, '/dev/null'),
+      );
+      return { work, ...pairs, budget: 2 };
+    };
+    const removed = (place: string) => () => fs.rmSync(place, { recursive: true, force: true });
+    return [
+      await against('capture of one map', removed(dump), 'capture', '--pinned', names[0] as string, '-D', dump),
+      await against('replay of one map', removed(fresh), 'replay', dump, '--pin', fresh),
+      await against('list of ten maps', () => {}, 'list', '--pinned', pins),
+    ];
+  });
+}
+
+/** Sets of kinds that are measured together. */
+export const KINDS = { large, many, slow } as const;
+
+/**
+ * Measures capture and replay of `kinds`, `runs` times each, against C.
+ * @param busy another process keeps one CPU busy meanwhile; then C is the budget
+ */
+export function measureKinds(folder: string, kinds: readonly Kind[], runs: number, busy = false): Promise<LiveRow[]> {
+  return benching(folder, runs, async (bench) => {
+    const other = busy ? spawn('sh', ['-c', 'while :; do :; done'], { stdio: 'ignore' }) : undefined;
+    try {
+      const rows: LiveRow[] = [];
+      for (const kind of kinds)
+        rows.push(...(await measureKind(bench, busy ? { ...kind, capture: 1, replay: 1 } : kind)));
+      return rows;
+    } finally {
+      other?.kill();
+    }
+  });
+}
+
+async function measureKind({ sys, folder, pins, reference, runs }: Bench, kind: Kind): Promise<LiveRow[]> {
+  const { type, keySize, valueSize, flags = 0, count, maps = 1, outer = false, reads = 'capture' } = kind;
+  const [dump, raw, source] = [path.join(folder, 'live'), path.join(folder, 'live.raw'), path.join(pins, 'source')];
+  const fresh = [path.join(pins, 'fresh'), path.join(pins, 'reference')] as const;
+  const removed = (place: string) => fs.rmSync(place, { recursive: true, force: true });
+  fs.mkdirSync(source);
   try {
+    const ids: number[] = [];
+    {
+      using made = new DisposableMaps();
+      const spec = { type, keySize, valueSize, flags, maxEntries: count, name: 'bench' };
+      for (let i = 0; i < maps; i++) made.all.push(fillAtRandom(BpfMap.create(sys, spec), count));
+      const inner = made.all[0];
+      if (outer && inner) {
+        const shape = { type: ARRAY_OF_MAPS, keySize: 4, valueSize: 4, maxEntries: maps, name: 'bench' };
+        const map = BpfMap.create(sys, { ...shape, inner });
+        for (const [i, { fd }] of made.all.entries())
+          map.update(new Uint8Array(Uint32Array.of(i).buffer), new Uint8Array(Uint32Array.of(fd).buffer));
+        made.all.unshift(map);
+      }
+      for (const [i, map] of (outer ? made.all.slice(0, 1) : made.all).entries())
+        map.pin(path.join(source, `map-${i}`));
+      ids.push(...made.all.map(({ id }) => id));
+    }
     const captured = await inPairs(
       runs,
-      () => fs.rmSync(dump, { recursive: true, force: true }),
-      () => run([BPFIMG, 'capture', '--id', String(map.id), '-D', dump], undefined, null_),
-      () => run([reference, 'capture', String(map.id), raw], undefined, null_),
+      () => removed(dump),
+      () =>
+        run(
+          [BPFIMG, 'capture', '--pinned', source, '-D', dump, ...(reads === 'drain' ? ['--drain'] : [])],
+          undefined,
+          '/dev/null',
+        ),
+      () => run([reference, reads, raw, ...ids.map(String)], undefined, '/dev/null'),
     );
-    const tool = await run(
-      ['bpftool', '-j', 'map', 'dump', 'id', String(map.id)],
-      undefined,
-      path.join(folder, 'tool'),
-    );
-    fs.rmSync(path.join(folder, 'tool'));
-    map.close();
-    fs.rmSync(pin);
-    const fresh = path.join(pins, 'fresh');
-    const numbers = [type === 'hash' ? 1 : 2, keySize, valueSize, count, count].map(String);
+    removed(source);
+    // The items alone, as they are without the map of maps in front.
+    const numbers = [maps, outer ? ARRAY_OF_MAPS : 0, type, keySize, valueSize, flags, count, count].map(String);
     const replayed = await inPairs(
       runs,
-      () => fs.rmSync(fresh, { recursive: true, force: true }),
-      () => run([BPFIMG, 'replay', dump, '--pin', fresh], undefined, null_),
-      () => run([reference, 'replay', raw, ...numbers], undefined, null_),
+      () => {
+        for (const place of fresh) removed(place);
+        fs.mkdirSync(fresh[1]);
+      },
+      () => run([BPFIMG, 'replay', dump, '--pin', fresh[0]], undefined, '/dev/null'),
+      () => run([reference, 'replay', raw, fresh[1], ...numbers], undefined, '/dev/null'),
+      () => removed(fresh[1]),
     );
     return [
-      { work: `capture ${name}`, ...captured },
-      { work: `\`bpftool -j map dump\` ${name}`, ms: tool.ms, reference: undefined, ratio: undefined, peak: tool.peak },
-      { work: `replay ${name}`, ...replayed },
+      { work: `capture ${kind.work}`, ...captured, budget: kind.capture },
+      { work: `replay ${kind.work}`, ...replayed, budget: kind.replay },
     ];
   } finally {
-    map.close();
-    fs.rmSync(dump, { recursive: true, force: true });
-    fs.rmSync(raw, { force: true });
+    for (const place of [dump, raw, source, ...fresh]) removed(place);
+  }
+}
+
+/** Maps that are closed together. */
+class DisposableMaps {
+  readonly all: BpfMap[] = [];
+  [Symbol.dispose](): void {
+    for (const map of this.all) map.close();
   }
 }
 
@@ -157,7 +291,7 @@ async function measureTargets(
   {
     using map = makeMap(sys, size);
     await run([BPFIMG, 'capture', '--id', String(map.id), '-D', dump], undefined, '/dev/null');
-    await run([reference, 'capture', String(map.id), raw], undefined, '/dev/null');
+    await run([reference, 'capture', raw, String(map.id)], undefined, '/dev/null');
   }
   const spec = { type: type === 'hash' ? 1 : 2, keySize, valueSize, maxEntries: count, name: 'bench' };
   const renew = () => {
@@ -325,7 +459,7 @@ export async function measureTyped(folder: string, count: number, runs: number):
     for (let i = 0; i < runs; i++) all.push(await run([BPFIMG, 'decode', dump], undefined, json));
     const [ms, peak] = [median(all.map((one) => one.ms)), Math.max(...all.map((one) => one.peak))];
     const work = 'decode to typed items (C: bpftool -j map dump)';
-    return [{ work, ms, reference: tool.ms, ratio: ms / tool.ms, peak }];
+    return [{ work, ms, reference: tool.ms, ratio: ms / tool.ms, peak, budget: 1 }];
   } finally {
     map.close();
     fs.rmSync(dump, { recursive: true, force: true });

@@ -1,11 +1,16 @@
 // The measure of capture and replay: what one thread of C does with the same system calls.
 //
-//     reference capture ID FILE
-//         reads map ID with BPF_MAP_LOOKUP_BATCH, 4096 items a call, and writes its keys and values to FILE
-//     reference replay FILE TYPE KEY_SIZE VALUE_SIZE MAX_ENTRIES COUNT
-//         creates a map and fills it from FILE with BPF_MAP_UPDATE_BATCH, 4096 items a call
+//     reference capture FILE ID...
+//         reads these maps with BPF_MAP_LOOKUP_BATCH, 4096 items a call, and writes their keys and values to FILE
+//     reference twice FILE ID
+//         the same, with each call made twice: tries are read so, because a walk may miss items
+//     reference drain FILE ID
+//         pops all of a queue, writes it to FILE, and pushes it again
+//     reference replay FILE FOLDER MAPS OUTER TYPE KEY_SIZE VALUE_SIZE FLAGS MAX_ENTRIES COUNT
+//         creates MAPS maps, fills each from its part of FILE with BPF_MAP_UPDATE_BATCH, 4096 items a call (queues: one by
+//         one), puts them into a map of maps of type OUTER unless that is 0, and pins all in FOLDER
 //     reference into FILE PIN COUNT
-//         does the same to the map that is pinned at PIN, whose max_entries are COUNT
+//         fills the map that is pinned at PIN, whose max_entries are COUNT
 //
 // Nothing is converted, checked, synced or told: less cannot be done by these calls.
 #include <errno.h>
@@ -37,77 +42,173 @@ static void whole(ssize_t (*call)(int, void *, size_t, off_t), int fd, void *byt
 
 static ssize_t write_at(int fd, void *bytes, size_t size, off_t at) { return pwrite(fd, bytes, size, at); }
 
-static void capture(uint32_t id, const char *file) {
+static int open_map(uint32_t id, struct bpf_map_info *info) {
 	union bpf_attr attr = {.map_id = id};
 	int map = bpf(BPF_MAP_GET_FD_BY_ID, &attr);
 	if (map < 0) fail("BPF_MAP_GET_FD_BY_ID");
-	struct bpf_map_info info = {0};
-	attr = (union bpf_attr){.info = {.bpf_fd = map, .info_len = sizeof(info), .info = (uintptr_t)&info}};
+	*info = (struct bpf_map_info){0};
+	attr = (union bpf_attr){.info = {.bpf_fd = map, .info_len = sizeof(*info), .info = (uintptr_t)info}};
 	if (bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)) fail("BPF_OBJ_GET_INFO_BY_FD");
-	int out = open(file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	return map;
+}
+
+// The bytes of a whole value: per-CPU maps have one for each possible CPU.
+static size_t whole_size(uint32_t type, size_t value_size) {
+	if (type != BPF_MAP_TYPE_PERCPU_HASH && type != BPF_MAP_TYPE_PERCPU_ARRAY) return value_size;
+	int last = 0;
+	FILE *possible = fopen("/sys/devices/system/cpu/possible", "r");
+	if (!possible || fscanf(possible, "%*d-%d", &last) < 0) fail("/sys/devices/system/cpu/possible");
+	fclose(possible);
+	return (value_size + 7) / 8 * 8 * (last + 1);
+}
+
+static int create(const char *file) {
+	int out = open(file, O_RDWR | O_CREAT | O_TRUNC, 0600);
 	if (out < 0) fail(file);
-	size_t key_size = info.key_size, value_size = info.value_size, count = 0;
-	off_t values_at = (off_t)info.max_entries * key_size;
+	return out;
+}
+
+// Writes the items to out from at on, keys before values; returns where they end.
+static off_t capture(uint32_t id, int out, off_t at, int times) {
+	struct bpf_map_info info;
+	int map = open_map(id, &info);
+	size_t key_size = info.key_size, value_size = whole_size(info.type, info.value_size), count = 0;
+	off_t values_at = at + (off_t)info.max_entries * key_size;
 	char *keys = malloc(BATCH * key_size), *values = malloc(BATCH * value_size);
 	char *from = malloc(key_size < 4 ? 4 : key_size), *to = malloc(key_size < 4 ? 4 : key_size);
 	for (int end = 0, first = 1; !end; first = 0) {
-		attr = (union bpf_attr){.batch = {
-			.map_fd = map, .count = BATCH, .keys = (uintptr_t)keys, .values = (uintptr_t)values,
-			.in_batch = first ? 0 : (uintptr_t)from, .out_batch = (uintptr_t)to}};
-		if (bpf(BPF_MAP_LOOKUP_BATCH, &attr)) {
-			if (errno != ENOENT) fail("BPF_MAP_LOOKUP_BATCH");
-			end = 1;
+		union bpf_attr attr;
+		for (int time = 0; time < times; time++) {
+			attr = (union bpf_attr){.batch = {
+				.map_fd = map, .count = BATCH, .keys = (uintptr_t)keys, .values = (uintptr_t)values,
+				.in_batch = first ? 0 : (uintptr_t)from, .out_batch = (uintptr_t)to}};
+			if (bpf(BPF_MAP_LOOKUP_BATCH, &attr)) {
+				if (errno != ENOENT) fail("BPF_MAP_LOOKUP_BATCH");
+				end = 1;
+			}
 		}
-		whole(write_at, out, keys, attr.batch.count * key_size, count * key_size);
+		whole(write_at, out, keys, attr.batch.count * key_size, at + count * key_size);
 		whole(write_at, out, values, attr.batch.count * value_size, values_at + count * value_size);
 		count += attr.batch.count;
 		char *other = from;
 		from = to;
 		to = other;
 	}
-	if (close(out)) fail(file);
+	free(keys);
+	free(values);
+	free(from);
+	free(to);
+	close(map);
+	return values_at + (off_t)info.max_entries * value_size;
 }
 
-static void fill(int map, const char *file, size_t key_size, size_t value_size, uint32_t max_entries, uint32_t count) {
-	union bpf_attr attr;
-	int in = open(file, O_RDONLY);
-	if (in < 0) fail(file);
+static void drain(uint32_t id, int out) {
+	struct bpf_map_info info;
+	int map = open_map(id, &info);
+	char *values = malloc((size_t)info.max_entries * info.value_size);
+	uint32_t count = 0;
+	for (;; count++) {
+		union bpf_attr attr = {.map_fd = map, .value = (uintptr_t)values + (size_t)count * info.value_size};
+		if (bpf(BPF_MAP_LOOKUP_AND_DELETE_ELEM, &attr)) break;
+	}
+	if (errno != ENOENT) fail("BPF_MAP_LOOKUP_AND_DELETE_ELEM");
+	whole(write_at, out, values, (size_t)count * info.value_size, 0);
+	for (uint32_t i = 0; i < count; i++) {
+		union bpf_attr attr = {.map_fd = map, .value = (uintptr_t)values + (size_t)i * info.value_size};
+		if (bpf(BPF_MAP_UPDATE_ELEM, &attr)) fail("BPF_MAP_UPDATE_ELEM");
+	}
+}
+
+// Fills a map with count items from in, at at, where keys have room for max_entries.
+static void fill(int map, int in, off_t at, size_t key_size, size_t value_size, uint32_t max_entries, uint32_t count) {
 	char *keys = malloc((size_t)BATCH * key_size), *values = malloc((size_t)BATCH * value_size);
 	for (uint32_t done = 0; done < count; done += BATCH) {
 		uint32_t part = count - done < BATCH ? count - done : BATCH;
-		whole(pread, in, keys, (size_t)part * key_size, (off_t)done * key_size);
-		whole(pread, in, values, (size_t)part * value_size, (off_t)max_entries * key_size + (off_t)done * value_size);
-		attr = (union bpf_attr){
+		off_t values_at = at + (off_t)max_entries * key_size;
+		whole(pread, in, keys, (size_t)part * key_size, at + (off_t)done * key_size);
+		whole(pread, in, values, (size_t)part * value_size, values_at + (off_t)done * value_size);
+		if (key_size == 0) {
+			for (uint32_t i = 0; i < part; i++) {
+				union bpf_attr attr = {.map_fd = map, .value = (uintptr_t)values + i * value_size};
+				if (bpf(BPF_MAP_UPDATE_ELEM, &attr)) fail("BPF_MAP_UPDATE_ELEM");
+			}
+			continue;
+		}
+		union bpf_attr attr = {
 			.batch = {.map_fd = map, .count = part, .keys = (uintptr_t)keys, .values = (uintptr_t)values}};
 		if (bpf(BPF_MAP_UPDATE_BATCH, &attr)) fail("BPF_MAP_UPDATE_BATCH");
 	}
-	close(map);
+	free(keys);
+	free(values);
 }
 
-static void replay(const char *file, char **numbers) {
-	uint32_t type = atoi(numbers[0]), key_size = atoi(numbers[1]), value_size = atoi(numbers[2]);
-	uint32_t max_entries = atoi(numbers[3]), count = atoi(numbers[4]);
+static void pin(int map, const char *folder, int number) {
+	char path[4096];
+	snprintf(path, sizeof(path), "%s/map-%d", folder, number);
+	union bpf_attr attr = {.pathname = (uintptr_t)path, .bpf_fd = map};
+	if (bpf(BPF_OBJ_PIN, &attr)) fail("BPF_OBJ_PIN");
+}
+
+static int create_map(uint32_t type, uint32_t key_size, uint32_t value_size, uint32_t flags, uint32_t max_entries, int inner) {
 	union bpf_attr attr = {
-		.map_type = type, .key_size = key_size, .value_size = value_size, .max_entries = max_entries};
+		.map_type = type, .key_size = key_size, .value_size = value_size, .max_entries = max_entries, .map_flags = flags,
+		.inner_map_fd = inner};
 	int map = bpf(BPF_MAP_CREATE, &attr);
 	if (map < 0) fail("BPF_MAP_CREATE");
-	fill(map, file, key_size, value_size, max_entries, count);
+	return map;
 }
 
-static void into(const char *file, const char *pin, uint32_t count) {
-	union bpf_attr attr = {.pathname = (uintptr_t)pin};
+static void replay(int in, const char *folder, char **words) {
+	uint32_t numbers[8];
+	for (int i = 0; i < 8; i++) numbers[i] = strtoul(words[i], NULL, 10);
+	uint32_t maps = numbers[0], outer = numbers[1], type = numbers[2], key_size = numbers[3], value_size = numbers[4];
+	uint32_t flags = numbers[5], max_entries = numbers[6], count = numbers[7];
+	size_t whole_value = whole_size(type, value_size);
+	int *fds = malloc(maps * sizeof(*fds)), *indexes = malloc(maps * sizeof(*indexes));
+	off_t at = 0;
+	for (uint32_t i = 0; i < maps; i++) {
+		indexes[i] = i;
+		fds[i] = create_map(type, key_size, value_size, flags, max_entries, 0);
+		fill(fds[i], in, at, key_size, whole_value, max_entries, count);
+		at += (off_t)max_entries * (key_size + whole_value);
+	}
+	if (outer) {
+		int map = create_map(outer, 4, 4, 0, maps, fds[0]);
+		for (uint32_t done = 0; done < maps; done += BATCH) {
+			union bpf_attr attr = {.batch = {
+				.map_fd = map, .count = maps - done < BATCH ? maps - done : BATCH, .keys = (uintptr_t)(indexes + done),
+				.values = (uintptr_t)(fds + done)}};
+			if (bpf(BPF_MAP_UPDATE_BATCH, &attr)) fail("BPF_MAP_UPDATE_BATCH");
+		}
+		pin(map, folder, maps);
+	}
+	for (uint32_t i = 0; i < maps; i++) pin(fds[i], folder, i);
+}
+
+static void into(int in, const char *path, uint32_t count) {
+	union bpf_attr attr = {.pathname = (uintptr_t)path};
 	int map = bpf(BPF_OBJ_GET, &attr);
 	if (map < 0) fail("BPF_OBJ_GET");
 	struct bpf_map_info info = {0};
 	attr = (union bpf_attr){.info = {.bpf_fd = map, .info_len = sizeof(info), .info = (uintptr_t)&info}};
 	if (bpf(BPF_OBJ_GET_INFO_BY_FD, &attr)) fail("BPF_OBJ_GET_INFO_BY_FD");
-	fill(map, file, info.key_size, info.value_size, count, count);
+	fill(map, in, 0, info.key_size, info.value_size, count, count);
 }
 
 int main(int count, char **words) {
-	if (count == 4 && !strcmp(words[1], "capture")) capture(atoi(words[2]), words[3]);
-	else if (count == 8 && !strcmp(words[1], "replay")) replay(words[2], words + 3);
-	else if (count == 5 && !strcmp(words[1], "into")) into(words[2], words[3], atoi(words[4]));
+	if (count < 4) return 2;
+	const char *what = words[1], *file = words[2];
+	int reads = !strcmp(what, "replay") || !strcmp(what, "into");
+	int fd = reads ? open(file, O_RDONLY) : create(file);
+	if (fd < 0) fail(file);
+	off_t at = 0;
+	if (!strcmp(what, "capture"))
+		for (int i = 3; i < count; i++) at = capture(atoi(words[i]), fd, at, 1);
+	else if (!strcmp(what, "twice")) capture(atoi(words[3]), fd, 0, 2);
+	else if (!strcmp(what, "drain")) drain(atoi(words[3]), fd);
+	else if (!strcmp(what, "replay") && count == 12) replay(fd, words[3], words + 4);
+	else if (!strcmp(what, "into") && count == 5) into(fd, words[3], atoi(words[4]));
 	else return 2;
+	if (close(fd)) fail(file);
 	return 0;
 }

@@ -1,9 +1,7 @@
-import { type ChildProcess, spawn } from 'node:child_process';
 import * as fs from 'node:fs';
-import { constants } from 'node:os';
 import type { Dump } from '../../dump/model.js';
 import { selectMaps } from '../../dump/select.js';
-import { BpfimgError, ClosedPipe, EXIT, errorText, ioError } from '../../errors.js';
+import { BpfimgError, ClosedPipe, EXIT, errorText } from '../../errors.js';
 import { inAscii } from '../../json/print.js';
 import { BpfMap } from '../../kernel/map.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
@@ -11,7 +9,6 @@ import { flagWords, mapFlagNames, type Report, reportText, withMissing } from '.
 import { colours, nameText, sizeText, table } from '../../render.js';
 import { Foresight, unsupported } from '../../replay/foresight.js';
 import { memoryShort } from '../../replay/memory.js';
-import { countLosses } from '../../replay/migrated.js';
 import { pinNames, planPins } from '../../replay/pins.js';
 import { type PlannedMap, planMaps } from '../../replay/plan.js';
 import { type FreshMap, pinPlace, replay } from '../../replay/replay.js';
@@ -324,51 +321,15 @@ async function keep(fresh: readonly FreshMap[], skipped: readonly Skipped[], run
     }
     const numbers = handed.map((one, i) => ({ ...one, fd: LISTEN_FDS_START + i }));
     await tell(fresh, skipped, { handed: numbers }, run);
-    return await runCommand(fresh, handed, args.command);
+    const { runInheriting } = await import('../inheriting.js');
+    return await runInheriting(
+      args.command,
+      handed.map(({ fd }) => fd),
+      pinNames(fresh.map(({ plan }) => plan)),
+    );
   } finally {
     for (const one of handed) one.close();
   }
-}
-
-/** Runs a command that inherits the maps, and ends as it does. */
-async function runCommand(
-  fresh: readonly FreshMap[],
-  handed: readonly HandedMaps[],
-  words: readonly string[],
-): Promise<number> {
-  const names = pinNames(fresh.map(({ plan }) => plan));
-  const env = { ...process.env, LISTEN_FDS: String(handed.length), LISTEN_FDNAMES: names.join(':') };
-  // LISTEN_PID is the command's own: a shell knows it, and becomes the command.
-  const shell = ['-c', 'LISTEN_PID=$$; export LISTEN_PID; exec "$@"', 'sh', ...words];
-  return await outcome(() =>
-    spawn('/bin/sh', shell, { env, stdio: ['inherit', 'inherit', 'inherit', ...handed.map(({ fd }) => fd)] }),
-  );
-}
-
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
-
-/** The exit code of a child that `start` starts; signals that are meant for it are passed on. */
-function outcome(start: () => ChildProcess): Promise<number> {
-  let child: ChildProcess | undefined;
-  // A terminal sends SIGINT to both; another one does no harm to a command that is ending.
-  const pass = (signal: NodeJS.Signals) => child?.kill(signal);
-  const before = SIGNALS.map((signal) => [signal, process.listeners(signal)] as const);
-  // In this order, so that each signal always has a listener: Node would lose one that comes in between.
-  for (const [signal, listeners] of before) {
-    process.on(signal, pass);
-    for (const listener of listeners) process.off(signal, listener as () => void);
-  }
-  const started = start();
-  child = started;
-  return new Promise<number>((resolve, reject) => {
-    started.once('error', (error) => reject(ioError('/bin/sh', 'run it', error)));
-    started.once('exit', (code, signal) => resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal])));
-  }).finally(() => {
-    for (const [signal, listeners] of before) {
-      for (const listener of listeners) process.on(signal, listener as () => void);
-      process.off(signal, pass);
-    }
-  });
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -539,7 +500,7 @@ async function dryRun(plans: readonly PlannedMap[], foresight: Foresight, run: R
 /** What will be lost of a map's items, found by reading them; undefined for nothing. */
 async function lossesOf({ items, reshaped }: PlannedMap, skips: boolean): Promise<string | undefined> {
   if (reshaped === undefined || skips) return undefined;
-  await countLosses(items);
+  await (await import('../../replay/migrated.js')).countLosses(items);
   return reshaped.losses.text();
 }
 
