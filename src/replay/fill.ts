@@ -5,6 +5,7 @@ import { BpfimgError } from '../errors.js';
 import { pause } from '../io/pause.js';
 import { ELEM_FLAG, MAP_FLAG } from '../kernel/abi.js';
 import { KernelError } from '../kernel/error.js';
+import { kernelMaps } from '../kernel/iter.js';
 import type { Batch, BpfMap, Mapping } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
 import { FULL, type ItemSource, type Report, type Work } from '../maptype.js';
@@ -76,8 +77,8 @@ function insert(map: BpfMap, batch: Batch, index: number): void {
 
 interface FillOptions {
   readonly writers: number;
-  /** The set of keys that were there before. */
-  readonly seen: Seen;
+  /** The set of keys that were there before; undefined if the map's own count tells at the end whether keys came twice. */
+  readonly seen: Seen | undefined;
   /** Every key exists from the beginning, with a value of zero. */
   readonly dense: boolean;
 }
@@ -103,6 +104,7 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
     const count = failed ? 0 : Math.min(step, items.count - from);
     next += count;
     if (count > 0) await items.read(from, count, batch.keys, batch.values);
+    if (seen === undefined) return count;
     for (let i = 0; i < count; i++) if (seen(batch.keys, i) && again.length <= REMEMBERED_ITEMS) again.push(from + i);
     return count;
   };
@@ -131,15 +133,21 @@ async function fill(map: BpfMap, items: ItemSource, work: Work, options: FillOpt
   );
   // Await all of them before reporting an error: none may continue with a closed map.
   for (const end of await Promise.allSettled(all)) if (end.status === 'rejected') throw end.reason;
-  await writeAgain(map, items, again);
+  if (seen !== undefined) await writeAgain(map, items, again);
+  else if (countedItems(map) !== items.count) await writeAgain(map, items, undefined);
   return FULL;
 }
 
-/** Writes the items at these places once more, in order; all items if there are too many to remember. */
-async function writeAgain(map: BpfMap, items: ItemSource, places: readonly number[]): Promise<void> {
-  if (places.length === 0) return;
+/** The number of items as the kernel counts them; undefined if it does not. */
+function countedItems(map: BpfMap): number | undefined {
+  return kernelMaps(map.sys)?.get(map.id)?.used;
+}
+
+/** Writes the items at these places once more, in order; all items if there are too many to remember, or undefined. */
+async function writeAgain(map: BpfMap, items: ItemSource, places: readonly number[] | undefined): Promise<void> {
+  if (places?.length === 0) return;
   const batch = map.batch(Math.min(itemsInCall(map), items.count));
-  if (places.length > REMEMBERED_ITEMS) {
+  if (places === undefined || places.length > REMEMBERED_ITEMS) {
     for (let done = 0; done < items.count; done += batch.room) {
       const count = Math.min(batch.room, items.count - done);
       await items.read(done, count, batch.keys, batch.values);
@@ -319,11 +327,22 @@ function indexKey(index: number): Buffer {
 // ---------------------------------------------------------------------------------------------------
 // Hash tables
 
-/** Fills a hash table of any kind. */
-export function fillHash(map: BpfMap, items: ItemSource, work: Work): Promise<Report> {
+/** With more items, asking the kernel twice for their number takes less time than remembering all keys. */
+const COUNTED_ITEMS = 300_000;
+
+/**
+ * Fills a hash table of any kind.
+ * @param most items whose keys are remembered; if there are more, the kernel is asked. Tests make it small
+ */
+export function fillHash(map: BpfMap, items: ItemSource, work: Work, most = COUNTED_ITEMS): Promise<Report> {
   if (work.type.evicts === true) return fillEvicting(map, items, work);
   if ((map.flags & MAP_FLAG.ZERO_SEED) !== 0) return fillBackwards(map, items, work);
-  return fill(map, items, work, { writers: WRITERS, seen: seenKeys(items, work.type), dense: false });
+  const counted = items.count > most && work.type.counted?.by === 'elements' && countedItems(map) === 0;
+  return fill(map, items, work, {
+    writers: WRITERS,
+    seen: counted ? undefined : seenKeys(items, work.type),
+    dense: false,
+  });
 }
 
 /**
