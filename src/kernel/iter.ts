@@ -56,9 +56,30 @@ interface Offsets {
 
 const KIND_FUNC = 12;
 const KIND_STRUCT = 4;
-/** Words that follow the three of a type, by its kind: a fixed number, and a number for each member. */
-const FIXED = [0, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0];
-const EACH = [0, 0, 0, 0, 3, 3, 2, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0, 0, 0, 3];
+const kindAt = (words: Uint32Array, type: number) => ((words[type + 1] as number) >>> 24) & 0x1f;
+/** The function that marks the iterator over maps, and the one that counts the items of a hash. */
+const TARGET = 'bpf_iter_bpf_map';
+const SUM = 'bpf_map_sum_elem_count';
+/** Words of a type, by its kind, and words for each of its members. */
+const FIXED = Uint8Array.of(3, 4, 3, 6, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4, 3, 3, 4, 3, 3);
+const EACH = Uint8Array.of(0, 0, 0, 0, 3, 3, 2, 0, 0, 0, 0, 0, 0, 2, 0, 3, 0, 0, 0, 3);
+
+/** A type's place among the words, and its id. */
+interface TypePlace {
+  readonly at: number;
+  readonly id: number;
+}
+
+/** The type at `place`, counted from an earlier one; undefined if none begins there. A hundred thousand are a few ms. */
+function typeFrom(words: Uint32Array, { at, id }: TypePlace, place: number): TypePlace | undefined {
+  while (at < place) {
+    const info = words[at + 1] as number;
+    const kind = (info >>> 24) & 0x1f;
+    at += (FIXED[kind] as number) + (EACH[kind] as number) * (info & 0xffff);
+    id++;
+  }
+  return at === place ? { at, id } : undefined;
+}
 
 /**
  * Finds what the program needs in a BTF blob; undefined if it is missing.
@@ -69,41 +90,48 @@ export function iteratorOffsets(btf: Buffer, wanted: Iterable<string> = []): Off
   const header = btf.readUInt32LE(4);
   const types = header + btf.readUInt32LE(8);
   const strings = btf.subarray(header + btf.readUInt32LE(16));
-  // Thousands of types: words are faster than bytes.
   const section = btf.subarray(types, types + btf.readUInt32LE(12));
-  const aligned = section.byteOffset % 4 === 0 ? section : Uint8Array.from(section);
+  const aligned = section.byteOffset % 4 === 0 ? section : Buffer.from(Uint8Array.from(section).buffer);
   const words = new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.length >> 2);
-  // Each string occurs once, so a name is one number.
-  const named = (name: string) => strings.indexOf(`\0${name}\0`) + 1;
-  const [target, sum] = [named('bpf_iter_bpf_map'), named('bpf_map_sum_elem_count')];
-  const structs = new Map([...wanted, 'bpf_map', 'btf'].map((name) => [named(name), name]));
   const text = (at: number) => strings.toString('latin1', at, strings.indexOf(0, at));
-  const members = (at: number, count: number) => {
+  const members = (at: number) => {
     const found = new Map<string, number>();
-    for (let member = at; member < at + 3 * count; member += 3) {
+    const end = at + 3 + 3 * ((words[at + 1] as number) & 0xffff);
+    for (let member = at + 3; member < end; member += 3) {
       found.set(text(words[member] as number), ((words[member + 2] as number) & 0xffffff) / 8);
     }
     return found;
   };
-  let [targetId, sumId]: [number?, number?] = [];
-  const found = new Map<string, Map<string, number>>();
-  for (let at = 0, id = 1; at + 3 <= words.length; id++) {
-    const name = words[at] as number;
-    const info = words[at + 1] as number;
-    const count = info & 0xffff;
-    const kind = (info >>> 24) & 0x1f;
-    if (kind === KIND_FUNC) {
-      if (name === target) targetId = id;
-      else if (name === sum) sumId = id;
-    } else if (kind === KIND_STRUCT) {
-      const struct = structs.get(name);
-      if (struct !== undefined) found.set(struct, members(at + 3, count));
+  const functions = [TARGET, SUM].map((name) => ({ name, kind: KIND_FUNC }));
+  const structs = [...wanted, 'bpf_map', 'btf'].map((name) => ({ name, kind: KIND_STRUCT }));
+  // Only what may be a type of such a name is looked at closely: reading a hundred thousand types takes 10 ms.
+  const places = [...functions, ...structs].flatMap(({ name, kind }) => {
+    // Each string occurs once, so a name is one number.
+    const nameAt = strings.indexOf(`\0${name}\0`) + 1;
+    if (nameAt === 0) return [];
+    const word = Buffer.alloc(4);
+    word.writeUInt32LE(nameAt);
+    const at: number[] = [];
+    for (let byte = aligned.indexOf(word); byte >= 0; byte = aligned.indexOf(word, byte + 1)) {
+      if (byte % 4 === 0 && kindAt(words, byte / 4) === kind) at.push(byte / 4);
     }
-    at += 3 + (FIXED[kind] ?? 0) + (EACH[kind] ?? 0) * count;
+    return at.map((at) => ({ at, name }));
+  });
+  places.sort((a, b) => a.at - b.at);
+  const ids = new Map<string, number>();
+  const found = new Map<string, Map<string, number>>();
+  let before = { at: 0, id: 1 };
+  for (const { at, name } of places) {
+    const type = typeFrom(words, before, at);
+    if (type === undefined) continue;
+    before = type;
+    if (kindAt(words, at) === KIND_FUNC) ids.set(name, type.id);
+    else found.set(name, members(at));
   }
+  const targetId = ids.get(TARGET);
   const map = found.get('bpf_map');
   if (targetId === undefined || map === undefined) return undefined;
-  return { target: targetId, map, btfId: found.get('btf')?.get('id'), sum: sumId, structs: found };
+  return { target: targetId, map, btfId: found.get('btf')?.get('id'), sum: ids.get(SUM), structs: found };
 }
 
 // ---------------------------------------------------------------------------------------------------
