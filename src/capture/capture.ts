@@ -38,7 +38,7 @@ import {
   type TypeFacts,
   withMissing,
 } from '../maptype.js';
-import { during } from '../phases.js';
+import { phase } from '../phases.js';
 import type { JsonObject } from '../value.js';
 import { type ChosenFrom, ChosenSink, type ItemChoice } from './chosen.js';
 import { EntryLimit, EntryWriter } from './entry.js';
@@ -100,18 +100,21 @@ export async function capture(
     writer = new DumpWriter(sys, { images, folder: disk }, types, options, wanted);
     const rows: (() => CapturedMap)[] = [];
     let left = maps.length === 0;
+    phase('reading and writing items');
     for (const turn of wanted.turns()) {
-      const row = await during('reading and writing items', () => (writer as DumpWriter).map(turn));
+      const row = await writer.map(turn);
       left ||= row !== undefined;
       if (row !== undefined) rows.push(row);
       else if (options.lenient !== true) rows.push(() => goneRow(turn.live));
     }
     if (!left && rows.length === 0) throw new BpfimgError('notFound', 'nothing to capture: all maps are gone');
+    phase('writing the images');
     const done = rows.map((row) => row());
     const captured = done.some(({ report }) => report.kind !== 'not supported');
     // Maps that are gone leave nothing to write.
     if (left && (captured || options.orNothing !== true)) await writer.commit();
     else await writer.abort();
+    phase('reporting');
     return done;
   } catch (error) {
     await (writer ?? images).abort().catch((worse: Error) => {
@@ -404,7 +407,7 @@ class DumpWriter {
   }
 
   async commit(): Promise<void> {
-    await during('syncing and naming the images', () => this.#images.commit());
+    await this.#images.commit();
     this.#end(true);
   }
 

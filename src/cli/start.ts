@@ -46,5 +46,5 @@ export async function start(main: Main): Promise<void> {
   finished = true;
   // Commands clean up after themselves; this removes what failed before any command owned it.
   removeUnfinished();
-  if (process.argv.includes('--debug')) for (const line of phaseLines()) io.say(`bpfimg: ${line}`);
+  for (const line of phaseLines()) io.say(`bpfimg: ${line}`);
 }

@@ -9,7 +9,7 @@ import { BpfMap, type MapSpec } from '../kernel/map.js';
 import type { Available } from '../kernel/memory.js';
 import { ERRNO, type Sys } from '../kernel/sys.js';
 import { type Doing, FULL, type ReplayWork, type Report, type Span } from '../maptype.js';
-import { during } from '../phases.js';
+import { during, phase } from '../phases.js';
 import { compareItems } from './compare.js';
 import { noReplay } from './foresight.js';
 import { memoryShort } from './memory.js';
@@ -111,6 +111,7 @@ export async function replay(sys: Sys, plans: readonly PlannedMap[], options: Re
         skip(plan, error.textAbout(plan.subject));
       }
     }
+    phase('pinning and reporting');
     // Pins come last, when nothing but pinning itself can still fail.
     const fresh = made.map(({ plan, map, hidden, report }) => {
       const made = asDumpMap(plan, map, () => pins?.add(plans.indexOf(plan), (path) => map.pin(path)));
