@@ -446,6 +446,38 @@ t.test('a scripted kernel: no privilege, an unknown type', async (t) => {
   t.same(fake.openFds(), []);
 });
 
+t.test('what is selected by id or pin is all that is looked at, and all of it', { skip }, async (t) => {
+  const { folder, remove } = bpffs();
+  using held = BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 8, maxEntries: 3, name: 'list_two' });
+  using other = BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 8, maxEntries: 3, name: 'list_other' });
+  try {
+    for (const name of ['a', 'b']) held.pin(path.join(folder, name));
+    other.pin(path.join(folder, 'c'));
+    const pin = path.join(folder, 'a');
+    for (const selectors of [
+      { ids: [], names: [], pins: [pin], pids: [] },
+      { ids: [held.id], names: [], pins: [], pids: [] },
+      { ids: [other.id], names: [], pins: [pin], pids: [] },
+    ]) {
+      const few = LiveMaps.look(sys, selectors);
+      const chosen = few.select(selectors);
+      t.same(chosen, LiveMaps.look(sys).select(selectors));
+      t.same(few.maps, chosen);
+      t.match(chosen[0], { pins: ['a', 'b'].map((name) => path.join(folder, name)), holders: [{ pid: process.pid }] });
+      t.equal(few.find(other.id)?.name, 'list_other', 'others are looked for when they are needed');
+    }
+    const folders = { ids: [], names: [], pins: [folder], pids: [] };
+    t.same(
+      LiveMaps.look(sys, folders)
+        .select(folders)
+        .map(({ id }) => id),
+      [held.id, other.id].sort((a, b) => a - b),
+    );
+  } finally {
+    remove();
+  }
+});
+
 t.test('thousands of maps', { skip }, async (t) => {
   const maps = Array.from({ length: 3000 }, (_, i) =>
     BpfMap.create(sys, { type: 2, keySize: 4, valueSize: 4, maxEntries: 1, name: `many_${i}` }),

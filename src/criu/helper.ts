@@ -108,14 +108,8 @@ export async function warmUp(sys: Sys, types: MapTypes, root: number, folder: st
 async function dumpHeld(sys: Sys, types: MapTypes, tasks: readonly number[], request: DumpRequest): Promise<number[]> {
   const { folder, wanted, config, answer } = request;
   const live = LiveMaps.ofProcesses(sys, tasks);
-  // Looking at the whole machine would take longer, and the tasks are frozen meanwhile.
-  let all: LiveMaps | undefined;
-  const find = (id: number): LiveMap | undefined => {
-    const known = live.maps.find((map) => map.id === id);
-    if (known !== undefined) return known;
-    all ??= LiveMaps.look(sys);
-    return all.maps.find((map) => map.id === id);
-  };
+  // Looking at the whole machine takes longer, and the tasks are frozen meanwhile.
+  const find = (id: number) => live.find(id);
   // A file descriptor in a socket's queue is in no process's table.
   const elsewhere = wanted.flatMap((id) => (live.maps.some((map) => map.id === id) ? [] : (find(id) ?? [])));
   const rows = await capture(sys, [...live.maps, ...elsewhere], folder, types, {

@@ -367,7 +367,8 @@ async function changeDump(
 
 /** @throws BpfimgError `notFound` */
 function liveMap(sys: Sys, id: number): LiveMap {
-  const [live] = LiveMaps.look(sys).select({ ids: [id], names: [], pins: [], pids: [] });
+  const selectors = { ids: [id], names: [], pins: [], pids: [] };
+  const [live] = LiveMaps.look(sys, selectors).select(selectors);
   return live as LiveMap;
 }
 

@@ -159,13 +159,28 @@ function kindOfFile(file: Buffer): 'nothing' | 'folder' | 'other' {
   }
 }
 
-/** All maps that can be seen. */
+/** The ids of what `selectors` name, if they are ids and pins alone: those in folders, patterns and lists do not count. */
+function selectedIds(sys: Sys, { ids, names, pins, pids }: Selectors): ReadonlySet<number> | undefined {
+  if (names.length > 0 || pids.length > 0 || ids.length + pins.length === 0) return undefined;
+  const found = new Set(ids);
+  for (const pin of pins) {
+    const file = givenPath(pin);
+    if (kindOfFile(file) !== 'other') return undefined;
+    using map = BpfMap.openPinned(sys, file, 'ro');
+    found.add(map.id);
+  }
+  return found;
+}
+
+/** The maps that can be seen. */
 export class LiveMaps {
   /** In ascending order of id. */
   readonly maps: readonly LiveMap[];
   readonly unseen: Unseen;
   readonly #sys: Sys;
   readonly #kernel: KernelList;
+  /** All maps, if {@link find} needed them. */
+  #others: ReadonlyMap<number, LiveMap> | undefined;
 
   private constructor(sys: Sys, maps: readonly LiveMap[], unseen: Unseen, kernel: KernelList) {
     this.#sys = sys;
@@ -174,24 +189,36 @@ export class LiveMaps {
     this.#kernel = kernel;
   }
 
-  /** Inspects the machine. Opens each map at most once and closes it at once. */
-  static look(sys: Sys): LiveMaps {
-    return during('finding the live maps', () => LiveMaps.#look(sys));
+  /**
+   * Inspects the machine. Opens each map at most once and closes it at once.
+   * @param selectors what will be selected: if they say which maps that are, only those are found, which takes less time
+   */
+  static look(sys: Sys, selectors?: Selectors): LiveMaps {
+    return during('finding the live maps', () => LiveMaps.#look(sys, selectors && selectedIds(sys, selectors)));
   }
 
-  static #look(sys: Sys): LiveMaps {
+  static #look(sys: Sys, only: ReadonlySet<number> | undefined): LiveMaps {
     // Ids first: a map that is held now and stays held shows up in what is read afterwards.
     const ids = walkIds(sys, 'MAP_GET_NEXT_ID');
-    const found = new MapCollector(sys);
+    const isWanted = (id: number) => only === undefined || only.has(id);
+    const found = new MapCollector(sys, isWanted);
     const { open, hidden } = openMaps(sys.proc);
-    for (const { holder, map } of open) found.add(map).holders.push(holder);
+    for (const { holder, map } of open) if (isWanted(map.id)) found.add(map).holders.push(holder);
     found.addPins();
     found.addNames(ids !== undefined);
-    const rest = (ids ?? []).filter((id) => !found.maps.has(id));
+    const rest = (ids ?? []).filter((id) => isWanted(id) && !found.maps.has(id));
     if (rest.length > 0) found.addUnheld(rest);
     const maps = [...found.maps.values()].sort((a, b) => a.id - b.id);
     const types = maps.filter((map) => map.type === undefined).length;
     return new LiveMaps(sys, maps, { ids: ids === undefined, processes: hidden, types }, found.kernel);
+  }
+
+  /** A map that another map refers to; undefined if it cannot be seen. */
+  find(id: number): LiveMap | undefined {
+    const map = this.maps.find((one) => one.id === id);
+    if (map !== undefined) return map;
+    this.#others ??= new Map(LiveMaps.look(this.#sys).maps.map((one) => [one.id, one]));
+    return this.#others.get(id);
   }
 
   /** The maps that these processes hold, without pins or other holders. */
@@ -325,7 +352,10 @@ class MapCollector {
   readonly kernel: KernelList;
   readonly #info: InfoReader;
 
-  constructor(readonly sys: Sys) {
+  constructor(
+    readonly sys: Sys,
+    readonly isWanted: (id: number) => boolean = () => true,
+  ) {
     this.kernel = new KernelList(sys);
     this.#info = new InfoReader(sys);
   }
@@ -347,7 +377,7 @@ class MapCollector {
       if (fd < 0) fd = enough(openPin(this.sys, file, 'ro'), 'BPF_OBJ_GET');
       if (fd < 0) continue;
       try {
-        if (fdLink(fd, this.sys.proc) !== MAP_LINK) continue;
+        if (!this.isWanted(this.#info.id(fd)) || fdLink(fd, this.sys.proc) !== MAP_LINK) continue;
         const fdinfo = mapFdinfo('self', fd, this.sys.proc);
         if (fdinfo === undefined) continue;
         const map = this.add(fdinfo);

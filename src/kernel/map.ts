@@ -102,6 +102,13 @@ export class InfoReader {
     this.#attr = new Attr(ATTR.info, sys).point('info', this.#info.bytes);
   }
 
+  /** The id of the map, program, link or BTF object behind `fd`, each among its own kind; 0 if it has none. */
+  id(fd: number): number {
+    const info = this.#info.clear();
+    this.#sys.bpf('OBJ_GET_INFO_BY_FD', this.#attr.set('bpf_fd', fd).set('info_len', info.bytes.length));
+    return info.get('id');
+  }
+
   /**
    * What the kernel says of the map behind `fd`; members that an old kernel does not know are 0.
    * @throws KernelError

@@ -197,7 +197,11 @@ export function mapsOfProcess(pid: number, proc = PROC): OpenMap[] | 'gone' | 'h
 export function openMaps(proc = PROC): Scan {
   const open: OpenMap[] = [];
   let hidden = 0;
+  // Since Linux 6.2 the size of the folder is how many files are open: kernel threads, which are many, have none.
+  const files = (pid: number | 'self') => attempt(() => fs.statSync(`${proc}/${pid}/fd`).size);
+  const counted = files('self') !== 0;
   for (const pid of processes(proc).sort((a, b) => a - b)) {
+    if (counted && files(pid) === 0) continue;
     const found = mapsOfProcess(pid, proc);
     if (found === 'hidden') hidden++;
     else if (found !== 'gone') for (const one of found) open.push(one);

@@ -16,7 +16,7 @@ import type { DumpSource, SourceHost } from './source.js';
 export async function openLiveMaps(name: string, selectors: Selectors, host: SourceHost): Promise<DumpSource> {
   const types = await host.types();
   const sys = await host.sys(types);
-  const live = LiveMaps.look(sys);
+  const live = LiveMaps.look(sys, selectors);
   const chosen = live.select(selectors);
   if (chosen.length === 0 && selected(selectors)) {
     throw new BpfimgError('notFound', noMapsText(sys, selectors, '', 'tree:PID'), { subject: name });
@@ -39,7 +39,6 @@ async function captured(
   chosen: readonly LiveMap[],
   { sys, types, host }: Means,
 ): Promise<DumpSource> {
-  const find = (maps: LiveMaps, id: number) => maps.maps.find((map) => map.id === id);
   const watcher = await host.watch?.();
   const folder = privateFolder();
   try {
@@ -47,7 +46,7 @@ async function captured(
     const rows = await capture(sys, chosen, dump, types, {
       lenient: true,
       bare: host.bare === true,
-      find: (id) => find(live, id) ?? find(LiveMaps.look(sys), id),
+      find: (id) => live.find(id),
       progress: (doing) => watcher?.update(doing),
     });
     for (const row of rows) {
@@ -61,7 +60,7 @@ async function captured(
       files: folderFiles(dump, name),
       async again() {
         // Their pins may lead to other maps by now.
-        const now = LiveMaps.look(sys);
+        const now = LiveMaps.look(sys, { ids: [...ids], names: [], pins: [], pids: [] });
         const left = now.maps.filter(({ id }) => ids.has(id));
         if (left.length === 0) return undefined;
         const { warn: _, ...quiet } = host;

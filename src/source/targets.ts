@@ -10,7 +10,8 @@ import { liveSelectors } from './selectors.js';
 
 /** The live maps that `--into` names: a live source but `all:`, or the path of a pin or of a folder of pins. */
 export function findTargets(sys: Sys, text: string): LiveMap[] {
-  const found = LiveMaps.look(sys).select(targetSelectors(text));
+  const selectors = targetSelectors(text);
+  const found = LiveMaps.look(sys, selectors).select(selectors);
   if (found.length === 0) throw new BpfimgError('notFound', 'there are no maps', { subject: `--into ${text}` });
   return found;
 }

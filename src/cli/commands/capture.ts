@@ -1,6 +1,6 @@
 import { type CapturedMap, capture } from '../../capture/capture.js';
 import { BpfimgError, EXIT } from '../../errors.js';
-import { type LiveMap, LiveMaps, treesOf } from '../../kernel/live.js';
+import { LiveMaps, treesOf } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { type Drain, type MapTypes, reportText } from '../../maptype.js';
 import { colours, nameText, sizeText, table } from '../../render.js';
@@ -100,7 +100,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
   if (args.skipUnsupported && !args.all) throw new BpfimgError('usage', '--skip-unsupported goes with --all');
   const types = await mapTypes(args.libdir, io);
   const kernel = sys ?? (await openSys(types));
-  const live = LiveMaps.look(kernel);
+  const live = LiveMaps.look(kernel, selectors);
   const maps = live.select(selectors);
   const unseen = unseenText(live.unseen);
   if (args.all && unseen !== '') io.say(`bpfimg: ${unseen}`);
@@ -119,7 +119,7 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
         orNothing: true,
         drain,
         ...(choose && { choose }),
-        find: (id) => find(live, id),
+        find: (id) => live.find(id),
         holders: ({ pid, fd }) => pids.length === 0 || (pids.includes(pid) && (fds.length === 0 || fds.includes(fd))),
         progress: (doing) => progress.update(doing),
       });
@@ -154,10 +154,6 @@ export async function run(args: CaptureArguments, io: Io, sys?: Sys): Promise<nu
     return EXIT.failed;
   }
   return failed.length > 0 && !args.skipUnsupported ? EXIT.failed : EXIT.ok;
-}
-
-function find(live: LiveMaps, id: number): LiveMap | undefined {
-  return live.maps.find((map) => map.id === id);
 }
 
 function drainOf(text: string | undefined): Drain {

@@ -80,7 +80,7 @@ export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<unkno
   if (files.length > 0) return listSources(files, args, io, sys);
   const types = await mapTypes(args.libdir, io);
   const kernel = sys ?? (await openSys(types));
-  const live = LiveMaps.look(kernel);
+  const live = LiveMaps.look(kernel, selectors);
   const chosen = live.select(selectors);
   live.addUsed(chosen);
   if (args.count) {
