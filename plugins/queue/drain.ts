@@ -69,6 +69,9 @@ function callText({ call, code, reason }: KernelError): string {
   return `${call}: ${code} (${reason})`;
 }
 
+/** Items that are taken out before signals are looked for. */
+const ITEMS_AT_ONCE = 1024;
+
 /** How often a call is repeated if the map's lock was not available. */
 const BUSY_RETRIES = 20;
 
@@ -102,7 +105,7 @@ class Drained {
   }
 
   async take(): Promise<void> {
-    while (this.#pop()) await pause();
+    while (this.#popSome()) await pause();
     this.#written = this.#isFull() && this.map.lookup(undefined) !== undefined;
   }
 
@@ -110,14 +113,21 @@ class Drained {
     return this.#held.count === this.map.maxEntries;
   }
 
+  /** Takes items out; false if there are no more, or no room for them. */
+  #popSome(): boolean {
+    for (let left = ITEMS_AT_ONCE; left > 0; left--) if (!this.#pop()) return false;
+    return true;
+  }
+
+  readonly #take = (into: Buffer, at: number): boolean => {
+    if (!patiently(() => this.map.popAt(into, at))) return false;
+    this.#out++;
+    return true;
+  };
+
   /** Takes one item out; false if there is none, or no room for it. */
   #pop(): boolean {
-    if (this.#isFull()) return false;
-    const place = this.#held.place();
-    if (patiently(() => this.map.lookupAndDelete(undefined, 0, place)) === undefined) return false;
-    this.#out++;
-    this.#held.took();
-    return true;
+    return !this.#isFull() && this.#held.next(this.#take);
   }
 
   /**
@@ -130,8 +140,8 @@ class Drained {
     for (let i = 0; i < this.#out; i++) {
       const index = this.#held.count - 1 - (this.stack ? i : this.#out - 1 - i);
       try {
-        const value = this.#held.from(index).subarray(0, this.map.valueStride);
-        patiently(() => this.map.update(undefined, value));
+        const { bytes, at } = this.#held.with(index);
+        patiently(() => this.map.updateAt(undefined, 0, bytes, at));
       } catch (error) {
         if (this.#lost++ === 0) this.#why = lostText(error);
       }
@@ -152,7 +162,8 @@ class Drained {
   async emit(sink: ItemSink, work: CaptureWork): Promise<void> {
     const size = this.map.valueStride;
     for (let done = 0; done < this.#held.count; ) {
-      const values = this.#held.from(done);
+      const { bytes, at } = this.#held.with(done);
+      const values = bytes.subarray(at);
       const count = Math.min(values.length / size, this.#held.count - done);
       await sink.put(new Uint8Array(0), values, count);
       done += count;

@@ -6,7 +6,7 @@ import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { BpfimgError, ioError } from '../../src/errors.js';
 import { errnoName } from '../../src/kernel/error.js';
-import { ERRNO, type Sys } from '../../src/kernel/sys.js';
+import { ERRNO, pinned, type Sys } from '../../src/kernel/sys.js';
 
 /** Bytes that are held in memory, without a file. */
 const IN_MEMORY = 4 * 1024 * 1024;
@@ -19,7 +19,7 @@ export class HeldItems {
   /** Parts that are not in the file: the last one, and those that could not be written. */
   readonly #parts = new Map<number, Buffer>();
   readonly #inPart: number;
-  #last: Buffer = Buffer.alloc(0);
+  #last: Buffer = pinned(0);
   readonly #fd: number | undefined;
   #spare: Buffer | undefined;
   #read: { readonly part: number; readonly bytes: Buffer } | undefined;
@@ -40,22 +40,23 @@ export class HeldItems {
     this.#fd = size * most <= IN_MEMORY ? undefined : reserve(sys, folder, name, size * most);
   }
 
-  /** Room for the next value; {@link took} says that it has arrived. */
-  place(): Buffer {
+  /**
+   * Lets `take` put the next value into a buffer, at a position.
+   * @param take returns whether a value has arrived
+   */
+  next(take: (into: Buffer, at: number) => boolean): boolean {
     if (this.count >= this.most) throw new Error(`${this.name}: more than ${this.most} values`);
     const at = this.count % this.#inPart;
     if (at === 0) {
       // First, because without memory no value may arrive.
-      this.#last = this.#spare ?? Buffer.alloc(this.#inPart * this.size);
+      this.#last = this.#spare ?? pinned(this.#inPart * this.size);
       this.#spare = undefined;
       this.#parts.set(this.count / this.#inPart, this.#last);
     }
-    return this.#last.subarray(at * this.size, (at + 1) * this.size);
-  }
-
-  took(): void {
+    if (!take(this.#last, at * this.size)) return false;
     this.count++;
     if (this.count % this.#inPart === 0) this.#store(this.count / this.#inPart - 1);
+    return true;
   }
 
   /** Moves a part to the file. If it cannot be written, it stays in memory: that matters more than flat memory. */
@@ -74,17 +75,17 @@ export class HeldItems {
   }
 
   /**
-   * The value at `index` and some that follow it, lent until the next call.
+   * The value at `index`, where it is among others, lent until the next call.
    * @throws BpfimgError
    */
-  from(index: number): Buffer {
+  with(index: number): { readonly bytes: Buffer; readonly at: number } {
     const part = Math.floor(index / this.#inPart);
-    return (this.#parts.get(part) ?? this.#stored(part)).subarray((index % this.#inPart) * this.size);
+    return { bytes: this.#parts.get(part) ?? this.#stored(part), at: (index % this.#inPart) * this.size };
   }
 
   #stored(part: number): Buffer {
     if (this.#read?.part === part) return this.#read.bytes;
-    const bytes = this.#read?.bytes ?? Buffer.alloc(this.#inPart * this.size);
+    const bytes = this.#read?.bytes ?? pinned(this.#inPart * this.size);
     this.#read = undefined;
     try {
       for (let done = 0; done < bytes.length; ) {
@@ -101,7 +102,7 @@ export class HeldItems {
 
   close(): void {
     this.#parts.clear();
-    this.#last = Buffer.alloc(0);
+    this.#last = pinned(0);
     this.#read = this.#spare = undefined;
     if (this.#fd !== undefined) fs.closeSync(this.#fd);
   }

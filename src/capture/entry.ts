@@ -15,19 +15,31 @@ export class EntryLimit extends BpfimgError {
   }
 }
 
+/** Bytes of items up to which an entry is held in memory and written at once: most maps are small. */
+const SMALL = 64 * 1024;
+
+/** Items that are held in memory. */
+interface Part {
+  readonly keys: Uint8Array;
+  readonly values: Uint8Array;
+  readonly count: number;
+}
+
 /**
  * A sink that writes keys and values directly to their places in the image.
  *
  * The number of items is known only at the end, but the message before them contains it, and all keys come
  * before the values. So it leaves room for the expected number of keys, and moves the data at the end if that was
- * wrong. A full map, or an array, needs no move.
+ * wrong. A full map, or an array, needs no move; a small entry waits in memory until its number is known.
  */
 export class EntryWriter implements ItemSink {
   count = 0;
   readonly #start: number;
   #room: number;
-  #keysAt: number;
-  #valuesAt: number;
+  /** Items of an entry that is small so far; undefined for a large one. */
+  #held: Part[] | undefined = [];
+  #keysAt = 0;
+  #valuesAt = 0;
   /** Writes in progress. */
   readonly #writes = new Set<Promise<void>>();
   /** Calls of {@link put} that have not ended. */
@@ -48,8 +60,6 @@ export class EntryWriter implements ItemSink {
   ) {
     this.#start = out.length;
     this.#room = Math.max(1, Math.min(expected, this.#most()));
-    this.#keysAt = this.#start + this.#head(this.#room).length;
-    this.#valuesAt = this.#keysAt + this.#room * keySize;
   }
 
   /** Number of items that an entry can hold. */
@@ -74,6 +84,36 @@ export class EntryWriter implements ItemSink {
       throw new EntryLimit();
     }
     this.count = end;
+    const [some, whole] = [keys.subarray(0, count * this.keySize), values.subarray(0, count * this.valueSize)];
+    if (this.#held !== undefined && end * (this.keySize + this.valueSize) <= SMALL) {
+      // Copies: what is put is only lent.
+      this.#held.push({ keys: Uint8Array.from(some), values: Uint8Array.from(whole), count });
+      return;
+    }
+    const parts = [...this.#spill(), { keys: some, values: whole, count }];
+    let from = end - parts.reduce((sum, part) => sum + part.count, 0);
+    await Promise.all(
+      parts.map((part) => {
+        from += part.count;
+        return this.#write(part, from - part.count);
+      }),
+    );
+  }
+
+  /** Makes the entry a large one. @returns what it has held until now */
+  #spill(): Part[] {
+    const held = this.#held ?? [];
+    if (this.#held !== undefined) {
+      this.#held = undefined;
+      this.#keysAt = this.#start + this.#head(this.#room).length;
+      this.#valuesAt = this.#keysAt + this.#room * this.keySize;
+    }
+    return held;
+  }
+
+  /** Writes items to the places from number `at` on. */
+  async #write({ keys, values, count }: Part, at: number): Promise<void> {
+    const end = at + count;
     if (end > this.#room) {
       const room = Math.max(end, Math.min(2 * this.#room, this.#most()));
       this.#room = room;
@@ -83,8 +123,8 @@ export class EntryWriter implements ItemSink {
     const growing = this.#growing;
     const write = growing.then(async () => {
       const written = Promise.all([
-        this.out.writeAt(keys.subarray(0, count * this.keySize), this.#keysAt + at * this.keySize),
-        this.out.writeAt(values.subarray(0, count * this.valueSize), this.#valuesAt + at * this.valueSize),
+        this.out.writeAt(keys, this.#keysAt + at * this.keySize),
+        this.out.writeAt(values, this.#valuesAt + at * this.valueSize),
       ]).then(() => {});
       this.#writes.add(written);
       try {
@@ -121,9 +161,16 @@ export class EntryWriter implements ItemSink {
 
   /** Ends the entry; the output continues after it. */
   async finish(): Promise<void> {
+    const head = this.#head(this.count);
+    if (this.#held !== undefined) {
+      this.out.write(head);
+      for (const { keys } of this.#held) this.out.write(keys);
+      for (const { values } of this.#held) this.out.write(values);
+      await this.out.turn();
+      return;
+    }
     await this.#growing;
     await this.#place(this.count, this.count);
-    const head = this.#head(this.count);
     await this.out.writeAt(head, this.#start);
     await this.out.skip(head.length + this.count * (this.keySize + this.valueSize));
   }

@@ -138,6 +138,18 @@ export class InfoReader {
   }
 }
 
+const readers = new WeakMap<Sys, InfoReader>();
+
+/** The reader for maps of this kernel. */
+function infoReader(sys: Sys): InfoReader {
+  let reader = readers.get(sys);
+  if (reader === undefined) {
+    reader = new InfoReader(sys);
+    readers.set(sys, reader);
+  }
+  return reader;
+}
+
 /** Opens the BPF object pinned at `path`; the caller owns the result. The path may be bytes that are not text. */
 export function openPin(sys: Sys, path: string | Buffer, access: Access = 'rw'): number {
   const bytes = Buffer.from(path);
@@ -345,7 +357,7 @@ export class BpfMap implements Disposable {
         const what = link.startsWith('anon_inode:bpf-') ? `a BPF ${link.slice('anon_inode:bpf-'.length)}` : link;
         throw new BpfimgError('unsupported', `expected a BPF map, got ${what}`, { subject });
       }
-      return new BpfMap(sys, fd, new InfoReader(sys).read(fd, subject));
+      return new BpfMap(sys, fd, infoReader(sys).read(fd, subject));
     } catch (error) {
       sys.close(fd);
       throw error;
@@ -541,6 +553,26 @@ export class BpfMap implements Disposable {
     if (value !== one.room) one.room.set(value);
     const result = this.#call('MAP_UPDATE_ELEM', one.with(key, flags | this.#flags));
     if (result < 0) throw this.#failed('MAP_UPDATE_ELEM', -result);
+  }
+
+  /**
+   * Sets the value of a key, both where they are in longer buffers, and copies neither.
+   * @param keys memory from {@link pinned}; undefined for maps without keys
+   * @param values the same
+   */
+  updateAt(keys: Buffer | undefined, keyAt: number, values: Buffer, valueAt: number, flags = 0): void {
+    const attr = this.#item()
+      .at(keys, keyAt, values, valueAt)
+      .set('flags', flags | this.#flags);
+    const result = this.#call('MAP_UPDATE_ELEM', attr);
+    if (result < 0) throw this.#failed('MAP_UPDATE_ELEM', -result);
+  }
+
+  /** Removes the next value of a map without keys into `values` (from {@link pinned}) at `at`; false if there is none. */
+  popAt(values: Buffer, at: number): boolean {
+    const result = this.#call('MAP_LOOKUP_AND_DELETE_ELEM', this.#item().at(undefined, 0, values, at).set('flags', 0));
+    if (result < 0 && result !== -ERRNO.ENOENT) throw this.#failed('MAP_LOOKUP_AND_DELETE_ELEM', -result);
+    return result >= 0;
   }
 
   /** Removes `key`; false if it is not there. */
@@ -889,12 +921,17 @@ class OneItem {
   readonly next: Buffer;
   readonly #key: Buffer;
   readonly #elem: Attr<keyof (typeof ATTR.elem)['fields']>;
+  /** For items in buffers of others. */
+  readonly #far: Attr<keyof (typeof ATTR.elem)['fields']>;
   readonly #nextKey: Attr<keyof (typeof ATTR.nextKey)['fields']>;
   readonly #noKey: Attr<keyof (typeof ATTR.nextKey)['fields']>;
   /** What a command does not read must be zero. */
   readonly #onlyKey: Attr<keyof (typeof ATTR.nextKey)['fields']>;
 
-  constructor(map: BpfMap, sys: Sys) {
+  constructor(
+    readonly map: BpfMap,
+    sys: Sys,
+  ) {
     this.#key = pinned(map.keySize);
     this.next = pinned(map.keySize);
     // The value size of a type newer than bpfimg is unknown: the kernel must not write past the end.
@@ -903,6 +940,7 @@ class OneItem {
     this.room = value.subarray(0, map.valueStride);
     const key = map.keySize === 0 ? undefined : this.#key;
     this.#elem = new Attr(ATTR.elem, sys).set('map_fd', map.fd).point('key', key).point('value', value);
+    this.#far = new Attr(ATTR.elem, sys).set('map_fd', map.fd);
     this.#nextKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('key', key).point('next_key', this.next);
     this.#onlyKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('key', key);
     this.#noKey = new Attr(ATTR.nextKey, sys).set('map_fd', map.fd).point('next_key', this.next);
@@ -911,6 +949,15 @@ class OneItem {
   with(key: Uint8Array | undefined, flags: number): Attr {
     if (key !== undefined) this.#key.set(key);
     return this.#elem.set('flags', flags);
+  }
+
+  at(keys: Buffer | undefined, keyAt: number, values: Buffer, valueAt: number) {
+    const { keySize, valueStride, subject } = this.map;
+    const fits = keys === undefined ? keySize === 0 : keyAt >= 0 && keyAt + keySize <= keys.length;
+    if (!fits || valueAt < 0 || valueAt + valueStride > values.length) {
+      throw new Error(`${subject}: an item at ${keyAt} and ${valueAt} of ${keys?.length} and ${values.length} bytes`);
+    }
+    return this.#far.point('key', keys, keyAt).point('value', values, valueAt);
   }
 
   only(key: Uint8Array): Attr {

@@ -126,7 +126,7 @@ export function pinned(size: number): Buffer {
 export class Attr<F extends string = string> {
   readonly bytes: Buffer;
   readonly #view: DataView;
-  readonly #kept = new Map<F, Uint8Array>();
+  readonly #kept = new Map<F, { readonly bytes: Uint8Array; readonly address: number }>();
 
   constructor(
     readonly layout: StructLayout<F>,
@@ -139,8 +139,12 @@ export class Attr<F extends string = string> {
   /** Sets a number member. Negative numbers are written as the kernel reads them (fds of -1). */
   set(field: F, value: number | bigint): this {
     const { offset, size } = this.layout.fields[field];
-    if (size === 8) this.#view.setBigUint64(offset, BigInt.asUintN(64, BigInt(value)), true);
-    else this.#view.setUint32(offset, Number(value), true);
+    if (size === 4) this.#view.setUint32(offset, Number(value), true);
+    else if (typeof value === 'number' && value >= 0) {
+      // As numbers: a call for each item would spend most of its time on bigints.
+      this.#view.setUint32(offset, value, true);
+      this.#view.setUint32(offset + 4, value / 2 ** 32, true);
+    } else this.#view.setBigUint64(offset, BigInt.asUintN(64, BigInt(value)), true);
     return this;
   }
 
@@ -158,13 +162,18 @@ export class Attr<F extends string = string> {
       this.#kept.delete(field);
       return this.set(field, 0);
     }
-    this.#kept.set(field, bytes);
-    return this.set(field, this.memory.address(bytes) + BigInt(from));
+    let kept = this.#kept.get(field);
+    if (kept?.bytes !== bytes) {
+      // No process has memory at 2^53, where numbers end.
+      kept = { bytes, address: Number(this.memory.address(bytes)) };
+      this.#kept.set(field, kept);
+    }
+    return this.set(field, kept.address + from);
   }
 
   /** What a member points at, as passed to {@link point}; for a scripted kernel. */
   pointee(field: F): Uint8Array | undefined {
-    return this.#kept.get(field);
+    return this.#kept.get(field)?.bytes;
   }
 
   get(field: F): number {

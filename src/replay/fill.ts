@@ -39,11 +39,10 @@ function refused(error: unknown, key: Uint8Array): unknown {
 /** Writes items `from` to `to - 1` of a batch one by one. */
 function updateEach(map: BpfMap, batch: Batch, from: number, to: number): void {
   for (let i = from; i < to; i++) {
-    const key = batchKey(map, batch, i);
     try {
-      map.update(key, valueAt(map, batch, i));
+      map.updateAt(map.keySize === 0 ? undefined : batch.keys, i * map.keySize, batch.values, i * map.valueStride);
     } catch (error) {
-      throw refused(error, key);
+      throw refused(error, batchKey(map, batch, i));
     }
   }
 }
