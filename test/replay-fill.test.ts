@@ -263,7 +263,10 @@ t.test('rule 11: the estimate is what the kernel then takes', { skip }, async (t
     using map = BpfMap.create(sys, whole);
     const { memlock = 0 } = map.state();
     const share = memory / memlock;
-    t.ok(share > 0.8 && share < 1.3, `${types.get(spec.type).name}: ${memory}, and the kernel says ${memlock}`);
+    t.ok(
+      share > 0.8 && (share < 1.3 || !has.memoryMeasured),
+      `${types.get(spec.type).name}: ${memory}, and the kernel says ${memlock}`,
+    );
   }
   for (const spec of [
     { type: TRIE, keySize: 8, maxEntries: has.hugeTries ? 2 ** 32 - 1 : 1 << 16, flags: MAP_FLAG.NO_PREALLOC },
@@ -276,7 +279,7 @@ t.test('rule 11: the estimate is what the kernel then takes', { skip }, async (t
     const { map } = await replayed(t, plan);
     const { memlock = 0 } = map.state();
     const enough = !has.memoryInUse || plan.memory > 0.8 * memlock;
-    t.ok(enough && plan.memory < 3 * memlock, `${plan.memory} for ${memlock}`);
+    t.ok(enough && (plan.memory < 3 * memlock || !has.memoryMeasured), `${plan.memory} for ${memlock}`);
   }
 });
 

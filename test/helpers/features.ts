@@ -75,7 +75,20 @@ const USES = {
   /** `memlock` of maps that are not preallocated is what their items take, since Linux 6.4; before, what all could take. */
   memoryInUse(sys: Sys) {
     using map = open(sys, { type: 1, maxEntries: 10_000, flags: MAP_FLAG.NO_PREALLOC });
-    if ((map.state().memlock ?? 0) > 500_000) throw new KernelError('probe', 'BPF_MAP_CREATE', ERRNO.EINVAL);
+    const before = map.state().memlock;
+    for (let i = 0; i < 100; i++) map.update(Buffer.from(Uint32Array.of(i).buffer), Buffer.alloc(8));
+    if (map.state().memlock === before) throw new KernelError('probe', 'BPF_MAP_CREATE', ERRNO.EINVAL);
+  },
+  /** `memlock` is what a map takes; from Linux 5.11 to 6.3 it is what its keys and values alone would take. */
+  memoryMeasured(sys: Sys) {
+    using map = open(sys, { type: 1, maxEntries: 1000 });
+    if ((map.state().memlock ?? 0) < 40_000) throw new KernelError('probe', 'BPF_MAP_CREATE', ERRNO.EINVAL);
+  },
+  /** A thread can be opened as a file descriptor, since Linux 6.9. */
+  threadPidfds(sys: Sys) {
+    const fd = sys.pidfdOpen(process.pid, true);
+    if (fd < 0) throw new KernelError('probe', 'pidfd_open', -fd);
+    sys.close(fd);
   },
   /** Small LRU hashes hold what they have room for, whatever CPU puts it there; older kernels give all of the room to the first CPU. */
   smallLru(sys: Sys) {
