@@ -452,23 +452,36 @@ interface Stretch {
  *
  * Each stretch is read twice. If an update replaces a node just as a walk is in it, the walk does not
  * recognise its right sibling and skips all keys below that (trie_get_next_key compares addresses): the
- * other read finds them, unless the same happens there in the same place.
+ * other read finds them, unless the same happens there in the same place. So both reads run at once only in different
+ * places: the first one is a stretch ahead of the second.
  */
 export async function readPrefixes(map: BpfMap, sink: ItemSink, work: Work): Promise<Report> {
   const batches = new Batches(map);
   const emitter = new Emitter(sink, work, batches);
   const walk = new PrefixWalk(map, batches);
-  let last: Buffer | undefined;
-  for (let end = false; !end; ) {
-    const one = walk.behind(last);
-    if (one === undefined) return readKeys(map, sink, work);
-    const two = walk.behind(last) as Stretch;
+  const lastOf = ({ batch, count }: Stretch) => Buffer.from(walk.key(batch, count - 1));
+  const opening = walk.behind(undefined);
+  if (opening === undefined) return readKeys(map, sink, work);
+  if (!opening.end) map.sys.spreadPool?.();
+  let one = opening;
+  for (let last: Buffer | undefined; ; ) {
+    const end = one.end ? undefined : lastOf(one);
+    const ahead = end && walk.behindAsync(end);
+    // Awaited in its turn; until then a failure must not count as unhandled.
+    ahead?.catch(() => {});
+    const two = ahead === undefined ? (walk.behind(last) as Stretch) : await walk.behindAsync(last);
     const both = walk.merge(one, two);
-    end = both.end;
-    const { batch, count } = both;
-    for (const other of [one.batch, two.batch]) if (other !== batch) batches.give(other);
-    if (count > 0) last = Buffer.from(batch.keys.subarray((count - 1) * map.keySize, count * map.keySize));
-    await emitter.put(batch, count);
+    for (const { batch } of [one, two]) if (batch !== both.batch) batches.give(batch);
+    if (both.count > 0) last = lastOf(both);
+    await emitter.put(both.batch, both.count);
+    if (both.end) break;
+    const next = await ahead;
+    // If the reads differ at the end of the stretch, the next one begins elsewhere than thought.
+    if (next !== undefined && end !== undefined && last?.equals(end)) one = next;
+    else {
+      if (next !== undefined) batches.give(next.batch);
+      one = await walk.behindAsync(last);
+    }
   }
   await emitter.end();
   return FULL;
@@ -477,7 +490,6 @@ export async function readPrefixes(map: BpfMap, sink: ItemSink, work: Work): Pro
 class PrefixWalk {
   readonly #room: number;
   #restarts = 0;
-  #begun = false;
 
   constructor(
     readonly map: BpfMap,
@@ -492,20 +504,35 @@ class PrefixWalk {
     const cursor: BatchCursor = this.map.cursor(last);
     for (let position = last; ; ) {
       const result = this.map.lookupBatch(cursor, batch);
-      if (!this.#begun && hasNoBatches(result)) return undefined;
-      if (result.error) throw result.error;
-      this.#begun = true;
-      const from = result.count === 0 ? undefined : this.#last(batch, result.count);
-      const count = this.#sift(batch, result.count, last, position);
-      // Thrown back to the beginning, it passes everything that was read before.
-      if (count > 0 || result.end) return { batch, count, end: result.end };
-      position = from ?? position;
+      if (last === undefined && hasNoBatches(result)) return undefined;
+      const found = this.#stretch(batch, result, last, position);
+      if (found.count > 0 || found.end) return found;
+      position = found.position;
     }
   }
 
-  #last({ keys }: Batch, count: number): Buffer {
-    const { keySize } = this.map;
-    return Buffer.from(keys.subarray((count - 1) * keySize, count * keySize));
+  /** The same on another thread, where there are batches. */
+  async behindAsync(last: Buffer | undefined): Promise<Stretch> {
+    const batch = this.batches.take(this.#room);
+    const cursor: BatchCursor = this.map.cursor(last);
+    for (let position = last; ; ) {
+      const found = this.#stretch(batch, await this.map.lookupBatchAsync(cursor, batch), last, position);
+      if (found.count > 0 || found.end) return found;
+      position = found.position;
+    }
+  }
+
+  /** What a call found after `last`: nothing while it was thrown back and passes what was read before. */
+  #stretch(batch: Batch, result: BatchResult, last: Buffer | undefined, position: Buffer | undefined) {
+    if (result.error) throw result.error;
+    const from = result.count === 0 ? position : Buffer.from(this.key(batch, result.count - 1));
+    const count = this.#sift(batch, result.count, last, position);
+    return { batch, count, end: result.end, position: from };
+  }
+
+  /** The key of an item. */
+  key({ keys }: Batch, index: number): Buffer {
+    return keys.subarray(index * this.map.keySize, (index + 1) * this.map.keySize);
   }
 
   /**
