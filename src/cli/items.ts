@@ -11,8 +11,8 @@ import { bufferInput } from '../io/input.js';
 import { colours } from '../render.js';
 import { JsonReport, TextReport } from './diff-report.js';
 import { coloured, type Io } from './io.js';
-import { boolean, json, libdir, meaning, types } from './options.js';
-import { DASH, Sources } from './source.js';
+import { boolean, DASH, json, libdir, meaning, types } from './options.js';
+import { Sources } from './source.js';
 import { expectUsed, sayProblems, typeFinder } from './types.js';
 import { written } from './written.js';
 

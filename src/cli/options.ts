@@ -1,6 +1,12 @@
 /** Options that several commands take. */
 import type { Option } from './command.js';
 
+/**
+ * Replaces a lone `-` before yargs sees it, which would turn that into empty text. No argument of a process can
+ * contain it.
+ */
+export const DASH = '\0';
+
 /** One word, which must follow; given twice, it is wrong usage. */
 export const string = { type: 'string', requiresArg: true } as const;
 /** On if it is given; `--no-NAME` turns it off again. */

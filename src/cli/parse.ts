@@ -5,8 +5,7 @@ import { version } from '../version.js';
 import type { Command, Run } from './command.js';
 import { COMMANDS } from './commands.js';
 import type { Io } from './io.js';
-import { COMMON } from './options.js';
-import { DASH } from './source.js';
+import { COMMON, DASH } from './options.js';
 
 /** What has been learnt about a command line, also if reading the rest failed. */
 export interface Learnt {

@@ -20,7 +20,8 @@ import {
 import { holdersText } from './holders.js';
 import { coloured, type Io } from './io.js';
 import { ATTRIBUTES, OWNERS, PERCENT } from './map-columns.js';
-import { DASH, Sources } from './source.js';
+import { DASH } from './options.js';
+import { Sources } from './source.js';
 import { reported } from './start.js';
 import { printLines, written } from './written.js';
 

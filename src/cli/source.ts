@@ -9,12 +9,7 @@ import type { Sys } from '../kernel/sys.js';
 import type { MapTypes } from '../maptype.js';
 import { type DumpSource, hostOf, openSource, type Source, type SourceHost } from '../source/source.js';
 import type { Io } from './io.js';
-
-/**
- * Replaces a lone `-` before yargs sees it, which would turn that into empty text. No argument of a process can
- * contain it.
- */
-export const DASH = '\0';
+import { DASH } from './options.js';
 
 /** The source named by position or by `-i`; undefined for standard input. */
 export function sourceOf(positional: string | undefined, option: string | undefined): string | undefined {

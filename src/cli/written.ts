@@ -2,7 +2,7 @@
 import { type Output, openOutput } from '../io/output.js';
 import { lineText } from '../render.js';
 import type { Io } from './io.js';
-import { DASH } from './source.js';
+import { DASH } from './options.js';
 
 /** Opens `file`; `-` or undefined is standard output. The caller commits or aborts it. */
 export async function outputOf(file: string | undefined, io: Io): Promise<Output> {

@@ -9,10 +9,9 @@ import { selected, selectedSources } from '../../source/selectors.js';
 import { choosing, liveChoice } from '../choosing.js';
 import type { Command, Given } from '../command.js';
 import { coloured, type Io } from '../io.js';
-import { boolean, json, libdir, selectors as selectorOptions, string } from '../options.js';
+import { boolean, DASH, json, libdir, selectors as selectorOptions, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
 import { Progress } from '../progress.js';
-import { DASH } from '../source.js';
 import { unseenText } from '../unseen.js';
 import { outputOf, printLines, written } from '../written.js';
 

@@ -17,6 +17,7 @@ import { type DiffReport, JsonReport, TextReport } from '../diff-report.js';
 import { coloured, type Io } from '../io.js';
 import {
   boolean,
+  DASH,
   json,
   libdir,
   like,
@@ -28,7 +29,7 @@ import {
   type TypeArguments,
   types as typeOptions,
 } from '../options.js';
-import { DASH, Sources } from '../source.js';
+import { Sources } from '../source.js';
 import { documentForms, expectUsed, typeFinder } from '../types.js';
 import { paged } from '../written.js';
 

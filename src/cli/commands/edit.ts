@@ -11,8 +11,8 @@ import { whenInterrupted } from '../../io/unfinished.js';
 import type { Command, Given } from '../command.js';
 import { runEditor, withoutNotes, writeWithNote } from '../editor.js';
 import type { Io } from '../io.js';
-import { libdir, map, types as typeOptions } from '../options.js';
-import { DASH, Sources } from '../source.js';
+import { DASH, libdir, map, types as typeOptions } from '../options.js';
+import { Sources } from '../source.js';
 import { documentForms, typeFinder } from '../types.js';
 
 const takes = {

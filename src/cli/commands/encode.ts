@@ -5,8 +5,8 @@ import type { Output } from '../../io/output.js';
 import { encodeImage } from '../../json/encode.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
-import { boolean, libdir, string } from '../options.js';
-import { DASH, sourceOf } from '../source.js';
+import { boolean, DASH, libdir, string } from '../options.js';
+import { sourceOf } from '../source.js';
 import { outputOf } from '../written.js';
 
 const takes = {

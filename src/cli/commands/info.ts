@@ -5,7 +5,8 @@ import { PYTHON_PRETTY, print } from '../../json/print.js';
 import type { JsonObject } from '../../value.js';
 import type { Command, Given } from '../command.js';
 import type { Io } from '../io.js';
-import { DASH, Sources } from '../source.js';
+import { DASH } from '../options.js';
+import { Sources } from '../source.js';
 import { reported } from '../start.js';
 import { written } from '../written.js';
 

@@ -11,7 +11,6 @@ import { coloured, type Io } from '../io.js';
 import { ATTRIBUTES, OWNERS, PERCENT } from '../map-columns.js';
 import { boolean, json, libdir, selectors as options, string } from '../options.js';
 import { mapTypes } from '../plugins.js';
-import { listSources } from '../source-list.js';
 import { unseenText } from '../unseen.js';
 import { printLines, written } from '../written.js';
 
@@ -77,7 +76,7 @@ export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<unkno
   const limit = limitOf(args.failAbove);
   if (args.json && args.openmetrics) throw new BpfimgError('usage', '--json and --openmetrics: choose');
   const { live: selectors, files } = selectedSources(args);
-  if (files.length > 0) return listSources(files, args, io, sys);
+  if (files.length > 0) return (await import('../source-list.js')).listSources(files, args, io, sys);
   const types = await mapTypes(args.libdir, io);
   const kernel = sys ?? (await openSys(types));
   const live = LiveMaps.look(kernel, selectors);
