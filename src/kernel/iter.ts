@@ -253,6 +253,9 @@ function program(offsets: Offsets, types: readonly KnownType[], counts: Counts):
 const PROG_TYPE_TRACING = 26;
 const ATTACH_TRACE_ITER = 28;
 
+/** What was found in files of type information: the kernel's own stays as it is. */
+const known = new Map<string, Offsets | undefined>();
+
 /**
  * Reads the kernel's list of maps.
  * @param btfFile the file with the kernel's type information
@@ -263,7 +266,9 @@ export function kernelMaps(sys: Sys, btfFile = '/sys/kernel/btf/vmlinux'): Map<n
   const structs = types.flatMap(({ counted }) =>
     counted === undefined || counted.by === 'elements' ? [] : counted.struct,
   );
-  const offsets = withContents(sys, btfFile, (btf) => iteratorOffsets(btf, structs));
+  let offsets = known.get(btfFile);
+  offsets ??= withContents(sys, btfFile, (btf) => iteratorOffsets(btf, structs));
+  known.set(btfFile, offsets);
   if (offsets === undefined) return undefined;
   // The more it counts, the newer or the less locked down the kernel must be.
   for (const counts of COUNTS) {
