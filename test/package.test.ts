@@ -188,9 +188,16 @@ t.test('compiled code is kept in a folder that is ours alone', async (t) => {
   const [name = ''] = caches(home);
   t.equal(caches(home).length, 1, 'one run keeps one file');
   const cache = path.join(home, 'dist', name);
-  const { ino } = fs.statSync(cache);
+  const { ino, size } = fs.statSync(cache);
   t.ok(run(home, ['decode', '--format', 'crit'], fixture('flowd/pstree.img')).equals(text));
-  t.equal(fs.statSync(cache).ino, ino, 'it serves the next run');
+  const whole = fs.statSync(cache);
+  t.ok(whole.ino !== ino && whole.size > size, 'the next run adds what V8 has compiled');
+  t.ok(run(home, ['decode', '--format', 'crit'], fixture('flowd/pstree.img')).equals(text));
+  t.equal(fs.statSync(cache).ino, whole.ino, 'which serves all others');
+  // What only some runs load comes to the rest.
+  t.match(run(home, ['decode', '--format', 'items'], fixture('flowd/pstree.img')).toString(), /"magic"/);
+  t.match(caches(home), [name], 'in the same file');
+  run(home, ['decode', '--format', 'crit'], fixture('flowd/pstree.img'));
 
   const good = fs.readFileSync(cache);
   const flipped = Buffer.from(good);

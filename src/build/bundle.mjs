@@ -139,41 +139,32 @@ const text = fs.readFileSync(path.join(here, 'launcher.cjs'), 'utf8').replace('@
 fs.writeFileSync(launcher, text, { mode: 0o755 });
 fs.writeFileSync(path.join(dist, 'package.json'), '{ "type": "commonjs" }\n');
 
-// The first run of each command leaves its compiled code beside the bundle (see launcher.cjs).
+// The first two runs of each command leave its compiled code beside the bundle (see launcher.cjs).
 const bpfimg = (args, input, cwd = path.join(top, 'fixtures/flowd')) =>
   execFileSync(process.execPath, [launcher, ...args], { cwd, input, stdio: 'pipe' });
-const json = bpfimg(['decode', 'bpfmap-data.img']);
-bpfimg(['encode'], json);
-bpfimg(['--version']);
 const empty = fs.mkdtempSync(path.join(dist, 'dump-'));
 const saved = path.join(empty, 'capture');
-for (const [args, cwd] of [
+// Fresh maps that are gone at the end, and a capture of them.
+const capturing = ['-c', 'exec "$0" "$1" capture --pid $$ --force -D "$2"', process.execPath, launcher, saved];
+const json = bpfimg(['decode', 'bpfmap-data.img']);
+for (const [args, { cwd, input = '' } = {}] of [
+  [['decode', 'bpfmap-data.img']],
+  [['encode'], { input: json }],
+  [['--version']],
   [['info', 'inventory.img']],
   [['show', '.']],
   [['verify', '.']],
   [['diff', '.', '.']],
   [['list']],
-  // Fresh maps that are gone at the end, and a capture of them; where that is not possible, what goes without them.
-  [
-    [
-      'replay',
-      '.',
-      '--',
-      '/bin/sh',
-      '-c',
-      `exec "$0" "$1" capture --pid $$ -D "$2"`,
-      process.execPath,
-      launcher,
-      saved,
-    ],
-  ],
+  [['replay', '.', '--', '/bin/sh', ...capturing]],
+  // Where that is not possible, what goes without it.
   [['replay', '.', '--dry-run']],
   // What the CRIU plugin runs, for a CRIU that traces nobody: the maps of no task.
-  [['criu-dump', 'none.conf', String(process.pid)], empty],
-  [['criu-restore', 'none.conf'], empty],
+  [['criu-dump', 'none.conf', String(process.pid)], { cwd: empty }],
+  [['criu-restore', 'none.conf'], { cwd: empty }],
 ]) {
   try {
-    bpfimg(args, '', cwd);
+    for (let run = 0; run < 2; run++) bpfimg(args, input, cwd);
   } catch {
     // It only starts slower: a machine that cannot look at live maps, or a fault for the tests to find.
   }

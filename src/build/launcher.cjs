@@ -20,15 +20,17 @@ const command = helper ? process.argv[2] : (process.argv.find((word) => COMMANDS
 const entry = helper ? './criu-bin.cjs' : './bin.cjs';
 const cache = `${__dirname}/${command}.${BUILD}-${process.version}-${process.arch}.cache`;
 
-/** Chunks that have run, by name. */
-const chunks = new Map();
-const kept = {};
+/** Modules of the chunks that have run, by name. */
+const modules = new Map();
+/** What is kept: one text with a function for each chunk, because V8 loads one script faster than many. */
+const kept = { text: '', code: undefined, script: undefined, functions: {} };
+/** Chunks that are not in it, by name. */
+const others = {};
 
 /** Loads a chunk, or a module of Node's or of a package, as `require` would. */
 function load(name) {
   if (!name.startsWith('./')) return require(name);
-  const { module } = chunks.get(name) ?? run(name);
-  return module.exports;
+  return (modules.get(name) ?? run(name)).exports;
 }
 // Code from the cache cannot do it itself.
 load.importModule = (url) => import(url);
@@ -36,28 +38,30 @@ load.launched = () => launched;
 
 function run(name) {
   const filename = `${__dirname}/${name.slice(2)}`;
-  const { text = wrapped(fs.readFileSync(filename, 'latin1')), code: cachedData } = kept[name] ?? {};
-  const script = new vm.Script(text, { filename, cachedData, columnOffset: -HEAD.length });
-  const chunk = { module: { exports: {} }, text, script };
-  chunks.set(name, chunk);
-  script.runInThisContext()(chunk.module.exports, load, chunk.module, filename, __dirname);
-  return chunk;
+  const module = { exports: {} };
+  modules.set(name, module);
+  const chunk = kept.functions[name] ?? compiled(name, filename);
+  chunk(module.exports, load, module, filename, __dirname);
+  return module;
 }
 
-/** As Node's own loader wraps a module. */
-const HEAD = '(function (exports, require, module, __filename, __dirname) { ';
-const wrapped = (text) => `${HEAD}${text}\n});`;
+/** A function of a chunk, as Node's own loader makes it. */
+function compiled(name, filename) {
+  const text = `(function (exports, require, module, __filename, __dirname) {\n${fs.readFileSync(filename, 'latin1')}})`;
+  others[name] = new vm.Script(text, { filename, lineOffset: -1 }).runInThisContext();
+  return others[name];
+}
 
-/** Reads what is kept: a table of names and lengths, the code of each, the texts, and all of that again. */
+/** Reads what is kept: the length of the code, the code, the text, and all of that again. */
 function readKept() {
   const file = fs.openSync(cache);
   try {
     const half = fs.fstatSync(file).size / 2;
     const again = Buffer.allocUnsafeSlow(32768);
-    fs.readSync(file, again, 0, 8, 0);
-    const [names, codes] = [again.readUInt32LE(0), again.readUInt32LE(4)];
+    fs.readSync(file, again, 0, HEAD, 0);
+    const end = HEAD + again.readUInt32LE(0);
     // Twice the same memory, for touching more costs most.
-    const memory = Buffer.allocUnsafeSlow(Math.max(codes, half - codes));
+    const memory = Buffer.allocUnsafeSlow(Math.max(end, half - end));
     const read = (from, to) => {
       fs.readSync(file, memory, 0, to - from, from);
       for (let at = 0; at < to - from; at += again.length) {
@@ -66,51 +70,39 @@ function readKept() {
         if (again.compare(memory, at, at + length, 0, length) !== 0) throw new Error('damaged');
       }
     };
-    read(codes, half);
-    // One long string and pieces of it: short ones V8 would copy when it collects garbage.
-    const texts = memory.latin1Slice(0, half - codes);
-    read(0, codes);
-    let [code, text] = [names, 0];
-    for (const [name, codeLength, textLength] of JSON.parse(memory.latin1Slice(8, names))) {
-      kept[name] = {
-        code: memory.subarray(code, code + codeLength),
-        text: texts.slice(text, text + textLength),
-      };
-      code += padded(codeLength);
-      text += textLength;
-    }
+    read(end, half);
+    const text = memory.latin1Slice(0, half - end);
+    read(0, end);
+    const code = end > HEAD ? memory.subarray(HEAD, end) : undefined;
+    const script = new vm.Script(text, { filename: cache, cachedData: code });
+    Object.assign(kept, { text, code, script, functions: script.runInThisContext() });
   } finally {
     fs.closeSync(file);
   }
 }
 
-/** Where V8 wants its data to begin. */
-const padded = (length) => Math.ceil(length / 8) * 8;
+/** Bytes before the code, which V8 wants at a multiple of 8. */
+const HEAD = 8;
 
-/** Keeps what is compiled by now, unless options of Node made it unlike what others will run. */
+/**
+ * Keeps what is compiled by now, unless options of Node made it unlike what others will run. Of chunks that were not kept
+ * before, only the text: what V8 has compiled of it belongs to another script, so the next run keeps that.
+ */
 function keep() {
   const { env, execArgv } = process;
   if (execArgv.length > 0 || env.NODE_OPTIONS || env.NODE_V8_COVERAGE || env.NODE_DISABLE_COMPILE_CACHE) return;
+  const news = Object.keys(others).length > 0;
+  if (!news && kept.code !== undefined && !kept.script.cachedDataRejected) return;
   const aside = `${cache}.${process.pid}`;
   try {
     const { uid, mode } = fs.statSync(__dirname);
     if (uid !== process.geteuid() || mode & 0o022) return;
-    const table = [];
-    const parts = [];
-    let texts = '';
-    for (const [name, { script, text }] of chunks) {
-      const code = script.createCachedData();
-      table.push([name, code.length, text.length]);
-      parts.push(code, Buffer.alloc(padded(code.length) - code.length));
-      texts += text;
-    }
-    const names = JSON.stringify(table);
-    const head = Buffer.alloc(8 + padded(names.length), ' ');
-    head.write(names, 8);
-    const codes = Buffer.concat([head, ...parts]);
-    const whole = Buffer.concat([codes, Buffer.from(texts, 'latin1')]);
-    whole.writeUInt32LE(head.length, 0);
-    whole.writeUInt32LE(codes.length, 4);
+    const functions = Object.entries({ ...kept.functions, ...others });
+    const text = `({${functions.map(([name, chunk]) => `\n${JSON.stringify(name)}: ${chunk}`)}})`;
+    const code = news ? Buffer.alloc(0) : kept.script.createCachedData();
+    const head = Buffer.alloc(HEAD);
+    head.writeUInt32LE(code.length);
+    const whole = Buffer.concat([head, code, Buffer.from(news ? text : kept.text, 'latin1')]);
     fs.writeFileSync(aside, Buffer.concat([whole, whole]), { flag: 'wx', flush: true });
     fs.renameSync(aside, cache);
   } catch {
@@ -124,15 +116,23 @@ const maps = {};
 
 /** A frame of a trace, with its place in the sources as far as the chunks' maps tell it: Node reads only those of its own loader. */
 function inSources(frame) {
-  const [file, line, column] = [frame.getFileName() ?? '', frame.getLineNumber(), frame.getColumnNumber()];
+  const [file, place, column] = [frame.getFileName() ?? '', frame.getLineNumber(), frame.getColumnNumber()];
   // Code from the cache has the path that it was compiled under.
-  const map = `${__dirname}/${file.slice(file.lastIndexOf('/') + 1)}.map`;
-  if (!file.endsWith('.cjs') || !fs.existsSync(map)) return String(frame);
+  const [name, line] = file.endsWith('.cache') ? inChunk(place) : [file.slice(file.lastIndexOf('/') + 1), place];
+  const map = `${__dirname}/${name}.map`;
+  if (!name.endsWith('.cjs') || !fs.existsSync(map)) return String(frame);
   const { SourceMap } = require('node:module');
   maps[map] ??= new SourceMap(JSON.parse(fs.readFileSync(map, 'utf8')));
   const { originalSource, originalLine, originalColumn } = maps[map].findEntry(line - 1, column - 1);
-  const place = `${originalSource?.replace(/^(\.\.\/)+/, '')}:${originalLine + 1}:${originalColumn + 1}`;
-  return originalSource === undefined ? String(frame) : String(frame).replace(`${file}:${line}:${column}`, place);
+  const source = `${originalSource?.replace(/^(\.\.\/)+/, '')}:${originalLine + 1}:${originalColumn + 1}`;
+  return originalSource === undefined ? String(frame) : String(frame).replace(`${file}:${place}:${column}`, source);
+}
+
+/** The chunk of a line of what is kept, and which of its own lines that is. */
+function inChunk(line) {
+  const before = kept.text.split('\n').slice(0, line);
+  const start = before.findLastIndex((text) => /^"\.\/.*": function /.test(text));
+  return [/^"\.\/(.*)": /.exec(before[start])?.[1] ?? '', line - start - 1];
 }
 
 if (process.argv.includes('--debug')) {
@@ -141,9 +141,7 @@ if (process.argv.includes('--debug')) {
 try {
   readKept();
 } catch {}
-const whole = kept[entry] !== undefined;
 process.once('exit', (code) => {
-  const rejected = [...chunks.values()].some(({ script }) => script.cachedDataRejected);
-  if (code === 0 && (!whole || rejected)) keep();
+  if (code === 0) keep();
 });
 load(entry);
