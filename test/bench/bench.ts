@@ -3,7 +3,8 @@
  *
  *     npm run --silent bench -- [--quick] [--live] [--into] [--criu] [--size MIB]
  *
- * `--live` leaves the codec out; `--into` measures replays into maps that exist and nothing else, `--criu` the CRIU plugin.
+ * `--live` measures capture and replay of live maps and nothing else, `--into` replays into maps that exist, `--criu` the
+ * CRIU plugin.
  */
 import { spawnSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
@@ -217,7 +218,7 @@ if (!options.into && !options.criu) {
 }
 
 // ---------------------------------------------------------------------------------------------------
-if (!options.criu && unable() === undefined) {
+if (!options.live && !options.criu && unable() === undefined) {
   const count = quick ? 100_000 : 1_000_000;
   table(
     `Into maps that exist, ${count.toLocaleString('en')} items`,
@@ -236,7 +237,7 @@ if (!options.criu && unable() === undefined) {
 }
 
 // ---------------------------------------------------------------------------------------------------
-if (!options.into) {
+if (!options.live && !options.into) {
   const why = await criuUnable();
   if (why === undefined) {
     const runs = quick ? 3 : 31;
