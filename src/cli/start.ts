@@ -2,7 +2,7 @@
 import { BpfimgError, ClosedPipe, EXIT, errorText, oneLine, SIGNAL_EXIT } from '../errors.js';
 import { removeUnfinished } from '../io/unfinished.js';
 import { isWaiting } from '../io/waiting.js';
-import { phase, phaseLines } from '../phases.js';
+import { phase, phaseLines, takePhases } from '../phases.js';
 import { launched } from './import.js';
 import { type Io, processIo } from './io.js';
 
@@ -28,6 +28,7 @@ export function reported(error: unknown, io: Io, debug: boolean, help?: string):
 
 /** Runs the process's own command line. */
 export async function start(main: Main): Promise<void> {
+  if (process.argv.includes('--debug')) takePhases();
   phase('loading bpfimg', launched());
   phase('reading the command line');
   const io = processIo();
