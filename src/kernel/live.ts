@@ -201,7 +201,7 @@ export class LiveMaps {
     // Ids first: a map that is held now and stays held shows up in what is read afterwards.
     const ids = walkIds(sys, 'MAP_GET_NEXT_ID');
     const isWanted = (id: number) => only === undefined || only.has(id);
-    const found = new MapCollector(sys, isWanted);
+    const found = new MapCollector(sys, only);
     const { open, hidden } = openMaps(sys.proc);
     for (const { holder, map } of open) if (isWanted(map.id)) found.add(map).holders.push(holder);
     found.addPins();
@@ -354,7 +354,8 @@ class MapCollector {
 
   constructor(
     readonly sys: Sys,
-    readonly isWanted: (id: number) => boolean = () => true,
+    /** The maps that are wanted; undefined for all. */
+    readonly only?: ReadonlySet<number> | undefined,
   ) {
     this.kernel = new KernelList(sys);
     this.#info = new InfoReader(sys);
@@ -377,7 +378,8 @@ class MapCollector {
       if (fd < 0) fd = enough(openPin(this.sys, file, 'ro'), 'BPF_OBJ_GET');
       if (fd < 0) continue;
       try {
-        if (!this.isWanted(this.#info.id(fd)) || fdLink(fd, this.sys.proc) !== MAP_LINK) continue;
+        if (this.only !== undefined && !this.only.has(this.#info.id(fd))) continue;
+        if (fdLink(fd, this.sys.proc) !== MAP_LINK) continue;
         const fdinfo = mapFdinfo('self', fd, this.sys.proc);
         if (fdinfo === undefined) continue;
         const map = this.add(fdinfo);
