@@ -32,7 +32,7 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   json: ['value', 'btf', 'image', 'io', 'bytes', 'errors'],
   dump: ['value', 'keyhash', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
   diff: ['value', 'keyhash', 'dump', 'json', 'btf', 'maptype', 'image', 'io', 'bytes', 'errors'],
-  capture: ['value', 'btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'phases', 'bytes', 'errors'],
+  capture: ['value', 'keyhash', 'btf', 'dump', 'maptype', 'kernel', 'image', 'io', 'phases', 'bytes', 'errors'],
   replay: [
     'value',
     'keyhash',

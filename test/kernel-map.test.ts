@@ -170,6 +170,21 @@ t.test('rule 2: the end comes with items, and a bucket that does not fit makes t
   const walk = full.cursor();
   while (!full.lookupBatch(walk, small).end);
   t.ok(small.room > 1, 'the batch grew');
+  // Behind other items it must not grow, because they would be lost.
+  const [behind, shared] = [full.cursor(), full.batch(20)];
+  let held = 0;
+  for (let error: KernelError | undefined; error === undefined; ) {
+    const result = full.lookupBatch(behind, shared, Math.min(3, shared.room - held), held);
+    held += result.count;
+    error = result.error;
+    if (error === undefined && held === shared.room) break;
+    if (error !== undefined) t.equal(error.errno, ERRNO.ENOSPC);
+  }
+  t.equal(shared.room, 20);
+  t.ok(held > 15);
+  const first = readAll(full, 64).keys.slice(0, held);
+  const found = Array.from({ length: held }, (_, i) => hex(shared.keys.subarray(4 * i, 4 * i + 4)));
+  t.same(found, first, 'each behind the others');
   using array = create({ type: ARRAY, maxEntries: 16, valueSize: 4 });
   const [at, room] = [array.cursor(), array.batch(16)];
   t.match(array.lookupBatch(at, room), { count: 16, end: false }, 'an array ends one call later');

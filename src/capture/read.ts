@@ -10,6 +10,7 @@ import { MAP_FLAG } from '../kernel/abi.js';
 import { KernelError } from '../kernel/error.js';
 import type { Batch, BatchCursor, BatchResult, BpfMap, Mapping } from '../kernel/map.js';
 import { ERRNO } from '../kernel/sys.js';
+import { KeyFilter, QuickHash } from '../keyhash.js';
 import { FULL, type ItemSink, type Report, type Work } from '../maptype.js';
 
 /**
@@ -32,7 +33,7 @@ export interface BatchLimits {
   readonly head: number;
 }
 
-const BATCH_LIMITS: BatchLimits = { bytes: 2 * 1024 * 1024, items: 32_768, head: 512 };
+const BATCH_LIMITS: BatchLimits = { bytes: 2 * 1024 * 1024, items: 32_768, head: 128 };
 
 /** Whether a map (or this kernel) has no batches: nothing was read, and another way must be used. */
 function hasNoBatches({ error, count }: BatchResult): boolean {
@@ -117,7 +118,10 @@ function fewer(usual: number, map: BpfMap): number {
 
 /** The result of one call. */
 interface BatchRead {
+  /** Calls of one range that follow each other may share it. */
   readonly batch: Batch;
+  /** Place of the first item. */
+  readonly from: number;
   readonly count: number;
   /** The next bucket; Infinity at the end of the map. */
   readonly reached: number;
@@ -149,7 +153,7 @@ export async function readBuckets(
   await emitter.put(batch, first.count);
   if (!first.end) {
     const position = cursor.position as number;
-    await new Buckets(emitter, limits, position, first.count / position).read();
+    await new Buckets(emitter, limits, { items: first.count, buckets: position }).read();
   }
   await emitter.end();
   return FULL;
@@ -180,9 +184,8 @@ class Buckets {
   constructor(
     readonly emitter: Emitter,
     limits: BatchLimits,
-    from: number,
-    /** Average number of items in a bucket so far. */
-    private density: number,
+    /** What was read so far. */
+    private readonly known: { items: number; buckets: number },
   ) {
     this.batches = emitter.batches;
     const { map } = emitter.batches;
@@ -192,7 +195,12 @@ class Buckets {
     this.#readers = fewer(READERS, map);
     this.#ahead = fewer(BATCHES_AHEAD, map);
     this.#buckets = 2 ** Math.ceil(Math.log2(map.maxEntries));
-    this.#next = from;
+    this.#next = known.buckets;
+  }
+
+  /** Average number of items in a bucket so far. */
+  get #density(): number {
+    return Math.max(this.known.items / this.known.buckets, 1e-9);
   }
 
   async read(): Promise<void> {
@@ -214,7 +222,7 @@ class Buckets {
     const [readers, most] = [this.#readers, this.#readers + this.#ahead];
     while (this.#running < readers && this.#ranges.length < most && this.#next < Infinity) {
       const from = this.#next;
-      const size = Math.max(1, Math.floor((0.9 * this.#room) / Math.max(this.density, 1e-9)));
+      const size = Math.max(1, Math.floor((0.9 * this.#room) / this.#density));
       // The last range has no border: whatever end we assume, the kernel knows the real one.
       const to = from + size >= this.#buckets ? Infinity : from + size;
       this.#next = to;
@@ -231,30 +239,48 @@ class Buckets {
 
   async #readRange(from: number, to: number, runs: BatchRead[]): Promise<void> {
     const cursor = this.map.cursor(from);
-    for (let at = from; at < to; ) {
-      const batch = this.batches.take(runs.length === 0 ? this.#head : this.#room);
-      const result = await this.map.lookupBatchAsync(cursor, batch, this.#want(to - at, runs.length, batch.room));
+    let at = from;
+    let batch = this.batches.take(this.#room);
+    let held = 0;
+    const renew = () => {
+      batch = this.batches.take(this.#room);
+      held = 0;
+    };
+    while (at < to) {
+      const want = Math.min(runs.length === 0 ? this.#head : this.#room, this.#want(to - at, runs.length));
+      if (held + want > batch.room) renew();
+      const result = await this.map.lookupBatchAsync(cursor, batch, want, held);
+      if (result.error?.errno === ERRNO.ENOSPC && held > 0) {
+        renew();
+        continue;
+      }
       if (result.error) throw result.error;
       at = result.end ? Infinity : (cursor.position as number);
-      runs.push({ batch, count: result.count, reached: at });
+      runs.push({ batch, from: held, count: result.count, reached: at });
+      held += result.count;
     }
-    const items = runs.reduce((sum, { count }) => sum + count, 0);
-    if (to !== Infinity && items > 0) this.density = items / (to - from);
+    if (at === Infinity) return;
+    this.known.items += runs.reduce((sum, { count }) => sum + count, 0);
+    this.known.buckets += at - from;
   }
 
   /** Items to request with `left` buckets left, so that a range's last call overruns its border by little. */
-  #want(left: number, calls: number, most: number): number {
-    const expected = left * this.density;
-    const spread = 2.5 * Math.sqrt(expected);
-    const want = calls <= 1 && expected > 8 * spread ? Math.floor(expected - spread) : Math.ceil(expected) + 16;
-    return Math.max(1, Math.min(most, want));
+  #want(left: number, calls: number): number {
+    const expected = left * this.#density;
+    // Three standard deviations: of the items there, and of what is known of their density.
+    const spread = 3 * Math.sqrt(expected + expected ** 2 / Math.max(1, this.known.items));
+    const want = calls <= 2 && expected > 6 * spread ? Math.floor(expected - spread) : Math.ceil(expected) + 16;
+    return Math.max(1, want);
   }
 
   async #put(range: BucketRange): Promise<void> {
     const last = range.runs.at(-1);
     if (last === undefined) return;
     const keep = last.reached > range.to ? await this.#cut(range, last) : last.count;
-    for (const run of range.runs) await this.emitter.put(run.batch, run === last ? keep : run.count);
+    for (const [i, { batch, from, count }] of range.runs.entries()) {
+      if (range.runs[i + 1]?.batch !== batch)
+        await this.emitter.put(batch, from + (batch === last.batch ? keep : count));
+    }
   }
 
   /** The items of a range's last call that are not in the next range. */
@@ -267,9 +293,9 @@ class Buckets {
         return last.count;
       }
       await next.done;
-      if (next.to > last.reached) return this.#known(next, last);
+      if (next.to > last.reached) return this.#before(next, last);
       // This range already read all of it.
-      for (const { batch } of next.runs) this.batches.give(batch);
+      for (const batch of new Set(next.runs.map(({ batch }) => batch))) this.batches.give(batch);
       this.#ranges.splice(1, 1);
       range.to = next.to;
       if (range.to >= last.reached) return last.count;
@@ -278,18 +304,32 @@ class Buckets {
   }
 
   /** The number of items of `last` before the first that `next` also has. */
-  #known(next: BucketRange, last: BatchRead): number {
+  #before(next: BucketRange, last: BatchRead): number {
     const size = this.map.keySize;
-    const keys = new Set<string>();
-    for (const { batch, count, reached } of next.runs) {
-      for (let i = 0; i < count; i++) keys.add(batch.keys.toString('latin1', i * size, (i + 1) * size));
-      if (reached >= last.reached) break;
+    const read = next.runs.slice(0, 1 + next.runs.findIndex(({ reached }) => reached >= last.reached));
+    // A filter first, because nearly all of these items are before the border: it never overlooks a key.
+    const hash = new QuickHash();
+    const filter = new KeyFilter(2 * read.reduce((sum, { count }) => sum + count, 0), 16);
+    for (const { batch, from, count } of read) {
+      for (let i = from; i < from + count; i++) filter.add(hash.of(batch.keys, i * size, size));
     }
+    const { keys } = last.batch;
     for (let i = 0; i < last.count; i++) {
-      if (keys.has(last.batch.keys.toString('latin1', i * size, (i + 1) * size))) return i;
+      const at = (last.from + i) * size;
+      if (!filter.has(hash.of(keys, at, size))) continue;
+      const key = keys.subarray(at, at + size);
+      if (read.some(({ batch, from, count }) => hasKey(batch.keys.subarray(from * size, (from + count) * size), key)))
+        return i;
     }
     return last.count;
   }
+}
+
+/** Whether `key` is one of `keys`. */
+function hasKey(keys: Buffer, key: Uint8Array): boolean {
+  let at = keys.indexOf(key);
+  while (at >= 0 && at % key.length !== 0) at = keys.indexOf(key, at + 1);
+  return at >= 0;
 }
 
 // ---------------------------------------------------------------------------------------------------

@@ -43,15 +43,27 @@ function isDevice(fd: number): boolean {
   }
 }
 
+/** Writes to standard error: directly to a file or /dev/null, because of the time that `process.stderr` takes to start. */
+function tell(text: string): void {
+  try {
+    const stat = fs.fstatSync(2);
+    if (stat.isFile() || (stat.isCharacterDevice() && !isDevice(2))) {
+      fs.writeSync(2, text);
+      return;
+    }
+  } catch {
+    // A full disk, or nothing open: the stream knows what to do.
+  }
+  process.stderr.write(text);
+}
+
 /** The process's own streams. The first use of `process.stdout` costs milliseconds, so it is used only if needed. */
 export function processIo(): Io {
   return {
     stdin: standardInput,
     typed: async () => isDevice(0) && (await import('node:tty')).isatty(0),
     stdout: standardOutput,
-    say: (line) => {
-      process.stderr.write(`${oneLine(line)}\n`);
-    },
+    say: (line) => tell(`${oneLine(line)}\n`),
     show: (text) => {
       if (process.stderr.isTTY) process.stderr.write(onSameLine(text, process.stderr.columns));
     },

@@ -6,7 +6,7 @@
  */
 import * as fs from 'node:fs';
 import * as path from 'node:path';
-import { pathBytes, pathText, untilNul } from '../bytes.js';
+import { cpuStride, pathBytes, pathText, untilNul } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { during } from '../phases.js';
 import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
@@ -18,6 +18,7 @@ import { isPattern, listed, matcher, similarNames } from './pattern.js';
 import {
   type Access,
   fdLink,
+  filesIn,
   givenPath,
   type MapFdinfo,
   type MapHolder,
@@ -60,6 +61,10 @@ export interface LiveMap {
   /** Programs that use it; filled in only if it has no visible pins or holders. */
   programs: readonly Program[];
 }
+
+/** Hashes up to which they are counted by reading them, and the size of the items of each. */
+const MOST_READ = 50;
+const MOST_BYTES = 64 * 1024;
 
 /** Names that an error lists. */
 const LISTED_NAMES = 5;
@@ -159,17 +164,36 @@ function kindOfFile(file: Buffer): 'nothing' | 'folder' | 'other' {
   }
 }
 
-/** The ids of what `selectors` name, if they are ids and pins alone: those in folders, patterns and lists do not count. */
+/** The ids of what `selectors` name, if they are ids, pins and folders of pins: patterns and lists do not count. */
 function selectedIds(sys: Sys, { ids, names, pins, pids }: Selectors): ReadonlySet<number> | undefined {
   if (names.length > 0 || pids.length > 0 || ids.length + pins.length === 0) return undefined;
   const found = new Set(ids);
   for (const pin of pins) {
     const file = givenPath(pin);
-    if (kindOfFile(file) !== 'other') return undefined;
+    const kind = kindOfFile(file);
+    if (kind === 'nothing') return undefined;
+    if (kind === 'folder') {
+      for (const id of pinnedIn(sys, file)) found.add(id);
+      continue;
+    }
     using map = BpfMap.openPinned(sys, file, 'ro');
     found.add(map.id);
   }
   return found;
+}
+
+/** The ids of the maps that are pinned in a folder. */
+function pinnedIn(sys: Sys, folder: Buffer): number[] {
+  const info = new InfoReader(sys);
+  return filesIn(folder).flatMap((file) => {
+    const fd = enough(openPin(sys, file, 'ro'), 'BPF_OBJ_GET');
+    if (fd < 0) return [];
+    try {
+      return fdLink(fd, sys.proc) === MAP_LINK ? [info.id(fd)] : [];
+    } finally {
+      sys.close(fd);
+    }
+  });
 }
 
 /** The maps that can be seen. */
@@ -235,12 +259,34 @@ export class LiveMaps {
     return new LiveMaps(sys, maps, { ids: false, processes: hidden, types: 0 }, found.kernel);
   }
 
-  /** Fills in the number of items of `maps`, as far as the kernel counts them. */
+  /**
+   * Fills in the number of items of `maps`, as far as the kernel counts them. A few small ones are read instead: that
+   * takes less time than to find in the kernel's types how it counts.
+   */
   addUsed(maps: readonly LiveMap[]): void {
     const counted = maps.filter(({ type }) => type !== undefined && this.#sys.types.row(type)?.counted !== undefined);
-    if (counted.length === 0) return;
+    const few = !this.#kernel.isRead && counted.length <= MOST_READ;
+    if (few) for (const map of counted) map.used = this.#read(map);
+    const rest = counted.filter(({ used }) => used === undefined);
+    if (rest.length === 0) return;
     const kernel = this.#kernel.maps();
-    for (const map of counted) map.used = kernel?.get(map.id)?.used;
+    for (const map of rest) map.used = kernel?.get(map.id)?.used;
+  }
+
+  /** The number of items of a small hash; undefined if it must be counted in another way. */
+  #read(live: LiveMap): number | undefined {
+    const { type = -1, keySize = 0, valueSize = 0, maxEntries = Infinity } = live;
+    const row = this.#sys.types.row(type);
+    const size = maxEntries * (keySize + (row?.perCpu ? cpuStride(valueSize) * this.#sys.cpus : valueSize));
+    if (row?.counted?.by !== 'elements' || size > MOST_BYTES) return undefined;
+    try {
+      using map = openLive(this.#sys, live);
+      const { count, end } = map.lookupBatch(map.cursor(), map.batch(maxEntries));
+      return end ? count : undefined;
+    } catch (error) {
+      if (error instanceof BpfimgError) return undefined;
+      throw error;
+    }
   }
 
   /**
@@ -338,6 +384,10 @@ class KernelList {
   #read: { readonly maps: Map<number, KernelMap> | undefined } | undefined;
 
   constructor(readonly sys: Sys) {}
+
+  get isRead(): boolean {
+    return this.#read !== undefined;
+  }
 
   /** Undefined if it cannot be read. */
   maps(): Map<number, KernelMap> | undefined {

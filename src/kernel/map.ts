@@ -3,7 +3,6 @@
  *
  * In the order of a map's life: create or open, info, single items, batches, memory, freeze, pin, close.
  * Failures throw a {@link KernelError}; expected outcomes (no such key, the end) are return values.
- * values.
  */
 import { type CpuParts, cpuParts, cpuStride, isZero, pathBytes, pathText, roundUp8, untilNul } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
@@ -74,7 +73,7 @@ export interface MapSpec {
 
 /** Outcome of a batch. */
 export interface BatchResult {
-  /** Items in the batch, or taken from it. */
+  /** Items that the call put into the batch, or took from it. */
   readonly count: number;
   /** No items follow. */
   readonly end: boolean;
@@ -623,11 +622,11 @@ export class BpfMap implements Disposable {
    * Reads the items after `cursor` into `batch` and moves the cursor. A batch that is too small for a bucket
    * grows: no item is left out.
    * @param count maximum number of items to read; a bucket of the hash family is never split
-   * @param flags 0, or ELEM_FLAG.LOCK for values with a spin lock
+   * @param from place of the first of them in the batch. Behind others it does not grow: the error is ENOSPC
    */
-  lookupBatch(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): BatchResult {
+  lookupBatch(cursor: BatchCursor, batch: Batch, count = batch.room, from = 0): BatchResult {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
-    const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags);
+    const walk = new BatchWalk(this, cursor, batch, { from, count }, this.#flags);
     for (;;) {
       const result = this.#call('MAP_LOOKUP_BATCH', walk.attr(this.fd));
       const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
@@ -636,9 +635,9 @@ export class BpfMap implements Disposable {
   }
 
   /** {@link lookupBatch} on another thread. The batch and the cursor are in use until it resolves. */
-  async lookupBatchAsync(cursor: BatchCursor, batch: Batch, count = batch.room, flags = 0): Promise<BatchResult> {
+  async lookupBatchAsync(cursor: BatchCursor, batch: Batch, count = batch.room, from = 0): Promise<BatchResult> {
     if (this.#strange) return this.#noBatches('MAP_LOOKUP_BATCH');
-    const walk = new BatchWalk(this, cursor, batch, count, flags | this.#flags);
+    const walk = new BatchWalk(this, cursor, batch, { from, count }, this.#flags);
     for (;;) {
       const result = await this.#onPool([batch, cursor], 'MAP_LOOKUP_BATCH', walk.attr(this.fd));
       const done = walk.done(result, (errno) => this.#failed('MAP_LOOKUP_BATCH', errno));
@@ -849,17 +848,21 @@ function partOf(batch: Batch, asked: number): number {
 /** One read of a batch, with growth and retries. */
 class BatchWalk {
   #left = EMPTY_BATCHES;
+  readonly #from: number;
   #asked: number;
 
   constructor(
     readonly map: BpfMap,
     readonly cursor: BatchCursor,
     readonly batch: Batch,
-    count: number,
+    { from, count }: { readonly from: number; readonly count: number },
     readonly flags: number,
   ) {
     if (batch.map !== map || cursor.map !== map) throw new Error(`${map.subject}: batch or cursor of another map`);
-    if (count < 1 || count > batch.room) throw new Error(`${map.subject}: ${count} items of a batch of ${batch.room}`);
+    if (from < 0 || count < 1 || from + count > batch.room) {
+      throw new Error(`${map.subject}: ${count} items at ${from} of a batch of ${batch.room}`);
+    }
+    this.#from = from;
     this.#asked = count;
   }
 
@@ -869,8 +872,8 @@ class BatchWalk {
     return batch.attr
       .point('in_batch', cursor.from)
       .point('out_batch', cursor.to)
-      .point('keys', batch.keys)
-      .point('values', batch.values)
+      .point('keys', batch.keys, this.#from * this.map.keySize)
+      .point('values', batch.values, this.#from * this.map.valueStride)
       .set('count', this.#asked)
       .set('map_fd', fd)
       .set('elem_flags', this.flags);
@@ -898,13 +901,15 @@ class BatchWalk {
     return { count, end: false, error: failed(-result) };
   }
 
-  /** Asks for more items; false if there is already room for the whole map. */
+  /** Asks for more items; false if there is already room for the whole map, or if the batch has items. */
   #grow(): boolean {
     const { batch, map } = this;
-    if (this.#asked < batch.room) {
-      this.#asked = Math.min(batch.room, this.#asked * 2);
+    const room = batch.room - this.#from;
+    if (this.#asked < room) {
+      this.#asked = Math.min(room, this.#asked * 2);
       return true;
     }
+    if (this.#from > 0) return false;
     // Preallocated hashes have a spare element for each CPU.
     const most = map.maxEntries + 2 * map.sys.cpus + 64;
     if (batch.room >= most) return false;

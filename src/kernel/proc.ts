@@ -400,17 +400,29 @@ export function givenPath(text: string): Buffer {
   return fs.existsSync(text) ? Buffer.from(text) : pathBytes(text);
 }
 
-/** All files of the BPF file systems, as bytes, because names need not be text. Does not follow links. */
+/** The files and folders in `folder`, as bytes, because names need not be text; none if it cannot be read. */
+function entriesIn(folder: Buffer): { readonly files: Buffer[]; readonly folders: Buffer[] } {
+  const entries = attempt(() => fs.readdirSync(folder, { withFileTypes: true, encoding: 'buffer' })) ?? [];
+  const within = (chosen: typeof entries) =>
+    chosen.map(({ name }) => Buffer.concat([folder, Buffer.from(path.sep), name]));
+  return {
+    files: within(entries.filter((entry) => entry.isFile())),
+    folders: within(entries.filter((entry) => entry.isDirectory())),
+  };
+}
+
+/** The files in `folder`, without those in its folders. */
+export function filesIn(folder: Buffer): readonly Buffer[] {
+  return entriesIn(folder).files;
+}
+
+/** All files of the BPF file systems. Does not follow links. */
 export function* pinFiles(proc = PROC): Generator<Buffer> {
-  const folders = bpffsMounts(proc).map(pathBytes);
-  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
-    const here = folder;
-    const entries = attempt(() => fs.readdirSync(here, { withFileTypes: true, encoding: 'buffer' })) ?? [];
-    for (const entry of entries) {
-      const file = Buffer.concat([here, Buffer.from(path.sep), entry.name]);
-      if (entry.isDirectory()) folders.push(file);
-      else if (entry.isFile()) yield file;
-    }
+  const left = bpffsMounts(proc).map(pathBytes);
+  for (let folder = left.pop(); folder !== undefined; folder = left.pop()) {
+    const { files, folders } = entriesIn(folder);
+    yield* files;
+    left.push(...folders);
   }
 }
 

@@ -9,6 +9,7 @@
  */
 import { readdirSync } from 'node:fs';
 import { endianness, constants as os } from 'node:os';
+import { roundUp8, viewOf } from '../bytes.js';
 import { BpfimgError, firstLine } from '../errors.js';
 import { during } from '../phases.js';
 import { BPF_COMMAND, type BpfCommand, type StructLayout, SYSCALL } from './abi.js';
@@ -112,9 +113,24 @@ export interface Sys {
   openFds(): string[];
 }
 
-/** Memory that the garbage collector does not move: small typed arrays may live on its heap, these never do. */
+/** Size of the blocks that {@link pinned} divides, and up to which size it does so. */
+const BLOCK = 64 * 1024;
+const SMALL = 1024;
+const block = { memory: new ArrayBuffer(0), used: 0 };
+
+/**
+ * Memory that the garbage collector does not move: small typed arrays may live on its heap, these never do. Small ones
+ * share blocks: a block for each would cost more than the call that uses it.
+ */
 export function pinned(size: number): Buffer {
-  return Buffer.from(new ArrayBuffer(size));
+  if (size > SMALL) return Buffer.from(new ArrayBuffer(size));
+  if (block.used + size > block.memory.byteLength) {
+    block.memory = new ArrayBuffer(BLOCK);
+    block.used = 0;
+  }
+  const bytes = Buffer.from(block.memory, block.used, size);
+  block.used += roundUp8(size);
+  return bytes;
 }
 
 /**
@@ -133,7 +149,7 @@ export class Attr<F extends string = string> {
     readonly memory: Pick<Sys, 'address'>,
   ) {
     this.bytes = pinned(layout.size);
-    this.#view = new DataView(this.bytes.buffer);
+    this.#view = viewOf(this.bytes);
   }
 
   /** Sets a number member. Negative numbers are written as the kernel reads them (fds of -1). */
@@ -171,9 +187,11 @@ export class Attr<F extends string = string> {
     return this.set(field, kept.address + from);
   }
 
-  /** What a member points at, as passed to {@link point}; for a scripted kernel. */
+  /** What a member points at, to the end of the buffer that was passed to {@link point}; for a scripted kernel. */
   pointee(field: F): Uint8Array | undefined {
-    return this.#kept.get(field)?.bytes;
+    const kept = this.#kept.get(field);
+    const from = kept === undefined ? 0 : Number(this.get64(field)) - kept.address;
+    return from === 0 ? kept?.bytes : kept?.bytes.subarray(from);
   }
 
   get(field: F): number {
@@ -291,6 +309,8 @@ class KernelSys implements Sys {
   readonly #open = new Map<number, string>();
   /** Keeps what runs on the pool alive while it runs. */
   readonly #running = new Set<Attr>();
+  /** Where the memory of buffers starts. */
+  readonly #addresses = new WeakMap<ArrayBufferLike, bigint>();
 
   constructor(koffi: Koffi, numbers: { bpf: number; pidfd_open: number; pidfd_getfd: number }, types: KnownTypes) {
     this.types = types;
@@ -383,7 +403,12 @@ class KernelSys implements Sys {
   }
 
   address(bytes: Uint8Array): bigint {
-    return this.#koffi.address(bytes);
+    let start = this.#addresses.get(bytes.buffer);
+    if (start === undefined) {
+      start = this.#koffi.address(bytes) - BigInt(bytes.byteOffset);
+      this.#addresses.set(bytes.buffer, start);
+    }
+    return start + BigInt(bytes.byteOffset);
   }
 
   pidfdOpen(pid: number, thread = false): Result {
