@@ -19,7 +19,7 @@ import { FolderOutput } from '../io/folder.js';
 import type { FileOutput } from '../io/output.js';
 import { readBtf } from '../kernel/btf.js';
 import { KernelError } from '../kernel/error.js';
-import { isLive, type LiveMap, openLive } from '../kernel/live.js';
+import { addMemory, isLive, type LiveMap, openLive } from '../kernel/live.js';
 import type { BpfMap, MapInfo } from '../kernel/map.js';
 import { type Access, bootId, type MapHolder } from '../kernel/proc.js';
 import type { Sys } from '../kernel/sys.js';
@@ -140,7 +140,6 @@ function checkFolder(folder: string, force: boolean): void {
   }
   const images = names.filter((name) => name.endsWith('.img'));
   if (images.length === 0) return;
-  // One failed close must not keep the others open.
   const ours = ownImages(IMAGE);
   const foreign = images.find((name) => !ours.includes(name));
   if (foreign !== undefined) {
@@ -244,7 +243,7 @@ class DumpWriter {
   }
 
   async #read(map: BpfMap, live: LiveMap): Promise<() => CapturedMap> {
-    const { frozen = live.frozen ?? false, memlock = live.memlock ?? 0 } = map.state();
+    const { frozen = live.frozen ?? false, memlock = 0 } = live.memlock === undefined ? map.state() : live;
     const { id, name, type, keySize, valueSize, maxEntries, flags } = map;
     const item = itemSizes(this.types.get(type), map);
     const entry = new EntryWriter(this.#data, id, item.key, item.value, maxEntries);
@@ -370,6 +369,7 @@ class DumpWriter {
   #unread(live: LiveMap, report: Report = this.#noHook(live)): () => CapturedMap {
     const { id, name = '', type, keySize, valueSize, maxEntries, flags = 0 } = live;
     if (type !== undefined && keySize !== undefined && valueSize !== undefined && maxEntries !== undefined) {
+      addMemory(this.sys, [live]);
       const { extra = 0n, frozen = false, memlock = 0 } = live;
       const shape = { type, keySize, valueSize, maxEntries, flags };
       this.#keep(live, { ...shape, name, ifindex: 0, extra, frozen, memlock }, {})(report);
@@ -423,6 +423,7 @@ class DumpWriter {
   #end(whole: boolean): void {
     const errors: unknown[] = [];
     for (const end of this.#ends.splice(0)) {
+      // One failed close must not keep the others open.
       try {
         end(whole);
       } catch (error) {

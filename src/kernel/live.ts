@@ -9,7 +9,7 @@ import * as path from 'node:path';
 import { cpuStride, pathBytes, pathText, untilNul } from '../bytes.js';
 import { BpfimgError } from '../errors.js';
 import { during } from '../phases.js';
-import { ATTR, MAP_LINK, PROG_INFO } from './abi.js';
+import { ATTR, PROG_INFO } from './abi.js';
 import { KernelError } from './error.js';
 import { mapSubject } from './flags.js';
 import { type KernelMap, kernelMaps } from './iter.js';
@@ -17,8 +17,6 @@ import { BpfMap, InfoReader, openPin } from './map.js';
 import { isPattern, listed, matcher, similarNames } from './pattern.js';
 import {
   type Access,
-  fdLink,
-  filesIn,
   givenPath,
   type MapFdinfo,
   type MapHolder,
@@ -49,7 +47,7 @@ export interface LiveMap {
   flags: number | undefined;
   extra: bigint | undefined;
   frozen: boolean | undefined;
-  /** Bytes. */
+  /** Bytes; of a map without visible pins or holders, {@link addMemory} fills it in. */
   memlock: number | undefined;
   /** 0 if it has none. */
   btfId: number | undefined;
@@ -149,6 +147,21 @@ export function openLive(sys: Sys, map: LiveMap, access: 'ro' | 'rw' = 'ro'): Bp
   throw new BpfimgError('unsupported', why, { subject: mapSubject(map.id, map.name ?? '') });
 }
 
+/** Fills in how much memory maps take that no visible pin or holder has, as far as opening them is harmless. */
+export function addMemory(sys: Sys, maps: readonly LiveMap[]): void {
+  for (const map of maps) {
+    if (map.memlock !== undefined || map.type === undefined || !opensSafely(sys.types.row(map.type))) continue;
+    const fd = openId(sys, map.id);
+    if (fd < 0) continue;
+    map.memlock = mapFdinfo('self', fd, sys.proc)?.memlock;
+    sys.close(fd);
+  }
+}
+
+function openId(sys: Sys, id: number): number {
+  return sys.bpf('MAP_GET_FD_BY_ID', new Attr(ATTR.mapById, sys).set('map_id', id));
+}
+
 /** Processes and all their descendants. */
 export function treesOf(pids: readonly number[], proc: string): number[] {
   return [...new Set(pids.flatMap((pid) => treeOf(pid, proc)))];
@@ -164,36 +177,28 @@ function kindOfFile(file: Buffer): 'nothing' | 'folder' | 'other' {
   }
 }
 
-/** The ids of what `selectors` name, if they are ids, pins and folders of pins: patterns and lists do not count. */
-function selectedIds(sys: Sys, { ids, names, pins, pids }: Selectors): ReadonlySet<number> | undefined {
+/** Which maps are wanted: those with these ids, and those pinned in these folders, whose ids are added when they are found. */
+interface Wanted {
+  readonly ids: Set<number>;
+  /** Paths as bytes, one character each. */
+  readonly folders: ReadonlySet<string>;
+}
+
+/** What `selectors` name, if they are ids, pins and folders of pins: patterns, lists and names do not count. */
+function wantedBy(sys: Sys, { ids, names, pins, pids }: Selectors): Wanted | undefined {
   if (names.length > 0 || pids.length > 0 || ids.length + pins.length === 0) return undefined;
-  const found = new Set(ids);
+  const wanted = { ids: new Set(ids), folders: new Set<string>() };
   for (const pin of pins) {
     const file = givenPath(pin);
     const kind = kindOfFile(file);
     if (kind === 'nothing') return undefined;
-    if (kind === 'folder') {
-      for (const id of pinnedIn(sys, file)) found.add(id);
-      continue;
+    if (kind === 'folder') wanted.folders.add(fs.realpathSync(file, { encoding: 'buffer' }).toString('latin1'));
+    else {
+      using map = BpfMap.openPinned(sys, file, 'ro');
+      wanted.ids.add(map.id);
     }
-    using map = BpfMap.openPinned(sys, file, 'ro');
-    found.add(map.id);
   }
-  return found;
-}
-
-/** The ids of the maps that are pinned in a folder. */
-function pinnedIn(sys: Sys, folder: Buffer): number[] {
-  const info = new InfoReader(sys);
-  return filesIn(folder).flatMap((file) => {
-    const fd = enough(openPin(sys, file, 'ro'), 'BPF_OBJ_GET');
-    if (fd < 0) return [];
-    try {
-      return fdLink(fd, sys.proc) === MAP_LINK ? [info.id(fd)] : [];
-    } finally {
-      sys.close(fd);
-    }
-  });
+  return wanted;
 }
 
 /** The maps that can be seen. */
@@ -218,19 +223,19 @@ export class LiveMaps {
    * @param selectors what will be selected: if they say which maps that are, only those are found, which takes less time
    */
   static look(sys: Sys, selectors?: Selectors): LiveMaps {
-    return during('finding the live maps', () => LiveMaps.#look(sys, selectors && selectedIds(sys, selectors)));
+    return during('finding the live maps', () => LiveMaps.#look(sys, selectors && wantedBy(sys, selectors)));
   }
 
-  static #look(sys: Sys, only: ReadonlySet<number> | undefined): LiveMaps {
+  static #look(sys: Sys, wanted: Wanted | undefined): LiveMaps {
     // Ids first: a map that is held now and stays held shows up in what is read afterwards.
     const ids = walkIds(sys, 'MAP_GET_NEXT_ID');
-    const isWanted = (id: number) => only === undefined || only.has(id);
-    const found = new MapCollector(sys, only);
-    const { open, hidden } = openMaps(sys.proc);
-    for (const { holder, map } of open) if (isWanted(map.id)) found.add(map).holders.push(holder);
+    const found = new MapCollector(sys, wanted);
+    // Then pins, which tell the ids of what is pinned in a folder.
     found.addPins();
+    const { open, hidden } = openMaps(sys.proc);
+    for (const { holder, map } of open) if (found.wants(map.id)) found.add(map).holders.push(holder);
     found.addNames(ids !== undefined);
-    const rest = (ids ?? []).filter((id) => isWanted(id) && !found.maps.has(id));
+    const rest = (ids ?? []).filter((id) => found.wants(id) && !found.maps.has(id));
     if (rest.length > 0) found.addUnheld(rest);
     const maps = [...found.maps.values()].sort((a, b) => a.id - b.id);
     const types = maps.filter((map) => map.type === undefined).length;
@@ -404,11 +409,15 @@ class MapCollector {
 
   constructor(
     readonly sys: Sys,
-    /** The maps that are wanted; undefined for all. */
-    readonly only?: ReadonlySet<number> | undefined,
+    /** Undefined for all. */
+    readonly wanted?: Wanted | undefined,
   ) {
     this.kernel = new KernelList(sys);
     this.#info = new InfoReader(sys);
+  }
+
+  wants(id: number): boolean {
+    return this.wanted === undefined || this.wanted.ids.has(id);
   }
 
   /** The map that an fdinfo shows. */
@@ -423,15 +432,20 @@ class MapCollector {
 
   /** Opens every file of the BPF file systems. A pin holds its object, so opening it briefly changes nothing. */
   addPins(): void {
-    for (const file of pinFiles(this.sys.proc)) {
+    const inFolder = (file: Buffer) =>
+      this.wanted?.folders.has(file.toString('latin1', 0, file.lastIndexOf(path.sep))) === true;
+    const files = [...pinFiles(this.sys.proc)].map((file) => ({ file, within: inFolder(file) }));
+    // Folders first: what is pinned there may also be pinned elsewhere.
+    for (const { file, within } of [...files.filter((one) => one.within), ...files.filter((one) => !one.within)]) {
       let fd = openPin(this.sys, file);
       if (fd < 0) fd = enough(openPin(this.sys, file, 'ro'), 'BPF_OBJ_GET');
       if (fd < 0) continue;
       try {
-        if (this.only !== undefined && !this.only.has(this.#info.id(fd))) continue;
-        if (fdLink(fd, this.sys.proc) !== MAP_LINK) continue;
+        if (!within && this.wanted !== undefined && !this.wants(this.#info.id(fd))) continue;
         const fdinfo = mapFdinfo('self', fd, this.sys.proc);
+        // A program, for example.
         if (fdinfo === undefined) continue;
+        this.wanted?.ids.add(fdinfo.id);
         const map = this.add(fdinfo);
         map.pins.push(pathText(file));
         if (map.name === undefined) this.#ask(map, fd);
@@ -470,15 +484,11 @@ class MapCollector {
           return pidfd >= 0 && this.#askAndClose(map, enough(this.sys.pidfdGetfd(pidfd, fd), 'pidfd_getfd'));
         });
         if (!learnt && byId && map.type !== undefined && opensSafely(this.sys.types.row(map.type)))
-          this.#askAndClose(map, this.#open(map.id));
+          this.#askAndClose(map, openId(this.sys, map.id));
       }
     } finally {
       for (const pidfd of pidfds.values()) if (pidfd >= 0) this.sys.close(pidfd);
     }
-  }
-
-  #open(id: number): number {
-    return this.sys.bpf('MAP_GET_FD_BY_ID', new Attr(ATTR.mapById, this.sys).set('map_id', id));
   }
 
   #askAndClose(map: LiveMap, fd: number): boolean {
@@ -497,13 +507,7 @@ class MapCollector {
       const seen = kernel?.get(id);
       // It went away after its id was walked.
       if (kernel !== undefined ? seen === undefined : !isLive(this.sys, id)) continue;
-      const map = Object.assign(unknownMap(id), seen && iteratorFacts(seen));
-      this.maps.set(id, map);
-      if (seen === undefined || !opensSafely(this.sys.types.row(seen.type))) continue;
-      const fd = this.#open(id);
-      if (fd < 0) continue;
-      map.memlock = mapFdinfo('self', fd, this.sys.proc)?.memlock;
-      this.sys.close(fd);
+      this.maps.set(id, Object.assign(unknownMap(id), seen && iteratorFacts(seen)));
     }
     const users = programsByMap(this.sys, new Set(ids));
     for (const id of ids) {

@@ -350,8 +350,13 @@ export class BpfMap implements Disposable {
    * @throws KernelError; BpfimgError `unsupported` if it is not a map
    */
   static adopt(sys: Sys, fd: number, subject = `fd ${fd}`): BpfMap {
+    return BpfMap.#adopt(sys, fd, subject, () => fdLink(fd, sys.proc));
+  }
+
+  /** @param linkOf asks what readlink shows for `fd`; nobody needs to ask if it can only be a map */
+  static #adopt(sys: Sys, fd: number, subject: string, linkOf?: () => string | undefined): BpfMap {
     try {
-      const link = fdLink(fd, sys.proc);
+      const link = linkOf?.();
       if (link !== undefined && link !== MAP_LINK) {
         const what = link.startsWith('anon_inode:bpf-') ? `a BPF ${link.slice('anon_inode:bpf-'.length)}` : link;
         throw new BpfimgError('unsupported', `expected a BPF map, got ${what}`, { subject });
@@ -391,7 +396,7 @@ export class BpfMap implements Disposable {
     const type = sys.types.row(spec.type)?.name ?? `type_${spec.type}`;
     const subject = spec.name ? `new ${type} map (${spec.name})` : `new ${type} map`;
     if (fd < 0) throw new KernelError(subject, 'BPF_MAP_CREATE', -fd, createCause(sys, spec, name, attr, -fd));
-    return BpfMap.adopt(sys, fd, subject);
+    return BpfMap.#adopt(sys, fd, subject);
   }
 
   /**
@@ -404,7 +409,7 @@ export class BpfMap implements Disposable {
     const attr = new Attr(ATTR.mapById, sys).set('map_id', id).set('open_flags', ACCESS_FLAGS[access]);
     const fd = sys.bpf('MAP_GET_FD_BY_ID', attr);
     if (fd < 0) throw new KernelError(`map ${id}`, 'BPF_MAP_GET_FD_BY_ID', -fd);
-    return BpfMap.adopt(sys, fd, `map ${id}`);
+    return BpfMap.#adopt(sys, fd, `map ${id}`);
   }
 
   /** Opens a pinned map. Needs permission for the file but no capability. */

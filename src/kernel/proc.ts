@@ -53,16 +53,21 @@ export function parseFdinfo(text: string): Map<string, string> {
 
 /** fdinfo of a map; undefined if it is something else. */
 export function parseMapFdinfo(text: string): MapFdinfo | undefined {
-  const fields = parseFdinfo(text);
+  // Without parseFdinfo(), because there may be thousands of maps.
+  const lines = `\n${text}\n`;
+  const field = (name: string) => {
+    const at = lines.indexOf(`\n${name}:`);
+    return at < 0 ? undefined : lines.slice(at + name.length + 2, lines.indexOf('\n', at + 1)).trim();
+  };
   const number = (name: string) => {
-    const value = fields.get(name);
+    const value = field(name);
     return value !== undefined && /^(0x[0-9a-f]+|\d+)$/.test(value) ? Number(value) : undefined;
   };
   const [id, type] = [number('map_id'), number('map_type')];
   if (id === undefined || type === undefined) return undefined;
-  const extra = fields.get('map_extra');
+  const extra = field('map_extra');
   const frozen = number('frozen');
-  const open = Number.parseInt(fields.get('flags') ?? '02', 8);
+  const open = Number.parseInt(field('flags') ?? '02', 8);
   const mode = open & 3; // O_ACCMODE
   return {
     id,
@@ -400,29 +405,17 @@ export function givenPath(text: string): Buffer {
   return fs.existsSync(text) ? Buffer.from(text) : pathBytes(text);
 }
 
-/** The files and folders in `folder`, as bytes, because names need not be text; none if it cannot be read. */
-function entriesIn(folder: Buffer): { readonly files: Buffer[]; readonly folders: Buffer[] } {
-  const entries = attempt(() => fs.readdirSync(folder, { withFileTypes: true, encoding: 'buffer' })) ?? [];
-  const within = (chosen: typeof entries) =>
-    chosen.map(({ name }) => Buffer.concat([folder, Buffer.from(path.sep), name]));
-  return {
-    files: within(entries.filter((entry) => entry.isFile())),
-    folders: within(entries.filter((entry) => entry.isDirectory())),
-  };
-}
-
-/** The files in `folder`, without those in its folders. */
-export function filesIn(folder: Buffer): readonly Buffer[] {
-  return entriesIn(folder).files;
-}
-
-/** All files of the BPF file systems. Does not follow links. */
+/** All files of the BPF file systems, as bytes, because names need not be text. Does not follow links. */
 export function* pinFiles(proc = PROC): Generator<Buffer> {
-  const left = bpffsMounts(proc).map(pathBytes);
-  for (let folder = left.pop(); folder !== undefined; folder = left.pop()) {
-    const { files, folders } = entriesIn(folder);
-    yield* files;
-    left.push(...folders);
+  const folders = bpffsMounts(proc).map(pathBytes);
+  for (let folder = folders.pop(); folder !== undefined; folder = folders.pop()) {
+    const here = folder;
+    const entries = attempt(() => fs.readdirSync(here, { withFileTypes: true, encoding: 'buffer' })) ?? [];
+    for (const entry of entries) {
+      const file = Buffer.concat([here, Buffer.from(path.sep), entry.name]);
+      if (entry.isDirectory()) folders.push(file);
+      else if (entry.isFile()) yield file;
+    }
   }
 }
 

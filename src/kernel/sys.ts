@@ -309,8 +309,8 @@ class KernelSys implements Sys {
   readonly #open = new Map<number, string>();
   /** Keeps what runs on the pool alive while it runs. */
   readonly #running = new Set<Attr>();
-  /** Where the memory of buffers starts. */
-  readonly #addresses = new WeakMap<ArrayBufferLike, bigint>();
+  /** Where the block that {@link pinned} divides starts: to ask for each of its parts takes longer. */
+  #block = { memory: new ArrayBuffer(0), start: 0n };
 
   constructor(koffi: Koffi, numbers: { bpf: number; pidfd_open: number; pidfd_getfd: number }, types: KnownTypes) {
     this.types = types;
@@ -403,12 +403,11 @@ class KernelSys implements Sys {
   }
 
   address(bytes: Uint8Array): bigint {
-    let start = this.#addresses.get(bytes.buffer);
-    if (start === undefined) {
-      start = this.#koffi.address(bytes) - BigInt(bytes.byteOffset);
-      this.#addresses.set(bytes.buffer, start);
+    if (bytes.buffer !== block.memory) return this.#koffi.address(bytes);
+    if (this.#block.memory !== block.memory) {
+      this.#block = { memory: block.memory, start: this.#koffi.address(new Uint8Array(block.memory)) };
     }
-    return start + BigInt(bytes.byteOffset);
+    return this.#block.start + BigInt(bytes.byteOffset);
   }
 
   pidfdOpen(pid: number, thread = false): Result {

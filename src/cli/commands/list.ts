@@ -1,5 +1,5 @@
 import { BpfimgError, EXIT } from '../../errors.js';
-import { type LiveMap, LiveMaps } from '../../kernel/live.js';
+import { addMemory, type LiveMap, LiveMaps } from '../../kernel/live.js';
 import { openSys, type Sys } from '../../kernel/sys.js';
 import { flagWords, type MapTypes, mapFlagNames } from '../../maptype.js';
 import { colours, nameText, table } from '../../render.js';
@@ -82,6 +82,7 @@ export async function run(args: ListArguments, io: Io, sys?: Sys): Promise<unkno
   const live = LiveMaps.look(kernel, selectors);
   const chosen = live.select(selectors);
   live.addUsed(chosen);
+  addMemory(kernel, chosen);
   if (args.count) {
     const { countItems } = await import('../../capture/count.js');
     for (const map of chosen) {
