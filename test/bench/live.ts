@@ -21,6 +21,8 @@ export interface LiveRow {
   readonly reference: number | undefined;
   /** Median of the ratios pair by pair. */
   readonly ratio: number | undefined;
+  /** The time of two threads of C, as a ratio of that of one. */
+  readonly both?: number | undefined;
   /** Peak memory in MiB. */
   readonly peak: number;
   /** The largest ratio that was promised. */
@@ -86,17 +88,19 @@ interface Kind {
   readonly outer?: boolean;
   /** What C does to read them, see reference.c. */
   readonly reads?: 'capture' | 'twice' | 'drain';
+  /** Two threads of C are measured as well. */
+  readonly both?: boolean;
   readonly capture: number;
   readonly replay: number;
 }
 
 /** Capture and replay of one hash and one array, with a large part of the time for reading and writing items. */
 const large = (count: number, capture: number, replay: number): Kind[] => [
-  { work: 'hash 16+64', type: HASH, keySize: 16, valueSize: 64, count, capture, replay },
+  { work: 'hash 16+64', type: HASH, keySize: 16, valueSize: 64, count, both: true, capture, replay },
   // Arrays stay small: the kernel allocates all of one at once.
   ...(count > 1_000_000
     ? []
-    : [{ work: 'array 4+64', type: ARRAY, keySize: 4, valueSize: 64, count, capture, replay }]),
+    : [{ work: 'array 4+64', type: ARRAY, keySize: 4, valueSize: 64, count, both: true, capture, replay }]),
 ];
 
 const many = (maps: number): Kind[] => [
@@ -195,7 +199,7 @@ export function measureKinds(folder: string, kinds: readonly Kind[], runs: numbe
 }
 
 async function measureKind({ sys, folder, pins, reference, runs }: Bench, kind: Kind): Promise<LiveRow[]> {
-  const { type, keySize, valueSize, flags = 0, count, maps = 1, outer = false, reads = 'capture' } = kind;
+  const { type, keySize, valueSize, flags = 0, count, maps = 1, outer = false, reads = 'capture', both = false } = kind;
   const [dump, raw, source] = [path.join(folder, 'live'), path.join(folder, 'live.raw'), path.join(pins, 'source')];
   const fresh = [path.join(pins, 'fresh'), path.join(pins, 'reference')] as const;
   const removed = (place: string) => fs.rmSync(place, { recursive: true, force: true });
@@ -218,17 +222,22 @@ async function measureKind({ sys, folder, pins, reference, runs }: Bench, kind: 
         map.pin(path.join(source, `map-${i}`));
       ids.push(...made.all.map(({ id }) => id));
     }
+    const c = (...args: string[]) => run([reference, ...args], undefined, '/dev/null');
     const captured = await inPairs(
       runs,
-      () => removed(dump),
+      () => {
+        for (const place of [dump, raw]) removed(place);
+      },
       () =>
         run(
           [BPFIMG, 'capture', '--pinned', source, '-D', dump, ...(reads === 'drain' ? ['--drain'] : [])],
           undefined,
           '/dev/null',
         ),
-      () => run([reference, reads, raw, ...ids.map(String)], undefined, '/dev/null'),
+      () => c(reads, raw, ...ids.map(String)),
+      both ? () => c('2', reads, raw, ...ids.map(String)) : undefined,
     );
+    await c(reads, raw, ...ids.map(String));
     removed(source);
     // The items alone, as they are without the map of maps in front.
     const numbers = [maps, outer ? ARRAY_OF_MAPS : 0, type, keySize, valueSize, flags, count, count].map(String);
@@ -239,8 +248,8 @@ async function measureKind({ sys, folder, pins, reference, runs }: Bench, kind: 
         fs.mkdirSync(fresh[1]);
       },
       () => run([BPFIMG, 'replay', dump, '--pin', fresh[0]], undefined, '/dev/null'),
-      () => run([reference, 'replay', raw, fresh[1], ...numbers], undefined, '/dev/null'),
-      () => removed(fresh[1]),
+      () => c('replay', raw, fresh[1], ...numbers),
+      both ? () => c('2', 'replay', raw, fresh[1], ...numbers) : undefined,
     );
     return [
       { work: `capture ${kind.work}`, ...captured, budget: kind.capture },
@@ -302,11 +311,11 @@ async function measureTargets(
   const ours = () => run([BPFIMG, 'replay', dump, '--into', pin], undefined, '/dev/null');
   const theirs = () => run([reference, 'into', raw, pin, String(count)], undefined, '/dev/null');
   try {
-    const rows = [{ work: `an empty ${name}`, ...(await inPairs(runs, renew, ours, theirs, renew)) }];
+    const rows = [{ work: `an empty ${name}`, ...(await inPairs(runs, renew, ours, theirs)) }];
     await theirs();
     for (const [what, nth] of [['nothing', 0] as const, ['a tenth', 10] as const, ['everything', 1] as const]) {
       const change = () => (nth === 0 ? undefined : changeItems(sys, size, pin, raw, nth));
-      const pairs = await inPairs(runs, change, ours, theirs, change);
+      const pairs = await inPairs(runs, change, ours, theirs);
       rows.push({ work: `a full ${name}, ${what} differs`, ...pairs });
     }
     return rows;
@@ -365,7 +374,6 @@ async function measureMigration(sys: Sys, folder: string, pins: string, count: n
       clear,
       () => replay('--like', `pinned:${like}`),
       () => replay(),
-      clear,
     );
     clear();
     return { work: '`replay --like`, a wider member (plain `replay`)', ...pairs };
@@ -377,7 +385,7 @@ async function measureMigration(sys: Sys, folder: string, pins: string, count: n
 
 function compileReference(folder: string): string {
   const reference = path.join(folder, 'reference');
-  const compiled = spawnSync('cc', ['-O2', '-o', reference, path.join(TOP, 'test/bench/reference.c')]);
+  const compiled = spawnSync('cc', ['-O2', '-pthread', '-o', reference, path.join(TOP, 'test/bench/reference.c')]);
   if (compiled.status !== 0) throw new Error(`reference.c: ${compiled.stderr}`);
   return reference;
 }
@@ -402,11 +410,9 @@ export async function measureSources(folder: string, count: number, runs: number
       runs,
       clear,
       () => run(['bash', '-c', shell], undefined, null_),
-      () => {
-        clear();
-        return run([BPFIMG, 'capture', '--pinned', pin, '-D', dump], undefined, null_);
-      },
+      () => run([BPFIMG, 'capture', '--pinned', pin, '-D', dump], undefined, null_),
     );
+    await run([BPFIMG, 'capture', '--pinned', pin, '-D', dump], undefined, null_);
     // The memory of a process, which nothing reads here.
     fs.writeFileSync(path.join(dump, 'pages-1.img'), '');
     fs.truncateSync(path.join(dump, 'pages-1.img'), 1024 ** 3);
@@ -467,29 +473,35 @@ export async function measureTyped(folder: string, count: number, runs: number):
   }
 }
 
-/** Runs the reference and ours in turn, after `clear`, and `between` the two. */
+/**
+ * Runs the reference and ours in turn, each after `clear`: memory that was freed shortly before is faster than other.
+ * @param both two threads of the reference
+ */
 async function inPairs(
   runs: number,
   clear: () => void,
   ours: () => Promise<Measured>,
   theirs: () => Promise<Measured>,
-  between = () => {},
+  both?: () => Promise<Measured>,
 ): Promise<Omit<LiveRow, 'work'>> {
-  const pairs: { own: Measured; other: Measured }[] = [];
-  // The first pair fills caches, and is not counted.
-  for (let i = 0; i <= runs; i++) {
+  const rounds: { own: Measured; other: Measured; two: Measured | undefined }[] = [];
+  const measured = async (what: () => Promise<Measured>) => {
     clear();
     await rest();
-    const other = await theirs();
-    between();
-    await rest();
-    const own = await ours();
-    if (i > 0) pairs.push({ own, other });
+    return what();
+  };
+  // The first round fills caches, and is not counted.
+  for (let i = 0; i <= runs; i++) {
+    const other = await measured(theirs);
+    const two = both && (await measured(both));
+    const own = await measured(ours);
+    if (i > 0) rounds.push({ own, other, two });
   }
   return {
-    ms: median(pairs.map(({ own }) => own.ms)),
-    reference: median(pairs.map(({ other }) => other.ms)),
-    ratio: median(pairs.map(({ own, other }) => own.ms / other.ms)),
-    peak: Math.max(...pairs.map(({ own }) => own.peak)),
+    ms: median(rounds.map(({ own }) => own.ms)),
+    reference: median(rounds.map(({ other }) => other.ms)),
+    ratio: median(rounds.map(({ own, other }) => own.ms / other.ms)),
+    both: both && median(rounds.map(({ two, other }) => (two?.ms ?? 0) / other.ms)),
+    peak: Math.max(...rounds.map(({ own }) => own.peak)),
   };
 }

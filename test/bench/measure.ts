@@ -1,6 +1,8 @@
 /** Runs commands from outside, as a user's shell would, and takes their time and peak memory. */
 import { spawn, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
+import * as os from 'node:os';
+import * as path from 'node:path';
 
 export interface Measured {
   readonly ms: number;
@@ -17,31 +19,39 @@ function peakOf(pid: number): number {
   }
 }
 
-/** Runs a command with standard input and output connected to files. */
+/** Opens an empty file without a name. */
+function unnamed(): number {
+  const name = path.join(os.tmpdir(), `bpfimg-bench-${process.pid}`);
+  const fd = fs.openSync(name, 'wx+', 0o600);
+  fs.unlinkSync(name);
+  return fd;
+}
+
+/** Runs a command with its standard streams connected to files. */
 export async function run(command: readonly string[], input: string | undefined, output: string): Promise<Measured> {
   const [program = '', ...args] = command;
   const stdin = fs.openSync(input ?? '/dev/null', 'r');
   const stdout = fs.openSync(output, 'w');
+  const stderr = unnamed();
   try {
     const start = performance.now();
-    const child = spawn(program, args, { stdio: [stdin, stdout, 'pipe'] });
+    const child = spawn(program, args, { stdio: [stdin, stdout, stderr] });
     let peak = 0;
     // The mark only rises, so that no more than the last milliseconds can be missed.
     const timer = setInterval(() => {
       peak = Math.max(peak, peakOf(child.pid ?? 0));
     }, 20);
-    let talk = '';
-    child.stderr?.setEncoding('utf8').on('data', (text: string) => {
-      talk += text;
-    });
     const code = await new Promise((resolve, reject) => child.on('exit', resolve).on('error', reject));
     const ms = performance.now() - start;
     clearInterval(timer);
-    if (code !== 0) throw new Error(`${command.join(' ')}: exit code ${code}: ${talk}`);
+    if (code !== 0) {
+      const talk = Buffer.alloc(4096);
+      const size = fs.readSync(stderr, talk, 0, talk.length, 0);
+      throw new Error(`${command.join(' ')}: exit code ${code}: ${talk.toString('utf8', 0, size)}`);
+    }
     return { ms, peak };
   } finally {
-    fs.closeSync(stdin);
-    fs.closeSync(stdout);
+    for (const fd of [stdin, stdout, stderr]) fs.closeSync(fd);
   }
 }
 

@@ -11,11 +11,15 @@
 //         one), puts them into a map of maps of type OUTER unless that is 0, and pins all in FOLDER
 //     reference into FILE PIN COUNT
 //         fills the map that is pinned at PIN, whose max_entries are COUNT
+//     reference 2 capture … | replay …
+//         the same by two threads, which have one half of a map each: of a hash, that of its buckets
 //
 // Nothing is converted, checked, synced or told: less cannot be done by these calls.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +27,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { BATCH = 4096 };
+enum { BATCH = 4096, MOST_THREADS = 2 };
+static uint32_t threads = 1;
 
 static long bpf(int command, union bpf_attr *attr) { return syscall(__NR_bpf, command, attr, sizeof(*attr)); }
 
@@ -68,29 +73,51 @@ static int create(const char *file) {
 	return out;
 }
 
-// Writes the items to out from at on, keys before values; returns where they end.
-static off_t capture(uint32_t id, int out, off_t at, int times) {
-	struct bpf_map_info info;
-	int map = open_map(id, &info);
-	size_t key_size = info.key_size, value_size = whole_size(info.type, info.value_size), count = 0;
-	off_t values_at = at + (off_t)info.max_entries * key_size;
+// A thread's part of a map: buckets of a hash, or items, from one number to another.
+struct part {
+	int map, file, times;
+	off_t at;
+	size_t key_size, value_size;
+	uint32_t max_entries, from, to;
+	_Atomic uint32_t *count;
+	pthread_t thread;
+};
+
+// Divides what is below end among the threads.
+static void in_parts(void *(*work)(void *), struct part whole, uint32_t end) {
+	struct part parts[MOST_THREADS];
+	for (uint32_t i = 0; i < threads; i++) {
+		parts[i] = whole;
+		parts[i].from = (uint64_t)end * i / threads;
+		parts[i].to = (uint64_t)end * (i + 1) / threads;
+		if (i > 0 && pthread_create(&parts[i].thread, NULL, work, &parts[i])) fail("pthread_create");
+	}
+	work(&parts[0]);
+	for (uint32_t i = 1; i < threads; i++) pthread_join(parts[i].thread, NULL);
+}
+
+static void *capture_part(void *argument) {
+	struct part *part = argument;
+	size_t key_size = part->key_size, value_size = part->value_size;
+	off_t values_at = part->at + (off_t)part->max_entries * key_size;
 	char *keys = malloc(BATCH * key_size), *values = malloc(BATCH * value_size);
-	char *from = malloc(key_size < 4 ? 4 : key_size), *to = malloc(key_size < 4 ? 4 : key_size);
-	for (int end = 0, first = 1; !end; first = 0) {
+	uint32_t *from = malloc(key_size < 4 ? 4 : key_size), *to = malloc(key_size < 4 ? 4 : key_size);
+	*from = part->from;
+	for (int end = 0, first = part->from == 0; !end && (threads == 1 || first || *from < part->to); first = 0) {
 		union bpf_attr attr;
-		for (int time = 0; time < times; time++) {
+		for (int time = 0; time < part->times; time++) {
 			attr = (union bpf_attr){.batch = {
-				.map_fd = map, .count = BATCH, .keys = (uintptr_t)keys, .values = (uintptr_t)values,
+				.map_fd = part->map, .count = BATCH, .keys = (uintptr_t)keys, .values = (uintptr_t)values,
 				.in_batch = first ? 0 : (uintptr_t)from, .out_batch = (uintptr_t)to}};
 			if (bpf(BPF_MAP_LOOKUP_BATCH, &attr)) {
 				if (errno != ENOENT) fail("BPF_MAP_LOOKUP_BATCH");
 				end = 1;
 			}
 		}
-		whole(write_at, out, keys, attr.batch.count * key_size, at + count * key_size);
-		whole(write_at, out, values, attr.batch.count * value_size, values_at + count * value_size);
-		count += attr.batch.count;
-		char *other = from;
+		uint32_t count = attr.batch.count, done = atomic_fetch_add(part->count, count);
+		whole(write_at, part->file, keys, count * key_size, part->at + (off_t)done * key_size);
+		whole(write_at, part->file, values, count * value_size, values_at + (off_t)done * value_size);
+		uint32_t *other = from;
 		from = to;
 		to = other;
 	}
@@ -98,8 +125,24 @@ static off_t capture(uint32_t id, int out, off_t at, int times) {
 	free(values);
 	free(from);
 	free(to);
+	return NULL;
+}
+
+// Writes the items to out from at on, keys before values; returns where they end.
+static off_t capture(uint32_t id, int out, off_t at, int times) {
+	struct bpf_map_info info;
+	int map = open_map(id, &info);
+	size_t value_size = whole_size(info.type, info.value_size);
+	// Threads overrun their parts by a batch, for which there is room at the end.
+	uint32_t buckets = 1, room = info.max_entries + (threads - 1) * BATCH;
+	while (buckets < info.max_entries) buckets *= 2;
+	_Atomic uint32_t count = 0;
+	struct part part = {
+		.map = map, .file = out, .times = times, .at = at, .key_size = info.key_size, .value_size = value_size,
+		.max_entries = room, .count = &count};
+	in_parts(capture_part, part, info.type == BPF_MAP_TYPE_HASH ? buckets : info.max_entries);
 	close(map);
-	return values_at + (off_t)info.max_entries * value_size;
+	return at + (off_t)room * (info.key_size + value_size);
 }
 
 static void drain(uint32_t id, int out) {
@@ -119,27 +162,36 @@ static void drain(uint32_t id, int out) {
 	}
 }
 
-// Fills a map with count items from in, at at, where keys have room for max_entries.
-static void fill(int map, int in, off_t at, size_t key_size, size_t value_size, uint32_t max_entries, uint32_t count) {
-	char *keys = malloc((size_t)BATCH * key_size), *values = malloc((size_t)BATCH * value_size);
-	for (uint32_t done = 0; done < count; done += BATCH) {
-		uint32_t part = count - done < BATCH ? count - done : BATCH;
-		off_t values_at = at + (off_t)max_entries * key_size;
-		whole(pread, in, keys, (size_t)part * key_size, at + (off_t)done * key_size);
-		whole(pread, in, values, (size_t)part * value_size, values_at + (off_t)done * value_size);
+static void *fill_part(void *argument) {
+	struct part *part = argument;
+	size_t key_size = part->key_size, value_size = part->value_size;
+	char *keys = malloc(BATCH * key_size), *values = malloc(BATCH * value_size);
+	off_t values_at = part->at + (off_t)part->max_entries * key_size;
+	for (uint32_t done = part->from; done < part->to; done += BATCH) {
+		uint32_t count = part->to - done < BATCH ? part->to - done : BATCH;
+		whole(pread, part->file, keys, count * key_size, part->at + (off_t)done * key_size);
+		whole(pread, part->file, values, count * value_size, values_at + (off_t)done * value_size);
 		if (key_size == 0) {
-			for (uint32_t i = 0; i < part; i++) {
-				union bpf_attr attr = {.map_fd = map, .value = (uintptr_t)values + i * value_size};
+			for (uint32_t i = 0; i < count; i++) {
+				union bpf_attr attr = {.map_fd = part->map, .value = (uintptr_t)values + i * value_size};
 				if (bpf(BPF_MAP_UPDATE_ELEM, &attr)) fail("BPF_MAP_UPDATE_ELEM");
 			}
 			continue;
 		}
-		union bpf_attr attr = {
-			.batch = {.map_fd = map, .count = part, .keys = (uintptr_t)keys, .values = (uintptr_t)values}};
+		union bpf_attr attr = {.batch = {
+			.map_fd = part->map, .count = count, .keys = (uintptr_t)keys, .values = (uintptr_t)values}};
 		if (bpf(BPF_MAP_UPDATE_BATCH, &attr)) fail("BPF_MAP_UPDATE_BATCH");
 	}
 	free(keys);
 	free(values);
+	return NULL;
+}
+
+// Fills a map with count items from in, at at, where keys have room for max_entries.
+static void fill(int map, int in, off_t at, size_t key_size, size_t value_size, uint32_t max_entries, uint32_t count) {
+	struct part part = {
+		.map = map, .file = in, .at = at, .key_size = key_size, .value_size = value_size, .max_entries = max_entries};
+	in_parts(fill_part, part, count);
 }
 
 static void pin(int map, const char *folder, int number) {
@@ -196,6 +248,11 @@ static void into(int in, const char *path, uint32_t count) {
 }
 
 int main(int count, char **words) {
+	if (count > 1 && !strcmp(words[1], "2")) {
+		threads = MOST_THREADS;
+		words++;
+		count--;
+	}
 	if (count < 4) return 2;
 	const char *what = words[1], *file = words[2];
 	int reads = !strcmp(what, "replay") || !strcmp(what, "into");
