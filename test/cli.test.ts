@@ -324,3 +324,12 @@ t.test('a path that goes through a file is the news of every command', async (t)
     t.match(stderr, /^bpfimg: [^\n]*files\.img\/x: [^\n]*not a folder\n$/);
   }
 });
+
+t.test('standard error may be a pipe, a file, /dev/null, full, or closed', async (t) => {
+  const said = 'bpfimg: nosuch: cannot open it: no such file or folder\n';
+  const failing = (to: string, after = '') =>
+    shell(`bpfimg info nosuch 2>${to}; code=$?; ${after} exit $code`, { cwd });
+  t.match(failing('&1 | cat; exit 1'), { status: 1, stdout: said });
+  t.match(failing('talk', 'bpfimg info nosuch 2>>talk; cat talk; rm talk;'), { status: 1, stdout: said + said });
+  for (const to of ['/dev/null', '/dev/full', '&-']) t.match(failing(to), { status: 1, stdout: '', stderr: '' }, to);
+});

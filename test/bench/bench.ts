@@ -184,10 +184,12 @@ if (!options.into && !options.criu) {
   const part = quick ? 10 : 1;
   const runs = quick ? 3 : 9;
   const title = (count: number) => `${(count / part).toLocaleString('en')} items`;
-  const measured = async (name: string, what: string, rows: Promise<LiveRow[]>) => {
-    table(name, 'work', 's', `${what}, s`, 'ratio', 'of two threads', 'peak MiB', 'budget');
-    for (const { work, ms, reference = 0, ratio = 0, both, peak, budget = 0 } of await rows) {
-      const ratios = [ratio.toFixed(2), both?.toFixed(2) ?? ''];
+  const measured = async (name: string, what: string, measuring: Promise<LiveRow[]>) => {
+    const rows = await measuring;
+    const two = rows.some(({ both }) => both !== undefined);
+    table(name, 'work', 's', `${what}, s`, 'ratio', ...(two ? ['of two threads'] : []), 'peak MiB', 'budget');
+    for (const { work, ms, reference = 0, ratio = 0, both = 0, peak, budget = 0 } of rows) {
+      const ratios = [ratio, ...(two ? [both] : [])].map((one) => one.toFixed(2));
       line(work, seconds(ms), seconds(reference), ...ratios, mib(peak), `≤ ${budget.toFixed(2)}, ≤ 200 MiB`);
     }
   };
