@@ -184,6 +184,26 @@ async function overrun(t: Test, at: (hash: FakeHash) => void): Promise<number[]>
   return keys;
 }
 
+t.test('the calls for one part fill one batch: small ones would be written while large ones are', async (t) => {
+  const hash = new FakeHash(table(Array.from({ length: 4096 }, () => 1)));
+  using map = hash.map();
+  const sink = new Recorder(map);
+  const puts: number[] = [];
+  const put = sink.put.bind(sink);
+  sink.put = (keys, values, count) => {
+    puts.push(count);
+    return put(keys, values, count);
+  };
+  await readBuckets(map, sink, work(), SMALL);
+  t.equal(sink.count, 4096);
+  t.ok(hash.asked.length > 20, `${hash.asked.length} calls`);
+  // But for the first call, and the last part, whose end is not known.
+  t.ok(
+    puts.slice(1, -2).every((count) => count > 400),
+    puts.join(),
+  );
+});
+
 t.test('a part that runs over its border', async (t) => {
   const all = table(Array.from({ length: 64 }, (_, i) => (i < 4 ? 16 : 1)))
     .flat()

@@ -475,6 +475,14 @@ t.test('what is selected by id or pin is all that is looked at, and all of it', 
         .map(({ id }) => id),
       [held.id, other.id].sort((a, b) => a - b),
     );
+    // Below the folder whose pins are walked first.
+    const below = path.join(folder, 'below');
+    fs.mkdirSync(below);
+    held.pin(path.join(below, 'd'));
+    const one = { ids: [], names: [], pins: [below], pids: [] };
+    const few = LiveMaps.look(sys, one);
+    t.same(few.maps, LiveMaps.look(sys).select(one), 'also its pins elsewhere, and its holders');
+    t.equal(few.maps[0]?.pins.length, 3);
   } finally {
     remove();
   }
